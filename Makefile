@@ -1,0 +1,40 @@
+# edgepack's two commands: `make demo` and `make test`. Both begin by making .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test lint typecheck pytest clean
+
+demo: $(VENV)/.installed
+	@$(BIN)/python tools/demo.py
+
+test: lint typecheck pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy cannot follow the __path__ that joins src/edgepack with the four parts, so it sees them joined by links.
+typecheck: $(VENV)/.installed
+	@rm -rf build/typed && mkdir -p build/typed/edgepack
+	@ln -s $(CURDIR)/src/edgepack/* $(CURDIR)/export $(CURDIR)/quant $(CURDIR)/packaging $(CURDIR)/edge build/typed/edgepack/
+	$(BIN)/mypy
+
+pytest: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+# llama-cpp-python is compiled here the first time (about 8 minutes on two cores).
+# torch is taken from the configured index if it has a CPU build, else from PyTorch's own CPU index.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -c "import torch" 2>/dev/null \
+	  || $(BIN)/python -m pip install --quiet --no-deps "$(TORCH)+cpu" 2>/dev/null \
+	  || $(BIN)/python -m pip install --quiet --no-deps "$(TORCH)" --index-url $(TORCH_CPU_INDEX)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[compress,serve,dev]"
+	touch $@
+
+clean:
+	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache

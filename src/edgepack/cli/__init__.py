@@ -1,0 +1,75 @@
+"""The command line: one file a command, loaded only when it is called.
+
+It turns errors into one line and an exit code; all work is left to the parts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from edgepack.errors import EdgepackError
+from edgepack.version import __version__
+
+# command → (module under edgepack.cli, one line for --help); the module's click command is `command`.
+COMMANDS: dict[str, tuple[str, str]] = {}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when that command runs: `--help` stays quick."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """The commands in the order of the journey."""
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        """The click command `name`, or None."""
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"edgepack.cli.{COMMANDS[name][0]}").command
+        return command
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of commands, without importing any."""
+        with formatter.section("Commands"):
+            if not COMMANDS:
+                return
+            formatter.write_dl([(name, summary) for name, (_module, summary) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgepack")
+def root() -> None:
+    """From a Hugging Face checkpoint to one verified file that runs offline.
+
+    Exit codes: 0 success, 1 a check that failed, 2 wrong usage, 3 checkpoint, 4 unsupported model,
+    5 tokenizer, 6 GGUF, 7 archive, 8 NaN or infinity, 9 disk or memory, 10 llama.cpp, 11 missing package,
+    12 calibration, 13 codec, 130 interrupted.
+    """
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with the code that `edgepack.errors` documents."""
+    sys.exit(run(args))
+
+
+def run(args: list[str] | None = None) -> int:
+    """Run the command line and return its exit code; never raises for a user's mistake."""
+    try:
+        result: Any = root.main(args=args, prog_name="edgepack", standalone_mode=False)
+    except EdgepackError as error:
+        click.echo(f"edgepack: error: {error}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("edgepack: interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,61 @@
+"""What every command prints alike: progress bars, one JSON object, sizes read from options.
+
+It knows nothing of any command.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgepack.errors import UsageError
+from edgepack.quantities import parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
+
+
+@contextmanager
+def terminal_progress(label: str, total: int, unit: str = "B") -> Iterator[Callable[[int], object]]:
+    """A bar on stderr for work over half a second; nothing when stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _amount: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=label, unit=unit, unit_scale=True, delay=0.5, leave=False, file=sys.stderr) as bar:
+        yield bar.update
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """One JSON object on stdout."""
+    click.echo(json.dumps(result, ensure_ascii=False, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """A line for people, on stderr, so that stdout stays what scripts read."""
+    click.echo(text, err=True)
+
+
+class SizeType(click.ParamType[int]):
+    """An option that accepts `2.5GB`, `2.5GiB`, `500MB` and gives bytes."""
+
+    name = "size"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes of `value`."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+SIZE = SizeType()

@@ -1,0 +1,248 @@
+"""Reads the header of a GGUF that may be truncated or hostile; it never reads tensor data into memory.
+
+Every count, length and offset is checked against the bytes that are left before it is used. Meaning of
+keys and tensors is left to the caller.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgepack.errors import GGUFError
+from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT = 32
+_MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
+_MAX_ARRAY_DEPTH = 4
+SCALARS: dict[ValueType, struct.Struct] = {
+    ValueType.UINT8: struct.Struct("<B"),
+    ValueType.INT8: struct.Struct("<b"),
+    ValueType.UINT16: struct.Struct("<H"),
+    ValueType.INT16: struct.Struct("<h"),
+    ValueType.UINT32: struct.Struct("<I"),
+    ValueType.INT32: struct.Struct("<i"),
+    ValueType.FLOAT32: struct.Struct("<f"),
+    ValueType.BOOL: struct.Struct("<?"),
+    ValueType.UINT64: struct.Struct("<Q"),
+    ValueType.INT64: struct.Struct("<q"),
+    ValueType.FLOAT64: struct.Struct("<d"),
+}
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    """All of a GGUF but the tensor data.
+
+    Attributes:
+        path: the file (or a label for messages).
+        version: 2 or 3.
+        metadata: key → value, in file order.
+        tensors: in file order, with offsets.
+        alignment: of every tensor's offset.
+        data_start: where the data section begins in the file.
+        file_bytes: length of the whole file.
+    """
+
+    path: Path
+    version: int
+    metadata: Mapping[str, Value]
+    tensors: tuple[TensorInfo, ...]
+    alignment: int
+    data_start: int
+    file_bytes: int
+    _by_name: Mapping[str, TensorInfo] = field(default_factory=dict, repr=False)
+
+    def tensor(self, name: str) -> TensorInfo:
+        """The tensor called `name`; raises GGUFError when there is none."""
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise GGUFError(f"{self.path}: no tensor '{name}'") from None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The plain value of `key`, or `default`."""
+        value = self.metadata.get(key)
+        return default if value is None else value.value
+
+
+class _Cursor:
+    """Reads primitives from a buffer and refuses to read beyond its end."""
+
+    def __init__(self, buffer: bytes | mmap.mmap | memoryview, label: Path) -> None:
+        self.buffer = memoryview(buffer)
+        self.label = label
+        self.position = 0
+
+    def take(self, count: int, what: str) -> memoryview:
+        left = len(self.buffer) - self.position
+        if count > left:
+            raise GGUFError(f"{self.label}: {what}: expected {count} bytes at {self.position}, file ends after {left}")
+        view = self.buffer[self.position : self.position + count]
+        self.position += count
+        return view
+
+    def scalar(self, kind: ValueType, what: str) -> Any:
+        layout = SCALARS[kind]
+        if kind is ValueType.BOOL:
+            return self.take(1, what)[0] != 0
+        return layout.unpack(self.take(layout.size, what))[0]
+
+    def count(self, what: str, item_bytes: int) -> int:
+        """A 64-bit count of items of at least `item_bytes` each, which must fit into what is left."""
+        count = int(self.scalar(ValueType.UINT64, what))
+        left = len(self.buffer) - self.position
+        if count > left // item_bytes:
+            raise GGUFError(f"{self.label}: {what}: got {count}, but only {left} bytes are left")
+        return count
+
+    def string(self, what: str) -> str:
+        """A length-prefixed string; bytes that are not UTF-8 survive as surrogates."""
+        return bytes(self.take(self.count(what, 1), what)).decode("utf-8", "surrogateescape")
+
+    def kind(self, what: str) -> ValueType:
+        number = self.scalar(ValueType.UINT32, what)
+        try:
+            return ValueType(number)
+        except ValueError:
+            raise GGUFError(f"{self.label}: {what}: unknown value type {number}") from None
+
+    def value(self, kind: ValueType, what: str, depth: int = 0) -> tuple[Any, ValueType | None]:
+        if kind is ValueType.STRING:
+            return self.string(what), None
+        if kind is not ValueType.ARRAY:
+            return self.scalar(kind, what), None
+        if depth == _MAX_ARRAY_DEPTH:
+            raise GGUFError(f"{self.label}: {what}: arrays nested deeper than {_MAX_ARRAY_DEPTH}")
+        item = self.kind(what)
+        return self._items(item, what, depth), item
+
+    def _items(self, item: ValueType, what: str, depth: int) -> list[Any]:
+        if item is ValueType.STRING:
+            return [self.string(what) for _ in range(self.count(what, 8))]
+        if item is ValueType.ARRAY:
+            return [Value(item, *self.value(item, what, depth + 1)) for _ in range(self.count(what, 12))]
+        layout = SCALARS[item]
+        count = self.count(what, layout.size)
+        raw = self.take(count * layout.size, what)
+        if item is ValueType.BOOL:
+            return [byte != 0 for byte in raw]
+        return list(struct.unpack(f"<{count}{layout.format[-1]}", raw))
+
+
+def read_header(path: Path) -> GGUFHeader:
+    """Read and check the header of the GGUF at `path`.
+
+    Raises:
+        GGUFError: not a GGUF, truncated anywhere (tensor data included), or inconsistent.
+    """
+    try:
+        with path.open("rb") as stream:
+            size = path.stat().st_size
+            if size == 0:
+                raise GGUFError(f"{path}: expected a GGUF, got an empty file")
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
+                return parse_header(buffer, path)
+    except (OSError, ValueError) as error:
+        raise GGUFError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def parse_header(buffer: bytes | mmap.mmap, label: Path, file_bytes: int | None = None) -> GGUFHeader:
+    """Parse the header at the start of `buffer`.
+
+    Args:
+        buffer: the file, or at least its header.
+        label: names the file in messages.
+        file_bytes: length of the whole file where `buffer` holds only its beginning.
+
+    Raises:
+        GGUFError: as `read_header`.
+    """
+    cursor = _Cursor(buffer, label)
+    try:
+        return _parse(cursor, len(cursor.buffer) if file_bytes is None else file_bytes)
+    finally:
+        cursor.buffer.release()
+
+
+def _parse(cursor: _Cursor, file_bytes: int) -> GGUFHeader:
+    if (magic := bytes(cursor.take(4, "magic"))) != MAGIC:
+        raise GGUFError(f"{cursor.label}: expected magic {MAGIC!r}, got {magic!r}")
+    if (version := cursor.scalar(ValueType.UINT32, "version")) not in VERSIONS:
+        raise GGUFError(f"{cursor.label}: expected GGUF version 2 or 3, got {version}")
+    n_tensors = cursor.count("tensor count", 24)
+    n_metadata = cursor.count("metadata count", 13)
+    metadata = _read_metadata(cursor, n_metadata)
+    tensors = [_read_tensor_info(cursor) for _ in range(n_tensors)]
+    alignment = _alignment(metadata, cursor.label)
+    data_start = -(-cursor.position // alignment) * alignment
+    by_name = {tensor.name: tensor for tensor in tensors}
+    if len(by_name) != len(tensors):
+        raise GGUFError(f"{cursor.label}: a tensor name occurs twice")
+    _check_ranges(tensors, alignment, file_bytes - data_start, cursor.label)
+    return GGUFHeader(cursor.label, version, metadata, tuple(tensors), alignment, data_start, file_bytes, by_name)
+
+
+def _read_metadata(cursor: _Cursor, count: int) -> dict[str, Value]:
+    metadata: dict[str, Value] = {}
+    for number in range(count):
+        key = cursor.string(f"metadata key {number}")
+        if key in metadata:
+            raise GGUFError(f"{cursor.label}: metadata key '{key}' occurs twice")
+        kind = cursor.kind(f"metadata '{key}'")
+        metadata[key] = Value(kind, *cursor.value(kind, f"metadata '{key}'"))
+    return metadata
+
+
+def _read_tensor_info(cursor: _Cursor) -> TensorInfo:
+    name = cursor.string("tensor name")
+    what = f"tensor '{name}'"
+    n_dims = cursor.scalar(ValueType.UINT32, what)
+    if not 1 <= n_dims <= _MAX_DIMENSIONS:
+        raise GGUFError(f"{cursor.label}: {what}: expected 1 to {_MAX_DIMENSIONS} dimensions, got {n_dims}")
+    ne = [cursor.scalar(ValueType.UINT64, what) for _ in range(n_dims)]
+    number = cursor.scalar(ValueType.UINT32, what)
+    offset = cursor.scalar(ValueType.UINT64, what)
+    try:
+        kind = GGMLType(number)
+    except ValueError:
+        raise GGUFError(f"{cursor.label}: {what}: unknown tensor type {number}") from None
+    if any(not 0 < n < 2**63 for n in ne):
+        raise GGUFError(f"{cursor.label}: {what}: expected positive dimensions, got {ne}")
+    if ne[0] % kind.block_size:
+        raise GGUFError(
+            f"{cursor.label}: {what}: type {kind.name} needs rows of a multiple of {kind.block_size}, got {ne[0]}"
+        )
+    return TensorInfo(name, tuple(reversed(ne)), kind, offset)
+
+
+def _alignment(metadata: Mapping[str, Value], label: Path) -> int:
+    value = metadata.get("general.alignment")
+    if value is None:
+        return DEFAULT_ALIGNMENT
+    alignment = value.value
+    if value.type is not ValueType.UINT32 or alignment == 0 or alignment & (alignment - 1):
+        raise GGUFError(f"{label}: general.alignment: expected a power of two as uint32, got {alignment!r}")
+    return int(alignment)
+
+
+def _check_ranges(tensors: list[TensorInfo], alignment: int, data_bytes: int, label: Path) -> None:
+    """Offsets are aligned, inside the file, and no two tensors share bytes."""
+    end = 0
+    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+        if tensor.offset % alignment:
+            raise GGUFError(f"{label}: tensor '{tensor.name}': offset {tensor.offset} is not a multiple of {alignment}")
+        if tensor.offset < end:
+            raise GGUFError(f"{label}: tensor '{tensor.name}' overlaps the tensor before it")
+        end = tensor.offset + tensor.nbytes
+        if end > data_bytes:
+            left = max(0, data_bytes - tensor.offset)
+            raise GGUFError(f"{label}: tensor '{tensor.name}': expected {tensor.nbytes} bytes, file ends after {left}")

@@ -1,0 +1,111 @@
+"""What a model is between layers: named lazy tensors read by rows, with a configuration.
+
+Values and protocols only. How files hold tensors is left to `export`; what is done to them to `quant`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and storage type of a tensor in a checkpoint.
+
+    Attributes:
+        name: as the checkpoint has it, such as `model.layers.0.self_attn.q_proj.weight`.
+        shape: row-major, as torch prints it.
+        dtype: safetensors' spelling in lower case: `bf16`, `f16`, `f32`, `f64`, `f8_e4m3`, `i8`, `i32` …
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def columns(self) -> int:
+        """Length of a row, the last dimension; 1 for a scalar."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def rows(self) -> int:
+        """Rows in all: the product of every dimension but the last; a vector is one row."""
+        return prod(self.shape[:-1])
+
+
+class TensorSource(Protocol):
+    """Named tensors that are read piece by piece; reading is thread-safe."""
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Every tensor, in a stable order."""
+        ...
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `start` (included) to `stop` (not included) of tensor `name`.
+
+        Returns:
+            float32, shape [stop - start, columns], owned by the caller.
+        """
+        ...
+
+
+def read_tensor(source: TensorSource, name: str) -> NDArray[np.float32]:
+    """A whole tensor in its own shape, float32."""
+    spec = source.specs[name]
+    return source.read_rows(name, 0, spec.rows).reshape(spec.shape)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as it was published.
+
+    Attributes:
+        path: the folder (or file) it came from.
+        config: parsed `config.json`.
+        tensors: the weights.
+        generation_config: parsed `generation_config.json`, empty when there is none.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: TensorSource
+    generation_config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OverriddenTensors:
+    """A source in which some tensors are replaced: what a pass gives back. Does not modify `base`.
+
+    Attributes:
+        base: the source below.
+        replaced: name → float32 array of the same shape.
+    """
+
+    base: TensorSource
+    replaced: Mapping[str, NDArray[np.float32]]
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The specs of `base`; replaced tensors are `f32`."""
+        return {
+            name: TensorSpec(name, spec.shape, "f32") if name in self.replaced else spec
+            for name, spec in self.base.specs.items()
+        }
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """As `TensorSource.read_rows`."""
+        if name not in self.replaced:
+            return self.base.read_rows(name, start, stop)
+        array = self.replaced[name]
+        return np.array(array.reshape(-1, array.shape[-1])[start:stop], dtype=np.float32)

@@ -1,0 +1,116 @@
+"""The house stands as its plan says: layers, packages, what the device may import, how fast it starts."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("export", "quant", "packaging", "edge")
+# A layer imports only layers with a smaller number (and itself).
+LAYERS = {
+    "errors": 1, "version": 1, "quantities": 2, "progress": 2, "atomic_file": 2, "gguf": 2, "model": 2, "recipe": 2,
+    "quant": 3, "packaging": 3, "export": 4, "edge": 4, "pipeline": 5, "cli": 6, "__main__": 7, "__init__": 7,
+}  # fmt: skip
+SIBLINGS = ({"quant", "packaging"}, {"export", "edge"})
+# A module of `edge` or `quant.codecs` that names one of these is a publisher's: nothing else there may import it.
+HEAVY = {"torch", "transformers", "peft", "accelerate"}
+
+
+def modules() -> list[tuple[str, Path]]:
+    """(dotted name below edgepack, file) of every module."""
+    found = [(path.relative_to(ROOT / "src/edgepack"), path) for path in (ROOT / "src/edgepack").rglob("*.py")]
+    for part in PARTS:
+        found += [(path.relative_to(ROOT), path) for path in (ROOT / part).rglob("*.py")]
+    return sorted((".".join(name.with_suffix("").parts), path) for name, path in found)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Absolute dotted names that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize(("name", "path"), modules(), ids=[name for name, _ in modules()])
+def test_a_layer_imports_only_layers_below_it(name: str, path: Path) -> None:
+    own = name.split(".", maxsplit=1)[0]
+    for imported in imports_of(path):
+        if imported.startswith("edgepack."):
+            other = imported.split(".")[1]
+            if other == "__version__":
+                continue
+            assert other in LAYERS, f"{name} imports {imported}: give it a layer"
+            assert LAYERS[other] <= LAYERS[own], f"{name} imports {imported}, a layer above it"
+            for pair in SIBLINGS:
+                assert own == other or not {own, other} <= pair, f"{name} imports its sibling {imported}"
+        else:
+            assert imported.split(".")[0] not in PARTS, f"{name}: write from edgepack.{imported}"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_no_part_has_an_init_file(part: str) -> None:
+    assert not list((ROOT / part).rglob("__init__.py"))
+
+
+def test_pypis_packaging_is_not_shadowed() -> None:
+    script = "import packaging.version, sys; sys.exit('site-packages' not in packaging.__file__)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+
+
+def test_every_folder_is_listed_as_a_package() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {"edgepack." + ".".join(name.split(".")[:-1]) for name, _ in modules() if "." in name} | {"edgepack"}
+    assert folders <= listed
+    for name in listed - folders:
+        part = name.removeprefix("edgepack.").replace(".", "/")
+        assert (ROOT / part).is_dir() or (ROOT / "src/edgepack" / part).is_dir(), f"{name} is listed but absent"
+
+
+def importable_without_torch(script: str) -> None:
+    """Run `script` in a fresh interpreter in which importing torch or transformers is an error."""
+    guard = f"import sys\nfor name in {sorted(HEAVY)!r}: sys.modules[name] = None\n"
+    result = subprocess.run([sys.executable, "-c", guard + script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_device_side_imports_no_torch() -> None:
+    parts = ("packaging", "edge", "quant.codecs", "gguf")
+    names = [f"edgepack.{name}" for name, path in modules() if name.startswith(parts) and not imports_of(path) & HEAVY]
+    names = [name.removesuffix(".__init__") for name in names]
+    importable_without_torch("\n".join(f"import {name}" for name in names))
+
+
+def test_every_command_is_importable_without_torch() -> None:
+    from edgepack.cli import COMMANDS
+
+    importable_without_torch("\n".join(f"import edgepack.cli.{module}" for module, _ in COMMANDS.values()))
+
+
+def test_every_module_imports() -> None:
+    for name, _ in modules():
+        if name != "__main__":
+            importlib.import_module(f"edgepack.{name}".removesuffix(".__init__"))
+
+
+@pytest.mark.parametrize("arguments", [["-c", "import edgepack"], ["-m", "edgepack", "--help"]])
+def test_starting_imports_nothing_heavy(arguments: list[str]) -> None:
+    """What costs start-up time is imports: neither numpy nor anything heavier may be among them."""
+    result = subprocess.run([sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True)
+    assert result.returncode == 0
+    loaded = {line.rsplit("|", 1)[1].strip() for line in result.stderr.splitlines() if "|" in line}
+    assert not loaded & {"numpy", "torch", "transformers", "gguf", "llama_cpp", "zstandard", "tqdm"}
