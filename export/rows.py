@@ -1,0 +1,228 @@
+"""Rows of a GGUF tensor made from rows of a checkpoint's: permuted, sliced, joined, transposed, shifted.
+
+Each expression is lazy and reads only the rows that are asked for. Which tensor needs which expression is
+data in `export.architectures`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from math import prod
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from edgepack.model import TensorSource
+
+    Matrix = NDArray[np.float32]
+
+
+class Rows(Protocol):
+    """A tensor that is read by rows; a vector is one row. Reading is thread-safe."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Row-major shape."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Storage type of the source, as `TensorSpec.dtype`."""
+        ...
+
+    def read(self, start: int, stop: int) -> Matrix:
+        """Rows `start` (included) to `stop` (not included): float32, shape [stop - start, columns]."""
+        ...
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """A checkpoint's tensor as it is; its trailing dimensions may be folded into `shape`."""
+
+    source: TensorSource
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's own shape."""
+        return self.source.specs[self.name].shape
+
+    @property
+    def dtype(self) -> str:
+        """The tensor's own type."""
+        return self.source.specs[self.name].dtype
+
+    def read(self, start: int, stop: int) -> Matrix:
+        """As `Rows.read`."""
+        return self.source.read_rows(self.name, start, stop)
+
+
+@dataclass(frozen=True)
+class ArrayRows:
+    """A tensor that is computed, not read, such as rope factors."""
+
+    array: NDArray[np.float32]
+    dtype: str = "f32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape."""
+        return self.array.shape
+
+    def read(self, start: int, stop: int) -> Matrix:
+        """As `Rows.read`."""
+        return np.array(self.array.reshape(-1, self.array.shape[-1])[start:stop], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class _Wrapped:
+    base: Rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The base's shape."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> str:
+        """The base's type."""
+        return self.base.dtype
+
+
+@dataclass(frozen=True)
+class PermutedRows(_Wrapped):
+    """Row i is row `order[i]` of the base; for a vector, element i is element `order[i]`."""
+
+    order: NDArray[np.intp]
+
+    def read(self, start: int, stop: int) -> Matrix:
+        """As `Rows.read`; reads the smallest range of the base that holds the rows asked for."""
+        if len(self.shape) == 1:
+            return self.base.read(start, stop)[:, self.order]
+        wanted = self.order[start:stop]
+        low = int(wanted.min())
+        return self.base.read(low, int(wanted.max()) + 1)[wanted - low]
+
+
+@dataclass(frozen=True)
+class SlicedRows(_Wrapped):
+    """Rows `start` to `stop` (not included) of a matrix, or elements of a vector."""
+
+    start: int
+    stop: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The first dimension becomes stop - start."""
+        return (self.stop - self.start, *self.base.shape[1:])
+
+    def read(self, start: int, stop: int) -> Matrix:
+        """As `Rows.read`."""
+        if len(self.base.shape) == 1:
+            return self.base.read(start, stop)[:, self.start : self.stop]
+        per = prod(self.base.shape[1:-1])
+        return self.base.read(self.start * per + start, self.start * per + stop)
+
+
+@dataclass(frozen=True)
+class ReshapedRows(_Wrapped):
+    """The same rows under another shape with the same last dimension."""
+
+    new_shape: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The new shape."""
+        return self.new_shape
+
+    def read(self, start: int, stop: int) -> Matrix:
+        """As `Rows.read`."""
+        return self.base.read(start, stop)
+
+
+@dataclass(frozen=True)
+class ShiftedRows(_Wrapped):
+    """Every weight plus `shift`: norms that checkpoints store as w where the graph uses 1 + w."""
+
+    shift: float
+
+    def read(self, start: int, stop: int) -> Matrix:
+        """As `Rows.read`."""
+        rows = self.base.read(start, stop)
+        rows += np.float32(self.shift)
+        return rows
+
+
+@dataclass(frozen=True)
+class ScaledRows(_Wrapped):
+    """Every weight times `factor`."""
+
+    factor: float
+
+    def read(self, start: int, stop: int) -> Matrix:
+        """As `Rows.read`."""
+        rows = self.base.read(start, stop)
+        rows *= np.float32(self.factor)
+        return rows
+
+
+@dataclass(frozen=True)
+class TransposedRows(_Wrapped):
+    """The transpose of a matrix (GPT-2's Conv1D).
+
+    The base is read whole at the first call and let go after its last row, so memory is one tensor.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The base's shape, reversed."""
+        return self.base.shape[::-1]
+
+    def read(self, start: int, stop: int) -> Matrix:
+        """As `Rows.read`."""
+        rows = np.ascontiguousarray(self._whole[:, start:stop].T)
+        if stop == self.shape[0]:
+            self.__dict__.pop("_whole", None)
+        return rows
+
+    @cached_property
+    def _whole(self) -> Matrix:
+        return self.base.read(0, self.base.shape[0])
+
+
+@dataclass(frozen=True)
+class JoinedRows:
+    """Parts one below the other: split matrices fused, or experts stacked under `shape`."""
+
+    parts: Sequence[Rows]
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> str:
+        """The first part's type."""
+        return self.parts[0].dtype
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(prod(part.shape[:-1]) for part in self.parts))
+
+    def read(self, start: int, stop: int) -> Matrix:
+        """As `Rows.read`."""
+        if len(self.shape) == 1:
+            return np.concatenate([part.read(0, 1) for part in self.parts], axis=1)
+        pieces, at = [], start
+        while at < stop:
+            number = bisect_right(self._ends, at)
+            begin = self._ends[number - 1] if number else 0
+            end = min(stop, self._ends[number])
+            pieces.append(self.parts[number].read(at - begin, end - begin))
+            at = end
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
