@@ -1,0 +1,79 @@
+"""Chat templates of a checkpoint, wherever it keeps them, as GGUF keys; rendering is left to the device."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from edgepack.export.tokenizer.files import TokenizerFiles, read_json
+
+from edgepack.errors import TokenizerError
+from edgepack.gguf.types import Value, ValueType, array, string
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAX_TEMPLATE_BYTES = 1 << 24
+"""Largest template that is read; published ones have about 20 kB."""
+
+_DEFAULT = "default"
+
+
+def chat_template_metadata(files: TokenizerFiles) -> dict[str, Value]:
+    """`tokenizer.chat_template` for the default one, `tokenizer.chat_template.NAME` for each other.
+
+    tokenizer_config.json decides over chat_template.jinja (with additional_chat_templates/*.jinja), which decides
+    over chat_template.json, as gguf-py has it.
+
+    Raises:
+        TokenizerError: a template that is no text or too large.
+    """
+    templates = _read_templates(files)
+    metadata = {}
+    if _DEFAULT in templates:
+        metadata["tokenizer.chat_template"] = string(templates[_DEFAULT])
+    others = sorted(name for name in templates if name != _DEFAULT)
+    if others:
+        metadata["tokenizer.chat_templates"] = array(ValueType.STRING, others)
+    return metadata | {f"tokenizer.chat_template.{name}": string(templates[name]) for name in others}
+
+
+def _read_templates(files: TokenizerFiles) -> dict[str, str]:
+    declared = files.settings.get("chat_template")
+    if declared is None:
+        jinja = files.folder / "chat_template.jinja"
+        if jinja.is_file():
+            extra = sorted((files.folder / "additional_chat_templates").glob("*.jinja"))
+            return {_DEFAULT: _read_text(jinja)} | {_check_name(path.stem): _read_text(path) for path in extra}
+        declared = read_json(files.folder / "chat_template.json").get("chat_template")
+    if declared is None:
+        return {}
+    if isinstance(declared, dict):  # transformers 4.43 could write {name: template}
+        declared = [{"name": name, "template": text} for name, text in declared.items()]
+    entries = declared if isinstance(declared, list) else [{"name": _DEFAULT, "template": declared}]
+    return dict(map(_read_entry, entries))
+
+
+def _read_entry(entry: Any) -> tuple[str, str]:
+    name, template = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(name, str) or not isinstance(template, str):
+        raise TokenizerError("chat_template: expected a text or a list of names with templates")
+    return _check_name(name), template
+
+
+def _check_name(name: str) -> str:
+    """The name as a part of a key, as gguf-py cleans it."""
+    clean = re.sub(r"[^a-zA-Z0-9_]", "_", name)
+    if not clean or len(clean) > 64:
+        raise TokenizerError(f"chat_template: expected a name of 1 to 64 characters, got {name[:80]!r}")
+    return clean
+
+
+def _read_text(path: Path) -> str:
+    size = path.stat().st_size
+    if size > MAX_TEMPLATE_BYTES:
+        raise TokenizerError(f"{path.name}: expected at most {MAX_TEMPLATE_BYTES} bytes, got {size}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path.name}: expected UTF-8, got {error}") from None
