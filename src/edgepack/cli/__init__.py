@@ -15,7 +15,9 @@ from edgepack.errors import EdgepackError
 from edgepack.version import __version__
 
 # command → (module under edgepack.cli, one line for --help); the module's click command is `command`.
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("run", "one completion, or a chat with the model"),
+}
 
 
 class LazyGroup(click.Group):

@@ -1,0 +1,134 @@
+"""Refuses a GGUF whose metadata llama.cpp would crash on, loop on or over-allocate for.
+
+The container itself (counts, lengths, offsets) is checked by `gguf.reader`; whether llama.cpp knows the
+architecture is left to llama.cpp.
+"""
+
+from __future__ import annotations
+
+import re
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from edgepack.errors import GGUFError, UsageError
+from edgepack.gguf.reader import read_header
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgepack.gguf.reader import GGUFHeader
+
+_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+_MAX_EXPERTS = 512  # LLAMA_MAX_EXPERTS is not below this in any version that we run
+# key below the architecture → (least, most) value; each is optional but where it stands it must be in range.
+_RANGES: dict[str, tuple[int, int]] = {
+    "block_count": (1, _MAX_LAYERS),
+    "context_length": (1, 2**31 - 1),
+    "embedding_length": (1, 2**20),
+    "feed_forward_length": (0, 2**24),
+    "attention.head_count": (0, 2**14),
+    "attention.head_count_kv": (0, 2**14),
+    "attention.key_length": (1, 2**16),
+    "attention.value_length": (1, 2**16),
+    "attention.sliding_window": (0, 2**31 - 1),
+    "rope.dimension_count": (0, 2**16),
+    "expert_count": (0, _MAX_EXPERTS),
+    "expert_used_count": (0, _MAX_EXPERTS),
+    "vocab_size": (0, 2**24),
+}
+# Per-layer lists are allowed for these (as many values as layers), a single number for all.
+_PER_LAYER = {"feed_forward_length", "attention.head_count", "attention.head_count_kv"}
+_REQUIRED = ("block_count", "context_length", "embedding_length")
+_FINITE = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon", "rope.freq_base", "attention.scale")
+_PER_TOKEN = ("tokenizer.ggml.scores", "tokenizer.ggml.token_type")
+_MAX_TEMPLATE = 256 * 1024  # characters; the longest published templates have about 20,000
+
+
+def read_runnable(path: Path) -> GGUFHeader:
+    """The header of a GGUF that is safe to hand to llama.cpp.
+
+    Raises:
+        UsageError: the file does not exist.
+        GGUFError: it is not a model, truncated, hostile or inconsistent.
+    """
+    if not path.is_file():
+        raise UsageError(f"'{path}': no such file")
+    header = read_header(path)
+    check_runnable(header)
+    return header
+
+
+def check_runnable(header: GGUFHeader) -> None:
+    """Check the metadata of a model; raises GGUFError with the key and the value."""
+    kind = header.get("general.type", "model")
+    if kind != "model":
+        raise GGUFError(f"{header.path}: general.type: expected 'model', got {kind!r}")
+    architecture = header.get("general.architecture")
+    if not isinstance(architecture, str) or not re.fullmatch(r"[a-z0-9._-]{1,64}", architecture):
+        raise GGUFError(f"{header.path}: general.architecture: expected a name, got {architecture!r:.80}")
+    for name in _REQUIRED:
+        if header.get(f"{architecture}.{name}") is None:
+            raise GGUFError(f"{header.path}: metadata key '{architecture}.{name}' is missing")
+    for name, (least, most) in _RANGES.items():
+        _check_range(header, f"{architecture}.{name}", least, most, per_layer=name in _PER_LAYER)
+    for name in _FINITE:
+        value = header.get(f"{architecture}.{name}")
+        if value is not None and not (isinstance(value, (int, float)) and isfinite(value)):
+            raise GGUFError(f"{header.path}: {architecture}.{name}: expected a finite number, got {value!r:.80}")
+    _check_heads(header, architecture)
+    _check_layers(header, int(header.get(f"{architecture}.block_count")))
+    _check_vocabulary(header)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_range(header: GGUFHeader, key: str, least: int, most: int, *, per_layer: bool) -> None:
+    value = header.get(key)
+    if value is None:
+        return
+    items = value if isinstance(value, list) and per_layer else [value]
+    for item in items:
+        if not _is_count(item) or not least <= item <= most:
+            raise GGUFError(f"{header.path}: {key}: expected {least} to {most}, got {item!r:.80}")
+
+
+def _check_heads(header: GGUFHeader, architecture: str) -> None:
+    """Divisions that llama.cpp makes without looking: width by heads, heads by KV heads."""
+    heads = header.get(f"{architecture}.attention.head_count")
+    kv_heads = header.get(f"{architecture}.attention.head_count_kv", heads)
+    layers = header.get(f"{architecture}.block_count")
+    for key, value in (("head_count", heads), ("head_count_kv", kv_heads)):
+        if isinstance(value, list) and len(value) < layers:
+            raise GGUFError(f"{header.path}: attention.{key}: expected {layers} values, got {len(value)}")
+    if _is_count(heads) and _is_count(kv_heads) and kv_heads and heads % kv_heads:
+        raise GGUFError(f"{header.path}: attention.head_count {heads} is not a multiple of head_count_kv {kv_heads}")
+
+
+def _check_layers(header: GGUFHeader, layers: int) -> None:
+    """A layer count far from the tensors that are there is a lie, whichever of the two is wrong."""
+    present = {int(match[1]) for tensor in header.tensors if (match := re.match(r"blk\.(\d{1,9})\.", tensor.name))}
+    if len(present) < layers:
+        raise GGUFError(
+            f"{header.path}: block_count says {layers} layers, but only {len(present)} have tensors in the file"
+        )
+
+
+def _check_vocabulary(header: GGUFHeader) -> None:
+    tokens = header.get("tokenizer.ggml.tokens")
+    if tokens is None:
+        return
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise GGUFError(f"{header.path}: tokenizer.ggml.tokens: expected a list of strings")
+    for key in _PER_TOKEN:
+        values = header.get(key)
+        if values is not None and (not isinstance(values, list) or len(values) != len(tokens)):
+            got = len(values) if isinstance(values, list) else values
+            raise GGUFError(f"{header.path}: {key}: expected {len(tokens)} values, got {got!r:.80}")
+    for key in header.metadata:
+        if re.fullmatch(r"tokenizer\.ggml\.\w+_token_id", key):
+            _check_range(header, key, 0, len(tokens) - 1, per_layer=False)
+    template = header.get("tokenizer.chat_template", "")
+    if not isinstance(template, str) or len(template) > _MAX_TEMPLATE:
+        raise GGUFError(f"{header.path}: tokenizer.chat_template: expected at most {_MAX_TEMPLATE} characters of text")
