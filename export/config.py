@@ -1,0 +1,141 @@
+"""`config.json` read with checks, in the spellings of transformers 4 and 5 alike.
+
+It knows which key says what, not what a family does with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgepack.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model's configuration.
+
+    Attributes:
+        values: the parsed JSON object.
+        label: names the file in messages.
+    """
+
+    values: Mapping[str, Any]
+    label: str = "config.json"
+
+    def _find(self, keys: tuple[str, ...]) -> tuple[str, Any]:
+        for key in keys:
+            if self.values.get(key) is not None:
+                return key, self.values[key]
+        return keys[0], None
+
+    def count(self, *keys: str, default: int | None = None) -> int:
+        """A positive integer under the first of `keys` that is present.
+
+        Raises:
+            CheckpointError: absent without a default, or not a positive integer below 2³¹.
+        """
+        key, value = self._find(keys)
+        if value is None:
+            if default is not None:
+                return default
+            raise CheckpointError(f"{self.label}: expected key '{keys[0]}', found none")
+        if type(value) is not int or not 0 < value < 2**31:
+            raise CheckpointError(f"{self.label}: {key}: expected a positive integer, got {value!r}")
+        return value
+
+    def number(self, *keys: str, default: float | None = None) -> float:
+        """A finite number under the first of `keys` that is present; raises as `count`."""
+        key, value = self._find(keys)
+        if value is None:
+            if default is not None:
+                return default
+            raise CheckpointError(f"{self.label}: expected key '{keys[0]}', found none")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e38:
+            raise CheckpointError(f"{self.label}: {key}: expected a number, got {value!r}")
+        return float(value)
+
+    def flag(self, *keys: str, default: bool = False) -> bool:
+        """A boolean under the first of `keys` that is present."""
+        key, value = self._find(keys)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{self.label}: {key}: expected true or false, got {value!r}")
+        return value
+
+    def get(self, *keys: str) -> Any:
+        """The raw value under the first of `keys` that is present and not null, or None."""
+        return self._find(keys)[1]
+
+    @property
+    def architecture(self) -> str:
+        """The model class, such as `LlamaForCausalLM`.
+
+        Raises:
+            CheckpointError: `architectures` is absent or not a list of names.
+        """
+        names = self.values.get("architectures")
+        if not isinstance(names, list) or not names or not isinstance(names[0], str):
+            raise CheckpointError(f"{self.label}: expected key 'architectures' with a list of names, got {names!r}")
+        return names[0]
+
+    @property
+    def rope(self) -> Mapping[str, Any]:
+        """Rope parameters: transformers 5's `rope_parameters`, or 4's `rope_scaling` joined with `rope_theta`.
+
+        The type stands under `rope_type` (older files say `type`), the base under `rope_theta`.
+        """
+        found: dict[str, Any] = {}
+        for key in ("rope_scaling", "rope_parameters"):
+            value = self.values.get(key)
+            if value is not None and not isinstance(value, dict):
+                raise CheckpointError(f"{self.label}: {key}: expected an object, got {value!r}")
+            found |= value or {}
+        if "rope_type" not in found and "type" in found:
+            found["rope_type"] = found["type"]
+        for key in ("rope_theta", "partial_rotary_factor"):
+            if key not in found and self.values.get(key) is not None:
+                found[key] = self.values[key]
+        return found
+
+    @property
+    def n_layers(self) -> int:
+        """Transformer blocks."""
+        return self.count("num_hidden_layers", "n_layer", "num_layers")
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads."""
+        return self.count("num_attention_heads", "n_head")
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Key-value heads; as many as query heads where the key is absent."""
+        return self.count("num_key_value_heads", default=self.n_heads)
+
+    @property
+    def hidden(self) -> int:
+        """Width of the residual stream."""
+        return self.count("hidden_size", "n_embd")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head; hidden / heads where the key is absent."""
+        if self.get("head_dim") is None and self.hidden % self.n_heads:
+            raise CheckpointError(f"{self.label}: hidden_size {self.hidden} is not a multiple of {self.n_heads} heads")
+        return self.count("head_dim", default=self.hidden // self.n_heads)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return self.count("vocab_size")
+
+    @property
+    def n_experts(self) -> int:
+        """Routed experts a layer; 0 when the model is dense."""
+        keys = ("num_local_experts", "num_experts", "n_routed_experts")
+        return self.count(*keys) if self.get(*keys) else 0

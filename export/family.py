@@ -1,0 +1,103 @@
+"""The form in which an architecture family is written down: tensor rules, metadata, what cannot be honoured.
+
+Families themselves are data, one a file in `export/architectures`; turning rules into a plan is left to
+`export.mapping`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from edgepack.export.config import ModelConfig
+    from edgepack.export.rows import Rows
+
+    from edgepack.gguf.types import Value
+
+    Transform = Callable[[Rows, ModelConfig], Rows]
+    Dimensions = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """How one GGUF tensor (or one a layer) is made from tensors of the checkpoint.
+
+    Attributes:
+        target: GGUF name; `{i}` is the layer.
+        sources: checkpoint names; several are joined along their first dimension; `{e}` in a name stacks
+            the experts along a new first dimension.
+        shape: names of dimensions, such as `q d`, that the result must have (see `standard_dimensions`).
+        transform: rows in, rows out, applied to each source before they are joined.
+        optional: the tensor may be missing from the checkpoint.
+        when: whether layer i has this tensor; every layer where None.
+    """
+
+    target: str
+    sources: str | tuple[str, ...]
+    shape: str
+    transform: Transform | None = None
+    optional: bool = False
+    when: Callable[[ModelConfig, int], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A setting that llama.cpp's graph takes for granted; any other value is refused by name.
+
+    Attributes:
+        key: of config.json; several spellings may be given.
+        allowed: the values that are honoured; an absent key is fine when `absent_is_fine`.
+        why: the end of the sentence "… , because …".
+    """
+
+    key: str | tuple[str, ...]
+    allowed: tuple[Any, ...]
+    why: str
+    absent_is_fine: bool = True
+
+
+def standard_dimensions(config: ModelConfig) -> dict[str, int]:
+    """D hidden · q query heads × head width · kv · ff feed-forward · v vocabulary · h head width."""
+    return {
+        "d": config.hidden,
+        "q": config.n_heads * config.head_dim,
+        "kv": config.n_kv_heads * config.head_dim,
+        "ff": config.count("intermediate_size"),
+        "v": config.vocab_size,
+        "h": config.head_dim,
+    }
+
+
+def nothing_computed(_config: ModelConfig) -> dict[str, Rows]:
+    """For families without computed tensors."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture of llama.cpp and the checkpoints that become it.
+
+    Attributes:
+        name: `general.architecture`.
+        classes: values of config.json's `architectures`.
+        tensors: rules; a checkpoint's tensor that no rule uses is an error.
+        metadata: the `{name}.*` keys, without the tokenizer's.
+        requirements: settings that must hold.
+        dimensions: the names that rules' shapes use.
+        computed: tensors that are not in the checkpoint, such as rope factors.
+        unused: regular expressions of checkpoint tensors that carry nothing (buffers).
+        tied_head: the head's checkpoint name: left out where the configuration ties it to the embedding.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    tensors: tuple[TensorRule, ...]
+    metadata: Callable[[ModelConfig], dict[str, Value]]
+    requirements: tuple[Requirement, ...] = ()
+    dimensions: Callable[[ModelConfig], Dimensions] = standard_dimensions
+    computed: Callable[[ModelConfig], dict[str, Rows]] = nothing_computed
+    unused: tuple[str, ...] = (r"rotary_emb\.inv_freq$", r"\.attn\.(masked_)?bias$")
+    tied_head: str | None = "lm_head.weight"

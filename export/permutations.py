@@ -1,0 +1,33 @@
+"""Row orders that differ between Hugging Face and ggml; which tensors need them is the families' data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from edgepack.export.rows import PermutedRows
+
+if TYPE_CHECKING:
+    from edgepack.export.config import ModelConfig
+    from edgepack.export.rows import Rows
+    from numpy.typing import NDArray
+
+
+def interleaved_order(n_heads: int, head_dim: int) -> NDArray[np.intp]:
+    """Rows of q or k for rope on neighbouring pairs (x₀x₁ x₂x₃ …) from rows for rope on halves (x₀x_{h/2} …).
+
+    HF: [head, 2, head_dim / 2, in] → ggml: [head, head_dim / 2, 2, in] (`LlamaModel.permute` of llama.cpp's
+    converter).
+    """
+    rows = np.arange(n_heads * head_dim).reshape(n_heads, 2, head_dim // 2)
+    return rows.swapaxes(1, 2).reshape(-1)
+
+
+def interleave_queries(rows: Rows, config: ModelConfig) -> Rows:
+    """`interleaved_order` over the query heads."""
+    return PermutedRows(rows, interleaved_order(config.n_heads, config.head_dim))
+
+
+def interleave_keys(rows: Rows, config: ModelConfig) -> Rows:
+    """`interleaved_order` over the key-value heads."""
+    return PermutedRows(rows, interleaved_order(config.n_kv_heads, config.head_dim))
