@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from edgepack.export.safetensors_file import SafetensorsFile
@@ -54,7 +55,7 @@ class ShardedTensors:
 
     files: Mapping[str, SafetensorsFile]
 
-    @property
+    @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
         """Every tensor, in the index's order."""
         return {name: file.specs_of(name) for name, file in self.files.items()}

@@ -1,7 +1,7 @@
-"""Turns a family's rules and a checkpoint into the tensors of a GGUF: everything missing, unknown or of the
-wrong shape is found here, before any work.
+"""Turns a family's rules and a checkpoint into the tensors of a GGUF.
 
-Types, bytes and files are left to `export.plan`.
+Everything missing, unknown or of the wrong shape is found here, before any work. Types, bytes and files are
+left to `export.plan`.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> di
     """
     dimensions = family.dimensions(config)
     tied = family.tied_head is not None and config.flag("tie_word_embeddings", default=False)
-    skipped = {family.tied_head} if tied else set()
+    skipped = {family.tied_head} if tied and family.tied_head else set()
     mapped: dict[str, Rows] = {}
-    used: set[str] = set(skipped)  # type: ignore[arg-type]
+    used = set(skipped)
     for rule, layer in _instances(family, config):
         names = _source_names(rule, layer, config)
         if names[0] in skipped:

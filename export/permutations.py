@@ -20,7 +20,8 @@ def interleaved_order(n_heads: int, head_dim: int) -> NDArray[np.intp]:
     converter).
     """
     rows = np.arange(n_heads * head_dim).reshape(n_heads, 2, head_dim // 2)
-    return rows.swapaxes(1, 2).reshape(-1)
+    order: NDArray[np.intp] = rows.swapaxes(1, 2).reshape(-1)
+    return order
 
 
 def interleave_queries(rows: Rows, config: ModelConfig) -> Rows:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from edgepack.errors import NumericError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -61,8 +63,25 @@ class SourceRows:
         return self.source.specs[self.name].dtype
 
     def read(self, start: int, stop: int) -> Matrix:
-        """As `Rows.read`."""
-        return self.source.read_rows(self.name, start, stop)
+        """As `Rows.read`.
+
+        Raises:
+            NumericError: a weight is NaN or infinite; here, where its own name and position are known.
+        """
+        rows = self.source.read_rows(self.name, start, stop)
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspect = not np.isfinite(rows.sum())  # one pass; a finite sum has only finite terms
+        if suspect:
+            self._refuse_non_finite(rows, start)
+        return rows
+
+    def _refuse_non_finite(self, rows: Matrix, start: int) -> None:
+        bad = np.argwhere(~np.isfinite(rows))
+        if len(bad):  # none: the sum of finite weights overflowed
+            row, column = (int(at) for at in bad[0])
+            flat = (start + row) * rows.shape[1] + column
+            position = [int(at) for at in np.unravel_index(flat, self.shape)]
+            raise NumericError(f"tensor '{self.name}': expected finite weights, got {rows[row, column]} at {position}")
 
 
 @dataclass(frozen=True)

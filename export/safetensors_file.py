@@ -75,6 +75,7 @@ class SafetensorsFile:
             self._descriptor = os.open(path, os.O_RDONLY)
             self._bytes = os.fstat(self._descriptor).st_size
             self._entries = self._read_entries()
+            self._specs = {name: entry.spec for name, entry in self._entries.items()}
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -85,7 +86,7 @@ class SafetensorsFile:
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
         """Every tensor, in the file's order."""
-        return {name: entry.spec for name, entry in self._entries.items()}
+        return self._specs
 
     def _read_entries(self) -> dict[str, _Entry]:
         if self._bytes < 8:

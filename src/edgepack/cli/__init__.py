@@ -16,6 +16,7 @@ from edgepack.version import __version__
 
 # command → (module under edgepack.cli, one line for --help); the module's click command is `command`.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "export": ("export", "A Hugging Face checkpoint becomes a GGUF."),
     "run": ("run", "one completion, or a chat with the model"),
 }
 

@@ -1,0 +1,137 @@
+"""Writes a planned GGUF in one streaming pass: chunks of rows are read, converted and written in order.
+
+Memory is bounded by a few chunks whatever the model's size; no intermediate file. What becomes which type
+is the plan's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from edgepack.quant.codecs.ggml import quantize_rows, valid_rows
+
+from edgepack.atomic_file import atomic_output
+from edgepack.errors import NumericError
+from edgepack.gguf.writer import GGUFWriter
+from edgepack.progress import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from edgepack.export.plan import ExportPlan, PlannedTensor
+    from numpy.typing import NDArray
+
+    from edgepack.progress import Progress
+
+# Weights in a chunk: 4 MB of float32, so that a few in flight stay small and a call lasts some milliseconds.
+_CHUNK_WEIGHTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows `start` to `stop` (not included) of a tensor; never across two experts."""
+
+    tensor: PlannedTensor
+    start: int
+    stop: int
+
+    def encode(self) -> NDArray[np.uint8]:
+        """Read and convert the rows: uint8, shape [rows, bytes of a row].
+
+        Raises:
+            NumericError: a weight is not finite, or too large for the type.
+        """
+        info = self.tensor.info
+        rows = self.tensor.rows.read(self.start, self.stop)
+        blocks = quantize_rows(info.type, rows, self._importance())
+        if not valid_rows(info.type, blocks):
+            largest = float(np.abs(rows).max())
+            raise NumericError(
+                f"tensor '{info.name}': weights up to {largest:.6g} do not fit into {info.type.name}: "
+                "choose a type with a larger range for it, such as bf16"
+            )
+        return blocks
+
+    def _importance(self) -> NDArray[np.float32] | None:
+        weights = self.tensor.importance
+        if weights is None or weights.ndim == 1:
+            return weights
+        rows_per_expert = self.tensor.info.rows // weights.shape[0]
+        expert: NDArray[np.float32] = weights[self.start // rows_per_expert]
+        return expert
+
+
+def default_threads() -> int:
+    """The processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def chunks(tensor: PlannedTensor) -> Iterator[Chunk]:
+    """A tensor in pieces of about a million weights, aligned to experts."""
+    info = tensor.info
+    rows_per_expert = info.rows // info.shape[0] if len(info.shape) == 3 else info.rows
+    step = max(1, _CHUNK_WEIGHTS // info.shape[-1])
+    for origin in range(0, info.rows, rows_per_expert):
+        end = origin + rows_per_expert
+        for start in range(origin, end, step):
+            yield Chunk(tensor, start, min(start + step, end))
+
+
+def encoded_chunks(plan: ExportPlan, threads: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """(tensor name, bytes) of every chunk in file order, computed ahead by `threads` threads.
+
+    The thread count does not change the bytes: ggml quantises each row by itself.
+    """
+    window: deque[tuple[str, Future[NDArray[np.uint8]]]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="quantise") as pool:
+        try:
+            for tensor in plan.tensors:
+                for chunk in chunks(tensor):
+                    window.append((tensor.info.name, pool.submit(chunk.encode)))
+                    if len(window) > 2 * threads:
+                        name, future = window.popleft()
+                        yield name, future.result()
+            while window:
+                name, future = window.popleft()
+                yield name, future.result()
+        finally:
+            for _, future in window:
+                future.cancel()
+
+
+def write_gguf(plan: ExportPlan, path: Path, *, threads: int | None = None, progress: Progress = silent) -> int:
+    """Write `plan` to `path`, which appears only when it is whole.
+
+    Args:
+        plan: what to write.
+        path: the final name.
+        threads: that quantise; as many as processors when None.
+        progress: told the bytes written.
+
+    Returns:
+        The file's length in bytes.
+
+    Raises:
+        NumericError: a weight is not finite or does not fit its type.
+        ResourceError: the disk is or becomes too small.
+        CheckpointError: the source changed while it was read.
+    """
+    with atomic_output(path, plan.total_bytes) as stream:
+        writer = GGUFWriter(stream, plan.metadata, plan.infos)
+        writer.write_header()
+        total = sum(info.nbytes for info in plan.infos)
+        with progress("export", total) as advance:
+            for name, blocks in encoded_chunks(plan, threads or default_threads()):
+                writer.write(name, blocks.data)
+                advance(blocks.nbytes)
+        writer.close()
+        return writer.total_bytes

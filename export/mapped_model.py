@@ -1,0 +1,82 @@
+"""A model as a GGUF will hold it, before types are chosen: metadata, tensors by their GGUF names, key facts.
+
+Every kind of source becomes one of these; `export.plan` takes it from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from edgepack.export.checkpoint import open_checkpoint
+from edgepack.export.config import ModelConfig
+from edgepack.export.mapping import find_family, map_tensors
+from edgepack.export.naming import Size, general_metadata
+from edgepack.export.tokenizer.vocabulary import read_vocabulary
+from edgepack.quant.mixtures import ModelFacts
+
+from edgepack.gguf.types import Value, string
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from edgepack.export.rows import Rows
+
+    from edgepack.model import Checkpoint
+
+
+@dataclass(frozen=True)
+class MappedModel:
+    """What is exported.
+
+    Attributes:
+        label: names the source in messages.
+        metadata: every key but `general.file_type` and `general.quantization_version`.
+        tensors: GGUF name → rows.
+        facts: what the choice of types asks.
+    """
+
+    label: str
+    metadata: Mapping[str, Value]
+    tensors: Mapping[str, Rows]
+    facts: ModelFacts
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights in all tensors."""
+        return sum(prod(rows.shape) for rows in self.tensors.values())
+
+
+def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedModel:
+    """A Hugging Face checkpoint under GGUF names; reads headers and the tokenizer, no weights.
+
+    Args:
+        checkpoint: the model.
+        pre: the pre-tokenizer's name where its structure is not known.
+
+    Raises:
+        CheckpointError: missing, unknown or ill-shaped tensors, or a configuration without a needed key.
+        UnsupportedModelError: an architecture or setting that cannot be honoured.
+        TokenizerError: a vocabulary that is not recognised.
+    """
+    config = ModelConfig(checkpoint.config)
+    family = find_family(config)
+    tensors = map_tensors(family, config, checkpoint.tensors)
+    size = _size(tensors, config.n_experts)
+    metadata = general_metadata(checkpoint.path, family.name, size)
+    metadata = {"general.architecture": string(family.name)} | metadata | family.metadata(config)
+    metadata |= read_vocabulary(checkpoint.path, checkpoint.config, pre=pre)
+    facts = ModelFacts(family.name, config.n_layers, config.n_heads, config.n_kv_heads, config.n_experts)
+    return MappedModel(str(checkpoint.path), metadata, tensors, facts)
+
+
+def _size(tensors: Mapping[str, Rows], n_experts: int) -> Size:
+    counts = {name: prod(rows.shape) for name, rows in tensors.items()}
+    return Size(sum(counts.values()), sum(n for name, n in counts.items() if "_exps." in name), n_experts)
+
+
+def open_model(path: Path, *, pre: str | None = None) -> MappedModel:
+    """The model at `path`, whatever its form; raises as `map_checkpoint`."""
+    return map_checkpoint(open_checkpoint(path), pre=pre)

@@ -1,0 +1,145 @@
+"""The plan of an export: each tensor's type and bytes, exact, before any weight is read.
+
+Writing it is left to `export.gguf_file`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from io import BytesIO
+from math import prod
+from typing import TYPE_CHECKING
+
+from edgepack.export.safetensors_file import ITEM_BYTES
+from edgepack.quant.type_choice import (
+    Candidate,
+    Overrides,
+    choose_types,
+    llama_order,
+    needs_importance_matrix,
+)
+
+from edgepack.errors import CalibrationError
+from edgepack.gguf.types import GGMLType, TensorInfo, u32
+from edgepack.gguf.writer import GGUFWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.rows import Rows
+    from edgepack.quant.targets import Target
+    from numpy.typing import NDArray
+
+    from edgepack.gguf.types import Value
+
+    Importance = Mapping[str, NDArray[np.float32]]
+
+_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION in ggml.h
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the output.
+
+    Attributes:
+        info: name, shape, type.
+        rows: where its weights come from.
+        importance: float32 [columns], or [experts, columns] for an expert stack; None without.
+    """
+
+    info: TensorInfo
+    rows: Rows
+    importance: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """All of an output file but its weights.
+
+    Attributes:
+        label: the source, for messages.
+        target: the file type.
+        metadata: every key, in file order.
+        tensors: in file order.
+    """
+
+    label: str
+    target: Target
+    metadata: Mapping[str, Value]
+    tensors: tuple[PlannedTensor, ...]
+
+    @property
+    def infos(self) -> list[TensorInfo]:
+        """The tensors' header entries."""
+        return [tensor.info for tensor in self.tensors]
+
+    @cached_property
+    def total_bytes(self) -> int:
+        """Exact length of the file."""
+        return GGUFWriter(BytesIO(), self.metadata, self.infos).total_bytes
+
+    @property
+    def source_bytes(self) -> int:
+        """What the same tensors take in the source."""
+        return sum(prod(tensor.info.shape) * ITEM_BYTES.get(tensor.rows.dtype, 4) for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the user decides beside the target.
+
+    Attributes:
+        overrides: types chosen by hand.
+        importance: GGUF tensor name → importance, or None.
+    """
+
+    overrides: Overrides = field(default_factory=Overrides)
+    importance: Importance | None = None
+
+
+def plan_export(model: MappedModel, target: Target, options: PlanOptions = PlanOptions()) -> ExportPlan:
+    """Choose every tensor's type and place, in llama.cpp's order.
+
+    Raises:
+        UsageError: an override that a tensor's rows cannot hold.
+        CalibrationError: the target needs an importance matrix and has none, or it is another model's.
+    """
+    candidates = [Candidate(name, rows.shape, GGMLType.F32) for name, rows in model.tensors.items()]
+    types = choose_types(
+        candidates, target, model.facts, options.overrides, has_importance=options.importance is not None
+    )
+    importance = options.importance or {}
+    _check_importance(model, types, target, importance)
+    tensors = tuple(
+        PlannedTensor(
+            TensorInfo(name, model.tensors[name].shape, types[name]), model.tensors[name], importance.get(name)
+        )
+        for name in sorted(model.tensors, key=llama_order)
+    )
+    metadata = dict(model.metadata)
+    metadata["general.quantization_version"] = u32(_QUANTIZATION_VERSION)
+    metadata["general.file_type"] = u32(target.file_type)
+    return ExportPlan(model.label, target, metadata, tensors)
+
+
+def _check_importance(
+    model: MappedModel, types: Mapping[str, GGMLType], target: Target, importance: Importance
+) -> None:
+    for name, rows in model.tensors.items():
+        weights = importance.get(name)
+        if weights is None:
+            if needs_importance_matrix(name, types[name], target):
+                raise CalibrationError(
+                    f"{target.name}: tensor '{name}' as {types[name].name} needs an importance matrix:"
+                    " give --calibration TEXT or --imatrix FILE"
+                )
+            continue
+        expected = rows.shape[-1:] if len(rows.shape) < 3 else (rows.shape[0], rows.shape[-1])
+        if weights.shape != expected:
+            raise CalibrationError(
+                f"importance matrix: tensor '{name}': expected {list(expected)}, got {list(weights.shape)}:"
+                " it was made for another model"
+            )

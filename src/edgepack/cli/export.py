@@ -1,0 +1,134 @@
+"""`edgepack export`: a checkpoint becomes a GGUF. Planning and writing are left to `edgepack.export`."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.errors import UsageError
+from edgepack.quantities import format_duration, format_size
+
+if TYPE_CHECKING:
+    from edgepack.export.plan import ExportPlan
+    from edgepack.quant.type_choice import Overrides
+
+
+@click.command("export", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--target", required=True, metavar="T", help="gguf-q5km, gguf-q6k, gguf-f16 …; llama.cpp's spellings too."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: by the GGUF naming convention, here.")
+@click.option("--pre", metavar="NAME", help="The pre-tokenizer's name, where its structure is not known.")
+@click.option("--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE", help="Type of matching tensors.")
+@click.option("--output-type", metavar="TYPE", help="Type of output.weight (and of tied embeddings).")
+@click.option("--embedding-type", metavar="TYPE", help="Type of token_embd.weight.")
+@click.option("--pure", is_flag=True, help="Every matrix gets the target's own type: no mixture.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, exact to the byte; write nothing.")
+@click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
+@json_option
+def command(
+    model: Path,
+    target: str,
+    output: Path | None,
+    pre: str | None,
+    tensor_types: tuple[str, ...],
+    output_type: str | None,
+    embedding_type: str | None,
+    pure: bool,
+    dry_run: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Turn MODEL, a Hugging Face folder, into a GGUF in one pass."""
+    from edgepack.atomic_file import check_output
+    from edgepack.export.gguf_file import write_gguf
+    from edgepack.export.mapped_model import open_model
+    from edgepack.export.naming import file_name
+    from edgepack.export.plan import PlanOptions, plan_export
+    from edgepack.quant.targets import find_target
+
+    started = time.monotonic()
+    chosen = find_target(target)
+    overrides = _overrides(tensor_types, output_type, embedding_type, pure)
+    plan = plan_export(open_model(model, pre=pre), chosen, PlanOptions(overrides))
+    path = output or Path(file_name(plan.metadata, chosen.label))
+    check_output(path, None if dry_run else plan.total_bytes)
+    if not dry_run:
+        write_gguf(plan, path, threads=threads, progress=terminal_progress)
+    seconds = time.monotonic() - started
+    if as_json:
+        print_json(_result(plan, path, seconds))
+    elif dry_run:
+        _print_plan(plan, path)
+    else:
+        note(
+            f"{path}: {format_size(plan.total_bytes)} as {chosen.label}, from {format_size(plan.source_bytes)},"
+            f" in {format_duration(seconds)}"
+        )
+
+
+def _overrides(
+    tensor_types: tuple[str, ...], output_type: str | None, embedding_type: str | None, pure: bool
+) -> Overrides:
+    """What the options say; raises UsageError for a type or expression that is none."""
+    from edgepack.quant.targets import find_type
+    from edgepack.quant.type_choice import Overrides
+
+    patterns = []
+    for text in tensor_types:
+        pattern, equals, kind = text.rpartition("=")
+        if not equals:
+            raise UsageError(f"--tensor-type '{text}': expected REGEX=TYPE, such as ffn_down=q6_k")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"--tensor-type '{text}': not a regular expression: {error}") from error
+        patterns.append((pattern, find_type(kind)))
+    return Overrides(
+        tuple(patterns),
+        output=find_type(output_type) if output_type else None,
+        embedding=find_type(embedding_type) if embedding_type else None,
+        pure=pure,
+    )
+
+
+def _result(plan: ExportPlan, path: Path, seconds: float) -> dict[str, Any]:
+    return {
+        "output": str(path),
+        "bytes": plan.total_bytes,
+        "seconds": round(seconds, 3),
+        "target": plan.target.name,
+        "source_bytes": plan.source_bytes,
+        "tensors": [
+            {
+                "name": tensor.info.name,
+                "shape": list(tensor.info.shape),
+                "source_type": tensor.rows.dtype,
+                "type": tensor.info.type.name,
+                "bytes": tensor.info.nbytes,
+            }
+            for tensor in plan.tensors
+        ],
+    }
+
+
+def _print_plan(plan: ExportPlan, path: Path) -> None:
+    """The plan as a table on stdout."""
+    width = max(len(tensor.info.name) for tensor in plan.tensors)
+    click.echo(f"{'tensor':<{width}}  {'shape':<18} {'from':<6} {'to':<8} {'bytes':>14}")
+    for tensor in plan.tensors:
+        shape = " × ".join(map(str, tensor.info.shape))
+        kind = tensor.info.type.name
+        click.echo(
+            f"{tensor.info.name:<{width}}  {shape:<18} {tensor.rows.dtype:<6} {kind:<8} {tensor.info.nbytes:>14,}"
+        )
+    click.echo(
+        f"{path}: {plan.total_bytes:,} bytes ({format_size(plan.total_bytes)}) as {plan.target.label},"
+        f" from {format_size(plan.source_bytes)}; nothing was written"
+    )

@@ -1,0 +1,35 @@
+"""What all tests share: the bundled model, the models beside the checkout, a llama.cpp that stays silent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOKS = ROOT / "tests/data/books-llama-6m"
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def books() -> Path:
+    """The bundled trained Llama (every row a multiple of 256)."""
+    return BOOKS
+
+
+@pytest.fixture(scope="session")
+def stories() -> Path:
+    """stories260K (rows of 64 and 172: every K-quant falls back); skips where it is absent."""
+    folder = SHARED / "models/stories260k"
+    if not folder.is_dir():
+        pytest.skip("../shared/models/stories260k is absent")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def eval_text() -> str:
+    """English text that the bundled model never saw; skips where it is absent."""
+    path = SHARED / "text/eval.txt"
+    if not path.is_file():
+        pytest.skip("../shared/text/eval.txt is absent")
+    return path.read_text(encoding="utf-8")

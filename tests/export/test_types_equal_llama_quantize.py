@@ -1,0 +1,46 @@
+"""Every tensor's type and bytes equal those that llama.cpp's own quantiser makes from our f32 file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from references.llama_quantize import llama_quantize, tensors_of
+from edgepack.errors import UsageError
+from edgepack.export.gguf_file import write_gguf
+from edgepack.export.mapped_model import open_model
+from edgepack.export.plan import plan_export
+from edgepack.quant.targets import TARGETS, Target, find_target
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+NEEDS_IMPORTANCE = {"IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "Q2_K_S"}
+PLAIN = [target for target in TARGETS if target.label not in NEEDS_IMPORTANCE]
+
+
+def assert_equal_to_llama_quantize(model: Path, target: Target, folder: Path) -> None:
+    mapped = open_model(model)
+    ours, f32, theirs = folder / "ours.gguf", folder / "f32.gguf", folder / "theirs.gguf"
+    write_gguf(plan_export(mapped, find_target("f32")), f32)
+    assert llama_quantize(f32, theirs, target.file_type)
+    write_gguf(plan_export(mapped, target), ours)
+    expected, got = tensors_of(theirs), tensors_of(ours)
+    assert {name: kind for name, (kind, _) in got.items()} == {name: kind for name, (kind, _) in expected.items()}
+    assert [name for name in expected if got[name] != expected[name]] == []
+    assert list(got) == list(expected)
+
+
+@pytest.mark.parametrize("target", PLAIN, ids=lambda target: target.label)
+def test_books_equal_llama_quantize(target: Target, books: Path, tmp_path: Path) -> None:
+    assert_equal_to_llama_quantize(books, target, tmp_path)
+
+
+@pytest.mark.parametrize("target", PLAIN, ids=lambda target: target.label)
+def test_fall_backs_of_stories_equal_llama_quantize(target: Target, stories: Path, tmp_path: Path) -> None:
+    if target.label == "Q1_0":  # llama.cpp defines no fall-back and fails too
+        with pytest.raises(UsageError, match="Q1_0 needs rows of a multiple of 128, got 64"):
+            plan_export(open_model(stories), target)
+        return
+    assert_equal_to_llama_quantize(stories, target, tmp_path)
