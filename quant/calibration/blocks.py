@@ -1,0 +1,320 @@
+"""A transformer run one block at a time: transformers' own modules, weights from any `TensorSource`.
+
+Only one block's weights are in memory. What is measured on the way is left to `sweep` and `statistics`.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgepack.errors import CheckpointError, NumericError, UnsupportedModelError
+from edgepack.model import read_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from edgepack.model import Checkpoint, TensorSource
+
+
+class _StopForwardError(Exception):
+    """Ends the model's forward once its first block has been reached."""
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """What the model hands to a block beside the hidden state: masks, positions, rotary tables."""
+
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+
+
+class _Recorder(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """Stands in for a block: keeps what the model hands to it and passes the hidden state on."""
+
+    def __init__(self, as_tuple: bool, output: torch.Tensor | None = None, stop: bool = False) -> None:
+        super().__init__()
+        self.as_tuple, self.output, self.stop = as_tuple, output, stop
+        self.hidden = torch.empty(0)
+        self.call = BlockCall((), {})
+
+    def forward(self, hidden_states: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
+        self.hidden, self.call = hidden_states, BlockCall(arguments, keywords)
+        if self.stop:
+            raise _StopForwardError
+        output = hidden_states if self.output is None else self.output
+        return (output,) if self.as_tuple else output
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block with its weights in memory.
+
+    Attributes:
+        index: its place in the model, from 0.
+        module: transformers' own module.
+        linears: checkpoint name of each two-dimensional weight → the linear module that holds it.
+        names: path of each parameter inside `module` → its name in the checkpoint.
+    """
+
+    index: int
+    module: nn.Module
+    linears: Mapping[str, nn.Module]
+    names: Mapping[str, str]
+
+    def weight(self, name: str) -> torch.Tensor:
+        """Weight `name` as [out, in], whichever way the checkpoint holds it; a view, not a copy."""
+        module = self.linears[name]
+        return module.weight.data.T if _is_transposed(module) else module.weight.data
+
+    def set_weight(self, name: str, weight: torch.Tensor) -> None:
+        """Replace weight `name`, given as [out, in]."""
+        self.weight(name).copy_(weight)
+
+    def as_stored(self, name: str) -> NDArray[np.float32]:
+        """Weight `name` in the checkpoint's own shape, float32, owned by the caller."""
+        return np.array(self.linears[name].weight.data.cpu().float().numpy(), dtype=np.float32)
+
+    def run(self, hidden: torch.Tensor, call: BlockCall) -> torch.Tensor:
+        """The block's output for `hidden` [batch, length, width]."""
+        output = self.module(hidden, *call.arguments, **call.keywords)
+        return output[0] if isinstance(output, tuple) else output
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether a linear keeps its weight as [in, out], as GPT-2's Conv1D does."""
+    return type(module).__name__ == "Conv1D"
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether `module` is a matrix product with a weight that passes may change."""
+    return isinstance(module, nn.Linear) or _is_transposed(module)
+
+
+class BlockwiseModel:
+    """A causal language model whose blocks are loaded one at a time.
+
+    Args:
+        checkpoint: configuration and weights; only read.
+        device: a torch device, such as `cpu` or `cuda`.
+        dtype: of weights and activations; float32, or float64 for exact comparisons.
+
+    Raises:
+        UnsupportedModelError: transformers has no such causal language model, or it has no list of blocks.
+        CheckpointError: a weight of the model is not in the checkpoint.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        self.checkpoint = checkpoint
+        self.source: TensorSource = checkpoint.tensors
+        self.device, self.dtype = torch.device(device), dtype
+        self.model = _empty_model(checkpoint.config)
+        self._list_path, self._blocks = _block_list(self.model, checkpoint.config)
+        self._names = _checkpoint_names(self.model, self.source)
+        self._returns_tuple = False
+        self._shell_depth = 0
+        for name, buffer in self.model.named_buffers():
+            _module_of(self.model, name)._buffers[name.rpartition(".")[2]] = buffer.to(self.device)  # noqa: SLF001
+
+    @property
+    def block_count(self) -> int:
+        """How many blocks the model has."""
+        return len(self._blocks)
+
+    def tensor_names(self, index: int) -> list[str]:
+        """Checkpoint names of every tensor of block `index`."""
+        prefix = f"{self._list_path}.{index}."
+        return [name for path, name in self._names.items() if path.startswith(prefix)]
+
+    @property
+    def head_name(self) -> str | None:
+        """Checkpoint name of the output matrix: the token embedding where both are tied."""
+        head = self.model.get_output_embeddings()
+        path = next((path for path, module in self.model.named_modules() if module is head), None)
+        return None if path is None else self._names.get(f"{path}.weight", self._embedding_name())
+
+    def _embedding_name(self) -> str | None:
+        table = self.model.get_input_embeddings()
+        path = next(path for path, module in self.model.named_modules() if module is table)
+        return self._names.get(f"{path}.weight")
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[Block]:
+        """Block `index` with its weights loaded; they are dropped when the context ends."""
+        module, prefix = self._blocks[index], f"{self._list_path}.{index}."
+        with self._loaded(module, prefix):
+            names = {path: self._names[prefix + path] for path, _ in module.named_parameters()}
+            linears = {names[f"{path}.weight"]: inner for path, inner in module.named_modules() if is_linear(inner)}
+            yield Block(index, module, linears, names)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the first block receives for `tokens` [batch, length]: [batch, length, width]."""
+        return self._record(tokens, stop=True)[0].hidden.detach()
+
+    def calls(self, tokens: torch.Tensor) -> list[BlockCall]:
+        """What each block receives beside the hidden state for tokens of this shape [batch, length]."""
+        for as_tuple in (self._returns_tuple, True):
+            self._returns_tuple = as_tuple
+            try:
+                recorders = self._record(tokens)
+            except (IndexError, RuntimeError, ValueError):
+                continue  # the model took output[0] of a tensor: its blocks return tuples
+            if all(recorder.hidden.ndim == 3 for recorder in recorders):
+                return [recorder.call for recorder in recorders]
+        raise UnsupportedModelError(f"model type '{self.checkpoint.config.get('model_type')}': cannot run by blocks")
+
+    def logits(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [batch, length, vocabulary] from the last block's output for `tokens`."""
+        logits: torch.Tensor = self._run_shell(tokens, hidden)[1]
+        return logits
+
+    def head_inputs(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """What the output matrix receives, from the last block's output: [batch, length, width]."""
+        seen: list[torch.Tensor] = []
+
+        def stop(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            seen.append(arguments[0])
+            raise _StopForwardError
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(stop)
+        try:
+            self._run_shell(tokens, hidden)
+        finally:
+            handle.remove()
+        return seen[0]
+
+    @contextmanager
+    def shell(self) -> Iterator[None]:
+        """Keep everything but the blocks (embedding, final norm, output matrix) loaded; may be nested."""
+        with self._with_blocks(nn.ModuleList()), ExitStack() as stack:
+            if self._shell_depth == 0:
+                stack.enter_context(self._loaded(self.model, ""))
+            self._shell_depth += 1
+            try:
+                yield
+            finally:
+                self._shell_depth -= 1
+
+    def _record(self, tokens: torch.Tensor, stop: bool = False) -> list[_Recorder]:
+        return self._run_shell(tokens, None, stop)[0]
+
+    def _run_shell(
+        self, tokens: torch.Tensor, hidden: torch.Tensor | None, stop: bool = False
+    ) -> tuple[list[_Recorder], Any]:
+        """The model's own forward with every block replaced; the last one gives `hidden`."""
+        recorders = [_Recorder(self._returns_tuple, stop=stop) for _ in self._blocks]
+        recorders[-1].output = hidden
+        with self.shell(), self._with_blocks(nn.ModuleList(recorders)):
+            try:
+                return recorders, self.model(input_ids=tokens.to(self.device), use_cache=False).logits
+            except _StopForwardError:
+                return recorders, None
+
+    @contextmanager
+    def _with_blocks(self, blocks: nn.ModuleList) -> Iterator[None]:
+        """Put `blocks` in the place of the model's own."""
+        owner, attribute = _module_of(self.model, self._list_path), self._list_path.rpartition(".")[2]
+        before = getattr(owner, attribute)
+        setattr(owner, attribute, blocks)
+        try:
+            yield
+        finally:
+            setattr(owner, attribute, before)
+
+    @contextmanager
+    def _loaded(self, module: nn.Module, prefix: str) -> Iterator[None]:
+        """Parameters of `module` read from the source, and dropped at the end."""
+        empty = dict(module.named_parameters())
+        try:
+            self.load(module, prefix)
+            yield
+        finally:
+            for path, parameter in empty.items():
+                self._assign(module, path, parameter)
+
+    def load(self, module: nn.Module, prefix: str) -> None:
+        """Read every parameter of `module`, which stands at `prefix` (with its dot) in the model."""
+        for path, parameter in list(module.named_parameters()):
+            self._assign(module, path, self._read(prefix + path, tuple(parameter.shape)))
+
+    def _assign(self, module: nn.Module, path: str, value: torch.Tensor) -> None:
+        parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
+        _module_of(module, path)._parameters[path.rpartition(".")[2]] = parameter  # noqa: SLF001
+
+    def _read(self, path: str, shape: tuple[int, ...]) -> torch.Tensor:
+        name = self._names.get(path) or self._embedding_name()
+        if name is None:
+            raise CheckpointError(f"the checkpoint has no tensor for '{path}'")
+        array = read_tensor(self.source, name)
+        if array.shape != shape:
+            raise CheckpointError(f"tensor '{name}': expected shape {shape}, got {array.shape}")
+        if not np.isfinite(array).all():
+            raise NumericError(f"tensor '{name}': expected finite weights, got NaN or infinity")
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, self.dtype)
+
+
+def whole_model(checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The whole model with all its weights in memory: for sampling, and as a reference in tests."""
+    blockwise = BlockwiseModel(checkpoint, device, dtype)
+    blockwise.load(blockwise.model, "")
+    return blockwise.model
+
+
+def _module_of(root: nn.Module, path: str) -> nn.Module:
+    """The module that owns the parameter, buffer or child at dotted `path`."""
+    parent = path.rpartition(".")[0]
+    return root.get_submodule(parent) if parent else root
+
+
+def _empty_model(config: Mapping[str, Any]) -> nn.Module:
+    """The model with parameters that take no memory and buffers (rotary tables) that are real."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind = config.get("model_type")
+    try:
+        settings = AutoConfig.for_model(**config)
+        model_class = AutoModelForCausalLM._model_mapping[type(settings)]  # noqa: SLF001
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(settings, attn_implementation=_attention(config, model_class))
+    except (KeyError, ValueError, TypeError) as error:
+        raise UnsupportedModelError(f"model type '{kind}': transformers cannot run it: {error}") from error
+    model.eval()
+    return model.requires_grad_(False)
+
+
+def _attention(config: Mapping[str, Any], model_class: Any) -> str:
+    """PyTorch's fused attention, except where scores are capped, which only the plain one honours."""
+    fused = getattr(model_class, "_supports_sdpa", False) and not config.get("attn_logit_softcapping")
+    return "sdpa" if fused else "eager"
+
+
+def _block_list(model: nn.Module, config: Mapping[str, Any]) -> tuple[str, nn.ModuleList]:
+    """Path and modules of the list that holds the transformer blocks."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+            return path, module
+    raise UnsupportedModelError(f"model type '{config.get('model_type')}': found no list of transformer blocks")
+
+
+def _checkpoint_names(model: nn.Module, source: TensorSource) -> dict[str, str]:
+    """Parameter path → checkpoint name; published checkpoints differ by the base model's prefix."""
+    prefix, names, missing = f"{model.base_model_prefix}.", {}, []
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    for path, _ in model.named_parameters(remove_duplicate=False):
+        spellings: Sequence[str] = (path, path.removeprefix(prefix), prefix + path)
+        name = next((spelling for spelling in spellings if spelling in source.specs), None)
+        if name is not None:
+            names[path] = name
+        elif path not in tied:
+            missing.append(path)
+    if missing:
+        raise CheckpointError(f"the checkpoint has no tensor for '{missing[0]}' ({len(missing)} missing in all)")
+    return names

@@ -1,0 +1,166 @@
+"""Measures activation statistics of every linear layer of a model over token sequences.
+
+Where tokens come from is left to `text`, how files look to `storage`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from edgepack.quant.calibration.blocks import BlockwiseModel
+from edgepack.quant.calibration.statistics import LinearStatistics, MomentAccumulator
+from edgepack.quant.calibration.storage import ResumeFolder, load_statistics, save_statistics
+from edgepack.quant.calibration.sweep import sweep
+
+from edgepack.progress import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from edgepack.quant.calibration.sweep import BlockVisit
+    from numpy.typing import NDArray
+
+    from edgepack.model import Checkpoint
+    from edgepack.progress import Progress
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics of a model over a text.
+
+    Attributes:
+        statistics: checkpoint name of a two-dimensional weight → the moments of its inputs. A token embedding
+            tied to the output matrix is listed under its own name with the output matrix's inputs.
+        about: settings of the run: `tokens_sha256`, `sequences`, `length`.
+    """
+
+    statistics: Mapping[str, LinearStatistics]
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    def importance(self, names: Mapping[str, str] | None = None) -> dict[str, NDArray[np.float32]]:
+        """E[x²] per input channel: what llama.cpp's importance matrix holds.
+
+        Args:
+            names: checkpoint name → GGUF name; the result then has GGUF names and leaves out what has none.
+
+        Returns:
+            name → float32 [columns].
+        """
+        if names is None:
+            return {name: values.mean_square for name, values in self.statistics.items()}
+        return {names[name]: v.mean_square for name, v in self.statistics.items() if name in names}
+
+
+def collect(
+    checkpoint: Checkpoint,
+    tokens: NDArray[np.int64],
+    *,
+    with_hessian: bool = False,
+    device: str = "cpu",
+    batch: int = 8,
+    save_to: Path | None = None,
+    progress: Progress = silent,
+) -> Calibration:
+    """Run `checkpoint` over `tokens` and keep the moments of every linear layer's inputs.
+
+    Does not modify `checkpoint`. Memory: one block, its activations, and with `with_hessian` all Hessians
+    in float32.
+
+    Args:
+        checkpoint: a causal language model that transformers can run.
+        tokens: [sequences, length].
+        with_hessian: whether to keep H = XᵀX / count [in, in] of every layer.
+        device: a torch device.
+        batch: sequences at a time; halved when the device's memory is full.
+        save_to: a `.safetensors` file. When it holds the result of the same run it is loaded instead; a run
+            that was interrupted resumes from the folder beside it.
+        progress: told of each block done.
+
+    Raises:
+        NumericError: NaN or infinity in weights or activations; the text names the layer.
+        ResourceError: the device's memory is full with one sequence at a time.
+    """
+    about = _about(checkpoint, tokens, with_hessian)
+    if save_to is not None and save_to.exists():
+        statistics, found = load_statistics(save_to)
+        if found.get("key") == about["key"]:
+            return Calibration(statistics, about)
+    resume = None if save_to is None else ResumeFolder(save_to.with_name(f".{save_to.name}.run"), about["key"])
+    statistics = _Collector(checkpoint, tokens, with_hessian, device, batch, resume).run(progress)
+    if save_to is not None and resume is not None:
+        save_statistics(save_to, statistics, about)
+        resume.remove()
+    return Calibration(statistics, about)
+
+
+def _about(checkpoint: Checkpoint, tokens: NDArray[np.int64], with_hessian: bool) -> dict[str, str]:
+    """Settings of a run, with a `key` that two runs share only when their results would be equal."""
+    about = {
+        "tokens_sha256": hashlib.sha256(np.ascontiguousarray(tokens, dtype=np.int64).tobytes()).hexdigest(),
+        "sequences": str(tokens.shape[0]),
+        "length": str(tokens.shape[1]),
+        "hessian": str(with_hessian).lower(),
+    }
+    model = [sorted(checkpoint.config.items()), _sample(checkpoint)]
+    return {**about, "key": hashlib.sha256(json.dumps([about, model], default=str).encode()).hexdigest()}
+
+
+def _sample(checkpoint: Checkpoint) -> str:
+    """A digest of one row of every tensor: enough to tell changed weights from the same weights."""
+    digest = hashlib.sha256()
+    for name, spec in checkpoint.tensors.specs.items():
+        middle = spec.rows // 2
+        digest.update(name.encode() + checkpoint.tensors.read_rows(name, middle, middle + 1).tobytes())
+    return digest.hexdigest()
+
+
+class _Collector:
+    """One run over the blocks, resumed where an earlier one stopped."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokens: NDArray[np.int64],
+        with_hessian: bool,
+        device: str,
+        batch: int,
+        resume: ResumeFolder | None,
+    ) -> None:
+        self.model = BlockwiseModel(checkpoint, device)
+        self.tokens = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))
+        self.with_hessian, self.batch, self.resume = with_hessian, batch, resume
+        self.statistics: dict[str, LinearStatistics] = {}
+
+    def run(self, progress: Progress) -> dict[str, LinearStatistics]:
+        done, known, activations = (0, {}, None) if self.resume is None else self.resume.load()
+        self.statistics.update(known)
+        start = None if activations is None else torch.from_numpy(activations)
+        hidden = sweep(
+            self.model, self.tokens, self._visit, batch=self.batch, progress=progress, first_block=done, hidden=start
+        )
+        self._observe_head(hidden)
+        return self.statistics
+
+    def _visit(self, visit: BlockVisit) -> torch.Tensor:
+        found, outputs = visit.observe(list(visit.block.linears), self.with_hessian)
+        self.statistics.update(found)
+        if self.resume is not None:
+            self.resume.save(visit.block.index, found, outputs.numpy())
+        return outputs
+
+    def _observe_head(self, hidden: torch.Tensor) -> None:
+        name = self.model.head_name
+        if name is None:
+            return
+        accumulator = MomentAccumulator(self.with_hessian)
+        with self.model.shell():
+            for start in range(0, len(hidden), self.batch):
+                part = hidden[start : start + self.batch].to(self.model.device)
+                accumulator.add(self.model.head_inputs(part, self.tokens[start : start + self.batch]))
+        self.statistics[name] = accumulator.result(name)

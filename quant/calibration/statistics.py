@@ -1,0 +1,91 @@
+"""Moments of the activations that enter a linear layer, accumulated in float64.
+
+Values only: which layers are watched, and over what text, is left to `collect`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from edgepack.errors import NumericError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class LinearStatistics:
+    """What calibration keeps of the inputs x of one linear layer.
+
+    Attributes:
+        count: tokens seen.
+        mean_abs: mean |x| per input channel, float32 [in].
+        mean_square: mean x² per input channel, float32 [in]: the statistic of an importance matrix, diag(H).
+        hessian: H = XᵀX / count, float32 [in, in], or None where it was not asked for.
+    """
+
+    count: int
+    mean_abs: NDArray[np.float32]
+    mean_square: NDArray[np.float32]
+    hessian: NDArray[np.float32] | None = None
+
+
+class MomentAccumulator:
+    """Sums over tokens; products run in the activations' own type, sums in float64 on the CPU.
+
+    Args:
+        with_hessian: whether to keep the sum of outer products [in, in] as well.
+    """
+
+    def __init__(self, with_hessian: bool) -> None:
+        self.with_hessian = with_hessian
+        self.count = 0
+        self._abs: torch.Tensor | None = None
+        self._square: torch.Tensor | None = None
+        self._outer: torch.Tensor | None = None
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """Add activations [..., in]."""
+        flat = inputs.detach().reshape(-1, inputs.shape[-1])
+        if self._abs is None:
+            self._start(flat.shape[-1])
+        assert self._abs is not None
+        assert self._square is not None
+        self.count += flat.shape[0]
+        self._abs += flat.abs().sum(0, dtype=torch.float32).cpu().double()
+        self._square += flat.float().square().sum(0, dtype=torch.float32).cpu().double()
+        if self._outer is not None:
+            self._outer += (flat.T @ flat).cpu().double()
+
+    def _start(self, columns: int) -> None:
+        self._abs = torch.zeros(columns, dtype=torch.float64)
+        self._square = torch.zeros(columns, dtype=torch.float64)
+        if self.with_hessian:
+            self._outer = torch.zeros(columns, columns, dtype=torch.float64)
+
+    def result(self, name: str) -> LinearStatistics:
+        """The means.
+
+        Args:
+            name: of the layer, for messages.
+
+        Raises:
+            NumericError: an activation was NaN or infinite, or no token was seen.
+        """
+        if self._abs is None or self._square is None:
+            raise NumericError(f"layer '{name}': saw no activations")
+        if not torch.isfinite(self._square).all():
+            channel = int(torch.nonzero(~torch.isfinite(self._square))[0])
+            raise NumericError(f"layer '{name}': NaN or infinity in the activations of input channel {channel}")
+        hessian = None if self._outer is None else _single(self._outer / self.count)
+        return LinearStatistics(
+            self.count, _single(self._abs / self.count), _single(self._square / self.count), hessian
+        )
+
+
+def _single(values: torch.Tensor) -> NDArray[np.float32]:
+    return np.ascontiguousarray(values.numpy().astype(np.float32))

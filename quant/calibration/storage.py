@@ -1,0 +1,113 @@
+"""Calibration statistics on disk: one safetensors file, and the folder of a run that may be resumed.
+
+It knows the layout of these files and nothing of how statistics are measured.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from edgepack.quant.calibration.statistics import LinearStatistics
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from edgepack.atomic_file import atomic_output
+from edgepack.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+FORMAT = "edgepack-calibration-1"
+_FIELDS = ("mean_abs", "mean_square", "hessian")
+
+
+def save_statistics(path: Path, statistics: Mapping[str, LinearStatistics], about: Mapping[str, str]) -> None:
+    """Write `statistics` to `path`, whole or not at all.
+
+    Args:
+        path: a `.safetensors` file; tensors are called `LAYER.mean_abs`, `LAYER.mean_square`, `LAYER.hessian`.
+        statistics: checkpoint name of a weight → the moments of its inputs.
+        about: settings of the run, kept as metadata.
+    """
+    arrays: dict[str, NDArray[np.float32]] = {}
+    for name, values in statistics.items():
+        for field in _FIELDS:
+            if (array := getattr(values, field)) is not None:
+                arrays[f"{name}.{field}"] = array
+    counts = {name: values.count for name, values in statistics.items()}
+    _write(path, arrays, {"format": FORMAT, "counts": json.dumps(counts), **about})
+
+
+def load_statistics(path: Path) -> tuple[dict[str, LinearStatistics], dict[str, str]]:
+    """Statistics and settings from a file of `save_statistics`.
+
+    Raises:
+        CalibrationError: not such a file.
+    """
+    arrays, metadata = _read(path)
+    if metadata.get("format") != FORMAT:
+        raise CalibrationError(f"{path}: expected format '{FORMAT}', got '{metadata.get('format')}'")
+    statistics = {}
+    for name, count in json.loads(metadata["counts"]).items():
+        mean_abs, mean_square = arrays[f"{name}.mean_abs"], arrays[f"{name}.mean_square"]
+        statistics[name] = LinearStatistics(count, mean_abs, mean_square, arrays.get(f"{name}.hessian"))
+    return statistics, metadata
+
+
+def _write(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
+    raw = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, dict(metadata))
+    with atomic_output(path, len(raw)) as stream:
+        stream.write(raw)
+
+
+def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    try:
+        with safe_open(path, "numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CalibrationError(f"{path}: cannot be read as calibration statistics: {error}") from error
+
+
+class ResumeFolder:
+    """What an interrupted calibration leaves: statistics of each finished block and the last activations.
+
+    Args:
+        folder: made when needed; belongs to one run.
+        key: identifies model, tokens and settings; leftovers of another run are discarded.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+
+    def load(self) -> tuple[int, dict[str, LinearStatistics], NDArray[np.float32] | None]:
+        """(blocks done, their statistics, activations after them); (0, {}, None) for a fresh start."""
+        try:
+            arrays, metadata = _read(self.folder / "activations.safetensors")
+            if metadata.get("key") != self.key:
+                return 0, {}, None
+            done, statistics = int(metadata["blocks"]), {}
+            for index in range(done):
+                statistics.update(load_statistics(self._block_path(index))[0])
+        except (CalibrationError, KeyError, ValueError):
+            return 0, {}, None
+        return done, statistics, arrays["activations"]
+
+    def save(self, index: int, statistics: Mapping[str, LinearStatistics], activations: NDArray[np.float32]) -> None:
+        """Record that block `index` is done; `activations` are its outputs."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_statistics(self._block_path(index), statistics, {"key": self.key})
+        about = {"key": self.key, "blocks": str(index + 1)}
+        _write(self.folder / "activations.safetensors", {"activations": activations}, about)
+
+    def remove(self) -> None:
+        """The run is whole: nothing is left to resume."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _block_path(self, index: int) -> Path:
+        return self.folder / f"block-{index:05d}.safetensors"
