@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.export.tokenizer.files import TokenizerFiles, member
 from edgepack.export.tokenizer.merging import Merges, read_merges, split_token
-from edgepack.export.tokenizer.pretokenizer import choose_pre
+from edgepack.export.tokenizer.pretokenizer import choose_pre, flatten
 from edgepack.export.tokenizer.tokens import (
     AddedToken,
     Token,
@@ -51,6 +51,15 @@ def read_byte_level_bpe(files: TokenizerFiles, pre: str | None) -> dict[str, Val
         **table_metadata(table, scores=False),
         "tokenizer.ggml.merges": array(ValueType.STRING, [f"{left} {right}" for left, right in merges]),
     }
+
+
+def is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether tokens are spelt in GPT-2's byte alphabet: a ByteLevel step, or nothing that escapes spaces."""
+    steps = flatten(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    normalizers = flatten(tokenizer.get("normalizer"), "normalizers")
+    kinds = {step.get("type") for step in steps}
+    escapes = kinds & {"Metaspace"} or {step.get("type") for step in normalizers} & {"Replace", "Prepend"}
+    return "ByteLevel" in kinds or not escapes
 
 
 def refuse_options(model: Mapping[str, Any]) -> None:

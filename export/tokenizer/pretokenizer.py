@@ -25,6 +25,7 @@ _SPELLINGS = (
     (r"\s*[\r\n]+", r"\s*[\r\n]"),
     ("{1}", ""),
 )
+_POSSESSIVE = re.compile(r"(\[(?:\\.|[^\]\\])*\]|\\.)|([?+*])\+")  # classes and escapes are left alone
 _MAX_STEPS = 32
 
 
@@ -50,7 +51,7 @@ def canonical_expression(expression: str) -> str:
     for old, new in _SPELLINGS:
         expression = expression.replace(old, new)
     # possessive quantifiers stand where backtracking could not help (before a disjoint class)
-    return re.sub(r"(?<=[\]})+*?\w])([?+*])\+", r"\1", expression)
+    return _POSSESSIVE.sub(lambda match: match[1] or match[2], expression)
 
 
 def choose_pre(tokenizer: Mapping[str, Any], *, ignore_merges: bool, family: str) -> PreName:
@@ -77,21 +78,29 @@ def choose_pre(tokenizer: Mapping[str, Any], *, ignore_merges: bool, family: str
 
 def read_splitting(tokenizer: Mapping[str, Any]) -> Splitting:
     """The normaliser and pre-tokenizer of a `tokenizer.json` as split expressions."""
-    for normalizer in _flatten(tokenizer.get("normalizer"), "normalizers"):
+    for normalizer in flatten(tokenizer.get("normalizer"), "normalizers"):
         # llama.cpp normalises nothing before BPE; published text is NFC already
         if normalizer.get("type") != "NFC":
-            raise _UnknownStepError(f"normalizer {_brief(normalizer)}")
+            raise _UnknownStepError(f"normalizer {brief(normalizer)}")
     steps: list[str] = []
     byte_level = False
-    for entry in _flatten(tokenizer.get("pre_tokenizer"), "pretokenizers"):
+    for entry in flatten(tokenizer.get("pre_tokenizer"), "pretokenizers"):
         step, is_bytes = _read_step(entry)
         steps += [step] if step else []
         byte_level |= is_bytes
     return Splitting(tuple(steps), byte_level)
 
 
-def _flatten(entry: Any, key: str) -> list[Mapping[str, Any]]:
-    """A step, or the steps of a (nested) Sequence; none for null."""
+def flatten(entry: Any, key: str) -> list[Mapping[str, Any]]:
+    """A step, or the steps of a (nested) Sequence; none for null.
+
+    Args:
+        entry: a `normalizer` or a `pre_tokenizer`.
+        key: the member that lists a Sequence's steps.
+
+    Raises:
+        TokenizerError: no object, or more than `_MAX_STEPS` steps.
+    """
     flat: list[Mapping[str, Any]] = []
     pending = [entry]
     while pending:
@@ -99,13 +108,13 @@ def _flatten(entry: Any, key: str) -> list[Mapping[str, Any]]:
         if current is None:
             continue
         if not isinstance(current, Mapping):
-            raise _UnknownStepError(repr(current))
+            raise TokenizerError(f"tokenizer.json: expected {key} to be objects, got {str(current)[:80]!r}")
         if current.get("type") == "Sequence" and isinstance(current.get(key), list):
             pending = current[key] + pending
         else:
             flat.append(current)
         if len(pending) + len(flat) > _MAX_STEPS:
-            raise _UnknownStepError(f"a sequence of more than {_MAX_STEPS} steps")
+            raise TokenizerError(f"tokenizer.json: expected at most {_MAX_STEPS} {key}, got more")
     return flat
 
 
@@ -118,22 +127,23 @@ def _read_step(entry: Mapping[str, Any]) -> tuple[str, bool]:
         return (r"\p{N}" if entry.get("individual_digits") else r"\p{N}+"), False
     if kind == "Split":
         return _read_split(entry), False
-    raise _UnknownStepError(_brief(entry))
+    raise _UnknownStepError(brief(entry))
 
 
 def _read_split(entry: Mapping[str, Any]) -> str:
     pattern = entry.get("pattern")
     expression = pattern.get("Regex") if isinstance(pattern, Mapping) else None
     if not isinstance(expression, str):
-        raise _UnknownStepError(_brief(entry))
+        raise _UnknownStepError(brief(entry))
     behavior = (entry.get("behavior"), entry.get("invert") is True)
     # keeping only the matches is the same as isolating them when every character is in one
     if behavior != ("Isolated", False) and not (behavior == ("Removed", True) and expression.endswith(r"|\s+")):
-        raise _UnknownStepError(_brief(entry))
+        raise _UnknownStepError(brief(entry))
     return canonical_expression(expression)
 
 
-def _brief(entry: Mapping[str, Any]) -> str:
+def brief(entry: Mapping[str, Any]) -> str:
+    """A step in one short line, for messages."""
     text = ", ".join(f"{key}={value!r}" for key, value in entry.items() if key != "type")
     return f"{entry.get('type')}({text})"[:400]
 

@@ -1,11 +1,11 @@
-"""SentencePiece vocabularies from `tokenizer.model`, as llama.cpp's `llama` tokenizer wants them."""
+"""SentencePiece vocabularies from the model file: BPE as llama.cpp's `llama`, unigram as its `t5`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from edgepack.export.tokenizer.bpe import merge_added
-from edgepack.export.tokenizer.sentencepiece_model import BPE, SentencePieceModel, read_sentencepiece
+from edgepack.export.tokenizer.sentencepiece_model import UNIGRAM, SentencePieceModel, read_sentencepiece
 from edgepack.export.tokenizer.tokens import (
     ADDED_SCORE,
     PAD_SCORE,
@@ -15,25 +15,28 @@ from edgepack.export.tokenizer.tokens import (
     table_metadata,
     vocabulary_size,
 )
+from edgepack.export.tokenizer.unigram import unigram_metadata
 
-from edgepack.errors import TokenizerError
 from edgepack.gguf.types import Value, boolean, string
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgepack.export.tokenizer.files import TokenizerFiles
 
-FILE_NAME = "tokenizer.model"
+FILE_NAMES = ("tokenizer.model", "spiece.model")
+"""Where models keep the file; T5 has the second."""
 
 
-def read_sentencepiece_vocabulary(files: TokenizerFiles) -> dict[str, Value]:
-    """The keys of a `llama` vocabulary from the folder's `tokenizer.model`.
+def read_sentencepiece_vocabulary(files: TokenizerFiles, path: Path) -> dict[str, Value]:
+    """The keys of a vocabulary from a SentencePiece model file.
 
     Raises:
         TokenizerError: a file that cannot be read, or a model that llama.cpp would encode with differently.
     """
-    model = read_sentencepiece(files.folder / FILE_NAME)
-    if model.model_type != BPE:
-        raise TokenizerError(f"{FILE_NAME}: expected a BPE model, got unigram")
+    model = read_sentencepiece(path)
+    if model.model_type == UNIGRAM:
+        return unigram_metadata(files, model)
     tokens = merge_added(dict(enumerate(map(_as_token, model.pieces))), files.added, ADDED_SCORE)
     table = fill_table(tokens, vocabulary_size(files.config, max(tokens)), PAD_SCORE)
     return {

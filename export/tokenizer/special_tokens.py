@@ -93,9 +93,9 @@ def _end_of_turn(files: TokenizerFiles, ids: Mapping[str, int], tokens: Sequence
     others = [i for i in ends if i != ids.get("eos")]
     message = [i for i in others if tokens[i] == _END_OF_MESSAGE]
     turn = [i for i in others if i not in message]
-    found = {"eom": message[0]} if message else {}
-    if turn:
-        found["eot"] = turn[0]
+    found = dict(zip(("eot", "eom"), turn[:2], strict=False))
+    if message:
+        found["eom"] = message[0]
     return {role: i for role, i in found.items() if role not in ids}
 
 

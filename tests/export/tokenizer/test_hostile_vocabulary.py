@@ -79,9 +79,9 @@ def test_the_untouched_vocabulary_is_read(tmp_path):
         (_with("added_tokens", [{"id": 4, "content": "a"}]), "distinct"),
         (_with("added_tokens", [{"id": 6, "content": "x"}]), "below vocab_size"),
         (_with("pre_tokenizer", None), "no split at all"),
-        (_with("pre_tokenizer", 7), "--pre NAME"),
+        (_with("pre_tokenizer", 7), "got '7'"),
         (_with("pre_tokenizer", {"type": "Split", "pattern": {"String": " "}, "behavior": "Isolated"}), "--pre NAME"),
-        (_with("pre_tokenizer", {"type": "Sequence", "pretokenizers": [BPE["pre_tokenizer"]] * 40}), "more than 32"),
+        (_with("pre_tokenizer", {"type": "Sequence", "pretokenizers": [BPE["pre_tokenizer"]] * 40}), "at most 32"),
         (_with("normalizer", {"type": "Lowercase"}), "Lowercase"),
     ],
 )
@@ -106,7 +106,7 @@ def test_a_vocab_size_that_cannot_be_is_refused(tmp_path, size):
 
 
 def test_a_folder_without_a_tokenizer_says_what_it_looked_for(tmp_path):
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json or tokenizer\.model"):
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json, tokenizer\.model or vocab\.txt"):
         read_vocabulary(tmp_path, {})
 
 

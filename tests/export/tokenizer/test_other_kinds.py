@@ -1,0 +1,163 @@
+"""SentencePiece, unigram and WordPiece vocabularies, each trained here: ids equal their own library's."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import sentencepiece
+from edgepack.export.tokenizer.sentencepiece_model import parse_sentencepiece
+from edgepack.export.tokenizer.vocabulary import read_vocabulary
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from edgepack.errors import TokenizerError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BYTE_TOKENS = [f"<0x{value:02X}>" for value in range(256)]
+
+
+def train_sentencepiece(text: str, **options) -> bytes:
+    stream = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.split("\n") * 4),
+        model_writer=stream,
+        vocab_size=options.pop("vocab_size", 600),
+        character_coverage=0.99,
+        minloglevel=2,
+        num_threads=1,
+        **options,
+    )
+    return stream.getvalue()
+
+
+def llama_style_model(text: str, **options) -> bytes:
+    return train_sentencepiece(
+        text,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        **options,
+    )
+
+
+def as_merge_list(model: bytes) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges as transformers derives them: every pair of pieces that makes a piece, best first."""
+    pieces = parse_sentencepiece(model).pieces
+    vocab = {piece.text: index for index, piece in enumerate(pieces)}
+    merges = []
+    for piece in sorted(pieces, key=lambda piece: -piece.score):
+        splits = [(piece.text[:at], piece.text[at:]) for at in range(1, len(piece.text))]
+        merges += sorted(
+            (pair for pair in splits if pair[0] in vocab and pair[1] in vocab),
+            key=lambda pair: (vocab[pair[0]], vocab[pair[1]]),
+        )
+    return vocab, merges
+
+
+def check_ids(llama, text: str, expected: list[int]) -> None:
+    assert llama.tokenize(text.encode(), add_bos=False) == expected
+
+
+def write_escaped(folder: Path, vocab, merges, *, prefix: bool) -> Tokenizer:
+    """A tokenizer.json as Llama 2 and Phi-3 (with a prefix) or Gemma (without) publish it."""
+    model = models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    tokenizer = Tokenizer(model)
+    spaces = normalizers.Replace(" ", "▁")
+    if prefix:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
+    else:
+        tokenizer.normalizer = spaces
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer
+
+
+@pytest.mark.parametrize("dummy_prefix", [True, False], ids=["llama-2", "gemma"])
+def test_sentencepiece_bpe_ids_equal_the_library(dummy_prefix, tmp_path, load_vocabulary, nasty):
+    model = llama_style_model(nasty, add_dummy_prefix=dummy_prefix)
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    llama = load_vocabulary(read_vocabulary(tmp_path, {"vocab_size": 640}))
+    check_ids(llama, nasty, sentencepiece.SentencePieceProcessor(model_proto=model).encode(nasty))
+
+
+@pytest.mark.parametrize("prefix", [True, False], ids=["phi-3", "gemma-3"])
+def test_escaped_bpe_from_tokenizer_json_alone_equals_hugging_face(prefix, tmp_path, load_vocabulary, nasty):
+    tokenizer = write_escaped(tmp_path, *as_merge_list(llama_style_model(nasty)), prefix=prefix)
+    metadata = read_vocabulary(tmp_path, {"vocab_size": 640})
+    assert metadata["tokenizer.ggml.model"].value == "llama"
+    check_ids(load_vocabulary(metadata), nasty, tokenizer.encode(nasty, add_special_tokens=False).ids)
+
+
+def test_merges_that_scores_cannot_say_are_followed_as_a_list(tmp_path, load_vocabulary, nasty):
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[^▁]+|▁+"), "isolated")
+    trainer = trainers.BpeTrainer(vocab_size=800, special_tokens=["<unk>", *BYTE_TOKENS], show_progress=False)
+    tokenizer.train_from_iterator([line for line in nasty.split("\n") for _ in range(3)], trainer)
+    content = json.loads(tokenizer.to_str())
+    merges = [tuple(pair) for pair in content["model"]["merges"]]
+    tokenizer = write_escaped(tmp_path, content["model"]["vocab"], merges, prefix=False)
+    metadata = read_vocabulary(tmp_path, {})
+    assert metadata["tokenizer.ggml.model"].value == "gemma4"
+    check_ids(load_vocabulary(metadata), nasty, tokenizer.encode(nasty, add_special_tokens=False).ids)
+    write_escaped(tmp_path, content["model"]["vocab"], merges, prefix=True)
+    with pytest.raises(TokenizerError, match="cannot follow these merges"):
+        read_vocabulary(tmp_path, {})
+
+
+def test_unigram_model_file_ids_equal_sentencepiece(tmp_path, load_vocabulary, nasty):
+    model = train_sentencepiece(nasty, model_type="unigram", vocab_size=230)
+    (tmp_path / "spiece.model").write_bytes(model)
+    metadata = read_vocabulary(tmp_path, {})
+    assert metadata["tokenizer.ggml.model"].value == "t5"
+    check_ids(load_vocabulary(metadata), nasty, sentencepiece.SentencePieceProcessor(model_proto=model).encode(nasty))
+
+
+def test_unigram_with_byte_fallback_is_refused(tmp_path, nasty):
+    model = train_sentencepiece(nasty, model_type="unigram", byte_fallback=True, vocab_size=480)
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    with pytest.raises(TokenizerError, match="byte fall-back"):
+        read_vocabulary(tmp_path, {})
+
+
+def test_unigram_tokenizer_json_ids_equal_hugging_face(tmp_path, load_vocabulary, nasty):
+    parsed = parse_sentencepiece(train_sentencepiece(nasty, model_type="unigram", vocab_size=230))
+    tokenizer = Tokenizer(models.Unigram([(piece.text, piece.score) for piece in parsed.pieces], 0, False))
+    tokenizer.normalizer = normalizers.Precompiled(parsed.charsmap)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    llama = load_vocabulary(read_vocabulary(tmp_path, {}))
+    check_ids(llama, nasty, tokenizer.encode(nasty, add_special_tokens=False).ids)
+
+
+@pytest.mark.parametrize("lowercase", [True, False], ids=["uncased", "cased"])
+@pytest.mark.parametrize("source", ["tokenizer.json", "vocab.txt"])
+def test_wordpiece_ids_equal_hugging_face(lowercase, source, tmp_path, load_vocabulary, nasty):
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=420, special_tokens=specials, show_progress=False)
+    tokenizer.train_from_iterator([nasty] * 3, trainer)
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = {f"{text.strip('[]').lower()}_token": text for text in specials}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**names, "do_lower_case": lowercase}))
+    if source == "tokenizer.json":
+        tokenizer.save(str(tmp_path / source))
+    else:
+        by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        (tmp_path / source).write_text("".join(f"{text}\n" for text, _ in by_id), encoding="utf-8")
+    llama = load_vocabulary(read_vocabulary(tmp_path, {}))
+    lines = [*nasty.split("\n"), "unbelievably unseen words 𐍈 zzzz"]
+    if lowercase:  # llama.cpp's decomposition leaves Hangul whole and drops vowel signs with the accents
+        lines = [line for line in lines if "한국어" not in line]
+    for line in [*lines, "\n".join(lines)]:
+        assert llama.tokenize(line.encode(), add_bos=True, special=False) == tokenizer.encode(line).ids
