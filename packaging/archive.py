@@ -1,0 +1,403 @@
+"""An archive opened for reading: its index validated, any member, tensor or range read without the rest.
+
+Whoever opens one has a structure that holds together; the bytes of each chunk are checked when they are read.
+Writing is left to `pack`, restoring whole files to `unpack`, checking everything to `verify`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import zstandard
+from edgepack.packaging import chunks, index
+from edgepack.packaging import format as archive_format
+from edgepack.packaging.format import FOOTER_BYTES, HEADER_BYTES, Role, unseal
+from edgepack.packaging.member_names import check_member_name
+from edgepack.packaging.merkle import merkle_root
+from edgepack.packaging.parallel import ordered_map
+from edgepack.packaging.streams import StreamDecoder
+
+from edgepack.errors import ArchiveError, IntegrityError, UsageError
+from edgepack.gguf.reader import GGUFHeader, parse_header
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+MAX_MEMBER_IN_MEMORY = 256 << 20
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Where a chunk stands.
+
+    Attributes:
+        number: in the archive, from 0.
+        offset: of its record in the file.
+        record_bytes: length of the record.
+        start: of its raw bytes in the member.
+        raw_bytes: how many they are.
+        stored: digest at the end of the record.
+        plain: SHA-256 of the raw bytes.
+        where: names it in messages.
+    """
+
+    number: int
+    offset: int
+    record_bytes: int
+    start: int
+    raw_bytes: int
+    stored: bytes
+    plain: bytes
+    where: str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A contiguous range of a member: a tensor (with a name) and the padding behind it, or a piece without a name.
+
+    Attributes:
+        entry: its row in the index: layout, name, SHA-256.
+        start: of its bytes in the member.
+        first_chunk: number of its first chunk in the archive.
+    """
+
+    entry: index.SegmentEntry
+    start: int
+    first_chunk: int
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in the archive.
+
+    Attributes:
+        name: a relative path that stays inside its folder.
+        role_number: what it is for, as stored.
+        bytes: its length.
+        sha256: of its bytes, in hexadecimal.
+        record_offset: of its record in the archive.
+        segments: in order; they fill it.
+    """
+
+    name: str
+    role_number: int
+    bytes: int
+    sha256: str
+    record_offset: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def role(self) -> Role:
+        """What it is for."""
+        return Role.of(self.role_number)
+
+    @property
+    def n_chunks(self) -> int:
+        """Chunks in all."""
+        return sum(segment.entry.n_chunks for segment in self.segments)
+
+    @property
+    def first_chunk(self) -> int:
+        """Number of its first chunk in the archive; 0 for an empty member."""
+        return self.segments[0].first_chunk if self.segments else 0
+
+
+class Archive:
+    """A validated archive; use it as a context manager. Reading is thread-safe.
+
+    Attributes:
+        path: the file.
+        version: (major, minor) of the format.
+        index: all tables.
+        signatures: (public key, signature) pairs; not checked here.
+        members: in file order; the first is the model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = _open_file(path)
+        try:
+            self.version, self.content_bytes, self.footer = self._read_ends()
+            self.index, self.index_record = self._read_index()
+            self.signatures = archive_format.decode_signatures(
+                self.read_at(self.footer.index_offset + self.footer.index_bytes, self.footer.signature_bytes)
+            )
+            self.members = self._place_members()
+        except (ArchiveError, IntegrityError) as error:
+            self.close()
+            raise type(error)(f"'{path}': {error}") from None
+        except BaseException:
+            self.close()
+            raise
+        self._decoder = StreamDecoder(_LazyDictionaries(self))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; nothing can be read afterwards."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """`size` bytes of the file from `offset`.
+
+        Raises:
+            ArchiveError: the file ends before.
+        """
+        block = os.pread(self._descriptor, size, offset)
+        while len(block) < size:
+            more = os.pread(self._descriptor, size - len(block), offset + len(block))
+            if not more:
+                raise ArchiveError(f"expected {size} bytes at {offset}, file ends after {len(block)}")
+            block += more
+        return block
+
+    def _read_ends(self) -> tuple[tuple[int, int], int, archive_format.Footer]:
+        size = os.fstat(self._descriptor).st_size
+        version, content_bytes = archive_format.decode_header(self.read_at(0, min(size, HEADER_BYTES)))
+        if size < HEADER_BYTES + FOOTER_BYTES:
+            raise ArchiveError(f"expected at least {HEADER_BYTES + FOOTER_BYTES} bytes, got {size}: it is truncated")
+        return (
+            version,
+            content_bytes,
+            archive_format.decode_footer(self.read_at(size - FOOTER_BYTES, FOOTER_BYTES), size),
+        )
+
+    def _read_index(self) -> tuple[index.Index, bytes]:
+        offset, size = self.footer.index_offset, self.footer.index_bytes
+        head = archive_format.RECORD_HEAD.size + index.INDEX_HEAD.size
+        index.check_index_size(self.read_at(offset, min(size, head)), size, offset)
+        record = self.read_at(offset, size)
+        result = index.decode_index(record, offset)
+        header = self.read_at(0, HEADER_BYTES)
+        if result.header_digest != header[-archive_format.DIGEST_BYTES :]:
+            raise ArchiveError("index: it belongs to another header")
+        if merkle_root(index.merkle_leaves(result.segments, result.chunks)) != result.merkle_root:
+            raise ArchiveError("index: the Merkle root differs from its leaves")
+        return result, record
+
+    def _place_members(self) -> tuple[Member, ...]:
+        total = sum(member.n_bytes for member in self.index.members)
+        if total != self.content_bytes or not self.index.members:
+            raise ArchiveError(f"header: expected {self.content_bytes} bytes of members, the index has {total}")
+        segments, members, chunk = iter(self.index.segments), [], 0
+        offset = HEADER_BYTES + sum(dictionary.record_bytes for dictionary in self.index.dictionaries)
+        ends = np.concatenate([[0], np.cumsum(self.index.chunks["record_bytes"], dtype=np.int64)])
+        overhead = 0
+        for entry in self.index.members:
+            check_member_name(entry.name)
+            placed, start, first = [], 0, chunk
+            for segment in (next(segments) for _ in range(entry.n_segments)):
+                placed.append(Segment(segment, start, chunk))
+                start += segment.n_bytes
+                chunk += segment.n_chunks
+            record_offset = offset + overhead + int(ends[first])
+            overhead += archive_format.MEMBER_OVERHEAD + len(archive_format.encode_name(entry.name))
+            members.append(
+                Member(entry.name, entry.role, entry.n_bytes, entry.sha256.hex(), record_offset, tuple(placed))
+            )
+        return tuple(members)
+
+    @property
+    def main(self) -> Member:
+        """The model: the first member that is a GGUF.
+
+        Raises:
+            ArchiveError: there is none.
+        """
+        for member in self.members:
+            if member.role is Role.GGUF:
+                return member
+        raise ArchiveError(f"'{self.path}': no member is a GGUF")
+
+    def member(self, name: str) -> Member:
+        """The member called `name`.
+
+        Raises:
+            UsageError: there is none; the text lists those that are.
+        """
+        for member in self.members:
+            if member.name == name:
+                return member
+        raise UsageError(f"'{self.path}': no member '{name}'; there are {', '.join(m.name for m in self.members)}")
+
+    @cached_property
+    def _record_ends(self) -> NDArray[np.int64]:
+        """End of chunk i relative to the first chunk of the archive, member records left out."""
+        return np.cumsum(self.index.chunks["record_bytes"], dtype=np.int64)
+
+    def chunks(self, member: Member, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
+        """The chunks of a member that hold any of its bytes [start, stop)."""
+        stop = member.bytes if stop is None else stop
+        if not member.segments:
+            return
+        table, first = self.index.chunks, member.first_chunk
+        before = int(self._record_ends[first - 1]) if first else 0
+        base = member.record_offset + archive_format.MEMBER_OVERHEAD + len(archive_format.encode_name(member.name))
+        for segment in member.segments:
+            if segment.start + segment.entry.n_bytes <= start or segment.start >= stop:
+                continue
+            raw_start = segment.start
+            for number in range(segment.first_chunk, segment.first_chunk + segment.entry.n_chunks):
+                row = table[number]
+                record_bytes, raw_bytes = int(row["record_bytes"]), int(row["raw_bytes"])
+                if raw_start < stop and raw_start + raw_bytes > start:
+                    offset = base + int(self._record_ends[number]) - record_bytes - before
+                    what = f"tensor '{segment.entry.name}'" if segment.entry.name else "no tensor"
+                    where = f"'{member.name}': chunk {number} (bytes {raw_start} to {raw_start + raw_bytes}, {what})"
+                    stored, plain = row["stored"].tobytes(), row["plain"].tobytes()
+                    yield Chunk(number, offset, record_bytes, raw_start, raw_bytes, stored, plain, where)
+                raw_start += raw_bytes
+
+    def read_record(self, chunk: Chunk) -> bytes:
+        """The record of a chunk, whole.
+
+        Raises:
+            IntegrityError: its digest is not the index's.
+        """
+        record = self.read_at(chunk.offset, chunk.record_bytes)
+        if record[-archive_format.DIGEST_BYTES :] != chunk.stored:
+            raise archive_format.damaged(chunk.where, len(record))
+        return record
+
+    def read_chunk(self, chunk: Chunk) -> NDArray[np.uint8]:
+        """The raw bytes of a chunk; its record's digest is checked.
+
+        Raises:
+            IntegrityError: the record is damaged.
+            ArchiveError: the record is hostile.
+        """
+        raw = chunks.decode(self.read_record(chunk), self._decoder, chunk.where)
+        if len(raw) != chunk.raw_bytes:
+            raise ArchiveError(f"{chunk.where}: expected {chunk.raw_bytes} bytes, its record has {len(raw)}")
+        return raw
+
+    def iterate(
+        self, member: Member, start: int = 0, stop: int | None = None, threads: int | None = None
+    ) -> Iterator[tuple[Chunk, NDArray[np.uint8]]]:
+        """(chunk, raw bytes) of every chunk that holds any of bytes [start, stop), decoded on several threads."""
+        return ordered_map(lambda chunk: (chunk, self.read_chunk(chunk)), self.chunks(member, start, stop), threads)
+
+    def read_range(self, member: Member, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a member; only the chunks that hold them are read.
+
+        Raises:
+            UsageError: the range leaves the member or is too long for memory.
+            IntegrityError: a chunk is damaged.
+        """
+        if not 0 <= start <= stop <= member.bytes or stop - start > MAX_MEMBER_IN_MEMORY:
+            raise UsageError(f"'{member.name}': expected a range inside {member.bytes} bytes, got {start} to {stop}")
+        target = bytearray(stop - start)
+        for chunk, raw in self.iterate(member, start, stop):
+            low, high = max(start, chunk.start), min(stop, chunk.start + chunk.raw_bytes)
+            target[low - start : high - start] = raw[low - chunk.start : high - chunk.start].tobytes()
+        return bytes(target)
+
+    def read_member(self, name: str) -> bytes:
+        """A whole small member: a licence, a chat template."""
+        member = self.member(name)
+        return self.read_range(member, 0, member.bytes)
+
+    def tensor(self, name: str, member: Member | None = None) -> Segment:
+        """Where tensor `name` stands.
+
+        Raises:
+            UsageError: there is no such tensor.
+        """
+        member = self.main if member is None else member
+        for segment in member.segments:
+            if segment.entry.name == name and name:
+                return segment
+        raise UsageError(f"'{member.name}': no tensor '{name}'")
+
+    def read_tensor(self, name: str, member: Member | None = None) -> bytes:
+        """The bytes of a tensor as the GGUF holds them, without padding; its SHA-256 is checked."""
+        member = self.main if member is None else member
+        segment = self.tensor(name, member)
+        content = self.read_range(member, segment.start, segment.start + segment.entry.tensor_bytes)
+        if archive_format.sha256(content) != segment.entry.sha256:
+            raise archive_format.damaged(f"tensor '{name}'", len(content))
+        return content
+
+    def gguf_header(self, member: Member | None = None) -> GGUFHeader:
+        """The header of a GGUF member: metadata and tensor table, read without its tensors."""
+        member = self.main if member is None else member
+        end = next((segment.start for segment in member.segments if segment.entry.name), member.bytes)
+        return parse_header(self.read_range(member, 0, end), self.path / member.name, member.bytes)
+
+
+class _LazyDictionaries:
+    """Dictionaries of an archive, read when first needed."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self._places = {entry.id: (offset, entry) for offset, entry in dictionary_places(archive.index)}
+
+    def __getitem__(self, identifier: int) -> zstandard.ZstdCompressionDict:
+        return zstandard.ZstdCompressionDict(read_dictionary(self._archive, *self._places[identifier]))
+
+
+def dictionary_places(tables: index.Index) -> Iterator[tuple[int, index.DictionaryEntry]]:
+    """(offset in the file, entry) of every dictionary."""
+    offset = HEADER_BYTES
+    for entry in tables.dictionaries:
+        yield offset, entry
+        offset += entry.record_bytes
+
+
+def read_dictionary(archive: Archive, offset: int, entry: index.DictionaryEntry) -> bytes:
+    """The content of a dictionary record.
+
+    Raises:
+        IntegrityError: the record is damaged or is not the index's.
+    """
+    record = archive.read_at(offset, entry.record_bytes)
+    where = f"dictionary {entry.id}"
+    body = unseal(record, where)
+    expected = archive_format.encode_dictionary_head(entry.id, entry.kind, entry.record_bytes)
+    if record[-archive_format.DIGEST_BYTES :] != entry.digest or body[: len(expected)] != expected:
+        raise archive_format.damaged(where, len(record))
+    return bytes(body[len(expected) :])
+
+
+def _open_file(path: Path) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise ArchiveError(f"'{path}': cannot be read: {error.strerror}") from error
+    if path.is_dir():
+        os.close(descriptor)
+        raise ArchiveError(f"'{path}': expected an archive, got a folder")
+    return descriptor
+
+
+def open_archive(path: Path) -> Archive:
+    """Open and validate the archive at `path`.
+
+    Raises:
+        ArchiveError: not an archive, truncated, hostile, or made by a newer edgepack.
+        IntegrityError: header, index or footer are damaged.
+    """
+    return Archive(path)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the file begins as an archive does."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(archive_format.MAGIC)) == archive_format.MAGIC
+    except OSError:
+        return False

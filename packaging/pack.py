@@ -1,0 +1,207 @@
+"""Writes an archive in one pass: header, dictionaries, chunks as they are compressed, index, footer.
+
+The stream is only written to, never sought, so it may be a pipe. How bytes look is left to `format`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from edgepack.packaging import chunks, index
+from edgepack.packaging import format as archive_format
+from edgepack.packaging.merkle import merkle_root
+from edgepack.packaging.parallel import ordered_map
+from edgepack.packaging.segments import MemberPlan, Segment, plan_member
+from edgepack.packaging.streams import DEFAULT_LEVEL, StreamEncoder
+
+from edgepack.atomic_file import atomic_output
+from edgepack.errors import UsageError
+from edgepack.progress import Progress, silent
+from edgepack.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from edgepack.packaging.chunks import EncodedChunk
+
+STANDARD_STREAM = Path("-")
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """What packing gave.
+
+    Attributes:
+        output: the archive; `-` for standard output.
+        bytes: length of the archive.
+        original_bytes: of all members.
+        sha256: of the first member, the GGUF, in hexadecimal.
+        seconds: wall time.
+    """
+
+    output: Path
+    bytes: int
+    original_bytes: int
+    sha256: str
+    seconds: float
+
+
+def pack_archive(
+    gguf: Path,
+    out: Path,
+    *,
+    level: int = DEFAULT_LEVEL,
+    include: Sequence[Path] = (),
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> PackResult:
+    """Pack a GGUF, and other files beside it, into one archive.
+
+    Args:
+        gguf: the model.
+        out: the archive; `-` writes to standard output.
+        level: zstd level of what is searched for repeats.
+        include: further members, stored under their own names.
+        threads: workers; None for one a core.
+        progress: told of bytes read.
+
+    Raises:
+        GGUFError: `gguf` is not a whole GGUF.
+        UsageError: a file is not there, a name occurs twice, the output folder is absent.
+        ResourceError: the disk is full.
+    """
+    started = time.perf_counter()
+    members = [plan_member(gguf, main=True), *(plan_member(path) for path in include)]
+    names = [member.name for member in members]
+    if len(set(names)) != len(names):
+        raise UsageError(f"members need names of their own, got {', '.join(names)}")
+    original_bytes = sum(member.bytes for member in members)
+    with _open_output(out) as stream:
+        writer = ArchiveWriter(stream, original_bytes, StreamEncoder(level), threads)
+        with progress("packing", original_bytes) as advance:
+            for member in members:
+                writer.add_member(member, advance)
+        writer.finish({"level": level, "producer": f"edgepack {__version__}"})
+    sha256 = writer.members[0].sha256.hex()
+    return PackResult(out, writer.written, original_bytes, sha256, time.perf_counter() - started)
+
+
+def _open_output(out: Path) -> AbstractContextManager[BinaryIO]:
+    return nullcontext(sys.stdout.buffer) if out == STANDARD_STREAM else atomic_output(out)
+
+
+@dataclass
+class _Tally:
+    streams: int = 0
+    plain: int = 0
+    stored: int = 0
+    without: int = 0
+
+
+@dataclass
+class ArchiveWriter:
+    """A state machine: members one after the other with `add_member`, then `finish`.
+
+    Attributes:
+        stream: where bytes go; only written to.
+        content_bytes: of all members that will be added.
+        encoder: compresses streams.
+        threads: workers; None for one a core.
+        written: bytes so far.
+        members: entries of what was added.
+    """
+
+    stream: BinaryIO
+    content_bytes: int
+    encoder: StreamEncoder
+    threads: int | None = None
+    written: int = 0
+    members: list[index.MemberEntry] = field(default_factory=list)
+    _segments: list[index.SegmentEntry] = field(default_factory=list)
+    _chunks: list[tuple[int, int, bytes, bytes]] = field(default_factory=list)
+    _tallies: dict[tuple[int, int], _Tally] = field(default_factory=dict)
+    _header_digest: bytes = b""
+
+    def __post_init__(self) -> None:
+        header = archive_format.encode_header(self.content_bytes)
+        self._header_digest = header[-archive_format.DIGEST_BYTES :]
+        self._write(header)
+
+    def _write(self, block: bytes) -> None:
+        self.stream.write(block)
+        self.written += len(block)
+
+    def add_member(self, member: MemberPlan, advance: Callable[[int], object]) -> None:
+        """Read, compress and write a file.
+
+        Raises:
+            UsageError: the file changed its length while it was read.
+        """
+        self._write(archive_format.encode_member(member.role, member.name, member.bytes))
+        whole = hashlib.sha256()
+        with member.path.open("rb") as source:
+            pieces = ((segment, start, size) for segment in member.segments for start, size in segment.chunks())
+            encoded = ordered_map(partial(self._encode_piece, source.fileno(), member.path), pieces, self.threads)
+            for segment in member.segments:
+                self._add_segment(segment, encoded, whole, advance)
+        digest = whole.digest()
+        self.members.append(index.MemberEntry(member.role, member.name, len(member.segments), member.bytes, digest))
+
+    def _encode_piece(self, descriptor: int, path: Path, piece: tuple[Segment, int, int]) -> EncodedChunk:
+        segment, start, size = piece
+        raw = os.pread(descriptor, size, start)
+        if len(raw) != size:
+            raise UsageError(f"'{path}': expected {size} bytes at {start}, got {len(raw)}: it changed while being read")
+        return chunks.encode(raw, segment.layout, self.encoder)
+
+    def _add_segment(
+        self, segment: Segment, encoded: Iterator[EncodedChunk], whole: Any, advance: Callable[[int], object]
+    ) -> None:
+        tensor, left, count = hashlib.sha256(), segment.tensor_bytes, 0
+        for _ in segment.chunks():
+            chunk = next(encoded)
+            whole.update(chunk.raw)
+            tensor.update(memoryview(chunk.raw)[:left])
+            left -= min(left, len(chunk.raw))
+            count += 1
+            self._add_chunk(chunk)
+            advance(len(chunk.raw))
+        entry = index.SegmentEntry(
+            segment.layout.id, segment.name, count, segment.bytes, segment.tensor_bytes, tensor.digest()
+        )
+        self._segments.append(entry)
+
+    def _add_chunk(self, chunk: EncodedChunk) -> None:
+        self._write(chunk.record)
+        self._chunks.append((len(chunk.record), len(chunk.raw), chunk.stored, chunk.plain))
+        for entry, without in chunk.streams:
+            tally = self._tallies.setdefault((entry.kind, entry.dictionary), _Tally())
+            tally.streams += 1
+            tally.plain += entry.plain_bytes
+            tally.stored += entry.stored_bytes
+            tally.without += without
+
+    def finish(self, attributes: dict[str, Any]) -> None:
+        """Write index and footer; the stream stays open."""
+        table = np.array(self._chunks, dtype=index.CHUNK_DTYPE)
+        totals = tuple(
+            index.StreamTotal(kind, dictionary, t.streams, t.plain, t.stored, t.without)
+            for (kind, dictionary), t in sorted(self._tallies.items())
+        )
+        root = merkle_root(index.merkle_leaves(self._segments, table))
+        record = index.Index(
+            self._header_digest, root, (), tuple(self.members), tuple(self._segments), table, totals, attributes
+        ).encode()
+        footer = archive_format.Footer(self.written, len(record), 0)
+        self._write(record)
+        self._write(footer.encode())
+        self.stream.flush()

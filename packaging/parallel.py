@@ -1,0 +1,45 @@
+"""Runs a function over many pieces on several threads and gives the results in order, memory bounded."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+
+def default_threads() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ordered_map(
+    function: Callable[[Piece], Result], pieces: Iterable[Piece], threads: int | None = None
+) -> Iterator[Result]:
+    """`function` of every piece, in order; numpy, hashlib and zstd release the interpreter while they work.
+
+    Args:
+        function: called on worker threads.
+        pieces: taken as they are needed, at most 2 × threads + 1 ahead of what the caller has consumed.
+        threads: workers; None for one a core.
+    """
+    workers = threads or default_threads()
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for piece in pieces:
+                waiting.append(pool.submit(function, piece))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,46 @@
+"""`edgepack pack`: a GGUF into one archive; the work is `edgepack.packaging.pack`'s."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.errors import UsageError
+
+
+@click.command("pack")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The archive [FILE.edgepack]; - for a pipe.")
+@click.option("--level", type=click.IntRange(1, 19), default=10, show_default=True, help="zstd level.")
+@click.option("--include", multiple=True, type=click.Path(path_type=Path), help="Another file to put in; repeatable.")
+@click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
+@json_option
+def command(
+    file: Path, output: Path | None, level: int, include: tuple[Path, ...], threads: int | None, as_json: bool
+) -> None:
+    """Pack FILE (a GGUF) into one verified archive that restores bit for bit."""
+    from edgepack.packaging.pack import STANDARD_STREAM, pack_archive
+    from edgepack.quantities import format_duration, format_size
+
+    output = file.with_suffix(".edgepack") if output is None else output
+    if as_json and output == STANDARD_STREAM:
+        raise UsageError("--json and -o - both want standard output")
+    result = pack_archive(file, output, level=level, include=include, threads=threads, progress=terminal_progress)
+    if as_json:
+        print_json(
+            {
+                "output": str(result.output),
+                "bytes": result.bytes,
+                "original_bytes": result.original_bytes,
+                "sha256": result.sha256,
+                "seconds": result.seconds,
+            }
+        )
+        return
+    share = 100 * result.bytes / result.original_bytes
+    note(
+        f"{output}: {format_size(result.bytes)}, {share:.1f} % of {format_size(result.original_bytes)}, "
+        f"in {format_duration(result.seconds)}"
+    )

@@ -1,0 +1,40 @@
+"""`edgepack unpack`: the GGUF out of an archive; the work is `edgepack.packaging.unpack`'s."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgepack.cli.output import json_option, note, print_json, terminal_progress
+
+
+@click.command("unpack")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file to write [the member's name].")
+@click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
+@json_option
+def command(file: Path, output: Path | None, threads: int | None, as_json: bool) -> None:
+    """Restore the GGUF of the archive FILE, verified while it is written; an interrupted run is continued."""
+    from edgepack.packaging.archive import open_archive
+    from edgepack.packaging.unpack import unpack_archive
+    from edgepack.quantities import format_duration, format_size
+
+    if output is None:
+        with open_archive(file) as archive:
+            output = file.parent / Path(archive.main.name).name
+    result = unpack_archive(file, output, threads=threads, progress=terminal_progress)
+    if as_json:
+        print_json(
+            {
+                "output": str(result.output),
+                "bytes": result.bytes,
+                "original_bytes": result.bytes,
+                "sha256": result.sha256,
+                "seconds": result.seconds,
+                "kept_bytes": result.kept_bytes,
+            }
+        )
+        return
+    kept = f", {format_size(result.kept_bytes)} of it kept from before" if result.kept_bytes else ""
+    note(f"{output}: {format_size(result.bytes)}{kept}, verified, in {format_duration(result.seconds)}")
