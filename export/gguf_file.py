@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from edgepack.export.interrupted import plan_digest, resumable_output, tensors_on_disk
+from edgepack.export.plan import shard_path
 from edgepack.quant.codecs.ggml import quantize_rows, valid_rows
 
-from edgepack.atomic_file import atomic_output
 from edgepack.errors import NumericError
 from edgepack.gguf.writer import GGUFWriter
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -86,7 +87,7 @@ def chunks(tensor: PlannedTensor) -> Iterator[Chunk]:
             yield Chunk(tensor, start, min(start + step, end))
 
 
-def encoded_chunks(plan: ExportPlan, threads: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def encoded_chunks(tensors: Sequence[PlannedTensor], threads: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """(tensor name, bytes) of every chunk in file order, computed ahead by `threads` threads.
 
     The thread count does not change the bytes: ggml quantises each row by itself.
@@ -94,7 +95,7 @@ def encoded_chunks(plan: ExportPlan, threads: int) -> Iterator[tuple[str, NDArra
     window: deque[tuple[str, Future[NDArray[np.uint8]]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="quantise") as pool:
         try:
-            for tensor in plan.tensors:
+            for tensor in tensors:
                 for chunk in chunks(tensor):
                     window.append((tensor.info.name, pool.submit(chunk.encode)))
                     if len(window) > 2 * threads:
@@ -108,7 +109,9 @@ def encoded_chunks(plan: ExportPlan, threads: int) -> Iterator[tuple[str, NDArra
                 future.cancel()
 
 
-def write_gguf(plan: ExportPlan, path: Path, *, threads: int | None = None, progress: Progress = silent) -> int:
+def write_gguf(
+    plan: ExportPlan, path: Path, *, threads: int | None = None, progress: Progress = silent, resume: bool = False
+) -> int:
     """Write `plan` to `path`, which appears only when it is whole.
 
     Args:
@@ -116,6 +119,8 @@ def write_gguf(plan: ExportPlan, path: Path, *, threads: int | None = None, prog
         path: the final name.
         threads: that quantise; as many as processors when None.
         progress: told the bytes written.
+        resume: go on after the tensors that an interrupted export of the same plan has left; the bytes are
+            the same as without interruption.
 
     Returns:
         The file's length in bytes.
@@ -125,13 +130,51 @@ def write_gguf(plan: ExportPlan, path: Path, *, threads: int | None = None, prog
         ResourceError: the disk is or becomes too small.
         CheckpointError: the source changed while it was read.
     """
-    with atomic_output(path, plan.total_bytes) as stream:
+    digest = plan_digest(plan)
+    done = tensors_on_disk(path, digest) if resume else 0
+    kept = plan.layout.length_after(done) if done else 0
+    with resumable_output(path, digest, plan.total_bytes, kept) as (stream, journal):
         writer = GGUFWriter(stream, plan.metadata, plan.infos)
-        writer.write_header()
-        total = sum(info.nbytes for info in plan.infos)
-        with progress("export", total) as advance:
-            for name, blocks in encoded_chunks(plan, threads or default_threads()):
+        if done:
+            writer.resume_after(done)
+        else:
+            writer.write_header()
+        with progress("export", sum(info.nbytes for info in plan.infos)) as advance:
+            advance(sum(info.nbytes for info in plan.infos[:done]))
+            for name, blocks in encoded_chunks(plan.tensors[done:], threads or default_threads()):
                 writer.write(name, blocks.data)
                 advance(blocks.nbytes)
+                journal.note(writer.tensors_written, writer.length_after(writer.tensors_written))
         writer.close()
-        return writer.total_bytes
+    return plan.total_bytes
+
+
+def write_shards(
+    shards: Sequence[ExportPlan],
+    path: Path,
+    *,
+    threads: int | None = None,
+    progress: Progress = silent,
+    resume: bool = False,
+) -> list[Path]:
+    """Write one file, or several named `NAME-00001-of-0000N.gguf`; gives their paths. Raises as `write_gguf`.
+
+    With `resume`, shards that an interrupted run has finished are kept.
+    """
+    if len(shards) == 1:
+        write_gguf(shards[0], path, threads=threads, progress=progress, resume=resume)
+        return [path]
+    paths = [shard_path(path, number, len(shards)) for number in range(len(shards))]
+    for shard, name in zip(shards, paths, strict=True):
+        if not (resume and _holds(name, shard)):
+            write_gguf(shard, name, threads=threads, progress=progress, resume=resume)
+    return paths
+
+
+def _holds(path: Path, plan: ExportPlan) -> bool:
+    """Whether `path` is a finished file of `plan`, as far as its header and length say."""
+    header = plan.layout.header
+    if not path.is_file() or path.stat().st_size != plan.total_bytes:
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(header)) == header

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from edgepack.model import Checkpoint
 
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
+
 
 @dataclass(frozen=True)
 class MappedModel:
@@ -36,12 +38,14 @@ class MappedModel:
         metadata: every key but `general.file_type` and `general.quantization_version`.
         tensors: GGUF name → rows.
         facts: what the choice of types asks.
+        sources: the files that weights come from.
     """
 
     label: str
     metadata: Mapping[str, Value]
     tensors: Mapping[str, Rows]
     facts: ModelFacts
+    sources: tuple[Path, ...] = ()
 
     @property
     def n_parameters(self) -> int:
@@ -69,7 +73,8 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
     metadata = {"general.architecture": string(family.name)} | metadata | family.metadata(config)
     metadata |= read_vocabulary(checkpoint.path, checkpoint.config, pre=pre)
     facts = ModelFacts(family.name, config.n_layers, config.n_heads, config.n_kv_heads, config.n_experts)
-    return MappedModel(str(checkpoint.path), metadata, tensors, facts)
+    sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))
+    return MappedModel(str(checkpoint.path), metadata, tensors, facts, sources)
 
 
 def _size(tensors: Mapping[str, Rows], n_experts: int) -> Size:

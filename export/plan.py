@@ -5,7 +5,7 @@ Writing it is left to `export.gguf_file`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
 from math import prod
@@ -21,19 +21,18 @@ from edgepack.quant.type_choice import (
 )
 
 from edgepack.errors import CalibrationError
-from edgepack.gguf.types import GGMLType, TensorInfo, u32
+from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType, u32
 from edgepack.gguf.writer import GGUFWriter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     import numpy as np
     from edgepack.export.mapped_model import MappedModel
     from edgepack.export.rows import Rows
     from edgepack.quant.targets import Target
     from numpy.typing import NDArray
-
-    from edgepack.gguf.types import Value
 
     Importance = Mapping[str, NDArray[np.float32]]
 
@@ -64,12 +63,14 @@ class ExportPlan:
         target: the file type.
         metadata: every key, in file order.
         tensors: in file order.
+        sources: the files that weights come from; an interrupted export goes on only while they are unchanged.
     """
 
     label: str
     target: Target
     metadata: Mapping[str, Value]
     tensors: tuple[PlannedTensor, ...]
+    sources: tuple[Path, ...] = ()
 
     @property
     def infos(self) -> list[TensorInfo]:
@@ -77,9 +78,14 @@ class ExportPlan:
         return [tensor.info for tensor in self.tensors]
 
     @cached_property
+    def layout(self) -> GGUFWriter:
+        """The file's header and lengths, computed as for writing; nothing is written through it."""
+        return GGUFWriter(BytesIO(), self.metadata, self.infos)
+
+    @property
     def total_bytes(self) -> int:
         """Exact length of the file."""
-        return GGUFWriter(BytesIO(), self.metadata, self.infos).total_bytes
+        return self.layout.total_bytes
 
     @property
     def source_bytes(self) -> int:
@@ -122,7 +128,40 @@ def plan_export(model: MappedModel, target: Target, options: PlanOptions = PlanO
     metadata = dict(model.metadata)
     metadata["general.quantization_version"] = u32(_QUANTIZATION_VERSION)
     metadata["general.file_type"] = u32(target.file_type)
-    return ExportPlan(model.label, target, metadata, tensors)
+    return ExportPlan(model.label, target, metadata, tensors, model.sources)
+
+
+def split_plan(plan: ExportPlan, shard_bytes: int) -> list[ExportPlan]:
+    """The plan in shards of at most `shard_bytes` of tensor data each, as llama.cpp's `gguf-split` makes them.
+
+    All metadata is in the first; each names its number, their count and the tensors in all. A tensor larger
+    than `shard_bytes` gets a shard of its own.
+    """
+    groups: list[list[PlannedTensor]] = [[]]
+    held = 0
+    for tensor in plan.tensors:
+        if groups[-1] and held + tensor.info.nbytes > shard_bytes:
+            groups.append([])
+            held = 0
+        groups[-1].append(tensor)
+        held += tensor.info.nbytes
+    if len(groups) == 1:
+        return [plan]
+    shards = []
+    for number, group in enumerate(groups):
+        split = {
+            "split.no": Value(ValueType.UINT16, number),
+            "split.count": Value(ValueType.UINT16, len(groups)),
+            "split.tensors.count": Value(ValueType.INT32, len(plan.tensors)),
+        }
+        metadata = (dict(plan.metadata) if number == 0 else {}) | split
+        shards.append(replace(plan, metadata=metadata, tensors=tuple(group)))
+    return shards
+
+
+def shard_path(path: Path, number: int, count: int) -> Path:
+    """`x.gguf` → `x-00001-of-00003.gguf`; `number` counts from 0 (`llama_split_path`)."""
+    return path.with_name(f"{path.stem}-{number + 1:05d}-of-{count:05d}{path.suffix}")
 
 
 def _check_importance(

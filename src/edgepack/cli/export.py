@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import SIZE, json_option, note, print_json, terminal_progress
 from edgepack.errors import UsageError
 from edgepack.quantities import format_duration, format_size
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 @click.option("--embedding-type", metavar="TYPE", help="Type of token_embd.weight.")
 @click.option("--pure", is_flag=True, help="Every matrix gets the target's own type: no mixture.")
 @click.option("--dry-run", is_flag=True, help="Print the plan, exact to the byte; write nothing.")
+@click.option("--shard-size", type=SIZE, help="Split into files of at most this size, as gguf-split does.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted export of the same plan.")
 @click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
 @json_option
 def command(
@@ -42,15 +44,17 @@ def command(
     embedding_type: str | None,
     pure: bool,
     dry_run: bool,
+    shard_size: int | None,
+    resume: bool,
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Turn MODEL, a Hugging Face folder, into a GGUF in one pass."""
     from edgepack.atomic_file import check_output
-    from edgepack.export.gguf_file import write_gguf
+    from edgepack.export.gguf_file import write_shards
     from edgepack.export.mapped_model import open_model
     from edgepack.export.naming import file_name
-    from edgepack.export.plan import PlanOptions, plan_export
+    from edgepack.export.plan import PlanOptions, plan_export, split_plan
     from edgepack.quant.targets import find_target
 
     started = time.monotonic()
@@ -59,8 +63,9 @@ def command(
     plan = plan_export(open_model(model, pre=pre), chosen, PlanOptions(overrides))
     path = output or Path(file_name(plan.metadata, chosen.label))
     check_output(path, None if dry_run else plan.total_bytes)
+    shards = split_plan(plan, shard_size) if shard_size else [plan]
     if not dry_run:
-        write_gguf(plan, path, threads=threads, progress=terminal_progress)
+        write_shards(shards, path, threads=threads, progress=terminal_progress, resume=resume)
     seconds = time.monotonic() - started
     if as_json:
         print_json(_result(plan, path, seconds))

@@ -92,7 +92,7 @@ class GGUFWriter:
     @property
     def total_bytes(self) -> int:
         """Exact length of the finished file."""
-        return len(self._header) + sum(t.nbytes + padding(t.nbytes, self._alignment) for t in self.tensors)
+        return self.length_after(len(self.tensors))
 
     @property
     def data_start(self) -> int:
@@ -105,6 +105,29 @@ class GGUFWriter:
             raise GGUFError("GGUF writer: the header is already written")
         self._stream.write(self._header)
         self._next = 0
+
+    def resume_after(self, count: int) -> int:
+        """Take the header and the first `count` tensors as written; gives the length that the stream must have."""
+        if self._next != -1:
+            raise GGUFError("GGUF writer: writing has begun already")
+        if not 0 <= count <= len(self.tensors):
+            raise GGUFError(f"GGUF writer: expected at most {len(self.tensors)} tensors, got {count}")
+        self._next = count
+        return self.length_after(count)
+
+    def length_after(self, count: int) -> int:
+        """Length of the file when `count` tensors and their padding are written."""
+        return len(self._header) + sum(t.nbytes + padding(t.nbytes, self._alignment) for t in self.tensors[:count])
+
+    @property
+    def header(self) -> bytes:
+        """Everything before the data section."""
+        return self._header
+
+    @property
+    def tensors_written(self) -> int:
+        """Whole tensors so far."""
+        return max(self._next, 0)
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Append bytes to tensor `name`, which must be the one that is due.
