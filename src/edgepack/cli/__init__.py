@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "unpack": ("unpack", "the GGUF out of an archive, bit for bit"),
     "verify": ("verify", "every byte of an archive against its digests"),
     "inspect": ("inspect", "what an archive holds"),
+    "validate": ("validate", "How faithfully a file says what its original says."),
     "run": ("run", "one completion, or a chat with the model"),
 }
 

@@ -1,0 +1,113 @@
+"""A validation as the JSON object that scripts read and as the lines that people read; it measures nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from edgepack.edge.agreement_statistics import QUANTILES
+from edgepack.edge.validate import perplexity_ratio
+
+if TYPE_CHECKING:
+    from edgepack.edge.agreement_statistics import AgreementStatistics, ClusteredMean
+    from edgepack.edge.scorer import Chunking
+    from edgepack.edge.validate import Gates, Validation
+
+
+def as_json(validation: Validation, gates: Gates, chunking: Chunking) -> dict[str, Any]:
+    """The validation's part of `edgepack validate --json`; numbers that are not finite become null."""
+    statistics = validation.statistics
+    results = validation.gate_results(gates)
+    return finite(
+        {
+            "candidate": validation.candidate,
+            "passed": all(result.passed for result in results),
+            "gates": [asdict(result) for result in results],
+            **figures(statistics),
+            "ctx": chunking.ctx,
+            "stride": chunking.stride,
+            "chunks": validation.chunks,
+            "tokens_differ": asdict(validation.tokens_differ) if validation.tokens_differ else None,
+            "first_clear_difference": asdict(validation.first_clear) if validation.first_clear else None,
+            "seconds": validation.seconds,
+            "tokens_per_second": statistics.tokens / validation.seconds if validation.seconds else None,
+        }
+    )
+
+
+def figures(statistics: AgreementStatistics) -> dict[str, Any]:
+    """Every figure of a text, as plain numbers."""
+    ratio, ratio_interval = perplexity_ratio(statistics)
+    return {
+        "tokens": statistics.tokens,
+        "top1_agreement": statistics.agreement.mean,
+        "top1_interval": list(statistics.agreement.share_interval()),
+        "top5_agreement": statistics.top5.mean,
+        "top5_interval": list(statistics.top5.share_interval()),
+        "mean_kl": statistics.divergence.mean,
+        "mean_kl_interval": list(statistics.divergence.interval()),
+        "kl_quantiles": {f"{q:g}": statistics.histogram.quantile(q) for q in QUANTILES},
+        "max_kl": statistics.histogram.maximum,
+        "infinite_kl_tokens": statistics.histogram.infinite,
+        "perplexity": {
+            "reference": _exp(statistics.reference_loss),
+            "candidate": _exp(statistics.candidate_loss),
+            "ratio": ratio,
+            "ratio_interval": list(ratio_interval),
+            "correlation": statistics.losses.correlation,
+        },
+        "probability_change": {
+            "mean": statistics.probability_change.mean,
+            "rms": math.sqrt(statistics.squared_change.mean) if statistics.tokens else math.nan,
+        },
+        "flips": {"lost": statistics.lost, "gained": statistics.gained},
+    }
+
+
+def finite(value: dict[str, Any]) -> dict[str, Any]:
+    """`value` with every number that JSON cannot hold replaced by None, at any depth."""
+    return {key: clean(item) for key, item in value.items()}
+
+
+def clean(value: Any) -> Any:
+    """As `finite`, for any value."""
+    if isinstance(value, dict):
+        return finite(value)
+    if isinstance(value, (list, tuple)):
+        return [clean(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def as_lines(validation: Validation) -> list[str]:
+    """The figures as lines for a terminal."""
+    statistics = validation.statistics
+    low, high = statistics.agreement.share_interval()
+    ratio, (ratio_low, ratio_high) = perplexity_ratio(statistics)
+    quantiles = "  ".join(f"{100 * q:g} % {statistics.histogram.quantile(q):.3g}" for q in QUANTILES)
+    rms = math.sqrt(statistics.squared_change.mean)
+    perplexities = f"{_exp(statistics.candidate_loss):.4g}, reference {_exp(statistics.reference_loss):.4g}"
+    largest = statistics.histogram.maximum
+    return [
+        f"top-1 agreement   {percent(statistics.agreement.mean)}   95 % interval {percent(low)} to {percent(high)}",
+        f"top-5 agreement   {percent(statistics.top5.mean)}",
+        f"mean KL           {statistics.divergence.mean:.3g} nats   {quantiles}   max {largest:.3g}",
+        f"perplexity        {perplexities}   ratio {ratio:.4f} ({ratio_low:.4f} to {ratio_high:.4f})",
+        f"Δp                mean {100 * statistics.probability_change.mean:+.3f} %   RMS {100 * rms:.2f} %",
+        f"flips             {statistics.lost} right answers lost, {statistics.gained} gained",
+    ]
+
+
+def percent(share: float) -> str:
+    """A share with as many digits as tell it from 1: `95.24 %`, `99.996 %`."""
+    digits = 2 if share < 0.999 else 3
+    return f"{100 * share:.{digits}f} %"
+
+
+def _exp(loss: ClusteredMean) -> float:
+    try:
+        return math.exp(loss.mean)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,187 @@
+"""Opens reference, candidates and text for a validation and runs it: what `edgepack validate` and its like share.
+
+Measuring is left to `edge`, printing to `cli`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from edgepack.edge.scorer import Chunking
+from edgepack.edge.validate import Gates, Validation, validate
+from edgepack.errors import DependencyError, UsageError
+from edgepack.progress import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from edgepack.edge.scorer import Scorer
+    from edgepack.progress import Progress
+
+SAMPLED_SEQUENCES, SAMPLED_LENGTH = 96, 512
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How text is scored.
+
+    Attributes:
+        ctx: chunk length; None finds the longest that the reference makes use of, at most 512.
+        stride: a sliding window of this step; None is llama.cpp's way.
+        max_chunks: not more chunks than this; None is all.
+        threads: cores in all, shared by the two sides; 0 is every core.
+        kv_type: of llama.cpp's cache; `f32` measures the file alone.
+        n_gpu_layers: llama.cpp's layers on the GPU.
+    """
+
+    ctx: int | None = None
+    stride: int | None = None
+    max_chunks: int | None = None
+    threads: int = 0
+    kv_type: str = "f32"
+    n_gpu_layers: int = 0
+
+    @property
+    def longest(self) -> int:
+        """The longest chunk that may come."""
+        from edgepack.edge.validate_context import LONGEST
+
+        return self.ctx or LONGEST
+
+    def shares(self) -> tuple[int, int]:
+        """Threads of the reference and of the candidates, which run at the same time."""
+        cores = self.threads or len(os.sched_getaffinity(0))
+        return max(1, cores // 2), max(1, cores - cores // 2)
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is scored.
+
+    Attributes:
+        text: itself.
+        origin: a file's name, or how it was made.
+    """
+
+    text: str
+    origin: str
+
+    @property
+    def sha256(self) -> str:
+        """Digest of its UTF-8 bytes, hexadecimal."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class FidelityRun:
+    """What a run gives.
+
+    Attributes:
+        validations: one a candidate.
+        chunking: as it was used.
+        text: what was scored.
+        reference: label of the reference.
+    """
+
+    validations: list[Validation]
+    chunking: Chunking
+    text: Text
+    reference: str
+
+
+def read_text(path: Path) -> Text:
+    """The text of a UTF-8 file; raises UsageError when it is not one."""
+    try:
+        return Text(path.read_text(encoding="utf-8"), path.name)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: expected UTF-8 text, byte {error.start} is not") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def open_reference(path: Path, options: ScoringOptions) -> Scorer:
+    """The scorer of a Hugging Face folder (torch, float32) or of a GGUF (llama.cpp).
+
+    Raises:
+        DependencyError: torch or transformers is not installed.
+        UsageError: there is no such file or folder.
+    """
+    if path.is_file():
+        return open_candidate(path, options, options.shares()[0])
+    if not path.is_dir():
+        raise UsageError(f"reference '{path}': no such file or folder")
+    try:
+        from edgepack.edge.scorer_torch import TorchScorer
+    except ModuleNotFoundError as error:
+        raise DependencyError(
+            f"the reference runs in torch: '{error.name}' is not installed, use pip install 'edgepack[compress]'"
+        ) from None
+    return TorchScorer(path, threads=options.shares()[0])
+
+
+def open_candidate(path: Path, options: ScoringOptions, threads: int | None = None) -> Scorer:
+    """The scorer of a GGUF; raises UsageError when there is no such file."""
+    from edgepack.edge.scorer_gguf import GGUFScorer
+
+    if not path.is_file():
+        raise UsageError(f"candidate '{path}': no such file")
+    share = options.shares()[1] if threads is None else threads
+    return GGUFScorer(path, options.longest, threads=share, n_gpu_layers=options.n_gpu_layers, kv_type=options.kv_type)
+
+
+def sample_text(reference: Scorer) -> Text:
+    """Text that the reference writes itself: what is scored when none is given. Needs no network.
+
+    Raises:
+        UsageError: the reference cannot write.
+    """
+    sample = getattr(reference, "sample", None)
+    if sample is None:
+        raise UsageError("text: give some with --text, this reference cannot write its own")
+    length = min(SAMPLED_LENGTH, reference.context_limit)
+    return Text(sample(SAMPLED_SEQUENCES, length), f"{SAMPLED_SEQUENCES} samples of the reference, seed 0")
+
+
+def run_validation(
+    reference_path: Path,
+    candidate_paths: Sequence[Path],
+    text_path: Path | None,
+    options: ScoringOptions,
+    progress: Progress = silent,
+) -> FidelityRun:
+    """Open everything, score, close everything.
+
+    Raises:
+        EdgepackError: whatever opening or scoring finds wrong.
+    """
+    text = None if text_path is None else read_text(text_path)
+    opened: list[Scorer] = []
+    try:
+        candidates = [open_candidate(path, options) for path in candidate_paths]
+        opened += candidates
+        reference = open_reference(reference_path, options)
+        opened.append(reference)
+        text = text or sample_text(reference)
+        chunking = choose_chunking(reference, text.text, options)
+        found = validate(reference, candidates, text.text, chunking, progress)
+        return FidelityRun(found, chunking, text, reference.label)
+    finally:
+        for scorer in opened:
+            scorer.close()
+
+
+def choose_chunking(reference: Scorer, text: str, options: ScoringOptions) -> Chunking:
+    """The chunking that the options ask for; without a length, the longest that the reference makes use of."""
+    from edgepack.edge.validate_context import usable_context
+
+    chunking = Chunking(options.ctx or options.longest, options.stride, options.max_chunks)
+    if options.ctx is not None:
+        return chunking
+    return replace(chunking, ctx=usable_context(reference, reference.tokenizer.tokenize(text)))
+
+
+__all__ = ["FidelityRun", "Gates", "ScoringOptions", "Text", "run_validation"]
