@@ -7,17 +7,15 @@ Writing is left to `pack`, restoring whole files to `unpack`, checking everythin
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import zstandard
-from edgepack.packaging import chunks, index
+from edgepack.packaging import chunks, index, records
 from edgepack.packaging import format as archive_format
+from edgepack.packaging.contents import Chunk, Member, Segment, place_members
 from edgepack.packaging.format import FOOTER_BYTES, HEADER_BYTES, Role, unseal
-from edgepack.packaging.member_names import check_member_name
-from edgepack.packaging.merkle import merkle_root
 from edgepack.packaging.parallel import ordered_map
 from edgepack.packaging.streams import StreamDecoder
 
@@ -32,82 +30,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 MAX_MEMBER_IN_MEMORY = 256 << 20
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Where a chunk stands.
-
-    Attributes:
-        number: in the archive, from 0.
-        offset: of its record in the file.
-        record_bytes: length of the record.
-        start: of its raw bytes in the member.
-        raw_bytes: how many they are.
-        stored: digest at the end of the record.
-        plain: SHA-256 of the raw bytes.
-        where: names it in messages.
-    """
-
-    number: int
-    offset: int
-    record_bytes: int
-    start: int
-    raw_bytes: int
-    stored: bytes
-    plain: bytes
-    where: str
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A contiguous range of a member: a tensor (with a name) and the padding behind it, or a piece without a name.
-
-    Attributes:
-        entry: its row in the index: layout, name, SHA-256.
-        start: of its bytes in the member.
-        first_chunk: number of its first chunk in the archive.
-    """
-
-    entry: index.SegmentEntry
-    start: int
-    first_chunk: int
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file in the archive.
-
-    Attributes:
-        name: a relative path that stays inside its folder.
-        role_number: what it is for, as stored.
-        bytes: its length.
-        sha256: of its bytes, in hexadecimal.
-        record_offset: of its record in the archive.
-        segments: in order; they fill it.
-    """
-
-    name: str
-    role_number: int
-    bytes: int
-    sha256: str
-    record_offset: int
-    segments: tuple[Segment, ...]
-
-    @property
-    def role(self) -> Role:
-        """What it is for."""
-        return Role.of(self.role_number)
-
-    @property
-    def n_chunks(self) -> int:
-        """Chunks in all."""
-        return sum(segment.entry.n_chunks for segment in self.segments)
-
-    @property
-    def first_chunk(self) -> int:
-        """Number of its first chunk in the archive; 0 for an empty member."""
-        return self.segments[0].first_chunk if self.segments else 0
 
 
 class Archive:
@@ -127,7 +49,7 @@ class Archive:
         try:
             self.version, self.content_bytes, self.footer = self._read_ends()
             self.index, self.index_record = self._read_index()
-            self.signatures = archive_format.decode_signatures(
+            self.signatures = records.decode_signatures(
                 self.read_at(self.footer.index_offset + self.footer.index_bytes, self.footer.signature_bytes)
             )
             self.members = self._place_members()
@@ -178,38 +100,18 @@ class Archive:
 
     def _read_index(self) -> tuple[index.Index, bytes]:
         offset, size = self.footer.index_offset, self.footer.index_bytes
-        head = archive_format.RECORD_HEAD.size + index.INDEX_HEAD.size
+        head = archive_format.RECORD_HEAD.size + archive_format.INDEX_HEAD.size
         index.check_index_size(self.read_at(offset, min(size, head)), size, offset)
         record = self.read_at(offset, size)
         result = index.decode_index(record, offset)
-        header = self.read_at(0, HEADER_BYTES)
-        if result.header_digest != header[-archive_format.DIGEST_BYTES :]:
-            raise ArchiveError("index: it belongs to another header")
-        if merkle_root(index.merkle_leaves(result.segments, result.chunks)) != result.merkle_root:
-            raise ArchiveError("index: the Merkle root differs from its leaves")
+        index.check_roots(result, self.read_at(0, HEADER_BYTES)[-archive_format.DIGEST_BYTES :])
         return result, record
 
     def _place_members(self) -> tuple[Member, ...]:
         total = sum(member.n_bytes for member in self.index.members)
         if total != self.content_bytes or not self.index.members:
             raise ArchiveError(f"header: expected {self.content_bytes} bytes of members, the index has {total}")
-        segments, members, chunk = iter(self.index.segments), [], 0
-        offset = HEADER_BYTES + sum(dictionary.record_bytes for dictionary in self.index.dictionaries)
-        ends = np.concatenate([[0], np.cumsum(self.index.chunks["record_bytes"], dtype=np.int64)])
-        overhead = 0
-        for entry in self.index.members:
-            check_member_name(entry.name)
-            placed, start, first = [], 0, chunk
-            for segment in (next(segments) for _ in range(entry.n_segments)):
-                placed.append(Segment(segment, start, chunk))
-                start += segment.n_bytes
-                chunk += segment.n_chunks
-            record_offset = offset + overhead + int(ends[first])
-            overhead += archive_format.MEMBER_OVERHEAD + len(archive_format.encode_name(entry.name))
-            members.append(
-                Member(entry.name, entry.role, entry.n_bytes, entry.sha256.hex(), record_offset, tuple(placed))
-            )
-        return tuple(members)
+        return place_members(self.index)
 
     @property
     def main(self) -> Member:
@@ -367,7 +269,7 @@ def read_dictionary(archive: Archive, offset: int, entry: index.DictionaryEntry)
     record = archive.read_at(offset, entry.record_bytes)
     where = f"dictionary {entry.id}"
     body = unseal(record, where)
-    expected = archive_format.encode_dictionary_head(entry.id, entry.kind, entry.record_bytes)
+    expected = records.encode_dictionary_head(entry.id, entry.kind, entry.record_bytes)
     if record[-archive_format.DIGEST_BYTES :] != entry.digest or body[: len(expected)] != expected:
         raise archive_format.damaged(where, len(record))
     return bytes(body[len(expected) :])

@@ -6,15 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgepack.packaging import layouts, planes
-from edgepack.packaging.format import (
-    DIGEST_BYTES,
-    StreamEntry,
-    decode_chunk_head,
-    encode_chunk,
-    sha256,
-    unseal,
-)
+from edgepack.packaging.format import DIGEST_BYTES, sha256, unseal
 from edgepack.packaging.layouts import BYTES, LAYOUTS, TAIL, Layout, stream_kind
+from edgepack.packaging.records import StreamEntry, decode_chunk_head, encode_chunk
 
 from edgepack.errors import ArchiveError
 

@@ -34,6 +34,15 @@ CHUNK_HEAD = struct.Struct("<IHH")  # after RECORD_HEAD(type, 0, streams, …): 
 STREAM = struct.Struct("<HBBII")  # kind, codec, dictionary id (0: none), stored bytes, plain bytes
 SIGNATURE = struct.Struct("<32s64s")  # Ed25519 public key, signature
 
+# The index record: its head, its tables in this order, then names (members, segments) and attributes (JSON).
+# dictionaries, members, segments, chunks, totals, name bytes, attribute bytes, reserved; header digest, Merkle root
+INDEX_HEAD = struct.Struct("<8I32s32s")
+DICTIONARY_ENTRY = struct.Struct("<BBHI32s")  # id, reserved, kind, record bytes, digest of the record
+MEMBER_ENTRY = struct.Struct("<BBHIQ32s")  # role, reserved, name bytes, segments, content bytes, SHA-256
+SEGMENT_ENTRY = struct.Struct("<HHIQQ32s")  # layout, name bytes, chunks, bytes, tensor bytes, SHA-256 of the latter
+CHUNK_ENTRY = struct.Struct("<II32s32s")  # record bytes, raw bytes, digest of the record, SHA-256 of the raw bytes
+TOTAL_ENTRY = struct.Struct("<HBBIQQQ")  # kind, dictionary id, reserved, streams, plain, stored, without dictionary
+
 CHUNK_OVERHEAD = RECORD_HEAD.size + CHUNK_HEAD.size + DIGEST_BYTES
 MEMBER_OVERHEAD = RECORD_HEAD.size + MEMBER_HEAD.size + DIGEST_BYTES
 MAX_CHUNK_BYTES = 16 << 20  # raw; bounds the memory of a reader
@@ -77,36 +86,6 @@ class StreamCodec(IntEnum):
 
     STORED = 0
     ZSTD = 1
-
-
-@dataclass(frozen=True)
-class StreamEntry:
-    """One stream of a chunk: `kind` is layout id × 16 + plane number (15: the ragged tail)."""
-
-    kind: int
-    codec: int
-    dictionary: int
-    stored_bytes: int
-    plain_bytes: int
-
-
-@dataclass(frozen=True)
-class ChunkHead:
-    """The beginning of a chunk record; the streams' stored bytes follow in order."""
-
-    raw_bytes: int
-    layout: int
-    streams: tuple[StreamEntry, ...]
-
-    @property
-    def payload_start(self) -> int:
-        """Where the first stream begins in the record."""
-        return RECORD_HEAD.size + CHUNK_HEAD.size + len(self.streams) * STREAM.size
-
-    @property
-    def record_bytes(self) -> int:
-        """Length of the whole record."""
-        return self.payload_start + sum(stream.stored_bytes for stream in self.streams) + DIGEST_BYTES
 
 
 def sha256(*parts: bytes | bytearray | memoryview) -> bytes:
@@ -232,101 +211,3 @@ def decode_record_head(block: bytes | memoryview, where: str) -> tuple[RecordTyp
     if not RECORD_HEAD.size + DIGEST_BYTES <= record_bytes <= limit:
         raise ArchiveError(f"{where}: {kind.name.lower()} record of {record_bytes} bytes, the limit is {limit}")
     return kind, small, argument, record_bytes
-
-
-def encode_chunk(raw_bytes: int, layout: int, streams: list[tuple[StreamEntry, bytes]]) -> bytes:
-    """A whole chunk record.
-
-    Args:
-        raw_bytes: length of the restored piece.
-        layout: id from `layouts`.
-        streams: entries with their stored bytes, in the layout's order.
-    """
-    head = ChunkHead(raw_bytes, layout, tuple(entry for entry, _ in streams))
-    parts = [
-        RECORD_HEAD.pack(RecordType.CHUNK, 0, len(streams), head.record_bytes),
-        CHUNK_HEAD.pack(raw_bytes, layout, 0),
-    ]
-    parts += [STREAM.pack(e.kind, e.codec, e.dictionary, e.stored_bytes, e.plain_bytes) for e in head.streams]
-    return seal(*parts, *(stored for _, stored in streams))
-
-
-def decode_chunk_head(record: bytes | memoryview, where: str) -> ChunkHead:
-    """The head of a chunk record, its lengths checked against the record and the limits.
-
-    Raises:
-        ArchiveError: not a chunk, or lengths that contradict each other.
-    """
-    kind, _small, n_streams, record_bytes = decode_record_head(record, where)
-    if kind is not RecordType.CHUNK or record_bytes != len(record):
-        raise ArchiveError(f"{where}: expected a chunk of {len(record)} bytes, got {kind.name} of {record_bytes}")
-    if n_streams > MAX_STREAMS or CHUNK_OVERHEAD + n_streams * STREAM.size > len(record):
-        raise ArchiveError(f"{where}: {n_streams} streams do not fit into {len(record)} bytes")
-    raw_bytes, layout, _reserved = CHUNK_HEAD.unpack_from(record, RECORD_HEAD.size)
-    if not 0 < raw_bytes <= MAX_CHUNK_BYTES:
-        raise ArchiveError(f"{where}: expected 1 to {MAX_CHUNK_BYTES} raw bytes, got {raw_bytes}")
-    start = RECORD_HEAD.size + CHUNK_HEAD.size
-    table = memoryview(record)[start : start + n_streams * STREAM.size]
-    head = ChunkHead(raw_bytes, layout, tuple(StreamEntry(*fields) for fields in STREAM.iter_unpack(table)))
-    if head.record_bytes != len(record):
-        raise ArchiveError(f"{where}: streams of {head.record_bytes} bytes in a record of {len(record)}")
-    return head
-
-
-def encode_member(role: int, name: str, content_bytes: int) -> bytes:
-    """A whole member record: it precedes the chunks of the member."""
-    raw = encode_name(name)
-    size = RECORD_HEAD.size + MEMBER_HEAD.size + len(raw) + DIGEST_BYTES
-    return seal(RECORD_HEAD.pack(RecordType.MEMBER, role, len(raw), size), MEMBER_HEAD.pack(content_bytes), raw)
-
-
-def decode_member(record: bytes, where: str) -> tuple[int, str, int]:
-    """(role, name, content bytes) of a whole member record.
-
-    Raises:
-        ArchiveError: lengths that contradict each other.
-        IntegrityError: the record is damaged.
-    """
-    body = unseal(record, where)
-    _kind, role, name_bytes, _size = decode_record_head(body, where)
-    raw = bytes(body[RECORD_HEAD.size + MEMBER_HEAD.size :])
-    if len(body) < RECORD_HEAD.size + MEMBER_HEAD.size or len(raw) != name_bytes:
-        raise ArchiveError(f"{where}: expected a name of {name_bytes} bytes, got {len(raw)}")
-    return role, decode_name(raw), MEMBER_HEAD.unpack_from(body, RECORD_HEAD.size)[0]
-
-
-def encode_dictionary_head(identifier: int, kind: int, record_bytes: int) -> bytes:
-    """The head of a dictionary record; the dictionary follows."""
-    return RECORD_HEAD.pack(RecordType.DICTIONARY, identifier, kind, record_bytes)
-
-
-def encode_dictionary(identifier: int, kind: int, content: bytes) -> bytes:
-    """A whole dictionary record."""
-    size = RECORD_HEAD.size + len(content) + DIGEST_BYTES
-    return seal(encode_dictionary_head(identifier, kind, size), content)
-
-
-def encode_signatures(signatures: list[tuple[bytes, bytes]]) -> bytes:
-    """A whole signature record from (public key, signature) pairs; nothing when there are none."""
-    if not signatures:
-        return b""
-    size = RECORD_HEAD.size + len(signatures) * SIGNATURE.size + DIGEST_BYTES
-    head = RECORD_HEAD.pack(RecordType.SIGNATURES, 0, len(signatures), size)
-    return seal(head, *(SIGNATURE.pack(*pair) for pair in signatures))
-
-
-def decode_signatures(record: bytes) -> list[tuple[bytes, bytes]]:
-    """(public key, signature) pairs of a whole signature record; none for no bytes.
-
-    Raises:
-        ArchiveError: lengths that contradict each other.
-        IntegrityError: the record is damaged.
-    """
-    if not record:
-        return []
-    body = unseal(record, "signatures")
-    kind, _small, count, size = decode_record_head(body, "signatures")
-    table = body[RECORD_HEAD.size :]
-    if kind is not RecordType.SIGNATURES or size != len(record) or len(table) != count * SIGNATURE.size:
-        raise ArchiveError(f"signatures: expected {count} in {size} bytes, got {len(record)} bytes")
-    return [(key, signature) for key, signature in SIGNATURE.iter_unpack(table)]

@@ -6,43 +6,43 @@ It belongs to `format` (one table more of the same file) and checks counts and s
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from edgepack.packaging.format import (
+    CHUNK_ENTRY,
     CHUNK_OVERHEAD,
+    DICTIONARY_ENTRY,
     DIGEST_BYTES,
     HEADER_BYTES,
+    INDEX_HEAD,
     MAX_ATTRIBUTES_BYTES,
     MAX_CHUNK_BYTES,
     MAX_STREAMS,
+    MEMBER_ENTRY,
     MEMBER_OVERHEAD,
     RECORD_HEAD,
+    SEGMENT_ENTRY,
+    TOTAL_ENTRY,
     RecordType,
     decode_name,
     decode_record_head,
-    encode_member,
     encode_name,
     seal,
     unseal,
 )
+from edgepack.packaging.merkle import merkle_root
+from edgepack.packaging.records import encode_member
 
 from edgepack.errors import ArchiveError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from struct import Struct
 
     from numpy.typing import NDArray
 
-# dictionaries, members, segments, chunks, totals, name bytes, attribute bytes, reserved; header digest, Merkle root
-INDEX_HEAD = struct.Struct("<8I32s32s")
-DICTIONARY_ENTRY = struct.Struct("<BBHI32s")  # id, reserved, kind, record bytes, digest of the record
-MEMBER_ENTRY = struct.Struct("<BBHIQ32s")  # role, reserved, name bytes, segments, content bytes, SHA-256
-SEGMENT_ENTRY = struct.Struct("<HHIQQ32s")  # layout, name bytes, chunks, bytes, tensor bytes, SHA-256 of the latter
-CHUNK_ENTRY = struct.Struct("<II32s32s")  # record bytes, raw bytes, digest of the record, SHA-256 of the raw bytes
-TOTAL_ENTRY = struct.Struct("<HBBIQQQ")  # kind, dictionary id, reserved, streams, plain, stored, without dictionary
 CHUNK_DTYPE = np.dtype([("record_bytes", "<u4"), ("raw_bytes", "<u4"), ("stored", "V32"), ("plain", "V32")])
 
 
@@ -228,7 +228,7 @@ class _Cursor:
         self._position += count
         return self._view[self._position - count : self._position]
 
-    def rows(self, layout: struct.Struct, count: int) -> list[tuple[Any, ...]]:
+    def rows(self, layout: Struct, count: int) -> list[tuple[Any, ...]]:
         return list(layout.iter_unpack(self.take(count * layout.size)))
 
     def text(self, count: int) -> str:
@@ -285,6 +285,18 @@ def _check_members(index: Index) -> None:
         names.add(member.name)
     if first != len(index.segments) or len(names) != len(index.members):
         raise ArchiveError("index: segments that belong to no member, or a member name that occurs twice")
+
+
+def check_roots(index: Index, header_digest: bytes) -> None:
+    """Check that the index belongs to the header and that its Merkle root is that of its leaves.
+
+    Raises:
+        ArchiveError: either differs.
+    """
+    if index.header_digest != header_digest:
+        raise ArchiveError("index: it belongs to another header")
+    if merkle_root(merkle_leaves(index.segments, index.chunks)) != index.merkle_root:
+        raise ArchiveError("index: the Merkle root differs from its leaves")
 
 
 def merkle_leaves(segments: Sequence[SegmentEntry], chunks: NDArray[Any]) -> Iterator[bytes]:

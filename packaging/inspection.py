@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from edgepack.packaging.layouts import LAYOUTS, kind_name
 
 if TYPE_CHECKING:
-    from edgepack.packaging.archive import Archive, Member
+    from edgepack.packaging.archive import Archive
+    from edgepack.packaging.contents import Member
 
 
 def _stored_bytes(archive: Archive, member: Member) -> int:

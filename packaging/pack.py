@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from edgepack.packaging import chunks, index
+from edgepack.packaging import chunks, index, records
 from edgepack.packaging import format as archive_format
+from edgepack.packaging.dictionaries import Dictionary, encoder_dictionaries, train_dictionaries
 from edgepack.packaging.merkle import merkle_root
 from edgepack.packaging.parallel import ordered_map
 from edgepack.packaging.segments import MemberPlan, Segment, plan_member
@@ -60,6 +61,7 @@ def pack_archive(
     out: Path,
     *,
     level: int = DEFAULT_LEVEL,
+    dictionary: bool = True,
     include: Sequence[Path] = (),
     threads: int | None = None,
     progress: Progress = silent,
@@ -70,6 +72,7 @@ def pack_archive(
         gguf: the model.
         out: the archive; `-` writes to standard output.
         level: zstd level of what is searched for repeats.
+        dictionary: whether to train dictionaries for the stream kinds that gain from one.
         include: further members, stored under their own names.
         threads: workers; None for one a core.
         progress: told of bytes read.
@@ -86,7 +89,8 @@ def pack_archive(
         raise UsageError(f"members need names of their own, got {', '.join(names)}")
     original_bytes = sum(member.bytes for member in members)
     with _open_output(out) as stream:
-        writer = ArchiveWriter(stream, original_bytes, StreamEncoder(level), threads)
+        trained = train_dictionaries(members, level) if dictionary else ()
+        writer = ArchiveWriter(stream, original_bytes, level, trained, threads)
         with progress("packing", original_bytes) as advance:
             for member in members:
                 writer.add_member(member, advance)
@@ -114,7 +118,8 @@ class ArchiveWriter:
     Attributes:
         stream: where bytes go; only written to.
         content_bytes: of all members that will be added.
-        encoder: compresses streams.
+        level: zstd level.
+        dictionaries: written first, used by their stream kinds.
         threads: workers; None for one a core.
         written: bytes so far.
         members: entries of what was added.
@@ -122,7 +127,8 @@ class ArchiveWriter:
 
     stream: BinaryIO
     content_bytes: int
-    encoder: StreamEncoder
+    level: int = DEFAULT_LEVEL
+    dictionaries: tuple[Dictionary, ...] = ()
     threads: int | None = None
     written: int = 0
     members: list[index.MemberEntry] = field(default_factory=list)
@@ -135,6 +141,14 @@ class ArchiveWriter:
         header = archive_format.encode_header(self.content_bytes)
         self._header_digest = header[-archive_format.DIGEST_BYTES :]
         self._write(header)
+        self._encoder = StreamEncoder(self.level, encoder_dictionaries(self.dictionaries))
+        self._dictionary_entries = tuple(map(self._write_dictionary, self.dictionaries))
+
+    def _write_dictionary(self, dictionary: Dictionary) -> index.DictionaryEntry:
+        record = records.encode_dictionary(dictionary.id, dictionary.kind, dictionary.content)
+        self._write(record)
+        digest = record[-archive_format.DIGEST_BYTES :]
+        return index.DictionaryEntry(dictionary.id, dictionary.kind, len(record), digest)
 
     def _write(self, block: bytes) -> None:
         self.stream.write(block)
@@ -146,7 +160,7 @@ class ArchiveWriter:
         Raises:
             UsageError: the file changed its length while it was read.
         """
-        self._write(archive_format.encode_member(member.role, member.name, member.bytes))
+        self._write(records.encode_member(member.role, member.name, member.bytes))
         whole = hashlib.sha256()
         with member.path.open("rb") as source:
             pieces = ((segment, start, size) for segment in member.segments for start, size in segment.chunks())
@@ -161,7 +175,7 @@ class ArchiveWriter:
         raw = os.pread(descriptor, size, start)
         if len(raw) != size:
             raise UsageError(f"'{path}': expected {size} bytes at {start}, got {len(raw)}: it changed while being read")
-        return chunks.encode(raw, segment.layout, self.encoder)
+        return chunks.encode(raw, segment.layout, self._encoder)
 
     def _add_segment(
         self, segment: Segment, encoded: Iterator[EncodedChunk], whole: Any, advance: Callable[[int], object]
@@ -199,7 +213,14 @@ class ArchiveWriter:
         )
         root = merkle_root(index.merkle_leaves(self._segments, table))
         record = index.Index(
-            self._header_digest, root, (), tuple(self.members), tuple(self._segments), table, totals, attributes
+            self._header_digest,
+            root,
+            self._dictionary_entries,
+            tuple(self.members),
+            tuple(self._segments),
+            table,
+            totals,
+            attributes,
         ).encode()
         footer = archive_format.Footer(self.written, len(record), 0)
         self._write(record)

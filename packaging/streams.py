@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import zstandard
-from edgepack.packaging.format import StreamCodec, StreamEntry
+from edgepack.packaging.format import StreamCodec
+from edgepack.packaging.records import StreamEntry
 
 from edgepack.errors import ArchiveError
 

@@ -10,10 +10,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from edgepack.packaging.archive import Archive, Chunk, open_archive
+from edgepack.packaging.archive import Archive, open_archive
 from edgepack.packaging.format import sha256
 from edgepack.packaging.resumable_file import resumable_output
 
+from edgepack.atomic_file import atomic_output
 from edgepack.errors import IntegrityError
 from edgepack.progress import Progress, silent
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from edgepack.packaging.archive import Member
+    from edgepack.packaging.contents import Chunk, Member, Segment
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,26 @@ def unpack_archive(
         with resumable_output(out, chosen.bytes) as stream, progress("unpacking", chosen.bytes) as advance:
             kept = _restore(opened, chosen, stream, threads, advance)
     return UnpackResult(out, chosen.bytes, chosen.sha256, time.perf_counter() - started, kept)
+
+
+def extract_tensor(archive: Archive, name: str, out: Path) -> Segment:
+    """Write the bytes of one tensor of the model, as the GGUF holds them; only its chunks are read.
+
+    Raises:
+        UsageError: there is no such tensor, or the output folder is absent.
+        IntegrityError: bytes differ from their digest. No output appears.
+    """
+    segment = archive.tensor(name)
+    digest, left = hashlib.sha256(), segment.entry.tensor_bytes
+    with atomic_output(out, left) as stream:
+        for _chunk, raw in archive.iterate(archive.main, segment.start, segment.start + left):
+            content = raw[:left].data
+            stream.write(content)
+            digest.update(content)
+            left -= len(content)
+        if digest.digest() != segment.entry.sha256:
+            raise IntegrityError(f"tensor '{name}': SHA-256 of the restored bytes differs from the archive's")
+    return segment
 
 
 def _restore(

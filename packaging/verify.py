@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgepack.packaging import format as archive_format
-from edgepack.packaging.archive import Archive, Chunk, Member, Segment, dictionary_places, open_archive, read_dictionary
+from edgepack.packaging import records
+from edgepack.packaging.archive import Archive, dictionary_places, open_archive, read_dictionary
 from edgepack.packaging.format import sha256
 from edgepack.packaging.parallel import ordered_map
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from edgepack.packaging.contents import Chunk, Member, Segment
     from edgepack.packaging.index import DictionaryEntry
 
 
@@ -72,7 +74,7 @@ def _check_dictionary(archive: Archive, offset: int, entry: DictionaryEntry) -> 
 
 
 def _check_member_record(archive: Archive, member: Member) -> Iterator[Problem]:
-    expected = archive_format.encode_member(member.role_number, member.name, member.bytes)
+    expected = records.encode_member(member.role_number, member.name, member.bytes)
     if archive.read_at(member.record_offset, len(expected)) != expected:
         yield Problem(f"member '{member.name}'", "its record differs from the index")
 

@@ -22,6 +22,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "every byte of an archive against its digests"),
     "inspect": ("inspect", "what an archive holds"),
     "validate": ("validate", "How faithfully a file says what its original says."),
+    "extract": ("extract", "members or single tensors out of an archive"),
+    "keygen": ("keygen", "a key to sign archives with"),
+    "sign": ("sign", "a signature added to an archive"),
     "run": ("run", "one completion, or a chat with the model"),
 }
 

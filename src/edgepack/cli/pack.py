@@ -14,11 +14,18 @@ from edgepack.errors import UsageError
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The archive [FILE.edgepack]; - for a pipe.")
 @click.option("--level", type=click.IntRange(1, 19), default=10, show_default=True, help="zstd level.")
+@click.option("--no-dictionary", is_flag=True, help="Train no dictionaries.")
 @click.option("--include", multiple=True, type=click.Path(path_type=Path), help="Another file to put in; repeatable.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
 @json_option
 def command(
-    file: Path, output: Path | None, level: int, include: tuple[Path, ...], threads: int | None, as_json: bool
+    file: Path,
+    output: Path | None,
+    level: int,
+    no_dictionary: bool,
+    include: tuple[Path, ...],
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Pack FILE (a GGUF) into one verified archive that restores bit for bit."""
     from edgepack.packaging.pack import STANDARD_STREAM, pack_archive
@@ -27,7 +34,15 @@ def command(
     output = file.with_suffix(".edgepack") if output is None else output
     if as_json and output == STANDARD_STREAM:
         raise UsageError("--json and -o - both want standard output")
-    result = pack_archive(file, output, level=level, include=include, threads=threads, progress=terminal_progress)
+    result = pack_archive(
+        file,
+        output,
+        level=level,
+        dictionary=not no_dictionary,
+        include=include,
+        threads=threads,
+        progress=terminal_progress,
+    )
     if as_json:
         print_json(
             {

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
+
+if TYPE_CHECKING:
+    from edgepack.packaging.unpack import UnpackResult
+
+
+def _unpack(file: Path, output: Path | None, threads: int | None) -> UnpackResult:
+    from edgepack.packaging.archive import open_archive
+    from edgepack.packaging.stream_unpack import unpack_stream
+    from edgepack.packaging.unpack import unpack_archive
+
+    if file == Path("-"):
+        target = Path() if output is None else output
+        return unpack_stream(sys.stdin.buffer, target, threads=threads, progress=terminal_progress)
+    if output is None:
+        with open_archive(file) as archive:
+            output = file.parent / Path(archive.main.name).name
+    return unpack_archive(file, output, threads=threads, progress=terminal_progress)
 
 
 @click.command("unpack")
@@ -15,15 +34,10 @@ from edgepack.cli.output import json_option, note, print_json, terminal_progress
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
 @json_option
 def command(file: Path, output: Path | None, threads: int | None, as_json: bool) -> None:
-    """Restore the GGUF of the archive FILE, verified while it is written; an interrupted run is continued."""
-    from edgepack.packaging.archive import open_archive
-    from edgepack.packaging.unpack import unpack_archive
+    """Restore the GGUF of the archive FILE (- for a pipe), verified while written; continues an interrupted run."""
     from edgepack.quantities import format_duration, format_size
 
-    if output is None:
-        with open_archive(file) as archive:
-            output = file.parent / Path(archive.main.name).name
-    result = unpack_archive(file, output, threads=threads, progress=terminal_progress)
+    result = _unpack(file, output, threads)
     if as_json:
         print_json(
             {
@@ -37,4 +51,4 @@ def command(file: Path, output: Path | None, threads: int | None, as_json: bool)
         )
         return
     kept = f", {format_size(result.kept_bytes)} of it kept from before" if result.kept_bytes else ""
-    note(f"{output}: {format_size(result.bytes)}{kept}, verified, in {format_duration(result.seconds)}")
+    note(f"{result.output}: {format_size(result.bytes)}{kept}, verified, in {format_duration(result.seconds)}")

@@ -1,0 +1,25 @@
+"""`edgepack sign`: a signature added to an archive; the work is `edgepack.packaging.signing`'s."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgepack.cli.output import json_option, note, print_json
+
+
+@click.command("sign")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--key", required=True, type=click.Path(path_type=Path), help="The private key that keygen made.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The signed archive [in place].")
+@json_option
+def command(file: Path, key: Path, output: Path | None, as_json: bool) -> None:
+    """Sign the archive FILE; `edgepack verify --trusted KEY.pub` checks it."""
+    from edgepack.packaging.signing import sign_archive
+
+    public = sign_archive(file, key, output)
+    if as_json:
+        print_json({"output": str(output or file), "key": public})
+        return
+    note(f"{output or file}: signed by ed25519 {public}")
