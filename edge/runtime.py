@@ -111,6 +111,11 @@ class LoadedModel:
         return int(self._c.llama_model_n_embd_out(self._model))
 
     @property
+    def _window(self) -> int:
+        """Tokens that layers with sliding attention look back; 0 where there are none."""
+        return int(self._c.llama_model_n_swa(self._model))
+
+    @property
     def n_evaluated(self) -> int:
         """Tokens in the KV cache."""
         return len(self._evaluated)
@@ -254,7 +259,10 @@ class LoadedModel:
         if kept == len(self._evaluated):
             return kept
         memory = self._c.llama_get_memory(self._context)
-        if kept and self._c.llama_memory_seq_rm(memory, 0, kept, -1):
+        # Layers with a sliding window keep little more than the window: what lies behind `kept` may be gone.
+        behind = max(kept - self._window, 0) if self._window else kept
+        whole = self._c.llama_memory_seq_pos_min(memory, 0) <= behind
+        if kept and whole and self._c.llama_memory_seq_rm(memory, 0, kept, -1):
             self._evaluated = self._evaluated[:kept]
             return kept
         self.clear()

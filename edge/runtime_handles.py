@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.runtime_log import runtime_log
@@ -27,6 +28,7 @@ def open_model(path: Path, options: RuntimeOptions) -> tuple[Any, list[Any]]:
     """
     from llama_cpp import llama_cpp as c
 
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # should llama.cpp abort, one line is enough
     c.llama_backend_init()
     parameters = c.llama_model_default_params()
     parameters.n_gpu_layers = options.n_gpu_layers
@@ -94,5 +96,6 @@ def context_parameters(options: RuntimeOptions, threads: int) -> Any:
     parameters.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
     parameters.n_outputs_max = options.max_outputs
     parameters.embeddings = options.embeddings
+    parameters.swa_full = False  # a sliding layer keeps its window only; `runtime` knows what cannot be kept then
     parameters.no_perf = True
     return parameters

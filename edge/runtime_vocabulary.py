@@ -24,9 +24,12 @@ class Vocabulary:
         self.pointer = pointer
         self._buffer = ctypes.create_string_buffer(_PIECE_BYTES)
         self.size = int(c.llama_vocab_n_tokens(pointer))
+        self._has_text = c.llama_vocab_type(pointer) != c.LLAMA_VOCAB_TYPE_NONE  # else llama.cpp would abort below
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text`; see `LoadedModel.tokenize`."""
+        if not self._has_text:
+            raise ModelRuntimeError("the model has no vocabulary: it takes token ids only")
         raw = text.encode("utf-8", "surrogatepass")
         capacity = len(raw) + 16
         while True:
@@ -40,6 +43,8 @@ class Vocabulary:
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of one token, which may end inside a character; control tokens are empty unless `special`."""
+        if not self._has_text:
+            return b""
         count = self._c.llama_token_to_piece(self.pointer, token, self._buffer, len(self._buffer), 0, special)
         if count < 0:
             self._buffer = ctypes.create_string_buffer(-count)
@@ -48,11 +53,11 @@ class Vocabulary:
 
     def is_end(self, token: int) -> bool:
         """Whether `token` ends a turn or the text (EOS, EOT and their like)."""
-        return bool(self._c.llama_vocab_is_eog(self.pointer, token))
+        return self._has_text and bool(self._c.llama_vocab_is_eog(self.pointer, token))
 
     def text(self, token: int) -> str:
         """The vocabulary's own spelling of `token`, such as `<s>`; empty when there is no such token."""
-        if not 0 <= token < self.size:
+        if not (self._has_text and 0 <= token < self.size):
             return ""
         raw: bytes = self._c.llama_vocab_get_text(self.pointer, token)
         return raw.decode("utf-8", "replace")
@@ -60,14 +65,14 @@ class Vocabulary:
     @property
     def bos(self) -> int:
         """The beginning-of-sequence token, -1 when there is none."""
-        return int(self._c.llama_vocab_bos(self.pointer))
+        return int(self._c.llama_vocab_bos(self.pointer)) if self._has_text else -1
 
     @property
     def eos(self) -> int:
         """The end-of-sequence token, -1 when there is none."""
-        return int(self._c.llama_vocab_eos(self.pointer))
+        return int(self._c.llama_vocab_eos(self.pointer)) if self._has_text else -1
 
     @property
     def adds_bos(self) -> bool:
         """Whether tokenizing a text with `add_special` begins with BOS."""
-        return bool(self._c.llama_vocab_get_add_bos(self.pointer))
+        return self._has_text and bool(self._c.llama_vocab_get_add_bos(self.pointer))

@@ -106,6 +106,19 @@ def test_generation_after_a_kept_beginning_equals_generation_from_scratch(model:
     assert [token.id for token in model.generate(ids, GREEDY, 6)] == scratch
 
 
+def test_a_kept_beginning_is_right_where_attention_slides(models: Path) -> None:
+    shape = Shape("gemma3", layers=6, heads=2, kv_heads=1, head_width=32, context=4096, window=32)
+    path = write_random(models / "window.gguf", shape)
+    with LoadedModel(path, RuntimeOptions(n_ctx=2048, threads=1, n_batch=64, n_ubatch=64)) as model:
+        ids = [3 + (i * 7) % 200 for i in range(900)]
+        model.evaluate(ids)
+        assert model.evaluate(ids[:300]) == 300  # the window before token 300 is gone: everything anew
+        kept = [token.id for token in model.generate(ids[:300], GREEDY, 5)]
+        model.clear()
+        assert [token.id for token in model.generate(ids[:300], GREEDY, 5)] == kept
+        assert model.evaluate([*ids[:300], 9]) <= 6  # what is near enough is kept
+
+
 @pytest.mark.parametrize("text", ["héllo", "日本語 text", "👩‍👩‍👧", "x  two  spaces\n\n\ttab", "a\x00b"])
 def test_text_survives_tokenizing_and_detokenizing(model: LoadedModel, text: str) -> None:
     ids = model.tokenize(text, add_special=False)

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "keygen": ("keygen", "a key to sign archives with"),
     "sign": ("sign", "a signature added to an archive"),
     "run": ("run", "one completion, or a chat with the model"),
+    "fit": ("fit", "what fits on a device, and how fast it would be"),
 }
 
 
