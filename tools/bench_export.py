@@ -1,0 +1,181 @@
+"""Export against llama.cpp's way: its f16 file, then `llama_model_quantize`; whole processes, in turns.
+
+    python tools/bench_export.py                        1 B parameters to Q5_K_M, one turn
+    python tools/bench_export.py --converter PATH       with llama.cpp's own convert_hf_to_gguf.py
+    python tools/bench_export.py --streaming            peak memory at 1 B and 4 B from tensors made on demand
+
+Without --converter the f16 file is made by edgepack itself: faster than llama.cpp's converter, so the ratio
+flatters the peer. Peak memory is the largest process's; peak disk counts everything written but the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from synthetic_checkpoint import LlamaShape, parse_parameters, synthetic_llama, write_llama
+
+from edgepack.quantities import format_duration, format_size
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a way costs: seconds, seconds of all processors, bytes."""
+
+    wall: float
+    cpu: float
+    memory: int
+    disk: int
+
+    def row(self, name: str) -> str:
+        """One line of the table."""
+        busy = self.cpu / self.wall / len(os.sched_getaffinity(0))
+        return (
+            f"{name:<34} {format_duration(self.wall):>14} {self.cpu:>9.1f} s {busy:>6.0%}"
+            f" {format_size(self.memory):>10} {format_size(self.disk):>10}"
+        )
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below `folder` that are there now."""
+    with contextlib.suppress(FileNotFoundError):  # a file may be renamed while it is looked at
+        return sum(path.stat().st_blocks * 512 for path in folder.rglob("*"))
+    return 0
+
+
+def measure(commands: list[list[str]], folder: Path) -> Cost:
+    """Run commands one after the other; the folder's largest size is sampled twice a second."""
+    peak, stop = [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.5):
+            peak[0] = max(peak[0], folder_bytes(folder))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started, cpu, memory = time.perf_counter(), 0.0, 0
+    for command in commands:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)}: exit {process.returncode}")
+        cpu += usage.ru_utime + usage.ru_stime
+        memory = max(memory, usage.ru_maxrss * 1024)
+    wall = time.perf_counter() - started
+    stop.set()
+    watcher.join()
+    return Cost(wall, cpu, memory, max(peak[0], folder_bytes(folder)))
+
+
+def quantize(source: Path, out: Path, file_type: int) -> None:
+    """llama.cpp's quantiser on all processors; run in a process of its own."""
+    import llama_cpp
+
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = file_type, len(os.sched_getaffinity(0))
+    sys.exit(llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)))
+
+
+def two_steps(model: Path, folder: Path, target: str, converter: Path | None) -> list[list[str]]:
+    """llama.cpp's way: an f16 file as large as the model, then its quantiser."""
+    from edgepack.quant.targets import find_target
+
+    middle, out = folder / "f16.gguf", folder / "theirs.gguf"
+    if converter:
+        first = [sys.executable, str(converter), str(model), "--outtype", "f16", "--outfile", str(middle)]
+    else:
+        first = [sys.executable, "-m", "edgepack", "export", str(model), "--target", "f16", "-o", str(middle)]
+    file_type = str(find_target(target).file_type)
+    return [first, [sys.executable, __file__, "--quantize", str(middle), str(out), file_type]]
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Both ways in turns over the same random Llama, as one table with ratios."""
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+        model, work = Path(scratch) / "random-llama", Path(scratch) / "work"
+        write_llama(model, LlamaShape.of_size(arguments.parameters))
+        size = format_size((model / "model.safetensors").stat().st_size)
+        print(f"random Llama, {size} of bf16, to {arguments.target}, {len(os.sched_getaffinity(0))} processors")
+        print(f"{'':<34} {'wall':>14} {'cpu':>11} {'busy':>6} {'memory':>10} {'disk':>10}")
+        out = work / "ours.gguf"
+        ours_command = [sys.executable, "-m", "edgepack", "export", str(model), "--target", arguments.target, "-o"]
+        ratios = []
+        for _ in range(arguments.turns):
+            costs = []
+            for commands in (
+                two_steps(model, work, arguments.target, arguments.converter),
+                [[*ours_command, str(out)]],
+            ):
+                work.mkdir()
+                costs.append(measure(commands, work))
+                subprocess.run(["rm", "-r", str(work)], check=True)
+            theirs, ours = costs
+            print(theirs.row("llama.cpp: f16, then quantise"))
+            print(ours.row("edgepack export"))
+            ratios.append((ours.wall / theirs.wall, ours.cpu / theirs.cpu))
+            print(
+                f"{'ratio':<34} {ours.wall / theirs.wall:>14.2f} {ours.cpu / theirs.cpu:>11.2f} {'':>6}"
+                f" {ours.memory / theirs.memory:>10.2f} {ours.disk / theirs.disk:>10.2f}"
+            )
+
+
+def streaming(arguments: argparse.Namespace) -> None:
+    """Peak memory of an export whose source takes neither disk nor memory, at several sizes."""
+    peaks = []
+    for parameters in arguments.sizes:
+        command = [sys.executable, __file__, "--stream", str(parameters), arguments.target]
+        cost = measure([command], Path(tempfile.gettempdir()) / "absent")
+        peaks.append(cost.memory)
+        print(f"{parameters / 1e9:>6.1f} B parameters to {arguments.target}: {cost.row('')}")
+    print(f"largest / smallest peak memory: {max(peaks) / min(peaks):.3f}")
+
+
+def stream_to_nowhere(parameters: int, target: str) -> None:
+    """Encode a synthetic Llama chunk by chunk as an export does, and throw the bytes away."""
+    from edgepack.export.gguf_file import default_threads, encoded_chunks
+    from edgepack.export.mapped_model import map_checkpoint
+    from edgepack.export.plan import plan_export
+    from edgepack.quant.targets import find_target
+
+    plan = plan_export(map_checkpoint(synthetic_llama(LlamaShape.of_size(parameters))), find_target(target))
+    written = sum(blocks.nbytes for _, blocks in encoded_chunks(plan.tensors, default_threads()))
+    assert written == sum(info.nbytes for info in plan.infos)
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parameters", type=parse_parameters, default=10**9, help="such as 1b or 350m")
+    parser.add_argument("--target", default="q5km")
+    parser.add_argument("--turns", type=int, default=1)
+    parser.add_argument("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py")
+    parser.add_argument("--scratch", type=Path, help="folder for the model and the files; about 4 bytes a weight")
+    parser.add_argument("--streaming", action="store_true")
+    parser.add_argument("--sizes", type=parse_parameters, nargs="+", default=[10**9, 4 * 10**9])
+    parser.add_argument("--quantize", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--stream", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.quantize:
+        quantize(Path(arguments.quantize[0]), Path(arguments.quantize[1]), int(arguments.quantize[2]))
+    elif arguments.stream:
+        stream_to_nowhere(int(arguments.stream[0]), arguments.stream[1])
+    elif arguments.streaming:
+        streaming(arguments)
+    else:
+        compare(arguments)
+
+
+if __name__ == "__main__":
+    main()
