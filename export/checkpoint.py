@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from edgepack.export.formats.quantized_checkpoint import dequantized
 from edgepack.export.safetensors_file import SafetensorsFile
 
 from edgepack.errors import CheckpointError
@@ -20,12 +21,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+    from edgepack.export.formats.packed import RawTensors
+    from edgepack.export.formats.torch_file import TorchFile
     from numpy.typing import NDArray
 
     from edgepack.model import TensorSpec
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_TORCH_SINGLE = "pytorch_model.bin"
+_TORCH_INDEX = "pytorch_model.bin.index.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -47,13 +52,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ShardedTensors:
-    """Tensors spread over several safetensors files: a `TensorSource`.
+    """Tensors spread over several files: a `TensorSource`.
 
     Attributes:
         files: tensor name → the open file that holds it.
     """
 
-    files: Mapping[str, SafetensorsFile]
+    files: Mapping[str, SafetensorsFile | TorchFile]
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -77,32 +82,50 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_dir():
         raise CheckpointError(f"model '{path}': expected a folder with config.json and safetensors, found none")
-    config = read_json(path / "config.json")
+    config = _with_quantization(read_json(path / "config.json"), path)
     generation = path / "generation_config.json"
-    tensors = _open_tensors(path)
+    tensors = dequantized(_open_tensors(path), config)
     return Checkpoint(path, config, tensors, read_json(generation) if generation.is_file() else {})
 
 
-def _open_tensors(folder: Path) -> SafetensorsFile | ShardedTensors:
-    index = folder / _INDEX
-    if index.is_file():
-        return _open_shards(folder, index)
-    if (folder / _SINGLE).is_file():
-        return SafetensorsFile(folder / _SINGLE)
+def _with_quantization(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The configuration, with what older GPTQ and AWQ checkpoints keep in a file of their own."""
+    for name in ("quantize_config.json", "quant_config.json"):
+        if "quantization_config" not in config and (folder / name).is_file():
+            method = "gptq" if name.startswith("quantize") else "awq"
+            return {**config, "quantization_config": {"quant_method": method, **read_json(folder / name)}}
+    return config
+
+
+def _open_tensors(folder: Path) -> RawTensors:
+    for index in (folder / _INDEX, folder / _TORCH_INDEX):
+        if index.is_file():
+            return _open_shards(folder, index)
+    for name in (_SINGLE, _TORCH_SINGLE):
+        if (folder / name).is_file():
+            return _open_file(folder / name)
     raise CheckpointError(f"{folder}: no weights: expected {_SINGLE} or {_INDEX}")
+
+
+def _open_file(path: Path) -> SafetensorsFile | TorchFile:
+    if path.suffix != ".bin":
+        return SafetensorsFile(path)
+    from edgepack.export.formats.torch_file import TorchFile
+
+    return TorchFile(path)
 
 
 def _open_shards(folder: Path, index: Path) -> ShardedTensors:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: expected a 'weight_map' object that names a file for each tensor")
-    opened: dict[str, SafetensorsFile] = {}
+    opened: dict[str, SafetensorsFile | TorchFile] = {}
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
             raise CheckpointError(f"{index}: tensor '{tensor}': expected a file name in this folder, got {name!r}")
         if name not in opened:
             if not (folder / name).is_file():
                 raise CheckpointError(f"{index}: tensor '{tensor}' is in '{name}', which is absent")
-            opened[name] = SafetensorsFile(folder / name)
+            opened[name] = _open_file(folder / name)
         opened[name].specs_of(tensor)
     return ShardedTensors({tensor: opened[name] for tensor, name in weight_map.items()})
