@@ -1,0 +1,231 @@
+"""What a codec is: a weight matrix in, named flat arrays out, and rows of the matrix back.
+
+Values, protocols and the checks that all codecs share. How arrays lie in a file is left to
+`edgepack.packaging.variant`, which codec a tensor gets to `edgepack.quant.codecs.targets`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from edgepack.errors import CodecError, NumericError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+Parameter = bool | int | float | str
+
+# The component types that a GGUF can hold; unsigned values lie in the signed type of the same width.
+COMPONENT_TYPES = (np.uint8, np.uint16, np.int32, np.float16, np.float32)
+
+
+@dataclass(frozen=True)
+class Component:
+    """Type and exact length of one array that a codec stores.
+
+    Attributes:
+        dtype: one of `COMPONENT_TYPES`.
+        count: items in the array, which is always one-dimensional.
+    """
+
+    dtype: type[np.generic]
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return self.count * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A coded matrix.
+
+    Attributes:
+        codec: name of the codec, such as `seedlm`.
+        version: of that codec's bytes.
+        shape: (rows, columns) of the matrix; tensors with more dimensions are flattened to rows.
+        parameters: what the decoder needs beside the arrays.
+        components: suffix → one-dimensional array.
+    """
+
+    codec: str
+    version: int
+    shape: tuple[int, int]
+    parameters: Mapping[str, Parameter]
+    components: Mapping[str, NDArray[Any]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all components."""
+        return sum(array.nbytes for array in self.components.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each weight, side data included."""
+        return 8 * self.nbytes / (self.shape[0] * self.shape[1])
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What calibration knows of the inputs of a matrix; codecs work without it, and better with it.
+
+    Attributes:
+        importance: mean squared activation of each column, float [columns], or None.
+        hessian: mean outer product of the activations, float [columns, columns], or None.
+    """
+
+    importance: NDArray[Any] | None = None
+    hessian: NDArray[Any] | None = None
+
+    def column_weights(self, columns: int) -> NDArray[np.float64] | None:
+        """Non-negative weight of each column with mean 1, or None where nothing is known.
+
+        Raises:
+            CodecError: the statistics are of another width.
+            NumericError: they are negative, or not finite, or all zero.
+        """
+        known = self.importance if self.importance is not None else self.hessian
+        if known is None:
+            return None
+        diagonal = np.asarray(known if known.ndim == 1 else np.diagonal(known), dtype=np.float64)
+        if diagonal.shape != (columns,):
+            raise CodecError(f"statistics: expected {columns} columns, got {diagonal.shape[0]}")
+        mean = float(diagonal.mean())
+        if not np.isfinite(mean) or mean <= 0 or diagonal.min() < 0:
+            raise NumericError("statistics: expected finite column importances, some positive and none negative")
+        return diagonal / mean
+
+
+NO_STATISTICS = Statistics()
+
+
+class Decoder(Protocol):
+    """A coded matrix that is ready to give rows; calls from several threads are safe."""
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `start` (included) to `stop` (not included), float32 [stop - start, columns].
+
+        Raises:
+            CodecError: a stored value is impossible, such as an index beyond the codebook.
+        """
+        ...
+
+
+class Codec(Protocol):
+    """One method of coding, with its defaults as the fields of a frozen dataclass.
+
+    `encode` reads the fields; `layout` and `decoder` read only what was stored.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+
+    def encode(self, weight: NDArray[np.float32], statistics: Statistics = NO_STATISTICS) -> Encoded:
+        """Code a finite float32 matrix [rows, columns]; does not modify it."""
+        ...
+
+    def layout(self, shape: tuple[int, int], parameters: Mapping[str, Parameter]) -> dict[str, Component]:
+        """Every component of a matrix of `shape`; raises CodecError when a parameter is impossible."""
+        ...
+
+    def decoder(self, encoded: Encoded) -> Decoder:
+        """A decoder of `encoded`, whose components have been checked with `check_components`."""
+        ...
+
+
+def check_weight(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The matrix as contiguous float32.
+
+    Raises:
+        CodecError: not two-dimensional, or empty.
+        NumericError: NaN or infinity.
+    """
+    if weight.ndim != 2 or weight.size == 0:
+        raise CodecError(f"codecs code matrices with at least one weight, got shape {weight.shape}")
+    array = np.ascontiguousarray(weight, dtype=np.float32)
+    if not np.isfinite(array).all():
+        raise NumericError(f"matrix of shape {weight.shape}: expected finite weights, got NaN or infinity")
+    return array
+
+
+def check_components(codec: Codec, encoded: Encoded) -> None:
+    """Hold the components against the codec's layout; no array is read.
+
+    Raises:
+        CodecError: version, parameters, or a component's presence, type or length are wrong.
+    """
+    if not 1 <= encoded.version <= codec.version:
+        raise CodecError(
+            f"made by a newer edgepack: codec '{codec.name}' version {encoded.version}, known up to {codec.version}"
+        )
+    layout = codec.layout(encoded.shape, encoded.parameters)
+    for name in encoded.components.keys() - layout.keys():
+        raise CodecError(f"codec '{codec.name}': unknown component '{name}'")
+    for name, component in layout.items():
+        array = encoded.components.get(name)
+        if array is None:
+            raise CodecError(f"codec '{codec.name}': component '{name}' is missing")
+        if array.dtype != component.dtype or array.shape != (component.count,):
+            expected = f"{component.count} of {np.dtype(component.dtype).name}"
+            raise CodecError(
+                f"codec '{codec.name}': component '{name}': expected {expected}, got {array.size} of {array.dtype.name}"
+            )
+
+
+def integer(parameters: Mapping[str, Parameter], key: str, low: int, high: int) -> int:
+    """The whole number `key` between `low` and `high`, both included; raises CodecError otherwise."""
+    value = parameters.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise CodecError(f"parameter '{key}': expected a whole number from {low} to {high}, got {value!r}")
+    return value
+
+
+def number(parameters: Mapping[str, Parameter], key: str) -> float:
+    """The finite number `key`; raises CodecError otherwise."""
+    value = parameters.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+        raise CodecError(f"parameter '{key}': expected a finite number, got {value!r}")
+    return float(value)
+
+
+def choice(parameters: Mapping[str, Parameter], key: str, allowed: tuple[str, ...]) -> str:
+    """The text `key`, one of `allowed`; raises CodecError otherwise."""
+    value = parameters.get(key)
+    if not isinstance(value, str) or value not in allowed:
+        raise CodecError(f"parameter '{key}': expected one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+@dataclass(frozen=True)
+class ErrorSum:
+    """Squared error and squared norm, added up over rows.
+
+    Attributes:
+        error: sum of (W - Ŵ)².
+        norm: sum of W².
+    """
+
+    error: float = field(default=0.0)
+    norm: float = field(default=0.0)
+
+    def plus(self, weight: NDArray[np.float32], decoded: NDArray[np.float32]) -> ErrorSum:
+        """The sum with these rows added."""
+        difference = (weight - decoded).ravel()
+        flat = weight.ravel()
+        return ErrorSum(
+            self.error + float(np.dot(difference, difference)),
+            self.norm + float(np.dot(flat, flat)),
+        )
+
+    @property
+    def relative(self) -> float:
+        """‖W - Ŵ‖² / ‖W‖²; 0 when both are zero, infinity when only the norm is."""
+        if self.norm == 0:
+            return 0.0 if self.error == 0 else float("inf")
+        return self.error / self.norm

@@ -1,0 +1,82 @@
+"""Decodes a whole matrix by chunks of rows on several threads, in bounded memory and in order.
+
+What a chunk becomes (rows of a GGUF, an error sum) is left to the caller.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from edgepack.quant.codecs.registry import open_decoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from edgepack.quant.codecs.codec import Decoder, Encoded
+    from numpy.typing import NDArray
+
+# Weights of one chunk, 4 MiB as float32: some thousand blocks for each call, and few MiB a thread.
+CHUNK_WEIGHTS = 1 << 20
+
+Result = TypeVar("Result")
+
+
+def default_threads() -> int:
+    """Threads that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def row_chunks(rows: int, columns: int, chunk_weights: int = CHUNK_WEIGHTS) -> Iterator[tuple[int, int]]:
+    """(first row, row after the last) of each chunk; a chunk is at least one row."""
+    step = max(1, chunk_weights // columns)
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def map_rows(
+    decoder: Decoder,
+    shape: tuple[int, int],
+    use: Callable[[int, int, NDArray[np.float32]], Result],
+    threads: int,
+) -> Iterator[Result]:
+    """Results of `use(start, stop, rows)` for every chunk of rows, in order of rows whatever the threads.
+
+    Args:
+        decoder: gives the rows.
+        shape: (rows, columns) of the matrix.
+        use: called on the thread that decoded; float32 rows `start` (included) to `stop` (not included).
+        threads: at most threads + 1 chunks are held at a time.
+    """
+    with ThreadPoolExecutor(threads) as workers:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for start, stop in row_chunks(*shape):
+                waiting.append(workers.submit(lambda a, b: use(a, b, decoder.rows(a, b)), start, stop))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def decode(encoded: Encoded, threads: int | None = None) -> NDArray[np.float32]:
+    """The whole matrix, float32 of the coded shape; for callers that have the memory.
+
+    Raises:
+        CodecError: `encoded` cannot be decoded.
+    """
+    decoder = open_decoder(encoded)
+    matrix = np.empty(encoded.shape, dtype=np.float32)
+
+    def place(start: int, stop: int, rows: NDArray[np.float32]) -> None:
+        matrix[start:stop] = rows
+
+    for _ in map_rows(decoder, encoded.shape, place, threads or default_threads()):
+        pass
+    return matrix

@@ -1,0 +1,81 @@
+"""The seed search is exact: its bound misses nothing that a plain loop over all seeds would find."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from edgepack.quant.codecs import lfsr
+from edgepack.quant.codecs.codec import Statistics
+from edgepack.quant.codecs.decode import decode
+from edgepack.quant.codecs.seedlm import SeedLM
+
+WEIGHT = np.random.default_rng(7).standard_normal((4, 24)).astype(np.float32)
+
+
+def plain_search(block: np.ndarray, matrices: np.ndarray, roots: np.ndarray) -> float:
+    """Least weighted squared error over all seeds, roundings of the least-squares coefficients and two exponents."""
+    best = np.inf
+    for matrix in matrices.astype(np.float64) * roots[:, None]:
+        if np.linalg.cond(matrix) > 100:
+            continue
+        target = block * roots
+        solution = np.linalg.lstsq(matrix, target, rcond=None)[0]
+        top = np.ceil(np.log2(np.abs(solution).max() / 7.5))
+        for exponent, corner in itertools.product((top, top - 1), itertools.product((0, 1), repeat=matrix.shape[1])):
+            q = np.clip(np.floor(solution / 2.0**exponent) + corner, -8, 7)
+            best = min(best, float(((target - matrix @ q * 2.0**exponent) ** 2).sum()))
+    return best
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_no_seed_is_better_than_the_one_that_is_found(weighted: bool) -> None:
+    importance = np.linspace(0.1, 3, 24) if weighted else None
+    decoded = decode(SeedLM(8, 3, 8).encode(WEIGHT, Statistics(importance)))
+    weights = np.ones(24) if importance is None else importance / importance.mean()
+    for row, column in itertools.product(range(4), range(0, 24, 8)):
+        part = slice(column, column + 8)
+        expected = plain_search(WEIGHT[row, part].astype(np.float64), lfsr.matrices(8, 8, 3), np.sqrt(weights[part]))
+        got = (weights[part] * (WEIGHT[row, part] - decoded[row, part]) ** 2).sum()
+        assert got == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("block", "coefficients", "bits"), [(8, 3, 4.0), (12, 4, 3.0)])
+def test_bits_per_weight_are_exact(block: int, coefficients: int, bits: float) -> None:
+    codec = SeedLM(block, coefficients)
+    layout = codec.layout((512, 768), codec.parameters(0))
+    assert 8 * sum(component.nbytes for component in layout.values()) / (512 * 768) == bits
+
+
+def test_the_full_register_reaches_the_papers_error_on_gaussian_weights() -> None:
+    weight = np.random.default_rng(11).standard_normal((16, 512)).astype(np.float32)
+    decoded = decode(SeedLM().encode(weight))
+    assert ((weight - decoded) ** 2).sum() / (weight**2).sum() <= 1.56e-2
+
+
+def test_importance_moves_error_to_columns_that_matter_less() -> None:
+    weight = np.random.default_rng(12).standard_normal((64, 32)).astype(np.float32)
+    importance = np.where(np.arange(32) % 4 == 0, 10.0, 0.5)
+    plain, weighted = (decode(SeedLM(8, 3, 10).encode(weight, Statistics(h))) for h in (None, importance))
+    assert (importance * (weight - weighted) ** 2).sum() < 0.9 * (importance * (weight - plain) ** 2).sum()
+
+
+def test_blocks_far_smaller_than_the_largest_fit_into_the_common_range_of_exponents() -> None:
+    weight = np.ones((1, 24), np.float32)
+    weight[0, 8:16] = 1e-30
+    weight[0, 16:] = 1e4
+    decoded = decode(SeedLM(register_bits=8).encode(weight))
+    assert np.allclose(decoded[0, :8], 1, atol=0.7)
+    assert np.allclose(decoded[0, 16:], 1e4, rtol=0.2)
+    assert np.abs(decoded[0, 8:16]).max() < 1
+
+
+@pytest.mark.slow
+def test_the_pruned_search_loses_at_most_one_per_cent() -> None:
+    weight = np.random.default_rng(13).standard_normal((256, 384)).astype(np.float32)
+    errors = []
+    for search in ("exhaustive", "pruned"):
+        decoded = decode(SeedLM(search=search).encode(weight))
+        errors.append(np.linalg.norm(weight - decoded) / np.linalg.norm(weight))
+    assert errors[0] <= errors[1] <= 1.02 * errors[0]
