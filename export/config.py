@@ -5,13 +5,20 @@ It knows which key says what, not what a family does with it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from edgepack.errors import CheckpointError
+from edgepack.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
+
+_ROPE_KEYS = {
+    "rope_theta": ("rope_theta", "rotary_emb_base"),
+    "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct"),
+    "original_max_position_embeddings": ("original_max_position_embeddings",),
+}
 
 
 @dataclass(frozen=True)
@@ -21,10 +28,16 @@ class ModelConfig:
     Attributes:
         values: the parsed JSON object.
         label: names the file in messages.
+        folder: where files beside it lie, None where there are none.
     """
 
     values: Mapping[str, Any]
     label: str = "config.json"
+    folder: Path | None = None
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> ModelConfig:
+        """The same with values for absent keys; a key that is present stays, even if it is null."""
+        return replace(self, values={**defaults, **self.values})
 
     def _find(self, keys: tuple[str, ...]) -> tuple[str, Any]:
         for key in keys:
@@ -91,16 +104,30 @@ class ModelConfig:
         """
         found: dict[str, Any] = {}
         for key in ("rope_scaling", "rope_parameters"):
-            value = self.values.get(key)
-            if value is not None and not isinstance(value, dict):
-                raise CheckpointError(f"{self.label}: {key}: expected an object, got {value!r}")
-            found |= value or {}
+            found |= self._object(key, self.values.get(key))
+        if "full_attention" in found:  # one set for each kind of layer; sliding layers are `sliding_rope_theta`
+            found = dict(self._object("rope_parameters.full_attention", found["full_attention"]))
         if "rope_type" not in found and "type" in found:
             found["rope_type"] = found["type"]
-        for key in ("rope_theta", "partial_rotary_factor"):
-            if key not in found and self.values.get(key) is not None:
-                found[key] = self.values[key]
+        for key, spellings in _ROPE_KEYS.items():
+            value = self.get(*spellings)
+            if found.get(key) is None and value is not None:
+                found[key] = value
         return found
+
+    @property
+    def sliding_rope_theta(self) -> float | None:
+        """The rope base of sliding layers where it is one of its own."""
+        layers = self._object("rope_parameters", self.values.get("rope_parameters")).get("sliding_attention")
+        theta = self._object("rope_parameters.sliding_attention", layers).get("rope_theta")
+        if theta is not None:
+            return replace(self, values={"rope_theta": theta}).number("rope_theta")
+        return self.number("rope_local_base_freq") if self.get("rope_local_base_freq") is not None else None
+
+    def _object(self, key: str, value: Any) -> Mapping[str, Any]:
+        if value is not None and not isinstance(value, dict):
+            raise CheckpointError(f"{self.label}: {key}: expected an object, got {value!r}")
+        return value or {}
 
     @property
     def n_layers(self) -> int:
@@ -115,7 +142,12 @@ class ModelConfig:
     @property
     def n_kv_heads(self) -> int:
         """Key-value heads; as many as query heads where the key is absent."""
-        return self.count("num_key_value_heads", default=self.n_heads)
+        heads = self.count("num_key_value_heads", default=self.n_heads)
+        if self.n_heads % heads:
+            raise CheckpointError(
+                f"{self.label}: {self.n_heads} query heads are not a multiple of {heads} key-value heads"
+            )
+        return heads
 
     @property
     def hidden(self) -> int:
@@ -124,10 +156,29 @@ class ModelConfig:
 
     @property
     def head_dim(self) -> int:
-        """Width of a head; hidden / heads where the key is absent."""
+        """Width of a head, even; hidden / heads where the key is absent."""
         if self.get("head_dim") is None and self.hidden % self.n_heads:
             raise CheckpointError(f"{self.label}: hidden_size {self.hidden} is not a multiple of {self.n_heads} heads")
-        return self.count("head_dim", default=self.hidden // self.n_heads)
+        width = self.count("head_dim", default=self.hidden // self.n_heads)
+        if width % 2:
+            raise UnsupportedModelError(f"{self.label}: expected heads of even width, got {width}")
+        return width
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many of a head's elements rope turns, from its beginning; even."""
+        part = self.rope.get("partial_rotary_factor", 1.0)
+        if isinstance(part, bool) or not isinstance(part, int | float) or not 0 < part <= 1:
+            raise CheckpointError(f"{self.label}: partial_rotary_factor: expected a number up to 1, got {part!r}")
+        turned = int(self.head_dim * part)
+        if turned % 2 or not turned:
+            raise UnsupportedModelError(f"{self.label}: expected rope over an even part of a head, got {turned}")
+        return turned
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return self.flag("tie_word_embeddings", default=False)
 
     @property
     def vocab_size(self) -> int:

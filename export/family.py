@@ -6,7 +6,7 @@ Families themselves are data, one a file in `export/architectures`; turning rule
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Another way in which checkpoints hold a tensor, such as experts fused in one.
+
+    Attributes:
+        sources: as `TensorRule.sources`.
+        transform: as `TensorRule.transform`.
+    """
+
+    sources: str | tuple[str, ...]
+    transform: Transform | None = None
+
+
+@dataclass(frozen=True)
 class TensorRule:
     """How one GGUF tensor (or one a layer) is made from tensors of the checkpoint.
 
@@ -33,6 +46,7 @@ class TensorRule:
         transform: rows in, rows out, applied to each source before they are joined.
         optional: the tensor may be missing from the checkpoint.
         when: whether layer i has this tensor; every layer where None.
+        alternatives: tried in turn where the checkpoint lacks the first of `sources`.
     """
 
     target: str
@@ -41,6 +55,12 @@ class TensorRule:
     transform: Transform | None = None
     optional: bool = False
     when: Callable[[ModelConfig, int], bool] | None = None
+    alternatives: tuple[Origin, ...] = ()
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """The rule's own origin, then the alternatives."""
+        return (Origin(self.sources, self.transform), *self.alternatives)
 
 
 @dataclass(frozen=True)
@@ -48,19 +68,37 @@ class Requirement:
     """A setting that llama.cpp's graph takes for granted; any other value is refused by name.
 
     Attributes:
-        key: of config.json; several spellings may be given.
-        allowed: the values that are honoured; an absent key is fine when `absent_is_fine`.
+        key: of config.json; several spellings may be given. `rope_parameters.X` is looked up wherever
+            transformers 4 or 5 would have put it.
+        allowed: the values that are honoured, or what computes them; an absent key is fine when `absent_is_fine`.
         why: the end of the sentence "… , because …".
     """
 
     key: str | tuple[str, ...]
-    allowed: tuple[Any, ...]
+    allowed: tuple[Any, ...] | Callable[[ModelConfig], tuple[Any, ...]]
     why: str
     absent_is_fine: bool = True
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every spelling, the usual one first."""
+        return (self.key,) if isinstance(self.key, str) else self.key
+
+    def violation(self, config: ModelConfig) -> str | None:
+        """The refusal as a sentence, or None where the requirement holds."""
+        values = [
+            config.rope.get(key[16:]) if key.startswith("rope_parameters.") else config.get(key) for key in self.keys
+        ]
+        value = next((value for value in values if value is not None), None)
+        allowed = self.allowed(config) if callable(self.allowed) else self.allowed
+        if value in allowed or (value is None and self.absent_is_fine):
+            return None
+        expected = " or ".join("none" if each is None else repr(each) for each in allowed)
+        return f"{self.keys[0]} is {value!r}: llama.cpp needs {expected}, because {self.why}"
+
 
 def standard_dimensions(config: ModelConfig) -> dict[str, int]:
-    """D hidden · q query heads × head width · kv · ff feed-forward · v vocabulary · h head width."""
+    """D hidden · q query heads × head width · kv · ff feed-forward · v vocabulary · h head width · e experts."""
     return {
         "d": config.hidden,
         "q": config.n_heads * config.head_dim,
@@ -68,7 +106,13 @@ def standard_dimensions(config: ModelConfig) -> dict[str, int]:
         "ff": config.count("intermediate_size"),
         "v": config.vocab_size,
         "h": config.head_dim,
+        "e": config.n_experts,
     }
+
+
+def trunk_blocks(config: ModelConfig) -> int:
+    """As many blocks as the configuration has layers."""
+    return config.n_layers
 
 
 def nothing_computed(_config: ModelConfig) -> dict[str, Rows]:
@@ -83,6 +127,7 @@ class Family:
     Attributes:
         name: `general.architecture`.
         classes: values of config.json's `architectures`.
+        defaults: what transformers takes for keys that a published config.json may lack.
         tensors: rules; a checkpoint's tensor that no rule uses is an error.
         metadata: the `{name}.*` keys, without the tokenizer's.
         requirements: settings that must hold.
@@ -90,6 +135,8 @@ class Family:
         computed: tensors that are not in the checkpoint, such as rope factors.
         unused: regular expressions of checkpoint tensors that carry nothing (buffers).
         tied_head: the head's checkpoint name: left out where the configuration ties it to the embedding.
+        base_prefix: what names lack in a checkpoint that was saved without its head (`base_model_prefix`).
+        blocks: how many values `{i}` takes.
     """
 
     name: str
@@ -101,3 +148,6 @@ class Family:
     computed: Callable[[ModelConfig], dict[str, Rows]] = nothing_computed
     unused: tuple[str, ...] = (r"rotary_emb\.inv_freq$", r"\.attn\.(masked_)?bias$")
     tied_head: str | None = "lm_head.weight"
+    base_prefix: str = ""
+    blocks: Callable[[ModelConfig], int] = trunk_blocks
+    defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.config import ModelConfig
-from edgepack.export.mapping import find_family, map_tensors
+from edgepack.export.mapping import completed, find_family, map_tensors
 from edgepack.export.naming import Size, general_metadata
 from edgepack.export.tokenizer.vocabulary import read_vocabulary
 from edgepack.quant.mixtures import ModelFacts
@@ -65,14 +65,15 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
         UnsupportedModelError: an architecture or setting that cannot be honoured.
         TokenizerError: a vocabulary that is not recognised.
     """
-    config = ModelConfig(checkpoint.config)
-    family = find_family(config)
+    published = ModelConfig(checkpoint.config, folder=checkpoint.path)
+    family = find_family(published)
+    config = completed(published, family)
     tensors = map_tensors(family, config, checkpoint.tensors)
     size = _size(tensors, config.n_experts)
     metadata = general_metadata(checkpoint.path, family.name, size)
     metadata = {"general.architecture": string(family.name)} | metadata | family.metadata(config)
     metadata |= read_vocabulary(checkpoint.path, checkpoint.config, pre=pre)
-    facts = ModelFacts(family.name, config.n_layers, config.n_heads, config.n_kv_heads, config.n_experts)
+    facts = ModelFacts(family.name, family.blocks(config), config.n_heads, config.n_kv_heads, config.n_experts)
     sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))
     return MappedModel(str(checkpoint.path), metadata, tensors, facts, sources)
 

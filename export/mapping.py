@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from edgepack.export.config import ModelConfig
-    from edgepack.export.family import Dimensions, Family, TensorRule
+    from edgepack.export.family import Dimensions, Family, Origin, TensorRule
     from edgepack.export.rows import Rows
 
     from edgepack.model import TensorSource
@@ -39,39 +39,48 @@ def families() -> dict[str, Family]:
 
 
 def find_family(config: ModelConfig) -> Family:
-    """The family of a configuration, with its requirements checked.
+    """The family of a configuration.
 
     Raises:
-        UnsupportedModelError: unknown (the known are listed), or a setting that llama.cpp cannot honour.
+        UnsupportedModelError: the architecture is unknown (the known are listed).
     """
     known = families()
     if config.architecture not in known:
         raise UnsupportedModelError(f"unknown architecture '{config.architecture}'; known: {', '.join(sorted(known))}")
-    family = known[config.architecture]
+    return known[config.architecture]
+
+
+def completed(config: ModelConfig, family: Family) -> ModelConfig:
+    """The configuration with the family's defaults, its requirements checked.
+
+    Raises:
+        UnsupportedModelError: a setting that llama.cpp cannot honour.
+    """
+    config = config.with_defaults(family.defaults)
     for requirement in family.requirements:
-        keys = (requirement.key,) if isinstance(requirement.key, str) else requirement.key
-        value = config.get(*keys)
-        if value not in requirement.allowed and not (value is None and requirement.absent_is_fine):
-            allowed = " or ".join(map(repr, requirement.allowed))
-            raise UnsupportedModelError(
-                f"{config.label}: {keys[0]} is {value!r}: llama.cpp needs {allowed}, because {requirement.why}"
-            )
-    return family
+        violation = requirement.violation(config)
+        if violation is not None:
+            raise UnsupportedModelError(f"{config.label}: {violation}")
+    return config
 
 
 def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> dict[str, Rows]:
     """GGUF name → rows, for every tensor of the model.
 
+    Args:
+        family: of the model.
+        config: with the family's defaults.
+        source: the checkpoint's tensors.
+
     Raises:
         CheckpointError: tensors that are missing, unknown, or of a shape that contradicts the configuration.
     """
     dimensions = family.dimensions(config)
-    tied = family.tied_head is not None and config.flag("tie_word_embeddings", default=False)
-    skipped = {family.tied_head} if tied and family.tied_head else set()
+    skipped = {family.tied_head} if config.tied and family.tied_head else set()
     mapped: dict[str, Rows] = {}
     used = set(skipped)
     for rule, layer in _instances(family, config):
-        names = _source_names(rule, layer, config)
+        origin, names = _origin(rule, layer, family, config, source)
         if names[0] in skipped:
             continue
         missing = [name for name in names if name not in source.specs]
@@ -79,8 +88,17 @@ def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> di
             continue
         if missing:
             raise CheckpointError(f"checkpoint lacks tensor '{missing[0]}', which {family.name} needs")
+        parts: list[Rows] = [SourceRows(source, name) for name in names]
+        if origin.transform is not None:
+            parts = [origin.transform(part, config) for part in parts]
         target = rule.target.format(i=layer)
-        mapped[target] = _rows(rule, names, config, source, _shape(rule, dimensions))
+        rows, shape = _joined(parts, stacked="{e}" in origin.sources), _shape(rule, dimensions)
+        if rows.shape != shape:
+            raise CheckpointError(
+                f"tensor '{names[0]}': config.json makes '{target}' {list(shape)},"
+                f" the checkpoint gives {list(rows.shape)}"
+            )
+        mapped[target] = rows
         used |= set(names)
     _refuse_unknown(family, set(source.specs) - used)
     return mapped | family.computed(config)
@@ -89,16 +107,28 @@ def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> di
 def _instances(family: Family, config: ModelConfig) -> Iterator[tuple[TensorRule, int]]:
     """Every rule, once for each layer that has it."""
     for rule in family.tensors:
-        layers = range(config.n_layers) if "{i}" in rule.target else range(1)
+        layers = range(family.blocks(config)) if "{i}" in rule.target else range(1)
         for layer in layers:
             if rule.when is None or rule.when(config, layer):
                 yield rule, layer
 
 
-def _source_names(rule: TensorRule, layer: int, config: ModelConfig) -> list[str]:
-    patterns = (rule.sources,) if isinstance(rule.sources, str) else rule.sources
+def _origin(
+    rule: TensorRule, layer: int, family: Family, config: ModelConfig, source: TensorSource
+) -> tuple[Origin, list[str]]:
+    """The first origin that the checkpoint has, with its names there; the rule's own where it has none."""
+    for origin in rule.origins:
+        names = _source_names(origin.sources, layer, config)
+        for prefix in dict.fromkeys(("", family.base_prefix)):
+            found = [name.removeprefix(prefix) for name in names]
+            if found[0] in source.specs:
+                return origin, found
+    return rule.origins[0], _source_names(rule.sources, layer, config)
+
+
+def _source_names(sources: str | tuple[str, ...], layer: int, config: ModelConfig) -> list[str]:
     names = []
-    for pattern in patterns:
+    for pattern in (sources,) if isinstance(sources, str) else sources:
         experts = range(config.n_experts) if "{e}" in pattern else range(1)
         names += [pattern.format(i=layer, e=expert) for expert in experts]
     return names
@@ -108,24 +138,15 @@ def _shape(rule: TensorRule, dimensions: Dimensions) -> tuple[int, ...]:
     return tuple(int(name) if name.isdecimal() else dimensions[name] for name in rule.shape.split())
 
 
-def _rows(
-    rule: TensorRule, names: list[str], config: ModelConfig, source: TensorSource, shape: tuple[int, ...]
-) -> Rows:
-    parts: list[Rows] = [SourceRows(source, name) for name in names]
-    if rule.transform is not None:
-        parts = [rule.transform(part, config) for part in parts]
-    got: tuple[int, ...]
+def _joined(parts: list[Rows], *, stacked: bool) -> Rows:
+    """Parts one below the other, or experts stacked along a new first dimension; () where they do not match."""
+    if len({part.shape[0 if stacked else 1 :] for part in parts}) > 1:
+        return JoinedRows(parts, ())
+    if stacked:
+        return JoinedRows(parts, (len(parts), *parts[0].shape))
     if len(parts) == 1:
-        got = parts[0].shape
-    elif "{e}" in rule.sources:
-        got = (len(parts), *parts[0].shape) if len({part.shape for part in parts}) == 1 else ()
-    else:
-        got = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-    if got != shape:
-        raise CheckpointError(
-            f"tensor '{names[0]}': config.json makes '{rule.target}' {list(shape)}, the checkpoint gives {list(got)}"
-        )
-    return parts[0] if len(parts) == 1 else JoinedRows(parts, shape)
+        return parts[0]
+    return JoinedRows(parts, (sum(part.shape[0] for part in parts), *parts[0].shape[1:]))
 
 
 def _refuse_unknown(family: Family, left: set[str]) -> None:

@@ -152,6 +152,30 @@ class SlicedRows(_Wrapped):
 
 
 @dataclass(frozen=True)
+class SlicedExperts(_Wrapped):
+    """Rows `start` to `stop` (not included) of every expert of a stack: base shape [experts, rows, columns]."""
+
+    start: int
+    stop: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[experts, stop - start, columns]."""
+        return (self.base.shape[0], self.stop - self.start, self.base.shape[2])
+
+    def read(self, start: int, stop: int) -> Matrix:
+        """As `Rows.read`; one read of the base for each expert that is touched."""
+        pieces, kept, per = [], self.stop - self.start, self.base.shape[1]
+        while start < stop:
+            expert, row = divmod(start, kept)
+            end = min(stop, (expert + 1) * kept)
+            begin = expert * per + self.start + row
+            pieces.append(self.base.read(begin, begin + end - start))
+            start = end
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+@dataclass(frozen=True)
 class ReshapedRows(_Wrapped):
     """The same rows under another shape with the same last dimension."""
 

@@ -1,0 +1,85 @@
+"""Qwen 1.5 and 2 with experts: routed ones, and a shared one behind a gate of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgepack.export.decoder_rules import (
+    EQUAL_HEADS,
+    EVERY_LAYER_HAS_EXPERTS,
+    LAYER,
+    LLAMA_NORMS,
+    SILU,
+    WHOLE_HEADS,
+    attention_rules,
+    embedding_rules,
+    feed_forward_rules,
+    norm_rules,
+    router_rule,
+    tied_head_copy,
+)
+from edgepack.export.experts import expert_rules
+from edgepack.export.family import Family, Requirement, TensorRule, standard_dimensions
+from edgepack.export.metadata import attention_window, common_metadata
+from edgepack.export.rows import ReshapedRows
+
+from edgepack.gguf.types import Value, u32
+
+if TYPE_CHECKING:
+    from edgepack.export.config import ModelConfig
+    from edgepack.export.rows import Rows
+
+
+def _metadata(config: ModelConfig) -> dict[str, Value]:
+    return common_metadata(config, "qwen2moe", window=attention_window(config)) | {
+        "qwen2moe.expert_feed_forward_length": u32(config.count("moe_intermediate_size")),
+        "qwen2moe.expert_shared_feed_forward_length": u32(config.count("shared_expert_intermediate_size")),
+    }
+
+
+def _dimensions(config: ModelConfig) -> dict[str, int]:
+    return standard_dimensions(config) | {
+        "moe": config.count("moe_intermediate_size"),
+        "shared": config.count("shared_expert_intermediate_size"),
+    }
+
+
+def _as_vector(rows: Rows, config: ModelConfig) -> Rows:
+    """HF: [1, d] → ggml: {d}."""
+    return ReshapedRows(rows, (config.hidden,)) if rows.shape == (1, config.hidden) else rows
+
+
+FAMILY = Family(
+    name="qwen2moe",
+    classes=("Qwen2MoeForCausalLM",),
+    defaults={
+        "num_key_value_heads": 16,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 32768,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+        "num_experts_per_tok": 4,
+        "num_experts": 60,
+    },
+    metadata=_metadata,
+    dimensions=_dimensions,
+    requirements=(
+        SILU,
+        WHOLE_HEADS,
+        EQUAL_HEADS,
+        Requirement("norm_topk_prob", (False,), "its graph leaves the chosen experts' weights as they are"),
+        *EVERY_LAYER_HAS_EXPERTS,
+    ),
+    tensors=(
+        *embedding_rules(),
+        tied_head_copy(),
+        *norm_rules(LLAMA_NORMS),
+        *attention_rules(),
+        router_rule(LAYER + "mlp.gate.weight"),
+        *expert_rules(LAYER + "mlp.experts."),
+        TensorRule("blk.{i}.ffn_gate_inp_shexp.weight", LAYER + "mlp.shared_expert_gate.weight", "d", _as_vector),
+        *feed_forward_rules(module="mlp.shared_expert.", suffix="_shexp", width="shared"),
+    ),
+)
