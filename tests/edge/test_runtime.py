@@ -32,7 +32,7 @@ def test_logits_equal_those_of_llama_cpp_python_called_bare(model: LoadedModel, 
     from llama_cpp import Llama
 
     ids = model.tokenize(TEXT)
-    bare = Llama(str(tiny), n_ctx=512, n_batch=16, n_ubatch=16, n_threads=1, logits_all=True, verbose=False)
+    bare = Llama(str(tiny), n_ctx=512, n_batch=16, n_ubatch=16, n_threads=1, logits_all=True, verbose=True)
     assert bare.tokenize(TEXT.encode()) == ids
     bare.eval(ids)
     ours = model.logits(ids)

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sign": ("sign", "a signature added to an archive"),
     "run": ("run", "one completion, or a chat with the model"),
     "fit": ("fit", "what fits on a device, and how fast it would be"),
+    "cache": ("cache", "what is installed on this machine"),
 }
 
 

@@ -37,7 +37,7 @@ def command(
     list_devices: bool,
     as_json: bool,
 ) -> int:
-    """Say whether the model in FILE fits on a device, how to open it, and how fast it would be.
+    """Say whether the model in FILE (GGUF or archive) fits on a device, how to open it, and how fast it would be.
 
     Exit code 1 when it does not fit.
     """
@@ -45,13 +45,13 @@ def command(
     from edgepack.edge.fit import HOST_MEMORY, Fitter, FitWish
     from edgepack.edge.fit_memory import mapped_weights
     from edgepack.edge.fit_shape import read_shape
-    from edgepack.edge.runtime_check import read_runnable
+    from edgepack.edge.model_file import peek
 
     if list_devices:
         _list(list(profiles().values()))
         return 0
     where = find_device(device)
-    header = read_runnable(file)
+    header = peek(file)
     shape = read_shape(header)
     weights = None
     if where.id == "cpu":

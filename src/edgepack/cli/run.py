@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json
+from edgepack.cli.output import json_option, note, print_json, terminal_progress
 from edgepack.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -36,16 +36,16 @@ def command(
 ) -> None:
     """Run the model in FILE, a GGUF: continue a prompt."""
     from edgepack.edge.completion import complete, default_context
+    from edgepack.edge.model_file import prepare
     from edgepack.edge.runtime import LoadedModel
-    from edgepack.edge.runtime_check import read_runnable
     from edgepack.edge.runtime_options import RuntimeOptions, SamplingOptions
 
-    header = read_runnable(file)
+    source = prepare(file, progress=terminal_progress, note=note)
     if prompt is None:
         raise TemplateError(f"{file}: no prompt was given; say --prompt TEXT")
-    options = RuntimeOptions(n_ctx=ctx or default_context(header), threads=threads or 0, max_outputs=1)
+    options = RuntimeOptions(n_ctx=ctx or default_context(source.header), threads=threads or 0, max_outputs=1)
     started = time.perf_counter()
-    with LoadedModel(file, options) as model:
+    with LoadedModel(source.path, options) as model:
         load_seconds = time.perf_counter() - started
         sampling = SamplingOptions(temperature=temperature, seed=seed)
         if not as_json:
