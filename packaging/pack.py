@@ -9,7 +9,7 @@ import hashlib
 import os
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from edgepack.packaging import chunks, index, records
 from edgepack.packaging import format as archive_format
+from edgepack.packaging.archive import open_archive
+from edgepack.packaging.base import BaseArchive
 from edgepack.packaging.dictionaries import Dictionary, encoder_dictionaries, train_dictionaries
 from edgepack.packaging.merkle import merkle_root
 from edgepack.packaging.parallel import ordered_map
@@ -63,6 +65,7 @@ def pack_archive(
     level: int = DEFAULT_LEVEL,
     dictionary: bool = True,
     include: Sequence[Path] = (),
+    base: Path | None = None,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> PackResult:
@@ -74,6 +77,7 @@ def pack_archive(
         level: zstd level of what is searched for repeats.
         dictionary: whether to train dictionaries for the stream kinds that gain from one.
         include: further members, stored under their own names.
+        base: an older archive; its dictionaries are used and chunks of the same content taken over.
         threads: workers; None for one a core.
         progress: told of bytes read.
 
@@ -88,15 +92,25 @@ def pack_archive(
     if len(set(names)) != len(names):
         raise UsageError(f"members need names of their own, got {', '.join(names)}")
     original_bytes = sum(member.bytes for member in members)
-    with _open_output(out) as stream:
-        trained = train_dictionaries(members, level) if dictionary else ()
-        writer = ArchiveWriter(stream, original_bytes, level, trained, threads)
+    with ExitStack() as stack:
+        reused = None if base is None else BaseArchive(stack.enter_context(open_archive(base)))
+        stream = stack.enter_context(_open_output(out))
+        dictionaries = _dictionaries(members, level, dictionary, reused)
+        writer = ArchiveWriter(stream, original_bytes, level, dictionaries, threads, reused)
         with progress("packing", original_bytes) as advance:
             for member in members:
                 writer.add_member(member, advance)
         writer.finish({"level": level, "producer": f"edgepack {__version__}"})
     sha256 = writer.members[0].sha256.hex()
     return PackResult(out, writer.written, original_bytes, sha256, time.perf_counter() - started)
+
+
+def _dictionaries(
+    members: Sequence[MemberPlan], level: int, wanted: bool, base: BaseArchive | None
+) -> tuple[Dictionary, ...]:
+    if base is not None:
+        return base.dictionaries()
+    return train_dictionaries(members, level) if wanted else ()
 
 
 def _open_output(out: Path) -> AbstractContextManager[BinaryIO]:
@@ -121,6 +135,7 @@ class ArchiveWriter:
         level: zstd level.
         dictionaries: written first, used by their stream kinds.
         threads: workers; None for one a core.
+        base: chunks of the same content are taken from it.
         written: bytes so far.
         members: entries of what was added.
     """
@@ -130,6 +145,7 @@ class ArchiveWriter:
     level: int = DEFAULT_LEVEL
     dictionaries: tuple[Dictionary, ...] = ()
     threads: int | None = None
+    base: BaseArchive | None = None
     written: int = 0
     members: list[index.MemberEntry] = field(default_factory=list)
     _segments: list[index.SegmentEntry] = field(default_factory=list)
@@ -175,7 +191,8 @@ class ArchiveWriter:
         raw = os.pread(descriptor, size, start)
         if len(raw) != size:
             raise UsageError(f"'{path}': expected {size} bytes at {start}, got {len(raw)}: it changed while being read")
-        return chunks.encode(raw, segment.layout, self._encoder)
+        known = None if self.base is None else self.base.encoded(raw, archive_format.sha256(raw), segment.layout)
+        return chunks.encode(raw, segment.layout, self._encoder) if known is None else known
 
     def _add_segment(
         self, segment: Segment, encoded: Iterator[EncodedChunk], whole: Any, advance: Callable[[int], object]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from edgepack.packaging import format as archive_format
+from edgepack.packaging import patch_format
 from edgepack.packaging.layouts import BYTES, METADATA, TEXT, layout_of
 
 from edgepack.gguf.types import GGMLType
@@ -29,6 +30,8 @@ TABLES = {
     "Segment entry": (archive_format.SEGMENT_ENTRY, False),
     "Chunk entry": (archive_format.CHUNK_ENTRY, False),
     "Total entry": (archive_format.TOTAL_ENTRY, False),
+    "Patch head": (patch_format.PATCH_HEAD, False),
+    "Operation": (patch_format.OPERATION, False),
 }
 
 
@@ -60,6 +63,10 @@ def test_documented_sizes_are_those_of_the_tables(heading: str, size: str) -> No
 def test_documented_numbers_are_those_of_the_code() -> None:
     assert f"version {archive_format.MAJOR}.{archive_format.MINOR}" in DOCUMENT.splitlines()[0]
     assert archive_format.MAGIC.hex(" ").upper() in DOCUMENT
+    assert patch_format.PATCH_MAGIC.hex(" ").upper() in DOCUMENT
+    assert f"`.edgepatch`, version {patch_format.PATCH_VERSION}" in DOCUMENT
+    for operation in patch_format.OperationType:
+        assert f"{operation.value} {operation.name.lower()}" in DOCUMENT
     for kind in archive_format.RecordType:
         assert f"{kind.value} {kind.name.lower()}" in DOCUMENT
     for role in archive_format.Role:

@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "extract": ("extract", "members or single tensors out of an archive"),
     "keygen": ("keygen", "a key to sign archives with"),
     "sign": ("sign", "a signature added to an archive"),
+    "diff": ("diff", "a small patch from one version of a file to the next"),
+    "patch": ("patch", "the next version of a file from the old one and a patch"),
     "run": ("run", "one completion, or a chat with the model"),
     "fit": ("fit", "what fits on a device, and how fast it would be"),
     "cache": ("cache", "what is installed on this machine"),

@@ -16,6 +16,7 @@ from edgepack.errors import UsageError
 @click.option("--level", type=click.IntRange(1, 19), default=10, show_default=True, help="zstd level.")
 @click.option("--no-dictionary", is_flag=True, help="Train no dictionaries.")
 @click.option("--include", multiple=True, type=click.Path(path_type=Path), help="Another file to put in; repeatable.")
+@click.option("--base", type=click.Path(path_type=Path), help="An older archive, to take chunks and dictionaries from.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
 @json_option
 def command(
@@ -24,6 +25,7 @@ def command(
     level: int,
     no_dictionary: bool,
     include: tuple[Path, ...],
+    base: Path | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -40,6 +42,7 @@ def command(
         level=level,
         dictionary=not no_dictionary,
         include=include,
+        base=base,
         threads=threads,
         progress=terminal_progress,
     )

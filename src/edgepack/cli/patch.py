@@ -1,0 +1,28 @@
+"""`edgepack patch`: the next version of a file, from the old one and a patch; `edgepack.packaging.patch` works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgepack.cli.output import json_option, note, print_json, terminal_progress
+
+
+@click.command("patch")
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("patch", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The new file [its own name, beside OLD].")
+@json_option
+def command(old: Path, patch: Path, output: Path | None, as_json: bool) -> None:
+    """Make the new file from OLD and PATCH, bit for bit and verified."""
+    from edgepack.packaging.patch import apply_patch
+    from edgepack.quantities import format_duration, format_size
+
+    result = apply_patch(old, patch, output, progress=terminal_progress)
+    if as_json:
+        print_json(
+            {"output": str(result.output), "bytes": result.bytes, "sha256": result.sha256, "seconds": result.seconds}
+        )
+        return
+    note(f"{result.output}: {format_size(result.bytes)}, verified, in {format_duration(result.seconds)}")
