@@ -105,7 +105,7 @@ class ModelConfig:
         found: dict[str, Any] = {}
         for key in ("rope_scaling", "rope_parameters"):
             found |= self._object(key, self.values.get(key))
-        if "full_attention" in found:  # one set for each kind of layer; sliding layers are `sliding_rope_theta`
+        if "full_attention" in found:  # one set for each kind of layer; sliding layers: `sliding_rope`
             found = dict(self._object("rope_parameters.full_attention", found["full_attention"]))
         if "rope_type" not in found and "type" in found:
             found["rope_type"] = found["type"]
@@ -116,13 +116,13 @@ class ModelConfig:
         return found
 
     @property
-    def sliding_rope_theta(self) -> float | None:
-        """The rope base of sliding layers where it is one of its own."""
-        layers = self._object("rope_parameters", self.values.get("rope_parameters")).get("sliding_attention")
-        theta = self._object("rope_parameters.sliding_attention", layers).get("rope_theta")
-        if theta is not None:
-            return replace(self, values={"rope_theta": theta}).number("rope_theta")
-        return self.number("rope_local_base_freq") if self.get("rope_local_base_freq") is not None else None
+    def sliding_rope(self) -> Mapping[str, Any]:
+        """Rope parameters of sliding layers, as far as they are their own."""
+        nested = self._object("rope_parameters", self.values.get("rope_parameters")).get("sliding_attention")
+        found = dict(self._object("rope_parameters.sliding_attention", nested))
+        if "rope_theta" not in found and self.get("rope_local_base_freq") is not None:
+            found["rope_theta"] = self.number("rope_local_base_freq")
+        return found
 
     def _object(self, key: str, value: Any) -> Mapping[str, Any]:
         if value is not None and not isinstance(value, dict):

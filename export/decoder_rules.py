@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from edgepack.export.family import Requirement, TensorRule
 from edgepack.export.permutations import interleave_keys, interleave_queries
+from edgepack.export.rows import ShiftedRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgepack.export.config import ModelConfig
     from edgepack.export.family import Transform
+    from edgepack.export.rows import Rows
 
     When = Callable[[ModelConfig, int], bool]
 
@@ -23,6 +25,9 @@ LAYER = "model.layers.{i}."
 
 WHOLE_HEADS = Requirement("rope_parameters.partial_rotary_factor", (1,), "its graph rotates whole heads")
 SILU = Requirement("hidden_act", ("silu", "swish"), "its graph uses SiLU")
+GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+"""Activations within the precision of ggml's GELU, a table of half-precision numbers (tanh approximation)."""
+
 NO_ATTENTION_BIAS = Requirement("attention_bias", (False,), "its graph has no bias after attention")
 EVERY_LAYER_HAS_EXPERTS = (
     Requirement("decoder_sparse_step", (1,), "every layer of its graph has experts"),
@@ -145,3 +150,8 @@ def feed_forward_rules(
 def router_rule(source: str, when: When | None = None) -> TensorRule:
     """The matrix that chooses experts."""
     return TensorRule("blk.{i}.ffn_gate_inp.weight", source, "e d", when=when)
+
+
+def plus_one(rows: Rows, _config: ModelConfig) -> Rows:
+    """Norms that are stored as w and applied as 1 + w."""
+    return ShiftedRows(rows, 1.0)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.export.rope_factors import LONGROPE, rope_number
 
-from edgepack.errors import UnsupportedModelError
-from edgepack.gguf.types import Value, f32, string, u32
+from edgepack.errors import CheckpointError, UnsupportedModelError
+from edgepack.gguf.types import Value, ValueType, array, f32, string, u32
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,6 +68,34 @@ def attention_window(config: ModelConfig) -> int | None:
     if not config.flag("use_sliding_window", default=True) or not config.get("sliding_window"):
         return None
     return config.count("sliding_window")
+
+
+def sliding_metadata(config: ModelConfig, period: int) -> dict[str, Value]:
+    """Window of sliding attention and the layers that have it, without the prefix.
+
+    Args:
+        config: with `layer_types`, or the older `sliding_window_pattern`.
+        period: every so many layers one attends to everything, where the configuration has neither.
+
+    Raises:
+        CheckpointError: `layer_types` is no list with an entry for each layer.
+        UnsupportedModelError: a kind of layer that is neither sliding nor full.
+    """
+    kinds = config.get("layer_types")
+    if kinds is None:
+        period = config.count("sliding_window_pattern", "_sliding_window_pattern", default=period)
+        slides = [(layer + 1) % period != 0 for layer in range(config.n_layers)]
+    else:
+        if not isinstance(kinds, list) or len(kinds) != config.n_layers:
+            raise CheckpointError(f"{config.label}: layer_types: expected a list of {config.n_layers}, got {kinds!r}")
+        unknown = [kind for kind in kinds if kind not in ("sliding_attention", "full_attention")]
+        if unknown:
+            raise UnsupportedModelError(f"{config.label}: layer_types: expected sliding or full, got {unknown[0]!r}")
+        slides = [kind == "sliding_attention" for kind in kinds]
+    return {
+        "attention.sliding_window": u32(config.count("sliding_window")),
+        "attention.sliding_window_pattern": array(ValueType.BOOL, slides),
+    }
 
 
 def _norm_metadata(config: ModelConfig) -> dict[str, Value]:

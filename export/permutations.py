@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from edgepack.export.rows import PermutedRows
+from edgepack.export.rows import PermutedRows, TransposedRows
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
@@ -22,6 +22,26 @@ def interleaved_order(n_heads: int, head_dim: int) -> NDArray[np.intp]:
     rows = np.arange(n_heads * head_dim).reshape(n_heads, 2, head_dim // 2)
     order: NDArray[np.intp] = rows.swapaxes(1, 2).reshape(-1)
     return order
+
+
+def fused_order(n_heads: int, head_dim: int) -> NDArray[np.intp]:
+    """Rows of q, k and v in turn from rows of a matrix that holds them head by head.
+
+    HF: [head, 3, head_dim, in] → ggml: [3, head, head_dim, in] (GPT-NeoX).
+    """
+    rows = np.arange(n_heads * 3 * head_dim).reshape(n_heads, 3, head_dim)
+    order: NDArray[np.intp] = rows.swapaxes(0, 1).reshape(-1)
+    return order
+
+
+def split_fused_heads(rows: Rows, config: ModelConfig) -> Rows:
+    """`fused_order` over the heads."""
+    return PermutedRows(rows, fused_order(config.n_heads, config.head_dim))
+
+
+def transposed(rows: Rows, _config: ModelConfig) -> Rows:
+    """HF's Conv1D [in, out] → ggml: [out, in] (GPT-2)."""
+    return TransposedRows(rows)
 
 
 def interleave_queries(rows: Rows, config: ModelConfig) -> Rows:

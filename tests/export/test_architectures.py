@@ -16,6 +16,7 @@ from edgepack.quant.targets import find_target
 from references.tiny_checkpoints import VOCABULARY, TinyModel, random_model, write_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -31,6 +32,39 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 EXPERTS: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+GEMMA: dict[str, Any] = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16, "tie_word_embeddings": True}
+GEMMA3_SCALED: dict[str, Any] = {
+    "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    "num_hidden_layers": 3,
+    "final_logit_softcapping": 3.0,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "long_factor": [1.0 + 0.5 * i for i in range(8)],
+    "short_factor": [1.0 + 0.1 * i for i in range(8)],
+}
+GLM_MOE: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 48,
+    "routed_scaling_factor": 2.5,
+    "head_dim": 32,
+}
+GPT2: dict[str, Any] = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "tie_word_embeddings": True}
+GRANITE: dict[str, Any] = {
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+}
 
 # Adding a family: one line here.
 MODELS = (
@@ -51,7 +85,42 @@ MODELS = (
     TinyModel("qwen-3", "Qwen3", {"head_dim": 32}),
     TinyModel("qwen-3-moe", "Qwen3Moe", EXPERTS | {"head_dim": 32, "norm_topk_prob": True}),
     TinyModel("qwen-3-moe-fused", "Qwen3Moe", EXPERTS | {"norm_topk_prob": True}, fused_experts=True),
+    TinyModel("gemma-2", "Gemma2", GEMMA | {"num_hidden_layers": 3}, tolerance=GELU_TABLE),
+    TinyModel(
+        "gemma-2-27b", "Gemma2", GEMMA | {"num_hidden_layers": 46, "query_pre_attn_scalar": 16}, tolerance=GELU_TABLE
+    ),
+    TinyModel("gemma-3", "Gemma3", GEMMA | {"num_hidden_layers": 7}, config="Gemma3TextConfig", tolerance=GELU_TABLE),
+    TinyModel("gemma-3-scaled", "Gemma3", GEMMA | GEMMA3_SCALED, config="Gemma3TextConfig", tolerance=GELU_TABLE),
+    TinyModel("phi-3", "Phi3", {"original_max_position_embeddings": 256}),
+    TinyModel("phi-3-long", "Phi3", {"original_max_position_embeddings": 32, "rope_parameters": LONGROPE}),
+    TinyModel("phi-3-short", "Phi3", {"original_max_position_embeddings": 256, "rope_parameters": LONGROPE}),
+    TinyModel("phi-4-mini", "Phi3", {"partial_rotary_factor": 0.75, "tie_word_embeddings": True}),
+    TinyModel("glm-4", "Glm4", {"head_dim": 32, "attention_bias": True}),
+    TinyModel("glm-4-moe", "Glm4Moe", GLM_MOE | {"use_qk_norm": True}),
+    TinyModel("glm-4-moe-fused", "Glm4Moe", GLM_MOE | {"norm_topk_prob": False}, fused_experts=True),
+    TinyModel("glm-4-moe-in-groups", "Glm4Moe", GLM_MOE | {"n_group": 4, "topk_group": 2, "attention_bias": True}),
+    TinyModel("gpt-2", "GPT2", GPT2, head="LMHeadModel", tolerance=GELU_TABLE),
+    TinyModel("gpt-neox", "GPTNeoX", {"num_key_value_heads": None}, tolerance=GELU_TABLE),
+    TinyModel(
+        "gpt-neox-in-turn", "GPTNeoX", {"use_parallel_residual": False}, fused_experts=True, tolerance=GELU_TABLE
+    ),
+    TinyModel("gpt-neox-tied", "GPTNeoX", {"tie_word_embeddings": True}, tolerance=GELU_TABLE),
+    TinyModel("smollm-3", "SmolLM3", {"num_hidden_layers": 5, "tie_word_embeddings": True}),
+    TinyModel("granite", "Granite", GRANITE),
+    TinyModel("olmo-2", "Olmo2"),
+    TinyModel("olmo-2-tied", "Olmo2", {"tie_word_embeddings": True}),
+    TinyModel("starcoder-2", "Starcoder2", tolerance=GELU_TABLE),
 )
+EMBEDDERS = (TinyModel("bert", "Bert", head="Model"), TinyModel("bert-for-masked-lm", "Bert", head="ForMaskedLM"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny matrices gain nothing from threads, and spinning ones slow everybody down."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def token_ids(count: int = 48) -> NDArray[np.int64]:
@@ -87,3 +156,29 @@ def test_logits_equal_those_of_transformers(tiny: TinyModel, books: Path, tmp_pa
     folder = write_checkpoint(model, tmp_path / "model", books, fused_experts=tiny.fused_experts)
     got = llama_logits(exported(folder, tmp_path / "model.gguf"), ids)
     assert_equal_logits(got, torch_logits(model, ids), tiny.tolerance)
+
+
+def llama_embedding(path: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    with LoadedModel(path, RuntimeOptions(n_ctx=256, embeddings=True, flash_attention="off", threads=1)) as model:
+        return model.embed(ids.tolist())
+
+
+def torch_embedding(model: Any, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Mean over the tokens, as sentence-transformers pools by default."""
+    with torch.no_grad():
+        hidden = model.base_model(torch.tensor(ids)[None]).last_hidden_state[0]
+    mean: NDArray[np.float32] = hidden.mean(0).numpy()
+    return mean
+
+
+def cosine(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    return float(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
+
+
+@pytest.mark.parametrize("tiny", EMBEDDERS, ids=lambda tiny: tiny.name)
+def test_embeddings_equal_those_of_transformers(tiny: TinyModel, books: Path, tmp_path: Path) -> None:
+    model, ids = random_model(tiny), token_ids()
+    folder = write_checkpoint(model, tmp_path / "model", books)
+    got = llama_embedding(exported(folder, tmp_path / "model.gguf"), ids)
+    assert cosine(got, torch_embedding(model, ids)) >= 0.9999
+    assert cosine(got, torch_embedding(model, token_ids()[::-1].copy())) < 0.9999
