@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from edgepack.export.interrupted import plan_digest, resumable_output, tensors_on_disk
 from edgepack.export.plan import shard_path
+from edgepack.export.rows import StoredBlocks
 from edgepack.quant.codecs.ggml import quantize_rows, valid_rows
 
 from edgepack.errors import NumericError
@@ -50,6 +51,9 @@ class Chunk:
             NumericError: a weight is not finite, or too large for the type.
         """
         info = self.tensor.info
+        stored = self.tensor.rows
+        if isinstance(stored, StoredBlocks) and stored.stored_type is info.type:
+            return stored.read_blocks(self.start, self.stop)
         rows = self.tensor.rows.read(self.start, self.stop)
         blocks = quantize_rows(info.type, rows, self._importance())
         if not valid_rows(info.type, blocks):

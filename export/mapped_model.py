@@ -5,7 +5,7 @@ Every kind of source becomes one of these; `export.plan` takes it from here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from edgepack.export.naming import Size, general_metadata
 from edgepack.export.tokenizer.vocabulary import read_vocabulary
 from edgepack.quant.mixtures import ModelFacts
 
+from edgepack.errors import UsageError
 from edgepack.gguf.types import Value, string
 
 if TYPE_CHECKING:
@@ -83,6 +84,33 @@ def _size(tensors: Mapping[str, Rows], n_experts: int) -> Size:
     return Size(sum(counts.values()), sum(n for name, n in counts.items() if "_exps." in name), n_experts)
 
 
-def open_model(path: Path, *, pre: str | None = None) -> MappedModel:
-    """The model at `path`, whatever its form; raises as `map_checkpoint`."""
-    return map_checkpoint(open_checkpoint(path), pre=pre)
+def open_model(
+    path: Path, *, pre: str | None = None, adapter: Path | None = None, allow_requantize: bool = False
+) -> MappedModel:
+    """The model at `path`: a Hugging Face folder or a GGUF.
+
+    Args:
+        path: the folder or file.
+        pre: the pre-tokenizer's name where its structure is not known.
+        adapter: a PEFT LoRA's folder, merged into the weights.
+        allow_requantize: whether a GGUF's quantised tensors may be quantised again.
+
+    Raises:
+        AdapterError: the adapter is not a LoRA or does not belong to the model.
+        UsageError: an adapter for a GGUF, or quantised tensors without `allow_requantize`.
+        EdgepackError: as `map_checkpoint` and `map_gguf`.
+    """
+    if path.is_file():
+        from edgepack.export.gguf_source import map_gguf
+
+        if adapter is not None:
+            raise UsageError(f"--adapter: expected a Hugging Face folder to merge into, got '{path}'")
+        return map_gguf(path, allow_requantize=allow_requantize)
+    checkpoint = open_checkpoint(path)
+    if adapter is None:
+        return map_checkpoint(checkpoint, pre=pre)
+    from edgepack.export.adapter import AdaptedTensors, read_adapter
+
+    merged = AdaptedTensors(checkpoint.tensors, read_adapter(adapter, checkpoint.tensors))
+    model = map_checkpoint(replace(checkpoint, tensors=merged), pre=pre)
+    return replace(model, sources=(*model.sources, *sorted(adapter.glob("adapter_*"))))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from math import prod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from edgepack.gguf.types import GGMLType
     from edgepack.model import TensorSource
 
     Matrix = NDArray[np.float32]
@@ -42,6 +43,20 @@ class Rows(Protocol):
 
     def read(self, start: int, stop: int) -> Matrix:
         """Rows `start` (included) to `stop` (not included): float32, shape [stop - start, columns]."""
+        ...
+
+
+@runtime_checkable
+class StoredBlocks(Protocol):
+    """Rows that are stored in a type of ggml's, so that an output of that type takes them untouched."""
+
+    @property
+    def stored_type(self) -> GGMLType:
+        """The type of the blocks."""
+        ...
+
+    def read_blocks(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Rows `start` (included) to `stop` (not included): uint8, shape [stop - start, bytes of a row]."""
         ...
 
 

@@ -14,6 +14,7 @@ from edgepack.errors import UsageError
 from edgepack.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
+    from edgepack.export.mapped_model import MappedModel
     from edgepack.export.plan import ExportPlan
     from edgepack.quant.type_choice import Overrides
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: by the GGUF naming convention, here.")
 @click.option("--pre", metavar="NAME", help="The pre-tokenizer's name, where its structure is not known.")
+@click.option("--adapter", type=click.Path(path_type=Path), metavar="DIR", help="A PEFT LoRA for MODEL.")
+@click.option("--adapter-mode", type=click.Choice(["merge", "separate"]), default="merge", show_default=True)
+@click.option("--allow-requantize", is_flag=True, help="Quantise a GGUF's quantised tensors again.")
 @click.option("--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE", help="Type of matching tensors.")
 @click.option("--output-type", metavar="TYPE", help="Type of output.weight (and of tied embeddings).")
 @click.option("--embedding-type", metavar="TYPE", help="Type of token_embd.weight.")
@@ -39,6 +43,9 @@ def command(
     target: str,
     output: Path | None,
     pre: str | None,
+    adapter: Path | None,
+    adapter_mode: str,
+    allow_requantize: bool,
     tensor_types: tuple[str, ...],
     output_type: str | None,
     embedding_type: str | None,
@@ -49,7 +56,7 @@ def command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Turn MODEL, a Hugging Face folder, into a GGUF in one pass."""
+    """Turn MODEL, a Hugging Face folder or a GGUF, into a GGUF in one pass."""
     from edgepack.atomic_file import check_output
     from edgepack.export.gguf_file import write_shards
     from edgepack.export.mapped_model import open_model
@@ -60,15 +67,20 @@ def command(
     started = time.monotonic()
     chosen = find_target(target)
     overrides = _overrides(tensor_types, output_type, embedding_type, pure)
-    plan = plan_export(open_model(model, pre=pre), chosen, PlanOptions(overrides))
+    merged = adapter if adapter_mode == "merge" else None
+    mapped = open_model(model, pre=pre, adapter=merged, allow_requantize=allow_requantize)
+    plan = plan_export(mapped, chosen, PlanOptions(overrides))
     path = output or Path(file_name(plan.metadata, chosen.label))
     check_output(path, None if dry_run else plan.total_bytes)
     shards = split_plan(plan, shard_size) if shard_size else [plan]
     if not dry_run:
         write_shards(shards, path, threads=threads, progress=terminal_progress, resume=resume)
+    beside = None
+    if adapter is not None and adapter_mode == "separate":
+        beside = _write_adapter(model, adapter, mapped, path, dry_run=dry_run)
     seconds = time.monotonic() - started
     if as_json:
-        print_json(_result(plan, path, seconds))
+        print_json(_result(plan, path, seconds) | ({"adapter": str(beside)} if beside else {}))
     elif dry_run:
         _print_plan(plan, path)
     else:
@@ -76,6 +88,24 @@ def command(
             f"{path}: {format_size(plan.total_bytes)} as {chosen.label}, from {format_size(plan.source_bytes)},"
             f" in {format_duration(seconds)}"
         )
+
+
+def _write_adapter(model: Path, adapter: Path, mapped: MappedModel, path: Path, *, dry_run: bool) -> Path:
+    """Write the adapter as a GGUF beside `path`; with `dry_run` only check that it can be."""
+    from edgepack.export.adapter import read_adapter
+    from edgepack.export.adapter_gguf import adapter_factors, write_adapter
+    from edgepack.export.checkpoint import open_checkpoint
+
+    if model.is_file():
+        raise UsageError(f"--adapter: expected a Hugging Face folder, got '{model}'")
+    update = read_adapter(adapter, open_checkpoint(model).tensors)
+    beside = path.with_name(f"{path.stem}-lora.gguf")
+    if dry_run:
+        adapter_factors(update, mapped)
+    else:
+        size = write_adapter(update, mapped, beside)
+        note(f"{beside}: {format_size(size)}, the adapter for {path.name}")
+    return beside
 
 
 def _overrides(
