@@ -140,6 +140,10 @@ class TorchScorer:
         kept: NDArray[np.float32] = logits[0, -(chunk.scored + 1) : -1].float().numpy()
         return kept
 
+    def in_precision(self, name: str) -> TorchScorer:
+        """The same checkpoint in other arithmetic: `bfloat16` or `float16`, for the noise floor."""
+        return TorchScorer(self.folder, dtype=getattr(torch, name))
+
     def sample(self, sequences: int, length: int, seed: int = 0) -> str:
         """Text that the model itself writes at temperature 1: the same on every run of the same versions.
 

@@ -96,6 +96,11 @@ class DivergentToken:
     candidate_p: float = field(compare=False)
     margin: float = field(compare=False)
 
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Every token id it names."""
+        return (*self.context, self.target, self.reference, self.candidate)
+
 
 @dataclass
 class Validation:
@@ -109,6 +114,7 @@ class Validation:
         first_clear: the first token where the models choose differently and diverge by CLEAR_DIVERGENCE or more.
         worst: the most divergent tokens, worst first, at most WORST_KEPT.
         seconds: of the whole pass, all candidates included.
+        pieces: spelling of every token that `worst` and `first_clear` show.
     """
 
     candidate: str
@@ -118,6 +124,18 @@ class Validation:
     first_clear: DivergentToken | None = None
     worst: list[DivergentToken] = field(default_factory=list)
     seconds: float = 0.0
+    pieces: dict[int, str] = field(default_factory=dict)
+
+    def shown_tokens(self) -> set[int]:
+        """Every token id in `worst` and `first_clear`."""
+        shown = [*self.worst, *([self.first_clear] if self.first_clear else [])]
+        return {
+            number for token in shown for number in (*token.context, token.target, token.reference, token.candidate)
+        }
+
+    def spell(self, tokens: Sequence[int]) -> str:
+        """The text of shown tokens."""
+        return "".join(self.pieces.get(token, "") for token in tokens)
 
     def add(self, chunk: Chunk, measures: TokenMeasures) -> None:
         """Take in one chunk."""
@@ -203,9 +221,10 @@ def validate(
                 assert not hasattr(got, "ids"), "a stored reference is no candidate"
                 result.add(chunk, compare(expected, got, chunk.scored_targets, chunk.start + chunk.first))
             advance(chunk.scored)
-    for result in results:
+    for candidate, result in zip(candidates, results, strict=True):
         result.seconds = time.perf_counter() - began
         result.worst.sort(reverse=True)
+        result.pieces = {token: candidate.tokenizer.piece(token) for token in result.shown_tokens()}
     return results
 
 
@@ -262,6 +281,8 @@ def _gate(name: str, what: str, estimate: float, bound: float, bar: float, *, at
     passed = bound >= bar if at_least else bound <= bar
     end, rule = ("lower", "at least") if at_least else ("upper", "at most")
     detail = f"{what} {estimate:.4g}, {end} end of the interval {bound:.4g}, must be {rule} {bar:.4g}"
+    if not passed and (estimate >= bar if at_least else estimate <= bar):
+        detail += ": too close to tell on this text, more of it narrows the interval"
     return GateResult(name, passed, detail)
 
 

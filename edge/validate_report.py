@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.agreement_statistics import QUANTILES
 from edgepack.edge.validate import perplexity_ratio
+from edgepack.edge.validate_run import pareto_front
 
 if TYPE_CHECKING:
     from edgepack.edge.agreement_statistics import AgreementStatistics, ClusteredMean
     from edgepack.edge.scorer import Chunking
     from edgepack.edge.validate import Gates, Validation
+    from edgepack.edge.validate_run import FidelityRun
 
 
 def as_json(validation: Validation, gates: Gates, chunking: Chunking) -> dict[str, Any]:
@@ -34,6 +36,56 @@ def as_json(validation: Validation, gates: Gates, chunking: Chunking) -> dict[st
             "tokens_per_second": statistics.tokens / validation.seconds if validation.seconds else None,
         }
     )
+
+
+def floor_json(run: FidelityRun) -> dict[str, Any]:
+    """The reference's own noise: arithmetic → its main figures."""
+    floor = {}
+    for validation in run.floor:
+        found = figures(validation.statistics)
+        kept = ("tokens", "top1_agreement", "top1_interval", "mean_kl")
+        floor[validation.candidate] = finite({key: found[key] for key in kept})
+    return floor
+
+
+def floor_lines(run: FidelityRun) -> list[str]:
+    """The noise floor as lines for a terminal."""
+    return [
+        f"noise floor       {percent(validation.statistics.agreement.mean)}"
+        f"   KL {validation.statistics.divergence.mean:.2g}   {validation.candidate},"
+        f" {validation.statistics.tokens} tokens"
+        for validation in run.floor
+    ]
+
+
+def table_rows(run: FidelityRun, gates: Gates) -> list[list[str]]:
+    """A comparison as rows of text, the heading first."""
+    from edgepack.quantities import format_size
+
+    front = pareto_front(
+        [candidate.bytes for candidate in run.candidates],
+        [candidate.validation.statistics.divergence.mean for candidate in run.candidates],
+    )
+    rows = [["file", "size", "agreement", "95 % interval", "mean KL", "99.9 % KL", "ppl ratio", "", ""]]
+    for candidate, marked in zip(run.candidates, front, strict=True):
+        verdict = "passed" if candidate.validation.passed(gates) else "FAILED"
+        row = _table_row(candidate.path.name, candidate.validation)
+        rows.append([row[0], format_size(candidate.bytes), *row[1:], verdict, "●" if marked else ""])
+    rows += [[row[0], "", *row[1:], "", ""] for row in (_table_row(f.candidate, f) for f in run.floor)]
+    return rows
+
+
+def _table_row(name: str, validation: Validation) -> list[str]:
+    statistics = validation.statistics
+    low, high = statistics.agreement.share_interval()
+    return [
+        name,
+        percent(statistics.agreement.mean),
+        f"{percent(low)} to {percent(high)}",
+        f"{statistics.divergence.mean:.2g}",
+        f"{statistics.histogram.quantile(0.999):.2g}",
+        f"{perplexity_ratio(statistics)[0]:.4f}",
+    ]
 
 
 def figures(statistics: AgreementStatistics) -> dict[str, Any]:

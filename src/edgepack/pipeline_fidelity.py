@@ -5,13 +5,14 @@ Measuring is left to `edge`, printing to `cli`.
 
 from __future__ import annotations
 
-import hashlib
 import os
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgepack.edge.scorer import Chunking
-from edgepack.edge.validate import Gates, Validation, validate
+from edgepack.edge.validate import Validation, validate
+from edgepack.edge.validate_run import Candidate, FidelityRun, Text
 from edgepack.errors import DependencyError, UsageError
 from edgepack.progress import silent
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from edgepack.progress import Progress
 
 SAMPLED_SEQUENCES, SAMPLED_LENGTH = 96, 512
+FLOOR_PRECISIONS = ("bfloat16", "float16")
+FLOOR_TOKENS = 2000
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class ScoringOptions:
         threads: cores in all, shared by the two sides; 0 is every core.
         kv_type: of llama.cpp's cache; `f32` measures the file alone.
         n_gpu_layers: llama.cpp's layers on the GPU.
+        floor: measure the reference's own noise too.
     """
 
     ctx: int | None = None
@@ -44,6 +48,7 @@ class ScoringOptions:
     threads: int = 0
     kv_type: str = "f32"
     n_gpu_layers: int = 0
+    floor: bool = True
 
     @property
     def longest(self) -> int:
@@ -56,41 +61,6 @@ class ScoringOptions:
         """Threads of the reference and of the candidates, which run at the same time."""
         cores = self.threads or len(os.sched_getaffinity(0))
         return max(1, cores // 2), max(1, cores - cores // 2)
-
-
-@dataclass(frozen=True)
-class Text:
-    """What is scored.
-
-    Attributes:
-        text: itself.
-        origin: a file's name, or how it was made.
-    """
-
-    text: str
-    origin: str
-
-    @property
-    def sha256(self) -> str:
-        """Digest of its UTF-8 bytes, hexadecimal."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class FidelityRun:
-    """What a run gives.
-
-    Attributes:
-        validations: one a candidate.
-        chunking: as it was used.
-        text: what was scored.
-        reference: label of the reference.
-    """
-
-    validations: list[Validation]
-    chunking: Chunking
-    text: Text
-    reference: str
 
 
 def read_text(path: Path) -> Text:
@@ -159,19 +129,53 @@ def run_validation(
         EdgepackError: whatever opening or scoring finds wrong.
     """
     text = None if text_path is None else read_text(text_path)
-    opened: list[Scorer] = []
-    try:
-        candidates = [open_candidate(path, options) for path in candidate_paths]
-        opened += candidates
+    with ExitStack() as opened:
+        candidates = []
+        for path in candidate_paths:
+            candidates.append(open_candidate(path, options))
+            opened.callback(candidates[-1].close)
         reference = open_reference(reference_path, options)
-        opened.append(reference)
+        opened.callback(reference.close)
         text = text or sample_text(reference)
         chunking = choose_chunking(reference, text.text, options)
         found = validate(reference, candidates, text.text, chunking, progress)
-        return FidelityRun(found, chunking, text, reference.label)
-    finally:
-        for scorer in opened:
-            scorer.close()
+        floor = measure_floor(reference, text.text, chunking, progress) if options.floor else ()
+    results = [
+        Candidate(path, path.stat().st_size, validation)
+        for path, validation in zip(candidate_paths, found, strict=True)
+    ]
+    return FidelityRun(tuple(results), chunking, text, reference.label, floor)
+
+
+def measure_floor(
+    reference: Scorer, text: str, chunking: Chunking, progress: Progress = silent
+) -> tuple[Validation, ...]:
+    """The reference against itself in bfloat16 and float16, on the first chunks; empty where it has no such self."""
+    in_precision = getattr(reference, "in_precision", None)
+    if in_precision is None:
+        return ()
+    tokens = len(reference.tokenizer.tokenize(text))
+    each = max(1, chunking.scored(tokens) // chunking.count(tokens))
+    few = min(chunking.count(tokens), -(-FLOOR_TOKENS // each))
+    chunking = replace(chunking, max_chunks=few)
+    floor = []
+    for precision in FLOOR_PRECISIONS:
+        with closing(in_precision(precision)) as same:
+            floor += validate(reference, [same], text, chunking, progress)
+    return tuple(floor)
+
+
+def with_findings(run: FidelityRun, reference_path: Path, progress: Progress = silent) -> FidelityRun:
+    """The run with every candidate's contents held against the reference's, for those who look for a cause."""
+    from edgepack.export.mapped_model import open_model
+    from edgepack.pipeline_findings import find_differences
+
+    original = open_model(reference_path)
+    candidates = [
+        replace(candidate, findings=find_differences(original, candidate.path, progress))
+        for candidate in run.candidates
+    ]
+    return replace(run, candidates=tuple(candidates))
 
 
 def choose_chunking(reference: Scorer, text: str, options: ScoringOptions) -> Chunking:
@@ -182,6 +186,3 @@ def choose_chunking(reference: Scorer, text: str, options: ScoringOptions) -> Ch
     if options.ctx is not None:
         return chunking
     return replace(chunking, ctx=usable_context(reference, reference.tokenizer.tokenize(text)))
-
-
-__all__ = ["FidelityRun", "Gates", "ScoringOptions", "Text", "run_validation"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from edgepack.errors import CheckFailedError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgepack.edge.validate import GateResult
+    from edgepack.edge.validate import Gates
+    from edgepack.edge.validate_run import Candidate, FidelityRun
 
 _PATH = click.Path(path_type=Path)
 
@@ -21,6 +23,7 @@ _PATH = click.Path(path_type=Path)
 def scoring_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options on how text is scored, which `validate`, `compare` and `certify` share."""
     for option in (
+        click.option("--floor/--no-floor", default=True, help="Measure the original's own noise too."),
         click.option("--n-gpu-layers", type=int, default=0, help="llama.cpp's layers on the GPU; -1 is all."),
         click.option("--kv-type", default="f32", show_default=True,
                      help="llama.cpp's cache; f32 measures the file alone, f16 as devices run it."),
@@ -45,11 +48,15 @@ def gate_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+report_option = click.option("--report", type=_PATH, metavar="HTML", help="Write a self-contained page.")
+
+
 @click.command("validate")
 @click.argument("candidate", type=_PATH)
 @click.option("--reference", type=_PATH, required=True, help="The original: a Hugging Face folder or a GGUF.")
 @scoring_options
 @gate_options
+@report_option
 @json_option
 def command(
     candidate: Path,
@@ -58,6 +65,7 @@ def command(
     min_agreement: float | None,
     max_kl: float | None,
     max_perplexity_ratio: float | None,
+    report: Path | None,
     as_json: bool,
     **scoring: Any,
 ) -> int:
@@ -65,32 +73,79 @@ def command(
 
     Gates look at the end of the 95 % interval that is against the candidate; a missed one exits with 1.
     """
-    from edgepack.edge.validate_report import as_json as validation_json
-    from edgepack.edge.validate_report import as_lines
-    from edgepack.pipeline_fidelity import Gates, ScoringOptions, run_validation
+    from edgepack.edge.validate import Gates
+    from edgepack.pipeline_fidelity import ScoringOptions, run_validation
 
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
     run = run_validation(reference, [candidate], text_path, ScoringOptions(**scoring), terminal_progress)
-    found = run.validations[0]
-    results = found.gate_results(gates)
+    found = run.candidates[0].validation
+    if report is not None:
+        run = write_report(run, gates, reference, report)
+    elif not found.passed(gates) and reference.is_dir():
+        run = with_causes(run, reference)
+    _print(run, gates, as_json=as_json)
+    return 0 if found.passed(gates) else CheckFailedError.exit_code
+
+
+def with_causes(run: FidelityRun, reference: Path) -> FidelityRun:
+    """The run with what the files' contents tell; as it was where the reference's folder cannot be mapped."""
+    from edgepack.errors import EdgepackError
+    from edgepack.pipeline_fidelity import with_findings
+
+    try:
+        return with_findings(run, reference, terminal_progress)
+    except EdgepackError as error:
+        note(f"weights were not compared: {error}")
+        return run
+
+
+def write_report(run: FidelityRun, gates: Gates, reference: Path, report: Path) -> FidelityRun:
+    """Write the HTML page, weights compared; gives back the run with what that found."""
+    from edgepack.atomic_file import atomic_output
+    from edgepack.edge.report import render
+
+    run = with_causes(run, reference)
+    page = render(run, gates).encode()
+    with atomic_output(report, len(page)) as stream:
+        stream.write(page)
+    return run
+
+
+def _print(run: FidelityRun, gates: Gates, *, as_json: bool) -> None:
+    from edgepack.edge.validate_report import as_json as validation_json
+    from edgepack.edge.validate_report import as_lines, finite, floor_json, floor_lines
+
+    candidate = run.candidates[0]
+    found = candidate.validation
     if as_json:
-        told = {"reference": run.reference, "text": {"origin": run.text.origin, "sha256": run.text.sha256}}
-        print_json({**validation_json(found, gates, run.chunking), **told})
+        told = {
+            "reference": run.reference,
+            "text": {"origin": run.text.origin, "sha256": run.text.sha256},
+            "noise_floor": floor_json(run),
+            "findings": asdict(candidate.findings) if candidate.findings else None,
+        }
+        print_json(finite({**validation_json(found, gates, run.chunking), **told}))
     else:
         click.echo(f"{found.candidate} against {run.reference}")
-        click.echo(
-            f"{found.statistics.tokens} tokens of {run.text.origin}, {found.chunks} chunks of {run.chunking.ctx}"
-        )
-        click.echo("\n".join(["", *as_lines(found), ""]))
+        scored = f"{found.statistics.tokens} tokens of {run.text.origin}"
+        click.echo(f"{scored}, {found.chunks} chunks of {run.chunking.ctx}")
+        click.echo("\n".join(["", *as_lines(found), *floor_lines(run), ""]))
+    report_gates(candidate, gates, quiet=as_json)
+
+
+def report_gates(candidate: Candidate, gates: Gates, *, quiet: bool) -> None:
+    """Say how the gates went: failures and their likely causes always, on stderr; successes to people."""
+    found = candidate.validation
+    results = found.gate_results(gates)
     failed = [result for result in results if not result.passed]
-    report_gates(results, failed, quiet=as_json)
-    return CheckFailedError.exit_code if failed else 0
-
-
-def report_gates(results: list[GateResult], failed: list[GateResult], *, quiet: bool) -> None:
-    """Say how the gates went: failures always, on stderr; successes to people."""
     for result in failed:
         note(f"FAILED {result.name}: {result.detail}")
+    if failed and found.first_clear:
+        token = found.first_clear
+        said = f"{found.spell([token.reference])!r} became {found.spell([token.candidate])!r}"
+        note(f"first goes wrong at token {token.position}: {said} after {found.spell(token.context[-8:])!r}")
+    for line in candidate.findings.suspicions if failed and candidate.findings else []:
+        note(f"look at {line}")
     if not quiet and not failed:
         for result in results:
             click.echo(f"passed {result.name}: {result.detail}")
