@@ -121,7 +121,7 @@ class ModelCache:
             template = _read_template(opened)
         restored = [self._install_member(archive, m, verify, progress) for m in (main, *others)]
         return Installed(
-            model=native_form(restored[0][0]),
+            model=native_form(restored[0][0], self, progress),
             adapters=tuple(path for path, _fresh in restored[1:]),
             template=template,
             fresh=any(fresh for _path, fresh in restored),
@@ -138,6 +138,33 @@ class ModelCache:
         with locked(self._lock_path(entry.sha256)):
             for path in (self._record_path(entry.sha256), entry.path, partial_path(self._path(entry.sha256))):
                 path.unlink(missing_ok=True)
+
+    def find(self, sha256: str) -> Path | None:
+        """The installed file of that digest when its stamp holds; marks it as used."""
+        if self._problem(sha256, verify=False, progress=silent) is not None:
+            return None
+        os.utime(self._record_path(sha256))
+        return self._path(sha256)
+
+    def add(self, path: Path, name: str, origin: str) -> tuple[Path, str]:
+        """Move a finished file of the cache's own folder under its digest; returns where it is, and the digest.
+
+        Args:
+            path: in `folder`; it is renamed.
+            name: for people, as archives name their members.
+            origin: what it was made from.
+        """
+        with path.open("rb") as stream:
+            digest = hashlib.sha256()
+            for block in _blocks(stream):
+                digest.update(block)
+        sha256 = digest.hexdigest()
+        with locked(self._lock_path(sha256)):
+            path.replace(self._path(sha256))
+            record = {"name": name, "archive": origin, "stamp": asdict(stamp_of(self._path(sha256)))}
+            with atomic_output(self._record_path(sha256)) as output:
+                output.write(json.dumps(record).encode())
+        return self._path(sha256), sha256
 
     def problem(self, entry: CacheEntry) -> str | None:
         """Check every byte of an entry; what is wrong with it, or None."""
@@ -179,7 +206,7 @@ class ModelCache:
                 f"{format_size(free)} free; `edgepack cache prune` frees {format_size(self._installed_bytes())}"
             )
         unpack_archive(archive, path, member=member.name, progress=progress)
-        record = {"name": member.name, "archive": archive.name, "stamp": asdict(_stamp(path))}
+        record = {"name": member.name, "archive": archive.name, "stamp": asdict(stamp_of(path))}
         with atomic_output(self._record_path(member.sha256)) as stream:
             stream.write(json.dumps(record).encode())
 
@@ -197,7 +224,7 @@ class ModelCache:
         except (OSError, ValueError, KeyError, TypeError):
             # The file is renamed into place before its record is written: after a kill between the two it is whole.
             return self._adopt(sha256, progress)
-        found = _stamp(path)
+        found = stamp_of(path)
         if found != expected:
             return f"expected {_describe(expected)}, got {_describe(found)}"
         return self._full_problem(sha256, progress) if verify else None
@@ -207,7 +234,7 @@ class ModelCache:
         if (problem := self._full_problem(sha256, progress)) is not None:
             return problem
         with atomic_output(self._record_path(sha256)) as stream:
-            stream.write(json.dumps({"name": path.name, "archive": "", "stamp": asdict(_stamp(path))}).encode())
+            stream.write(json.dumps({"name": path.name, "archive": "", "stamp": asdict(stamp_of(path))}).encode())
         return None
 
     def _full_problem(self, sha256: str, progress: Progress) -> str | None:
@@ -236,9 +263,16 @@ class ModelCache:
         return None
 
 
-def native_form(path: Path) -> Path:
-    """The GGUF that llama.cpp runs: `path` itself; the one place where a variant of the format is turned native."""
-    return path
+def native_form(path: Path, cache: ModelCache, progress: Progress = silent) -> Path:
+    """The GGUF that llama.cpp runs: `path` itself, or what a file of the variant decodes to, kept in `cache`.
+
+    Raises:
+        GGUFError, CodecError: the file is not sound, or made by a newer edgepack.
+        ResourceError: the disk is too small.
+    """
+    from edgepack.edge.native_cache import cached_native
+
+    return cached_native(path, cache, progress)
 
 
 def prune(
@@ -281,7 +315,8 @@ def _read_template(archive: Archive) -> str | None:
     return None
 
 
-def _stamp(path: Path) -> Stamp:
+def stamp_of(path: Path) -> Stamp:
+    """The stamp of a file as it is now."""
     with path.open("rb") as stream:
         status = os.fstat(stream.fileno())
         return Stamp(status.st_size, status.st_mtime_ns, hashlib.sha256(stream.read(_HEADER_BYTES)).hexdigest())

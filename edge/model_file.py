@@ -58,11 +58,15 @@ def prepare(
 
     if not file.is_file():
         raise UsageError(f"'{file}': no such file")
+    from edgepack.edge.install import ModelCache, native_form
+    from edgepack.packaging.variant import is_variant
+
     if not is_archive(file):
         header = read_runnable(file)
+        if is_variant(header):
+            native = native_form(file, ModelCache(note=note), progress)
+            return ModelFile(native, read_runnable(native), template=_own_template(header))
         return ModelFile(file, header, template=_own_template(header))
-    from edgepack.edge.install import ModelCache
-
     installed = ModelCache(note=note).install(file, verify=verify, progress=progress)
     header = read_runnable(installed.model)
     template = installed.template if installed.template is not None else _own_template(header)

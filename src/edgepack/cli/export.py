@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 @click.command("export", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
-    "--target", required=True, metavar="T", help="gguf-q5km, gguf-q6k, gguf-f16 …; llama.cpp's spellings too."
+    "--target",
+    required=True,
+    metavar="T",
+    help="gguf-q5km, gguf-f16 …; llama.cpp's spellings; edge-seedlm4, edge-vptq3 …",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: by the GGUF naming convention, here.")
 @click.option("--pre", metavar="NAME", help="The pre-tokenizer's name, where its structure is not known.")
@@ -33,6 +36,14 @@ if TYPE_CHECKING:
 @click.option("--output-type", metavar="TYPE", help="Type of output.weight (and of tied embeddings).")
 @click.option("--embedding-type", metavar="TYPE", help="Type of token_embd.weight.")
 @click.option("--pure", is_flag=True, help="Every matrix gets the target's own type: no mixture.")
+@click.option(
+    "--tensor-codec",
+    "tensor_codecs",
+    multiple=True,
+    metavar="REGEX=CODEC",
+    help="For edge targets: codec of matching tensors, such as 'attn_.*=vptq3'.",
+)
+@click.option("--skip-harmful", is_flag=True, help="For edge targets: drop a chain's stages that do not help.")
 @click.option("--dry-run", is_flag=True, help="Print the plan, exact to the byte; write nothing.")
 @click.option("--shard-size", type=SIZE, help="Split into files of at most this size, as gguf-split does.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted export of the same plan.")
@@ -50,6 +61,8 @@ def command(
     output_type: str | None,
     embedding_type: str | None,
     pure: bool,
+    tensor_codecs: tuple[str, ...],
+    skip_harmful: bool,
     dry_run: bool,
     shard_size: int | None,
     resume: bool,
@@ -65,6 +78,16 @@ def command(
     from edgepack.quant.targets import find_target
 
     started = time.monotonic()
+    if target.startswith("edge-"):
+        from edgepack.cli.export_variant import export_variant
+
+        export_variant(
+            model, target, output, pre=pre, tensor_codecs=tensor_codecs, skip_harmful=skip_harmful,
+            dry_run=dry_run, threads=threads, as_json=as_json,
+        )  # fmt: skip
+        return
+    if tensor_codecs or skip_harmful:
+        raise UsageError(f"--tensor-codec and --skip-harmful need an edge target, got '{target}'")
     chosen = find_target(target)
     overrides = _overrides(tensor_types, output_type, embedding_type, pure)
     merged = adapter if adapter_mode == "merge" else None

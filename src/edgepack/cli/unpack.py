@@ -31,12 +31,24 @@ def _unpack(file: Path, output: Path | None, threads: int | None) -> UnpackResul
 @click.command("unpack")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The file to write [the member's name].")
+@click.option("--native", is_flag=True, help="Decode a GGUF of the variant into a plain GGUF for stock llama.cpp.")
+@click.option("--native-type", metavar="T", help="What coded tensors become, such as q6_k. Default: as each one says.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
 @json_option
-def command(file: Path, output: Path | None, threads: int | None, as_json: bool) -> None:
-    """Restore the GGUF of the archive FILE (- for a pipe), verified while written; continues an interrupted run."""
+def command(
+    file: Path, output: Path | None, native: bool, native_type: str | None, threads: int | None, as_json: bool
+) -> None:
+    """Restore the GGUF of the archive FILE (- for a pipe), verified while written; continues an interrupted run.
+
+    With --native, FILE may also be a GGUF of the variant itself.
+    """
     from edgepack.quantities import format_duration, format_size
 
+    if native or native_type:
+        from edgepack.cli.unpack_native import unpack_native
+
+        unpack_native(file, output, native_type, threads, as_json=as_json)
+        return
     result = _unpack(file, output, threads)
     if as_json:
         print_json(

@@ -1,0 +1,135 @@
+"""Chains of codecs: each codes what the ones before it left over, and decoding adds them up.
+
+Every stage reports its own bits and the error after it, so that anyone sees what a chain really gives.
+What codes well is left to the codecs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from edgepack.quant.codecs.codec import NO_STATISTICS, ErrorSum
+from edgepack.quant.codecs.decode import decode
+from edgepack.quant.codecs.registry import open_decoder
+
+from edgepack.errors import CodecError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgepack.quant.codecs.codec import Codec, Decoder, Encoded, Statistics
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What one stage gave.
+
+    Attributes:
+        codec: its name.
+        bits_per_weight: of this stage alone, side data included.
+        error: relative squared error of the sum of all kept stages up to this one.
+        error_before: the same without this stage; 1 before the first.
+        kept: whether the stage is in the result.
+    """
+
+    codec: str
+    bits_per_weight: float
+    error: float
+    error_before: float
+    kept: bool
+
+    @property
+    def harmful(self) -> bool:
+        """Whether the stage made the error larger, or cost bits without making it smaller."""
+        return self.error >= self.error_before > 0 or self.error > self.error_before
+
+
+@dataclass(frozen=True)
+class ChainResult:
+    """A coded matrix.
+
+    Attributes:
+        stages: at least one.
+        reports: one for each stage that was tried, in order.
+        decoded: the sum of the stages, float32 [rows, columns].
+    """
+
+    stages: tuple[Encoded, ...]
+    reports: tuple[StageReport, ...]
+    decoded: NDArray[np.float32]
+
+    @property
+    def error(self) -> float:
+        """Relative squared error of the whole."""
+        return [report.error for report in self.reports if report.kept][-1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stages."""
+        return sum(stage.nbytes for stage in self.stages)
+
+
+def encode_chain(
+    weight: NDArray[np.float32],
+    codecs: Sequence[Codec],
+    statistics: Statistics = NO_STATISTICS,
+    *,
+    skip_harmful: bool = False,
+    threads: int | None = None,
+) -> ChainResult:
+    """Code a matrix with the first codec, what is left with the next, and so on; does not modify it.
+
+    Args:
+        weight: finite float32 [rows, columns].
+        codecs: at least one.
+        statistics: of the matrix's inputs; the same for every stage.
+        skip_harmful: leave out later stages that do not lower the error.
+        threads: for decoding.
+
+    Raises:
+        CodecError: no codec, or the matrix cannot be coded.
+        NumericError: NaN or infinity in the matrix.
+    """
+    if not codecs:
+        raise CodecError("a chain needs at least one codec")
+    total = np.zeros_like(weight, dtype=np.float32)
+    stages: list[Encoded] = []
+    reports: list[StageReport] = []
+    before = 1.0 if weight.any() else 0.0
+    for codec in codecs:
+        encoded = codec.encode(weight - total, statistics)
+        candidate = total + decode(encoded, threads)
+        error = ErrorSum().plus(weight, candidate).relative
+        report = StageReport(codec.name, encoded.bits_per_weight, error, before, kept=True)
+        if skip_harmful and stages and report.harmful:
+            reports.append(StageReport(codec.name, encoded.bits_per_weight, error, before, kept=False))
+            continue
+        stages.append(encoded)
+        reports.append(report)
+        total, before = candidate, error
+    return ChainResult(tuple(stages), tuple(reports), total)
+
+
+@dataclass(frozen=True)
+class ChainDecoder:
+    """The sum of several decoders."""
+
+    parts: tuple[Decoder, ...]
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """As `Decoder.rows`."""
+        total = self.parts[0].rows(start, stop)
+        for part in self.parts[1:]:
+            total = total + part.rows(start, stop)
+        return total
+
+
+def open_chain(stages: Sequence[Encoded]) -> Decoder:
+    """A decoder of the sum of stages; raises CodecError as `open_decoder`."""
+    if not stages:
+        raise CodecError("a chain needs at least one codec")
+    parts = tuple(open_decoder(stage) for stage in stages)
+    return parts[0] if len(parts) == 1 else ChainDecoder(parts)
