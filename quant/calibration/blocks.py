@@ -79,8 +79,9 @@ class Block:
         self.weight(name).copy_(weight)
 
     def as_stored(self, name: str) -> NDArray[np.float32]:
-        """Weight `name` in the checkpoint's own shape, float32, owned by the caller."""
-        return np.array(self.linears[name].weight.data.cpu().float().numpy(), dtype=np.float32)
+        """Tensor `name` of the block in the checkpoint's own shape, float32, owned by the caller."""
+        path = next(path for path, known in self.names.items() if known == name)
+        return np.array(self.module.get_parameter(path).detach().cpu().float().numpy(), dtype=np.float32)
 
     def run(self, hidden: torch.Tensor, call: BlockCall) -> torch.Tensor:
         """The block's output for `hidden` [batch, length, width]."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BOOKS = Path(__file__).resolve().parent.parent / "data" / "books-llama-6m"
 _COMMON = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 64,
-           "intermediate_size": 48, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
+           "intermediate_size": 64, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
            "pad_token_id": 0}  # fmt: skip
 _GROUPED: dict[str, Any] = {**_COMMON, "num_key_value_heads": 2, "head_dim": 8}
 # model_type → configuration of a model small enough to check by brute force.
@@ -37,6 +37,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "falcon": {**_COMMON, "num_kv_heads": 4, "new_decoder_architecture": True},
     "bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4, "vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2},
     "phi": _COMMON,
+    "granite": _GROUPED,
+    "stablelm": _GROUPED,
+    "olmo2": _GROUPED,
+    "starcoder2": _GROUPED,
 }  # fmt: skip
 
 

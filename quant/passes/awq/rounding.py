@@ -1,0 +1,105 @@
+"""What a weight becomes in the file: the codec in the loop of AWQ's searches.
+
+ggml's own quantisers for GGUF types, and a plain integer grid with groups for other formats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from edgepack.quant.codecs.ggml import dequantize_rows, quantize_rows
+
+from edgepack.gguf.types import GGMLType
+
+# From coarse to fine; `--search-bits 1` searches one step up from the file's type.
+LADDER = (GGMLType.Q2_K, GGMLType.Q3_K, GGMLType.Q4_K, GGMLType.Q5_K, GGMLType.Q6_K, GGMLType.Q8_0)
+
+
+class Rounding(Protocol):
+    """Weights to what the file will hold of them.
+
+    Attributes:
+        group: consecutive weights of a row that are rounded independently of all others.
+    """
+
+    @property
+    def group(self) -> int:
+        """As above."""
+        ...
+
+    def __call__(self, weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
+        """`weight` [out, in] rounded; does not modify it.
+
+        Args:
+            weight: float32.
+            importance: E[x²] [in], or None.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class GGMLRounding:
+    """Through ggml's library, with its own search for scales.
+
+    Attributes:
+        kind: the block type.
+    """
+
+    kind: GGMLType
+
+    @property
+    def group(self) -> int:
+        """Blocks are independent."""
+        return self.kind.block_size
+
+    def __call__(self, weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
+        """As `Rounding.__call__`."""
+        rows = np.ascontiguousarray(weight.detach().cpu().float().numpy())
+        weights = None if importance is None else importance.detach().cpu().float().numpy()
+        blocks = quantize_rows(self.kind, rows, weights)
+        return torch.from_numpy(dequantize_rows(self.kind, blocks, *rows.shape)).to(weight.device, weight.dtype)
+
+
+@dataclass(frozen=True)
+class IntegerRounding:
+    """Asymmetric integers with a float16 scale and a zero point a group, as AutoAWQ has them.
+
+    Attributes:
+        bits: 2 to 8.
+        group: consecutive weights of a row with one scale; a row's length where that is shorter.
+    """
+
+    bits: int = 4
+    group: int = 128
+
+    def __call__(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> torch.Tensor:
+        """As `Rounding.__call__`; the importance is not used."""
+        scales, zeros, integers = self.quantise(weight)
+        return ((integers - zeros[..., None]) * scales[..., None]).reshape(weight.shape).to(weight.dtype)
+
+    def quantise(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scales [out, groups], zero points [out, groups] and integers [out, groups, group]."""
+        out, columns = weight.shape
+        groups = weight.reshape(out, -1, min(self.group, columns)).float()
+        most = 2**self.bits - 1
+        low, high = groups.amin(-1), groups.amax(-1)
+        scales = ((high - low).clamp(min=1e-5) / most).half().float()
+        zeros = (-low / scales).round().clamp(0, most)
+        integers = ((groups / scales[..., None]).round() + zeros[..., None]).clamp(0, most)
+        return scales, zeros, integers
+
+
+def rounding_for(kind: GGMLType, search_bits: int = 0) -> GGMLRounding | None:
+    """The rounding of a file type, `search_bits` steps finer (or coarser when negative); None where nothing is lost.
+
+    Types outside the K-quants' ladder are taken as they are.
+    """
+    if not kind.is_quantized:
+        return None
+    if search_bits and kind in LADDER:
+        place = LADDER.index(kind) + search_bits
+        kind = LADDER[min(max(place, 0), len(LADDER) - 1)]
+    return GGMLRounding(kind)

@@ -1,0 +1,123 @@
+"""Which weights of one matrix go: by magnitude, by Wanda's score, or by SparseGPT with error feedback.
+
+Pure functions on one matrix; the walk over a model is left to `weights`.
+Sources: Wanda, Sun et al. (arXiv 2306.11695); SparseGPT, Frantar and Alistarh (arXiv 2301.00774).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from edgepack.quant.feedback import feedback_factor, feedback_sweep
+
+if TYPE_CHECKING:
+    from edgepack.quant.feedback import FeedbackFactor
+
+SPARSEGPT_BLOCK = 128  # columns that share one threshold, as the paper has it
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """How many weights go, and in what arrangement.
+
+    Attributes:
+        sparsity: the share of weights that become zero, 0 (included) to 1 (not included).
+        group: 0 for any arrangement; otherwise, in every `group` consecutive weights of a row, the share goes:
+            2:4 is sparsity 0.5 in groups of 4.
+        compare: which scores compete where there is no group: those of one output row, or of the whole matrix.
+            Wanda's authors found rows better on 7B models; on a 6M model the whole matrix is (docs/lab-notes.md).
+    """
+
+    sparsity: float
+    group: int = 0
+    compare: Literal["row", "layer"] = "row"
+
+    @property
+    def zeros_in_group(self) -> int:
+        """How many of `group` weights go."""
+        return round(self.sparsity * self.group)
+
+
+def grouped_mask(scores: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """True for the weights that go: the least scores in every group of every row; a short last group keeps its own.
+
+    Args:
+        scores: [out, in].
+        pattern: with `group` > 0.
+    """
+    out, columns = scores.shape
+    whole = columns // pattern.group * pattern.group
+    groups = scores[:, :whole].reshape(out, -1, pattern.group)
+    least = groups.argsort(dim=2, stable=True)[..., : pattern.zeros_in_group]
+    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(2, least, True).reshape(out, whole)
+    return torch.nn.functional.pad(mask, (0, columns - whole))
+
+
+def least_mask(scores: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """True for the weights [out, in] that go: the least ⌊sparsity · n⌋ of n competing scores, or of each group.
+
+    Of equal scores the first go.
+    """
+    if pattern.group:
+        return grouped_mask(scores, pattern)
+    competing = scores if pattern.compare == "row" else scores.reshape(1, -1)
+    count = int(pattern.sparsity * competing.shape[1])
+    least = competing.argsort(dim=1, stable=True)[:, :count]
+    return torch.zeros_like(competing, dtype=torch.bool).scatter_(1, least, True).reshape(scores.shape)
+
+
+def magnitude_mask(weight: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """True for the weights [out, in] that go: the least |w|."""
+    return least_mask(weight.abs(), pattern)
+
+
+def wanda_mask(weight: torch.Tensor, mean_square: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """True for the weights [out, in] that go: the least |w|·‖x‖₂.
+
+    Args:
+        weight: [out, in].
+        mean_square: E[x²] of the inputs [in]; its square root is ‖x‖₂ but for a constant factor.
+        pattern: what goes.
+    """
+    return least_mask(weight.abs() * mean_square.sqrt(), pattern)
+
+
+class SparseGptRounder:
+    """Rounds the least important weights to zero, by w²/[H⁻¹]²_jj over blocks of columns."""
+
+    def __init__(self, factor: FeedbackFactor, pattern: Pattern) -> None:
+        self.group = pattern.group or SPARSEGPT_BLOCK
+        self._pattern = replace(pattern, compare="layer")  # within a block of columns, as the paper has it
+        self._diagonal = factor.diagonal
+        self._start = 0
+        self._mask = torch.empty(0)
+
+    def start_group(self, start: int, weights: torch.Tensor) -> None:
+        """Choose what goes in the columns from `start`."""
+        scores = (weights / self._diagonal[start : start + weights.shape[1]]).square()
+        self._start = start
+        self._mask = least_mask(scores, self._pattern)
+
+    def round(self, column: int, values: torch.Tensor) -> torch.Tensor:
+        """`values` with the weights that go set to zero."""
+        return values.masked_fill(self._mask[:, column - self._start], 0.0)
+
+
+def sparsegpt(weight: torch.Tensor, hessian: torch.Tensor, pattern: Pattern, name: str) -> tuple[torch.Tensor, float]:
+    """Prune with error feedback: the weights that stay make good for those that go.
+
+    Args:
+        weight: [out, in]; not modified.
+        hessian: XᵀX / tokens [in, in].
+        pattern: what goes.
+        name: of the layer, for messages.
+
+    Returns:
+        (the pruned weight [out, in], the damping that the Hessian needed). Weights of channels that were never
+        active are zero, whatever the pattern says.
+    """
+    factor = feedback_factor(hessian, name=name)
+    alive = weight.masked_fill(factor.dead, 0.0)
+    return feedback_sweep(alive, factor, SparseGptRounder(factor, pattern)).weights, factor.damping

@@ -1,0 +1,115 @@
+"""Prunes every linear layer of a model to a sparsity, block by block; masks are left to `masks`.
+
+GGUF is dense: zeros save bytes only in an archive, and only where the type can hold a zero exactly
+(`keeps_zeros`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from edgepack.quant.passes.prune.allocation import allocate_by_outliers
+from edgepack.quant.passes.prune.masks import magnitude_mask, sparsegpt, wanda_mask
+from edgepack.quant.passes.run import PassOutcome, change_blocks
+
+from edgepack.gguf.types import GGMLType
+
+if TYPE_CHECKING:
+    from edgepack.quant.calibration.statistics import LinearStatistics
+    from edgepack.quant.calibration.sweep import BlockVisit
+    from edgepack.quant.passes.prune.masks import Pattern
+    from edgepack.quant.passes.run import Figure, PassRun
+
+    from edgepack.model import Checkpoint
+
+Method = Literal["magnitude", "wanda", "sparsegpt"]
+# Types whose grids contain zero whatever the scale; a test holds this against ggml's own quantisers.
+KEEPS_ZEROS = frozenset({
+    GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.Q8_0, GGMLType.Q6_K, GGMLType.Q3_K, GGMLType.Q5_0,
+    GGMLType.Q4_0, GGMLType.TQ1_0, GGMLType.TQ2_0, GGMLType.MXFP4, GGMLType.NVFP4, GGMLType.Q2_0,
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """How a model is pruned.
+
+    Attributes:
+        method: `magnitude`, `wanda` or `sparsegpt`.
+        pattern: the share of weights that go and their arrangement.
+        allocation: `uniform`, or `owl` for less pruning where layers have more outliers.
+    """
+
+    method: Method
+    pattern: Pattern
+    allocation: Literal["uniform", "owl"] = "uniform"
+
+
+def prune_weights(checkpoint: Checkpoint, settings: PruneSettings, run: PassRun) -> PassOutcome:
+    """Prune all linear layers inside the blocks; embedding and output matrix stay. Does not modify `checkpoint`.
+
+    Raises:
+        CalibrationError: no tokens.
+        NumericError: NaN or infinity; the text names the layer.
+    """
+    sparsities: list[float] | None = None
+    if settings.allocation == "owl":
+        sparsities = allocate_by_outliers(checkpoint, settings.pattern.sparsity, run)
+    pruner = _Pruner(settings, sparsities)
+    changed = change_blocks(checkpoint, run, pruner, "prune")
+    figures: dict[str, Figure] = {
+        "sparsity": pruner.zeros / max(pruner.weights, 1),
+        "zeros": pruner.zeros,
+        "weights": pruner.weights,
+    }
+    if sparsities is not None:
+        figures |= {"least_block_sparsity": min(sparsities), "greatest_block_sparsity": max(sparsities)}
+    if pruner.damping:
+        figures["damping"] = pruner.damping
+    return PassOutcome(changed, figures, tuple(_lost_zeros(run)))
+
+
+def _lost_zeros(run: PassRun) -> list[str]:
+    """A line for each type of the file that cannot hold the zeros."""
+    lost = Counter(kind.name for kind in run.target_types.values() if kind not in KEEPS_ZEROS)
+    return [f"{count} tensors become {name}, which cannot hold exact zeros" for name, count in sorted(lost.items())]
+
+
+class _Pruner:
+    """Prunes one block after the other and counts."""
+
+    def __init__(self, settings: PruneSettings, sparsities: list[float] | None) -> None:
+        self.settings, self.sparsities = settings, sparsities
+        self.zeros = self.weights = 0
+        self.damping = 0.0
+
+    def __call__(self, visit: BlockVisit) -> list[str]:
+        block, names = visit.block, list(visit.block.linears)
+        pattern = self.settings.pattern
+        if self.sparsities is not None:
+            pattern = replace(pattern, sparsity=self.sparsities[block.index])
+        statistics: dict[str, LinearStatistics] = {}
+        if self.settings.method != "magnitude":
+            statistics, _ = visit.observe(names, self.settings.method == "sparsegpt")
+        for name in names:
+            pruned = self._prune(name, block.weight(name), statistics.get(name), pattern)
+            block.set_weight(name, pruned)
+            self.zeros += int((pruned == 0).sum())
+            self.weights += pruned.numel()
+        return names
+
+    def _prune(
+        self, name: str, weight: torch.Tensor, statistics: LinearStatistics | None, pattern: Pattern
+    ) -> torch.Tensor:
+        if statistics is None:
+            return weight.masked_fill(magnitude_mask(weight, pattern), 0.0)
+        if statistics.hessian is None:
+            mean_square = torch.from_numpy(statistics.mean_square).to(weight.device)
+            return weight.masked_fill(wanda_mask(weight, mean_square, pattern), 0.0)
+        hessian = torch.from_numpy(statistics.hessian).to(weight.device)
+        pruned, damping = sparsegpt(weight, hessian, pattern, name)
+        self.damping = max(self.damping, damping)
+        return pruned

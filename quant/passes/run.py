@@ -1,0 +1,142 @@
+"""What every pass is given and gives back, and the walk over blocks that passes on weights share.
+
+It knows no method. Changed weights lie in files of a scratch folder and are read through a map, so that memory
+stays bounded by a block.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from edgepack.quant.calibration.blocks import BlockwiseModel
+from edgepack.quant.calibration.sweep import sweep
+
+from edgepack.errors import CalibrationError
+from edgepack.model import OverriddenTensors
+from edgepack.progress import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from edgepack.quant.calibration.sweep import BlockVisit
+    from edgepack.quant.passes.coded_rows import CodedRows
+    from numpy.typing import NDArray
+
+    from edgepack.gguf.types import GGMLType
+    from edgepack.model import Checkpoint
+    from edgepack.progress import Progress
+
+Figure = float | int | str
+
+
+@dataclass(frozen=True)
+class PassRun:
+    """What a pass is given beside its settings.
+
+    Attributes:
+        folder: scratch space on disk; it must outlive the pass's outcome.
+        tokens: calibration tokens [sequences, length], or None for passes that look at weights alone.
+        target_types: checkpoint name of a matrix → the type that the file will hold it in.
+        with_importance: whether the file will be quantised with an importance matrix.
+        device: a torch device.
+        batch: sequences at a time; halved when the device's memory is full.
+        progress: told of each block done.
+    """
+
+    folder: Path
+    tokens: NDArray[np.int64] | None = None
+    target_types: Mapping[str, GGMLType] = field(default_factory=dict)
+    with_importance: bool = False
+    device: str = "cpu"
+    batch: int = 8
+    progress: Progress = silent
+
+    def required_tokens(self, purpose: str) -> torch.Tensor:
+        """The tokens for `purpose`, such as `pass 'awq'`; raises CalibrationError when there are none."""
+        if self.tokens is None:
+            raise CalibrationError(f"{purpose} needs calibration tokens: give a text, or let the model sample its own")
+        return torch.from_numpy(np.ascontiguousarray(self.tokens, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class PassOutcome:
+    """What a pass gives back.
+
+    Attributes:
+        checkpoint: the changed model; the pass's input is as it was.
+        figures: what was measured, for the file's metadata and the report.
+        notes: a line each on what was skipped and why.
+        coded: exact bytes of rows that the pass has rounded for the file's own type, or None.
+    """
+
+    checkpoint: Checkpoint
+    figures: Mapping[str, Figure]
+    notes: tuple[str, ...] = ()
+    coded: CodedRows | None = None
+
+
+class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
+    """Arrays by name that lie in files and are read through memory maps.
+
+    Args:
+        folder: made when needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._arrays: dict[str, NDArray[np.float32]] = {}
+
+    def put(self, name: str, array: NDArray[np.float32]) -> None:
+        """Keep a copy of `array` under `name`."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[-200:]}-{len(self._arrays)}.npy"
+        kept = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=array.shape)
+        kept[...] = array
+        self._arrays[name] = kept
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+
+class BlockChange(Protocol):
+    """Changes a block's weights in place and returns the checkpoint names that it changed."""
+
+    def __call__(self, visit: BlockVisit) -> list[str]:
+        """Called once a block, in the model's order; its inputs come from the changed blocks before it."""
+        ...
+
+
+def change_blocks(checkpoint: Checkpoint, run: PassRun, change: BlockChange, label: str) -> Checkpoint:
+    """Let `change` change each block in turn, as SparseGPT and GPTQ do: later blocks see the changed ones.
+
+    Args:
+        checkpoint: only read.
+        run: its tokens are required.
+        change: called once a block.
+        label: names the pass in the progress and names its scratch folder.
+
+    Returns:
+        `checkpoint` with the changed tensors in place of its own.
+    """
+    changed = ArrayFolder(run.folder / label)
+
+    def visitor(visit: BlockVisit) -> None:
+        for name in change(visit):
+            changed.put(name, visit.block.as_stored(name))
+
+    model = BlockwiseModel(checkpoint, run.device)
+    tokens = run.required_tokens(f"pass '{label}'")
+    sweep(model, tokens, visitor, batch=run.batch, progress=run.progress, label=label)
+    return replace(checkpoint, tensors=OverriddenTensors(checkpoint.tensors, changed))

@@ -1,0 +1,225 @@
+"""AWQ: folds keep the function, searches against exhaustive ones, families without a table are told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from edgepack.quant.calibration.blocks import BlockwiseModel, is_linear, whole_model
+from edgepack.quant.calibration.sweep import BlockVisit, sweep
+from edgepack.quant.passes.awq.clipping import clip_groups
+from edgepack.quant.passes.awq.folding import FOLDS, Fold, HeadCounts, apply_fold, gather_heads, spread_over_heads
+from edgepack.quant.passes.awq.rounding import LADDER, GGMLRounding, IntegerRounding, rounding_for
+from edgepack.quant.passes.awq.scales import FoldSearch, Sink, candidate_scales, weight_size
+from edgepack.quant.passes.awq.weights import AwqSettings, apply_awq
+from edgepack.quant.passes.run import PassRun
+
+from edgepack.gguf.types import GGMLType
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+def source_channels(block: torch.nn.Module, fold: Fold, heads: HeadCounts) -> int:
+    """How many scales a fold has."""
+    columns = block.get_submodule(fold.sinks[0]).weight.shape
+    inputs = int(columns[0] if type(block.get_submodule(fold.sinks[0])).__name__ == "Conv1D" else columns[1])
+    return inputs // heads.query * heads.key_value if fold.per_head else inputs
+
+
+@pytest.fixture
+def all_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma's norm multiplies with its weight in float32 whatever the model's type: here `float()` is double."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+@pytest.mark.usefixtures("all_double")
+@pytest.mark.parametrize("family", sorted(FOLDS))
+def test_every_fold_of_every_table_leaves_the_logits_unchanged(
+    family: str, tiny: Any, tokens: NDArray[np.int64]
+) -> None:
+    checkpoint, _ = tiny(family)
+    model = whole_model(checkpoint, dtype=torch.float64)
+    ids, heads = torch.from_numpy(tokens), HeadCounts.of(checkpoint.config)
+    expected = model(ids).logits
+    blocks = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+    before = [parameter.detach().clone() for parameter in blocks.parameters()]
+    torch.manual_seed(0)
+    for block in blocks:
+        for fold in FOLDS[family]:
+            apply_fold(block, fold, torch.randn(source_channels(block, fold, heads)).exp().double(), heads)
+    found = model(ids).logits
+    assert any(not torch.equal(old, new) for old, new in zip(before, blocks.parameters(), strict=True))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.usefixtures("all_double")
+@pytest.mark.parametrize("family", sorted(FOLDS))
+def test_a_fold_names_every_reader_of_its_source(family: str, tiny: Any) -> None:
+    """A scale on one fold alone must also leave the function: no sink may be missing."""
+    checkpoint, _ = tiny(family)
+    heads = HeadCounts.of(checkpoint.config)
+    for fold in FOLDS[family]:
+        model = whole_model(checkpoint, dtype=torch.float64)
+        ids = torch.arange(3, 19)[None]
+        expected = model(ids).logits
+        block = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))[0]
+        apply_fold(block, fold, torch.linspace(0.5, 2, source_channels(block, fold, heads)).double(), heads)
+        torch.testing.assert_close(model(ids).logits, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_grouped_heads_share_the_scales_of_their_value_head() -> None:
+    heads = HeadCounts(4, 2)
+    scales = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    spread = spread_over_heads(scales, heads)
+    assert spread.tolist() == [1, 2, 1, 2, 3, 4, 3, 4]
+    torch.testing.assert_close(gather_heads(spread, heads), scales)
+    assert gather_heads(torch.tensor([1.0, 4.0, 1.0, 1.0]), HeadCounts(2, 1)).tolist() == pytest.approx([1.0, 2.0])
+
+
+class Halves:
+    """A rounding so coarse that scales matter: to multiples of a quarter of the row's largest."""
+
+    group = 8
+
+    def __call__(self, weight: torch.Tensor, _importance: torch.Tensor | None) -> torch.Tensor:
+        step = weight.abs().amax(1, keepdim=True) / 2
+        return (weight / step).round() * step
+
+
+def test_the_search_finds_what_an_exhaustive_one_finds(tiny: Any, tokens: NDArray[np.int64]) -> None:
+    """Every candidate tried by hand on the whole block, with a forward of its own."""
+    checkpoint, _ = tiny("llama")
+    fold = FOLDS["llama"][2]
+    checked = []
+
+    def look(visit: BlockVisit) -> None:
+        if visit.block.index:
+            return
+        names = [visit.block.names[f"{path}.weight"] for path in fold.sinks]
+        statistics, _ = visit.observe(names, True)
+        sinks = [Sink(name, visit.block.linears[name], Halves(), statistics[name], False) for name in names]
+        scales, error, plain = FoldSearch(visit, fold, sinks, HeadCounts.of(checkpoint.config), 64).best()
+        originals = [visit.block.weight(name).clone() for name in names]
+        outputs: list[torch.Tensor] = []
+        mlp = visit.block.module.mlp
+        handle = mlp.register_forward_hook(lambda _m, _a, output: outputs.append(output))
+        losses = {}
+        visit.run(0, 5)
+        candidates = [torch.ones(32), *candidate_scales(torch.from_numpy(statistics[names[0]].mean_abs),
+                                                        weight_size(originals))]  # fmt: skip
+        for number, candidate in enumerate(candidates):
+            for name, weight in zip(names, originals, strict=True):
+                visit.block.set_weight(name, Halves()(weight * candidate, None) / candidate)
+            visit.run(0, 5)
+            losses[number] = float((outputs.pop() - outputs[0]).square().mean())
+        for name, weight in zip(names, originals, strict=True):
+            visit.block.set_weight(name, weight)
+        handle.remove()
+        best = min(losses, key=lambda number: losses[number])
+        torch.testing.assert_close(scales, candidates[best])
+        assert error == pytest.approx(losses[best], rel=1e-4)
+        assert plain == pytest.approx(losses[0], rel=1e-4)
+        assert error < plain
+        checked.append(best)
+
+    sweep(BlockwiseModel(checkpoint), torch.from_numpy(tokens), look)
+    assert checked
+
+
+def test_clipping_finds_what_trying_every_share_of_one_group_finds() -> None:
+    torch.manual_seed(1)
+    weight, inputs = torch.randn(3, 16), torch.randn(50, 16)
+    weight[0, 3] = 6.0
+    hessian, rounding = inputs.T @ inputs / 50, IntegerRounding(2, 8)
+    clipped = clip_groups(weight, hessian, rounding, None)
+    for row in range(3):
+        for at in (0, 8):
+            group = weight[row : row + 1, at : at + 8]
+            losses = {}
+            for step in range(10):
+                limit = float(group.abs().max()) * (1 - step / 20)
+                tried = group.clamp(-limit, limit)
+                error = (rounding(tried) - group) @ inputs[:, at : at + 8].T
+                losses[step] = (float(error.square().mean()), tried)
+            best = min(losses.values(), key=lambda pair: pair[0])[1]
+            torch.testing.assert_close(clipped[row : row + 1, at : at + 8], best)
+
+
+def test_the_importance_moves_with_the_scales() -> None:
+    seen = []
+
+    class Spy:
+        group = 4
+
+        def __call__(self, weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
+            seen.append(importance)
+            return weight
+
+    from edgepack.quant.calibration.statistics import LinearStatistics
+
+    statistics = LinearStatistics(1, np.ones(4, np.float32), np.full(4, 8.0, np.float32), np.eye(4, dtype=np.float32))
+    scales = torch.tensor([1.0, 2.0, 4.0, 1.0])
+    weight = torch.randn(3, 4)
+    torch.testing.assert_close(Sink("x", None, Spy(), statistics, True).rounded(weight, scales), weight)
+    assert seen[0].tolist() == [8.0, 2.0, 0.5, 8.0]
+
+
+def test_search_bits_climb_the_ladder_and_stop_at_its_ends() -> None:
+    assert rounding_for(GGMLType.Q3_K, 1) == GGMLRounding(GGMLType.Q4_K)
+    assert rounding_for(GGMLType.Q8_0, 3) == GGMLRounding(LADDER[-1])
+    assert rounding_for(GGMLType.Q2_K, -1) == GGMLRounding(LADDER[0])
+    assert rounding_for(GGMLType.F16) is None
+
+
+def all_types(checkpoint: Any, kind: GGMLType) -> dict[str, GGMLType]:
+    return {name: kind for name, spec in checkpoint.tensors.specs.items() if len(spec.shape) == 2}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma", "phi3"])
+def test_the_models_function_stays_and_its_rounding_improves(
+    family: str, tiny: Any, tokens: NDArray[np.int64], tmp_path: Path
+) -> None:
+    checkpoint, model = tiny(family)
+    run = PassRun(tmp_path, tokens, all_types(checkpoint, GGMLType.Q4_0), with_importance=True)
+    outcome = apply_awq(checkpoint, AwqSettings(clip=False), run)
+    ids = torch.from_numpy(tokens)
+    torch.testing.assert_close(whole_model(outcome.checkpoint)(ids).logits, model(ids).logits, rtol=1e-2, atol=1e-2)
+    assert outcome.figures["mean_error_ratio"] < 1
+    assert not outcome.notes
+
+
+def test_a_family_without_a_table_is_clipped_and_told(tiny: Any, tokens: NDArray[np.int64], tmp_path: Path) -> None:
+    checkpoint, _ = tiny("falcon")
+    outcome = apply_awq(checkpoint, AwqSettings(), PassRun(tmp_path, tokens, all_types(checkpoint, GGMLType.Q4_0)))
+    assert outcome.notes == ("awq: no folding table for 'falcon': scales were skipped, clipping was done",)
+    assert outcome.figures["clipped_tensors"] > 0
+
+
+def test_what_the_file_does_not_round_is_not_touched(tiny: Any, tokens: NDArray[np.int64], tmp_path: Path) -> None:
+    checkpoint, _ = tiny("llama")
+    outcome = apply_awq(checkpoint, AwqSettings(), PassRun(tmp_path, tokens, all_types(checkpoint, GGMLType.F16)))
+    assert outcome.figures == {"folds": 0, "clipped_tensors": 0}
+
+
+def test_integer_rounding_is_its_own_fixed_point_and_reaches_both_ends() -> None:
+    weight = torch.randn(4, 256)
+    rounding = IntegerRounding(4, 128)
+    scales, zeros, integers = rounding.quantise(weight)
+    assert integers.amin() == 0
+    assert integers.amax() == 15
+    assert scales.shape == zeros.shape == (4, 2)
+    once = rounding(weight)
+    assert (once - weight).abs().max() <= scales.max() * 0.51
+    torch.testing.assert_close(rounding(once), once, rtol=1e-3, atol=1e-3)
+
+
+def test_linears_of_the_tables_exist(tiny: Any) -> None:
+    for family, folds in FOLDS.items():
+        model = tiny(family)[1]
+        block = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))[0]
+        assert all(is_linear(block.get_submodule(path)) for fold in folds for path in fold.sinks), family
