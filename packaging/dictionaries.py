@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 TOTAL_BYTES = 128 << 10  # of all dictionaries together
 SAMPLE_BYTES = 100_000_000
-_SHORT_BYTES = 32 << 10  # mean length of the streams of a candidate
+_SHORT_TEXT_BYTES = 32 << 10  # mean length of the streams of a candidate
+_SHORT_PLANE_BYTES = 4 << 10  # planes hold no strings: only their statistics could be learnt beforehand
 _LEAST_STREAMS = 8  # zstd's trainer refuses fewer
 _SIZES = (1 << 10, 4 << 10, 16 << 10, 32 << 10)
 _RECORD_COST = 88  # bytes of a dictionary's record head, digest and index entry
@@ -91,8 +92,12 @@ def _candidates(members: Sequence[MemberPlan]) -> set[int]:
     return {
         kind
         for kind, sizes in lengths.items()
-        if len(sizes) >= _LEAST_STREAMS and sum(sizes) <= _SHORT_BYTES * len(sizes)
+        if len(sizes) >= _LEAST_STREAMS and sum(sizes) <= _short_bytes(kind) * len(sizes)
     }
+
+
+def _short_bytes(kind: int) -> int:
+    return _SHORT_TEXT_BYTES if LAYOUTS[kind // 16].block_bytes == 1 else _SHORT_PLANE_BYTES
 
 
 def _collect(members: Sequence[MemberPlan], kinds: set[int], sample_bytes: int) -> Samples:

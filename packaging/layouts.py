@@ -34,6 +34,11 @@ class Column:
     count: int
     parts: tuple[Part, ...]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the symbols are the bytes themselves."""
+        return self.parts[0].width == 8
+
 
 @dataclass(frozen=True)
 class Plane:
@@ -73,6 +78,12 @@ def _bytes(name: str, offset: int, count: int, repeats: bool = True) -> Plane:
 def _half(name: str, offset: int) -> tuple[Plane, ...]:
     """A 16-bit float scale: mantissa bits that look random, and sign, exponent and top of the mantissa."""
     return (_bytes(f"{name} low", offset, 1), _bytes(f"{name} high", offset + 1, 1))
+
+
+def _delta_pair(offset: int) -> tuple[Plane, ...]:
+    """The 16-bit scales d and dmin: their low bytes are both as good as random, so they share a plane."""
+    low = Plane("d and dmin low", tuple(Column(1, (Part(offset + byte),)) for byte in (0, 2)))
+    return (low, _bytes("d high", offset + 1, 1), _bytes("dmin high", offset + 3, 1))
 
 
 def _element(name: str, width: int) -> tuple[Plane, ...]:
@@ -139,9 +150,22 @@ def _q3_k() -> tuple[Plane, ...]:
 
 
 def _q5_k() -> tuple[Plane, ...]:
-    quants = [Column(32, (Part(48 + 32 * (group // 2), 4 * (group % 2), 4), Part(16, group, 1))) for group in range(8)]
-    deltas = (*_half("d", 0), *_half("dmin", 2))
-    return (Plane("quants", tuple(quants), repeats=False), *_scales_k4(4), *deltas)
+    """5-bit weights: the upper four bits of two weights in a symbol, the lowest bits as they are.
+
+    The lowest bit is as good as random, and symbols of two times four bits lose less to Huffman's whole bits:
+    together 0.67 % over the entropy of the 5-bit weights, where one weight a symbol is 0.87 % over it.
+    """
+    pairs = [
+        Column(32, (Part(48 + 32 * p, 1, 3), Part(16, 2 * p, 1), Part(48 + 32 * p, 5, 3), Part(16, 2 * p + 1, 1)))
+        for p in range(4)
+    ]
+    lowest = Column(32, tuple(Part(48 + 32 * p, shift, 1) for shift in (0, 4) for p in range(4)))
+    return (
+        Plane("quants", tuple(pairs), repeats=False),
+        Plane("lowest bits", (lowest,), repeats=False),
+        *_scales_k4(4),
+        *_delta_pair(0),
+    )
 
 
 def _q6_k() -> tuple[Plane, ...]:
@@ -176,9 +200,9 @@ _TYPES: dict[GGMLType, tuple[Plane, ...]] = {
     GGMLType.Q5_1: (*_half("d", 0), *_half("m", 2), _fifth_bits(4, 8)),
     GGMLType.Q8_0: (*_half("d", 0), _quants(2, 32)),
     GGMLType.Q8_1: (*_half("d", 0), *_half("s", 2), _quants(4, 32)),
-    GGMLType.Q2_K: (_bytes("scales and minima", 0, 16), _quants(16, 64), *_half("d", 80), *_half("dmin", 82)),
+    GGMLType.Q2_K: (_bytes("scales and minima", 0, 16), _quants(16, 64), *_delta_pair(80)),
     GGMLType.Q3_K: _q3_k(),
-    GGMLType.Q4_K: (*_half("d", 0), *_half("dmin", 2), *_scales_k4(4), _quants(16, 128)),
+    GGMLType.Q4_K: (*_delta_pair(0), *_scales_k4(4), _quants(16, 128)),
     GGMLType.Q5_K: _q5_k(),
     GGMLType.Q6_K: _q6_k(),
     GGMLType.Q8_K: (_bytes("d", 0, 4), _quants(4, 256), _bytes("sums", 260, 32)),

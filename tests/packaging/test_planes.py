@@ -62,11 +62,6 @@ def test_joining_is_the_inverse_of_splitting_for_any_bytes(layout: Layout, seed:
 
 def reference_quants(kind: GGMLType, block: bytes) -> list[int]:
     """The integer weights of a block, bit by bit as ggml's dequantize_row functions read them, in their order."""
-    if kind is GGMLType.Q5_K:
-        qh, qs = block[16:48], block[48:176]
-        return [
-            (qs[32 * (g // 2) + i] >> 4 * (g % 2) & 15) | (qh[i] >> g & 1) << 4 for g in range(8) for i in range(32)
-        ]
     if kind is GGMLType.Q6_K:
         ql, qh = block[:128], block[128:192]
         return [
@@ -79,7 +74,22 @@ def reference_quants(kind: GGMLType, block: bytes) -> list[int]:
     return [(block[6 + j % 16] >> 4 * (j // 16) & 15) | (qh >> j & 1) << 4 for j in range(32)]
 
 
-@pytest.mark.parametrize("kind", [GGMLType.Q5_0, GGMLType.Q5_K, GGMLType.Q6_K])
+def test_two_5_bit_weights_share_a_symbol_and_their_lowest_bits_another() -> None:
+    block = np.random.default_rng(3).integers(0, 256, 176, dtype=np.uint8).tobytes()
+    qh, qs = block[16:48], block[48:176]
+    weights = [
+        [(qs[32 * (g // 2) + i] >> 4 * (g % 2) & 15) | (qh[i] >> g & 1) << 4 for i in range(32)] for g in range(8)
+    ]
+    quants, lowest = planes.split(layout_of(GGMLType.Q5_K), block)[:2]
+    pairs = [weights[2 * p][i] >> 1 | (weights[2 * p + 1][i] >> 1) << 4 for p in range(4) for i in range(32)]
+    assert quants.tolist() == pairs
+    bits = [
+        sum((weights[2 * p + half][i] & 1) << p + 4 * half for p in range(4) for half in range(2)) for i in range(32)
+    ]
+    assert lowest.tolist() == bits
+
+
+@pytest.mark.parametrize("kind", [GGMLType.Q5_0, GGMLType.Q6_K])
 def test_high_bits_are_joined_to_their_low_bits(kind: GGMLType) -> None:
     layout = layout_of(kind)
     block = np.random.default_rng(3).integers(0, 256, kind.block_bytes, dtype=np.uint8).tobytes()

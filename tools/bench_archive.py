@@ -1,0 +1,249 @@
+"""The archive beside its peers, in one run: size against the entropy bound and zstd, wall time as ratios.
+
+    python tools/bench_archive.py                          the bundled model's types and a random model of 1 B
+    python tools/bench_archive.py --parameters 300m --target q4_k
+    python tools/bench_archive.py --gguf FILE.gguf …       these files only
+
+Peers: `zstd -10 -T2 --long=27` and `xz -6 -T2` where the programs are installed, `zipnn` (for 16- and 32-bit
+floats, which it is made for) where the package is. The bound is the order-0 entropy of every block field, each
+weight a symbol of its own, over all tensors of a type; the GGUF's header counts with what the archive needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from edgepack.packaging import planes
+from edgepack.packaging.archive import open_archive
+from edgepack.packaging.layouts import TAIL, layout_of
+
+from edgepack.gguf.reader import read_header
+from edgepack.gguf.types import GGMLType, TensorInfo, string, u32
+from edgepack.gguf.writer import GGUFWriter
+from edgepack.quantities import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+BUNDLED = Path(__file__).resolve().parent.parent / "tests/data/books-llama-6m"
+BUNDLED_TARGETS = ("q4_0", "q8_0", "q4_k_m", "q5_k_m", "q6_k", "bf16")
+ROWS = 256  # quantised at once
+ZSTD = "zstd -10 -T2 --long=27"
+# Types whose quants stay joined in a byte: bits of one weight, so that the bound is over single weights.
+WEIGHT_BITS = {
+    GGMLType.Q4_0: 4, GGMLType.Q4_1: 4, GGMLType.IQ4_NL: 4, GGMLType.IQ4_XS: 4, GGMLType.MXFP4: 4, GGMLType.NVFP4: 4,
+    GGMLType.Q4_K: 4, GGMLType.Q3_K: 3, GGMLType.Q2_K: 2, GGMLType.TQ2_0: 2,
+}  # fmt: skip
+
+
+@dataclass
+class Row:
+    """One program on one file: its size, and wall seconds of every turn."""
+
+    name: str
+    size: int = 0
+    pack: list[float] = field(default_factory=list)
+    unpack: list[float] = field(default_factory=list)
+
+    def text(self, original: int, bound: float, zstd: Row | None) -> str:
+        """The printed line."""
+        pack, unpack = (original / statistics.median(t) / 1e6 if t else float("nan") for t in (self.pack, self.unpack))
+        line = f"  {self.name:24} {self.size / original:6.4f} of the file, {self.size / bound:6.4f} of the bound"
+        if zstd is not None and zstd.pack:
+            line += f", {self.size / zstd.size:6.4f} of zstd; wall of zstd: pack "
+            line += f"{statistics.median(self.pack) / statistics.median(zstd.pack):5.2f}, restore + SHA-256 "
+            line += f"{statistics.median(self.unpack) / statistics.median(zstd.unpack):5.2f}"
+        return f"{line}; {pack:5.0f} and {unpack:5.0f} MB/s"
+
+
+def entropy_bytes(counts: NDArray[np.int64]) -> float:
+    """Bytes that an ideal order-0 coder needs for symbols with these counts."""
+    counts = counts[counts > 0].astype(np.float64)
+    return float((counts * (np.log2(counts.sum()) - np.log2(counts))).sum() / 8)
+
+
+def entropy_bound(path: Path) -> float:
+    """Bytes of the tensors' fields at their order-0 entropy, one distribution for each field of each type."""
+    header = read_header(path)
+    counts: dict[tuple[GGMLType, int], NDArray[np.int64]] = {}
+    data = np.memmap(path, np.uint8, "r")
+    for tensor in header.tensors:
+        start, layout = header.data_start + tensor.offset, layout_of(tensor.type)
+        for low in range(0, tensor.nbytes, step := layout.block_bytes * 16384):
+            raw = data[start + low : start + min(low + step, tensor.nbytes)].tobytes()
+            sizes = planes.plane_sizes(layout, len(raw))
+            for (number, _size), stream in zip(sizes, planes.split(layout, raw), strict=True):
+                quants = number != TAIL and layout.planes[number].name == "quants"
+                symbols = _weights(tensor.type, stream) if quants else stream
+                key = (tensor.type, number)
+                counts[key] = counts.get(key, np.zeros(256, np.int64)) + np.bincount(symbols, minlength=256)
+    return sum(entropy_bytes(count) for count in counts.values())
+
+
+def _weights(kind: GGMLType, quants: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Single weights of bytes (or symbols) that hold several."""
+    bits = WEIGHT_BITS.get(kind)
+    if bits is None:
+        return quants
+    return np.concatenate([quants >> shift & (1 << bits) - 1 for shift in range(0, 8 - bits + 1, bits)])
+
+
+def random_model(path: Path, parameters: int, kind: GGMLType) -> Path:
+    """A GGUF of about `parameters` normally distributed weights, quantised to `kind`; rows differ in deviation."""
+    from edgepack.quant.codecs.ggml import quantize_rows
+
+    columns, rows = 2048, 8192
+    names = [f"blk.{number}.ffn_up.weight" for number in range(max(1, round(parameters / columns / rows)))]
+    tensors = [TensorInfo(name, (rows, columns), kind) for name in names]
+
+    def encode(piece: tuple[int, int]) -> bytes:
+        rng = np.random.default_rng(piece)
+        deviations = 0.02 * np.exp(rng.normal(0, 0.3, (ROWS, 1)))
+        weights = (rng.standard_normal((ROWS, columns), np.float32) * deviations).astype(np.float32)
+        return quantize_rows(kind, weights).tobytes()
+
+    with path.open("wb") as stream, ThreadPoolExecutor(2) as pool:
+        writer = GGUFWriter(stream, {"general.architecture": string("llama"), "llama.block_count": u32(1)}, tensors)
+        writer.write_header()
+        for number, tensor in enumerate(tensors):
+            for block in pool.map(encode, [(number, part) for part in range(rows // ROWS)]):
+                writer.write(tensor.name, block)
+        writer.close()
+    return path
+
+
+def bundled_models(folder: Path) -> Iterator[Path]:
+    """The bundled model, exported to every type of `BUNDLED_TARGETS`."""
+    for target in BUNDLED_TARGETS:
+        path = folder / f"books-llama-6m-{target}.gguf"
+        _run([sys.executable, "-m", "edgepack", "export", str(BUNDLED), "--target", f"gguf-{target}", "-o", str(path)])
+        yield path
+
+
+def _run(command: Sequence[str], shell: bool = False) -> float:
+    started = time.perf_counter()
+    subprocess.run(" ".join(command) if shell else command, check=True, capture_output=True, shell=shell)
+    return time.perf_counter() - started
+
+
+def _edgepack(path: Path, folder: Path) -> Callable[[Row], None]:
+    archive, out = folder / "a.edgepack", folder / "restored"
+    command = [sys.executable, "-m", "edgepack"]
+
+    def turn(row: Row) -> None:
+        row.pack.append(_run([*command, "pack", str(path), "-o", str(archive)]))
+        row.size = archive.stat().st_size
+        out.unlink(missing_ok=True)
+        row.unpack.append(_run([*command, "unpack", str(archive), "-o", str(out)]))
+
+    return turn
+
+
+def _program(path: Path, folder: Path, pack: str, unpack: str) -> Callable[[Row], None]:
+    packed, out = folder / "packed", folder / "restored"
+
+    def turn(row: Row) -> None:
+        packed.unlink(missing_ok=True)
+        row.pack.append(_run([f"{pack} -c {path} > {packed}"], shell=True))
+        row.size = packed.stat().st_size
+        out.unlink(missing_ok=True)
+        row.unpack.append(_run([f"{unpack} -c {packed} > {out} && sha256sum {out}"], shell=True))
+
+    return turn
+
+
+def _zipnn(path: Path, folder: Path, kind: str) -> Callable[[Row], None]:
+    """Its own interpreter, as ours has; the file is read whole because zipnn works on whole buffers."""
+    packed, out = folder / "packed", folder / "restored"
+    coder = f"import sys, zipnn; z = zipnn.ZipNN(input_format='byte', bytearray_dtype='{kind}', threads=2)"
+    pack = f"{coder}; open(sys.argv[2], 'wb').write(z.compress(open(sys.argv[1], 'rb').read()))"
+    unpack = f"{coder}; open(sys.argv[2], 'wb').write(z.decompress(open(sys.argv[1], 'rb').read()))"
+
+    def turn(row: Row) -> None:
+        row.pack.append(_run([sys.executable, "-c", pack, str(path), str(packed)]))
+        row.size = packed.stat().st_size
+        seconds = _run([sys.executable, "-c", unpack, str(packed), str(out)])
+        row.unpack.append(seconds + _run(["sha256sum", str(out)]))
+
+    return turn
+
+
+def _contestants(path: Path, folder: Path, with_xz: bool) -> dict[str, Callable[[Row], None]]:
+    contestants = {"edgepack": _edgepack(path, folder)}
+    if shutil.which("zstd"):
+        contestants[ZSTD] = _program(path, folder, f"{ZSTD} -q", "zstd -d --long=27 -q")
+    if with_xz and shutil.which("xz"):
+        contestants["xz -6 -T2"] = _program(path, folder, "xz -6 -T2 -k", "xz -d -T2 -k")
+    kinds = {tensor.type for tensor in read_header(path).tensors if tensor.rows > 1}
+    floats = {GGMLType.BF16: "bfloat16", GGMLType.F16: "float16", GGMLType.F32: "float32"}
+    if importlib.util.find_spec("zipnn") and len(kinds) == 1 and (kind := floats.get(kinds.pop())):
+        contestants["zipnn"] = _zipnn(path, folder, kind)
+    return contestants
+
+
+def compare(path: Path, turns: int, xz_limit: int) -> None:
+    """Print a table for one file."""
+    original = path.stat().st_size
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        contestants = _contestants(path, Path(scratch), original <= xz_limit)
+        rows = {name: Row(name) for name in contestants}
+        for _ in range(turns):  # A B A B: the machine's noise falls on all alike
+            for name, turn in contestants.items():
+                turn(rows[name])
+        archive = Path(scratch) / "a.edgepack"
+        verify = original / _run([sys.executable, "-m", "edgepack", "verify", str(archive)]) / 1e6
+        sha = original / _run(["sha256sum", str(path)]) / 1e6
+        with open_archive(archive) as opened:
+            segments = opened.main.segments
+            first = next(segment.first_chunk for segment in segments if segment.entry.name)
+            header = int(opened.index.chunks["record_bytes"][:first].sum())
+    bound = entropy_bound(path) + header
+    print(f"{path.name}: {format_size(original)}, bound {bound / original:.4f} of the file")
+    for row in rows.values():
+        print(row.text(original, bound, rows.get(ZSTD)))
+    print(f"  verify {verify:.0f} MB/s of the restored size, sha256sum of the file {sha:.0f} MB/s", flush=True)
+
+
+def parse_parameters(text: str) -> int:
+    """Weights from a text such as 1b or 300m."""
+    units = {"m": 10**6, "b": 10**9}
+    return round(float(text[:-1]) * units[text[-1].lower()])
+
+
+def main() -> None:
+    """Read the options and print a table for each model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gguf", type=Path, nargs="+", help="these files only")
+    parser.add_argument("--parameters", type=parse_parameters, default=10**9, help="of the random model; 1b")
+    parser.add_argument("--target", default="q5_k", help="the random model's type; q5_k")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--xz-limit", type=int, default=64 << 20, help="xz runs only on files up to so many bytes")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        if arguments.gguf:
+            for path in arguments.gguf:
+                compare(path, arguments.turns, arguments.xz_limit)
+            return
+        for path in bundled_models(Path(scratch)):
+            compare(path, arguments.turns, arguments.xz_limit)
+        kind = GGMLType[arguments.target.upper()]
+        path = random_model(Path(scratch) / f"random-{arguments.target}.gguf", arguments.parameters, kind)
+        compare(path, arguments.turns, arguments.xz_limit)
+
+
+if __name__ == "__main__":
+    main()
