@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgepack.edge.stop_strings import until_stop
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from edgepack.edge.runtime import LoadedModel
+    from edgepack.edge.runtime import GeneratedToken, LoadedModel
     from edgepack.edge.runtime_options import SamplingOptions
-
-    from edgepack.gguf.reader import GGUFHeader
-
-_DEFAULT_CONTEXT = 4096
 
 
 @dataclass(frozen=True)
@@ -36,18 +35,15 @@ class Completion:
     tokens_per_second: float
 
 
-def default_context(header: GGUFHeader) -> int:
-    """The model's own context, but not more than a machine of which nothing is known should be asked for."""
-    architecture = header.get("general.architecture")
-    return min(int(header.get(f"{architecture}.context_length")), _DEFAULT_CONTEXT)
-
-
 def complete(
     model: LoadedModel,
     prompt: str | Sequence[int],
     sampling: SamplingOptions,
     max_tokens: int,
     show: Callable[[str], object],
+    *,
+    stops: Sequence[str] = (),
+    context_shift: bool = False,
 ) -> Completion:
     """Continue `prompt`.
 
@@ -57,18 +53,51 @@ def complete(
         sampling: how tokens are chosen.
         max_tokens: not more than these; -1 is as many as the context holds.
         show: called with each piece of text as it comes.
+        stops: texts that end the answer and are left out.
+        context_shift: cut the middle out of a prompt that is too long, and forget when the context is full.
 
     Raises:
-        UsageError: the prompt is longer than the context.
+        UsageError: the prompt is longer than the context (both numbers are in the text).
     """
-    started = time.perf_counter()
+    clock = _Clock()
     ids = model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+    if context_shift:
+        ids = without_middle(ids, model.n_ctx)
     pieces: list[str] = []
-    first = last = started
-    for token in model.generate(ids, sampling, max_tokens):
-        last = time.perf_counter()
-        first = first if pieces else last
-        pieces.append(token.text)
-        show(token.text)
-    speed = (len(pieces) - 1) / (last - first) if last > first else 0.0
-    return Completion("".join(pieces), len(pieces), len(ids), first - started, speed)
+    with closing(model.generate(ids, sampling, max_tokens, context_shift=context_shift)) as tokens:
+        for piece in until_stop(clock.texts(tokens), stops):
+            pieces.append(piece)
+            show(piece)
+    return Completion("".join(pieces), clock.tokens, len(ids), clock.first_token_seconds, clock.tokens_per_second)
+
+
+def without_middle(ids: list[int], n_ctx: int) -> list[int]:
+    """`ids`, or their beginning (an eighth of the context) and end, which together fill half of the context."""
+    if len(ids) < n_ctx:
+        return ids
+    head, tail = n_ctx // 8, n_ctx // 2 - n_ctx // 8
+    return ids[:head] + ids[-tail:]
+
+
+class _Clock:
+    """Counts tokens and notes when the first and the last came."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._start = self._first = self._last = time.perf_counter()
+
+    def texts(self, tokens: Iterable[GeneratedToken]) -> Iterator[str]:
+        """The tokens' texts as they come."""
+        for token in tokens:
+            self._last = time.perf_counter()
+            self._first = self._last if not self.tokens else self._first
+            self.tokens += 1
+            yield token.text
+
+    @property
+    def first_token_seconds(self) -> float:
+        return self._first - self._start
+
+    @property
+    def tokens_per_second(self) -> float:
+        return (self.tokens - 1) / (self._last - self._first) if self._last > self._first else 0.0

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.edge.cache_folder import cache_folder
+from edgepack.edge.cpu_threads import best_threads
 from edgepack.edge.devices import cpu_name
-from edgepack.edge.runtime import LoadedModel, available_threads
+from edgepack.edge.runtime import LoadedModel
 from edgepack.edge.runtime_options import RuntimeOptions, SamplingOptions
 
 from edgepack.atomic_file import atomic_output
@@ -74,9 +75,9 @@ def probe_cpu(header: GGUFHeader, shape: ModelShape, threads: int = 0) -> CpuPro
     Args:
         header: the model's.
         shape: the same, read.
-        threads: for generation; 0 is every core.
+        threads: for generation; 0 is what `best_threads` says.
     """
-    threads = threads or available_threads()
+    threads = threads or best_threads(shape.bytes_per_token)
     path = cache_folder() / "probes" / f"{_key(header, threads)}.json"
     if (cached := _read(path)) is not None:
         return cached

@@ -5,13 +5,15 @@ It knows nothing of installing, of choosing what fits, of chat templates and of 
 
 from __future__ import annotations
 
-import os
+import ctypes
 from codecs import getincrementaldecoder
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from edgepack.edge.runtime_handles import open_context, open_model
+from edgepack.edge.runtime_interrupt import AbortFlag
 from edgepack.edge.runtime_log import runtime_log
 from edgepack.edge.runtime_options import RuntimeOptions, SamplingOptions
 from edgepack.edge.runtime_sampling import SamplerChain
@@ -20,14 +22,19 @@ from edgepack.edge.runtime_vocabulary import Vocabulary
 from edgepack.errors import ModelRuntimeError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
     from typing_extensions import Self
 
 _NO_SLOT = 1  # llama_decode: the KV cache is full
+_KEPT_BEGINNING = 4  # tokens that a context shift never forgets: attention leans on the first ones
 _ABORTED = 2  # llama_decode: the abort callback said so
+
+
+class StoppedError(ModelRuntimeError):
+    """`abort` was set while llama.cpp computed."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +72,11 @@ class LoadedModel:
         self._context: Any = None
         self._model: Any = None
         self._evaluated: list[int] = []
+        self.abort = AbortFlag()
         with runtime_log().recording() as log:
             try:
                 self._model, self._adapters = open_model(path, self.options)
-                self._context = open_context(path, self._model, self._adapters, self.options, available_threads())
+                self._context = open_context(path, self._model, self._adapters, self.options, self.abort)
             except BaseException:
                 self.close()
                 raise
@@ -189,14 +197,22 @@ class LoadedModel:
         return len(ids) - kept
 
     def generate(
-        self, token_ids: Sequence[int], sampling: SamplingOptions | None = None, max_tokens: int = -1
-    ) -> Iterator[GeneratedToken]:
+        self,
+        token_ids: Sequence[int],
+        sampling: SamplingOptions | None = None,
+        max_tokens: int = -1,
+        *,
+        context_shift: bool = False,
+    ) -> Generator[GeneratedToken, None, None]:
         """Continue `token_ids` until the model ends its turn, the context is full or `max_tokens` came.
 
         Args:
             token_ids: the prompt, 1 to `n_ctx` tokens.
             sampling: how tokens are chosen.
             max_tokens: not more than these; -1 is as many as the context holds.
+            context_shift: when the context is full, forget the older half of what follows its first tokens and go on.
+
+        Setting `abort` from another thread or a signal handler ends it after the token at hand.
 
         Yields:
             Each token as it comes; the token that ends the turn is not among them.
@@ -206,16 +222,23 @@ class LoadedModel:
         """
         chain = SamplerChain(self.vocabulary.pointer, sampling or SamplingOptions())
         decoder = getincrementaldecoder("utf-8")("replace")
+        self.abort.clear()
         try:
             self.evaluate(token_ids)
             token = -1
-            for _ in range(self._room(max_tokens)):
+            for _ in count() if context_shift and max_tokens < 0 else range(self._room(max_tokens, context_shift)):
+                if self.abort:
+                    return
+                if context_shift and len(self._evaluated) == self.n_ctx:
+                    self._shift()
                 if token >= 0:
                     self._decode(np.array([token], np.int32))
                 token = chain.sample(self._context)
                 if self.vocabulary.is_end(token):
                     return
                 yield GeneratedToken(token, decoder.decode(self.vocabulary.piece(token)))
+        except StoppedError:
+            return
         finally:
             chain.close()
 
@@ -239,10 +262,45 @@ class LoadedModel:
         mean: NDArray[np.float32] = rows.mean(axis=0, dtype=np.float32)
         return mean
 
-    def _room(self, max_tokens: int) -> int:
+    def save_state(self) -> bytes:
+        """The KV cache and all that goes with it, to be restored by `restore_state` into an equal context."""
+        size = self._c.llama_state_get_size(self._context)
+        buffer = (ctypes.c_uint8 * size)()
+        return bytes(buffer[: self._c.llama_state_get_data(self._context, buffer, size)])
+
+    def restore_state(self, state: bytes, token_ids: Sequence[int]) -> None:
+        """Bring back a state that this model saved when it had evaluated `token_ids`.
+
+        Raises:
+            ModelRuntimeError: llama.cpp refuses it; nothing is kept then.
+        """
+        self.clear()
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        if self._c.llama_state_set_data(self._context, buffer, len(state)) != len(state):
+            self.clear()
+            raise ModelRuntimeError(f"{self.path}: llama.cpp refuses the saved state")
+        self._evaluated = list(token_ids)
+
+    def _room(self, max_tokens: int, context_shift: bool) -> int:
         """Tokens that may still be generated: the last one need not fit, as it is never evaluated."""
         left = self.n_ctx - len(self._evaluated) + 1
-        return left if max_tokens < 0 else min(max_tokens, left)
+        return max_tokens if context_shift else left if max_tokens < 0 else min(max_tokens, left)
+
+    def _shift(self) -> None:
+        """Forget half of the context behind its first tokens and move the rest up; nothing is evaluated again.
+
+        Raises:
+            UsageError: this kind of cache cannot be shifted.
+        """
+        c, memory = self._c, self._c.llama_get_memory(self._context)
+        if not c.llama_memory_can_shift(memory):
+            raise UsageError("context shift: this model's cache cannot be shifted; use a larger context")
+        total = len(self._evaluated)
+        keep = min(_KEPT_BEGINNING, total // 4)
+        cut = keep + (total - keep) // 2
+        c.llama_memory_seq_rm(memory, 0, keep, cut)
+        c.llama_memory_seq_add(memory, 0, cut, total, keep - cut)
+        del self._evaluated[keep:cut]
 
     def _checked_ids(self, token_ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int32]:
         ids = np.ascontiguousarray(token_ids, dtype=np.int32)
@@ -282,7 +340,7 @@ class LoadedModel:
             return
         c.llama_memory_seq_rm(c.llama_get_memory(self._context), 0, len(self._evaluated), -1)
         if status == _ABORTED:
-            raise KeyboardInterrupt
+            raise StoppedError(f"{self.path}: stopped while evaluating {len(ids)} tokens")
         reason = "the KV cache is full" if status == _NO_SLOT else log.last_errors() or "no reason given"
         raise ModelRuntimeError(f"{self.path}: llama.cpp failed to evaluate {len(ids)} tokens ({status}): {reason}")
 
@@ -293,10 +351,3 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
         if left != right:
             return index
     return min(len(first), len(second))
-
-
-def available_threads() -> int:
-    """Cores that this process may use: never more, or llama.cpp's threads wait for each other."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

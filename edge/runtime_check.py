@@ -58,6 +58,20 @@ def read_runnable(path: Path) -> GGUFHeader:
     return header
 
 
+def check_adapter(path: Path) -> None:
+    """Check that `path` is a GGUF LoRA adapter.
+
+    Raises:
+        UsageError: it does not exist, or is something else.
+        GGUFError: it is truncated, hostile or inconsistent.
+    """
+    if not path.is_file():
+        raise UsageError(f"adapter '{path}': no such file")
+    header = read_header(path)
+    if header.get("general.type") != "adapter" or header.get("adapter.type") != "lora":
+        raise UsageError(f"adapter '{path}': expected a LoRA adapter, got general.type {header.get('general.type')!r}")
+
+
 def check_runnable(header: GGUFHeader) -> None:
     """Check the metadata of a model; raises GGUFError with the key and the value."""
     kind = header.get("general.type", "model")

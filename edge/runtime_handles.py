@@ -6,6 +6,7 @@ import ctypes
 import os
 from typing import TYPE_CHECKING, Any
 
+from edgepack.edge.cpu_threads import physical_cores
 from edgepack.edge.runtime_log import runtime_log
 from edgepack.edge.runtime_options import kv_type
 
@@ -14,6 +15,7 @@ from edgepack.errors import ModelRuntimeError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgepack.edge.runtime_interrupt import AbortFlag
     from edgepack.edge.runtime_options import RuntimeOptions
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
@@ -56,7 +58,7 @@ def _open_adapter(model: Any, path: Path) -> Any:
     return adapter
 
 
-def open_context(path: Path, model: Any, adapters: list[Any], options: RuntimeOptions, threads: int) -> Any:
+def open_context(path: Path, model: Any, adapters: list[Any], options: RuntimeOptions, abort: AbortFlag) -> Any:
     """A `llama_context *` of `model` with the adapters applied; the caller frees it.
 
     Raises:
@@ -67,7 +69,8 @@ def open_context(path: Path, model: Any, adapters: list[Any], options: RuntimeOp
 
     if options.n_batch < 1 or options.n_ctx < 0:
         raise UsageError(f"expected n_batch >= 1 and n_ctx >= 0, got {options.n_batch} and {options.n_ctx}")
-    parameters = context_parameters(options, threads)
+    parameters = context_parameters(options)
+    abort.install(parameters)
     with runtime_log().recording() as log:
         context = c.llama_init_from_model(model, parameters)
     if not context:
@@ -81,16 +84,18 @@ def open_context(path: Path, model: Any, adapters: list[Any], options: RuntimeOp
     return context
 
 
-def context_parameters(options: RuntimeOptions, threads: int) -> Any:
-    """`llama_context_params` of `options`; `threads` stands where they leave the number open."""
+def context_parameters(options: RuntimeOptions) -> Any:
+    """`llama_context_params` of `options`; physical cores stand where they leave the number of threads open."""
     from llama_cpp import llama_cpp as c
+
+    threads = options.threads or physical_cores()
 
     parameters = c.llama_context_default_params()
     parameters.n_ctx = options.n_ctx
     parameters.n_batch = options.n_batch
     parameters.n_ubatch = min(options.n_ubatch, options.n_batch)
-    parameters.n_threads = options.threads or threads
-    parameters.n_threads_batch = options.threads_batch or options.threads or threads
+    parameters.n_threads = threads
+    parameters.n_threads_batch = options.threads_batch or threads
     parameters.type_k = kv_type(options.kv_type_k)
     parameters.type_v = kv_type(options.kv_type_v)
     parameters.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]

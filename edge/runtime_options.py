@@ -52,7 +52,7 @@ class RuntimeOptions:
         n_ctx: tokens that the KV cache holds; 0 is the context that the model was trained with.
         n_batch: tokens handed to llama.cpp in one call.
         n_ubatch: tokens computed at once; never more than `n_batch`.
-        threads: for generation; 0 is every core that this process may use.
+        threads: for generation; 0 is every physical core that this process may use.
         threads_batch: for prompts; 0 is the same as `threads`.
         kv_type_k, kv_type_v: a key of `KV_TYPES` each; a quantised V needs flash attention.
         n_gpu_layers: layers kept on the GPU, counted from the last; -1 is all.

@@ -1,58 +1,151 @@
-"""`edgepack run`: one completion, or a chat; how models are opened and run is left to `edge`."""
+"""`edgepack run`: one completion, one answer, or a chat; how models are opened and run is left to `edge`."""
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
-from edgepack.errors import TemplateError
+from edgepack.cli.model_options import open_wish, opening_options, prepared, sampling, sampling_options
+from edgepack.cli.output import json_option, note, print_json
+from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from edgepack.edge.chat_template import JinjaTemplate, NamedTemplate
     from edgepack.edge.completion import Completion
+    from edgepack.edge.model_file import ModelFile
+    from edgepack.edge.runtime import LoadedModel
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--prompt", help="Text to continue. Without it: a chat, where the model has a chat template.")
-@click.option("--max-tokens", type=click.IntRange(min=-1), default=-1, help="Stop after these; -1: the context's end.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True, help="0: always the best.")
-@click.option("--ctx", type=click.IntRange(min=1), help="Tokens of context.  [default: the model's, at most 4096]")
-@click.option("--seed", type=int, default=-1, help="Of the random draw; -1: a new one each time.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: every core]")
+@click.option("--prompt", help="Text to continue; - reads it from the input. Without it: a chat.")
+@click.option("--chat", is_flag=True, help="Ask --prompt as a question, through the chat template.")
+@click.option("--system", default="", help="A system message for the chat.")
+@click.option("--template", metavar="NAME|FILE", help="Chat template: one that llama.cpp knows, or a Jinja file.")
+@click.option("--max-tokens", "-n", type=click.IntRange(min=-1), default=-1, help="Stop after these.  [default: none]")
+@click.option("--stop", "stops", multiple=True, help="Stop at this text; repeatable.")
+@click.option("--ctx-shift", is_flag=True, help="Forget the oldest text when the context is full, instead of ending.")
+@click.option("--prompt-cache", type=click.Path(path_type=Path), help="Keep the evaluated system prompt in this file.")
+@opening_options
+@sampling_options
 @json_option
-def command(
-    file: Path,
-    prompt: str | None,
-    max_tokens: int,
-    temperature: float,
-    ctx: int | None,
-    seed: int,
-    threads: int | None,
-    as_json: bool,
-) -> None:
-    """Run the model in FILE, a GGUF: continue a prompt."""
-    from edgepack.edge.completion import complete, default_context
-    from edgepack.edge.model_file import prepare
-    from edgepack.edge.runtime import LoadedModel
-    from edgepack.edge.runtime_options import RuntimeOptions, SamplingOptions
+def command(file: Path, **values: Any) -> None:
+    """Run the model in FILE, a GGUF or an archive (which is installed first).
 
-    source = prepare(file, progress=terminal_progress, note=note)
-    if prompt is None:
-        raise TemplateError(f"{file}: no prompt was given; say --prompt TEXT")
-    options = RuntimeOptions(n_ctx=ctx or default_context(source.header), threads=threads or 0, max_outputs=1)
-    started = time.perf_counter()
-    with LoadedModel(source.path, options) as model:
-        load_seconds = time.perf_counter() - started
-        sampling = SamplingOptions(temperature=temperature, seed=seed)
-        if not as_json:
-            click.echo(prompt, nl=False)
-        show = (lambda _text: None) if as_json else (lambda text: click.echo(text, nl=False))
-        result = complete(model, prompt, sampling, max_tokens, show)
+    With --prompt the text is continued; without it you chat, where the model has a chat template.
+    """
+    from edgepack.edge.opening import runtime_options
+    from edgepack.edge.runtime import LoadedModel
+
+    chosen = sampling(values)
+    source = prepared(file, values)
+    wants_chat = values["chat"] or values["prompt"] is None
+    if values["as_json"] and values["prompt"] is None:
+        raise UsageError("--json: expected --prompt with it")
+    # Whatever can be wrong with the template is told before a large model is loaded.
+    template = _template(source, values["template"], file) if wants_chat else None
+    with nullcontext() if template is None else closing(template):
+        options = runtime_options(source.header, open_wish(source, values))
+        started = time.perf_counter()
+        with LoadedModel(source.path, options) as model:
+            load_seconds = time.perf_counter() - started
+            if template is None:
+                _complete(model, source, values, chosen, load_seconds)
+            else:
+                _chat(model, template, values, chosen, load_seconds)
+
+
+def _template(source: ModelFile, wanted: str | None, file: Path) -> JinjaTemplate | NamedTemplate:
+    from edgepack.edge.chat_template import choose_template, special_tokens
+
+    return choose_template(wanted, source.template, special_tokens(source.header), str(file))
+
+
+def _prompt(text: str) -> str:
+    return sys.stdin.read() if text == "-" else text
+
+
+def _show(text: str) -> None:
+    click.echo(text, nl=False)
+    sys.stdout.flush()
+
+
+def _complete(
+    model: LoadedModel, source: ModelFile, values: Mapping[str, Any], chosen: Any, load_seconds: float
+) -> None:
+    from edgepack.edge.completion import complete
+    from edgepack.edge.runtime_interrupt import ctrl_c_sets
+
+    prompt, as_json = _prompt(values["prompt"]), values["as_json"]
+    if not as_json:
+        _show(prompt)
+    show = (lambda _text: None) if as_json else _show
+    with ctrl_c_sets(model.abort):
+        result = complete(
+            model, prompt, chosen, values["max_tokens"], show,
+            stops=values["stops"], context_shift=values["ctx_shift"],
+        )  # fmt: skip
     _report(prompt, result, load_seconds, as_json=as_json)
+    if source.template is not None and not as_json:
+        note("(the model has a chat template: --chat asks the prompt as a question)")
+    if model.abort:
+        raise KeyboardInterrupt
+
+
+def _chat(
+    model: LoadedModel,
+    template: JinjaTemplate | NamedTemplate,
+    values: Mapping[str, Any],
+    chosen: Any,
+    load_seconds: float,
+) -> None:
+    from edgepack.cli.chat_screen import converse
+    from edgepack.edge.chat import Conversation
+
+    conversation = Conversation(
+        model, template, chosen, values["system"], values["max_tokens"], values["ctx_shift"], values["stops"]
+    )
+    if values["prompt_cache"] is not None:
+        _use_prompt_cache(conversation, values["prompt_cache"])
+    if values["prompt"] is None:
+        converse(conversation)
+    else:
+        _ask(conversation, _prompt(values["prompt"]), load_seconds, as_json=values["as_json"])
+
+
+def _use_prompt_cache(conversation: Any, path: Path) -> None:
+    from edgepack.edge.prompt_cache import load_prompt_state, save_prompt_state
+
+    if not conversation.system:
+        raise UsageError("--prompt-cache: expected --system with it, nothing else is the same at each start")
+    if load_prompt_state(conversation.model, path):
+        return
+    save_prompt_state(conversation.model, conversation.beginning(), path)
+    note(f"(the evaluated system prompt is kept in {path})")
+
+
+def _ask(conversation: Any, question: str, load_seconds: float, *, as_json: bool) -> None:
+    """One question, one answer."""
+    from edgepack.edge.completion import complete
+    from edgepack.edge.runtime_interrupt import ctrl_c_sets
+
+    show = (lambda _text: None) if as_json else _show
+    prompt = conversation.prompt_for(question)
+    model = conversation.model
+    with ctrl_c_sets(model.abort):
+        result = complete(
+            model, prompt, conversation.sampling, conversation.max_tokens, show, stops=conversation.all_stops
+        )
+    _report(question, result, load_seconds, as_json=as_json)
+    if model.abort:
+        raise KeyboardInterrupt
 
 
 def _report(prompt: str, result: Completion, load_seconds: float, *, as_json: bool) -> None:
