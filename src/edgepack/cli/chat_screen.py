@@ -40,6 +40,8 @@ def converse(conversation: Conversation) -> None:
                 _answer(conversation, line)
         except EdgepackError as error:  # the conversation goes on: only this question failed
             note(f"edgepack: error: {error}")
+        except KeyboardInterrupt:  # it came just before or after the answer
+            note("(stopped)")
 
 
 def _lines() -> Iterator[str]:
