@@ -152,21 +152,24 @@ class LoadedModel:
         self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
         self._evaluated = []
 
-    def logits(self, token_ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """Teacher-forced logits of every position; the KV cache is cleared before.
+    def logits(self, token_ids: Sequence[int] | NDArray[np.integer[Any]], first: int = 0) -> NDArray[np.float32]:
+        """Teacher-forced logits; the KV cache is cleared before.
 
         Args:
             token_ids: 1 to `n_ctx` ids, evaluated from position 0 as they stand (no BOS is added).
+            first: the first position whose logits are wanted; those before it are not even computed.
 
         Returns:
-            float32, shape [len(token_ids), n_vocab]; row i predicts token i + 1.
+            float32, shape [len(token_ids) - first, n_vocab]; row i predicts token first + i + 1.
 
         Raises:
             UsageError: no token, an id outside the vocabulary, or more than `n_ctx` tokens.
         """
-        return np.concatenate(list(self.iter_logits(token_ids)))
+        return np.concatenate(list(self.iter_logits(token_ids, first)))
 
-    def iter_logits(self, token_ids: Sequence[int] | NDArray[np.integer[Any]]) -> Iterator[NDArray[np.float32]]:
+    def iter_logits(
+        self, token_ids: Sequence[int] | NDArray[np.integer[Any]], first: int = 0
+    ) -> Iterator[NDArray[np.float32]]:
         """As `logits`, in chunks of at most `n_batch` rows, so that memory stays bounded."""
         if 0 < self.options.max_outputs < self.options.n_batch:
             raise UsageError(f"logits: the model was opened with max_outputs = {self.options.max_outputs}")
@@ -174,8 +177,11 @@ class LoadedModel:
         self.clear()
         for start in range(0, len(ids), self.options.n_batch):
             chunk = ids[start : start + self.options.n_batch]
-            self._decode(chunk, every_position=True)
-            rows = np.ctypeslib.as_array(self._c.llama_get_logits(self._context), (len(chunk), self.n_vocab))
+            wanted = (np.arange(start, start + len(chunk)) >= first).astype(np.int8)
+            self._decode(chunk, wanted)
+            if (n_rows := int(wanted.sum())) == 0:
+                continue
+            rows = np.ctypeslib.as_array(self._c.llama_get_logits(self._context), (n_rows, self.n_vocab))
             yield rows.astype(np.float32, copy=True)  # llama.cpp overwrites its buffer in the next call
 
     def evaluate(self, token_ids: Sequence[int]) -> int:
@@ -254,7 +260,7 @@ class LoadedModel:
         if len(ids) > self.options.n_ubatch:
             raise UsageError(f"text has {len(ids)} tokens, embeddings take at most n_ubatch = {self.options.n_ubatch}")
         self.clear()
-        self._decode(ids, every_position=True)
+        self._decode(ids, np.ones(len(ids), np.int8))
         pooled = self._c.llama_get_embeddings_seq(self._context, 0)
         if pooled:
             return np.ctypeslib.as_array(pooled, (self.n_embd,)).astype(np.float32, copy=True)
@@ -326,12 +332,11 @@ class LoadedModel:
         self.clear()
         return 0
 
-    def _decode(self, ids: NDArray[np.int32], *, every_position: bool = False) -> None:
+    def _decode(self, ids: NDArray[np.int32], wanted: NDArray[np.int8] | None = None) -> None:
         """Evaluate one batch after what is in the KV cache; on failure the cache is as it was."""
         c = self._c
         batch = c.llama_batch(n_tokens=len(ids), token=ids.ctypes.data_as(c.llama_token_p))
-        if every_position:
-            wanted = np.ones(len(ids), np.int8)
+        if wanted is not None:  # else the last position alone
             batch.logits = wanted.ctypes.data_as(type(batch.logits))
         with runtime_log().recording() as log:
             status = c.llama_decode(self._context, batch)

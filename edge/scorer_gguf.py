@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from edgepack.edge.runtime import LoadedModel
-from edgepack.edge.runtime_options import RuntimeOptions
+from edgepack.edge.runtime_options import Adapter, RuntimeOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,17 +46,26 @@ class GGUFScorer:
         n_gpu_layers: layers on the GPU; -1 is all.
         kv_type: `f32` keeps attention in float32 too, so that what is measured is the file's; llama.cpp's own default
             `f16` adds its rounding of keys, values and (in flash attention) queries, as a device runs it.
+        adapters: GGUF LoRA adapters that belong to the file.
 
     Raises:
         ModelRuntimeError: llama.cpp refuses the file.
     """
 
     def __init__(
-        self, path: Path, ctx: int = 512, *, threads: int = 0, n_gpu_layers: int = 0, kv_type: str = "f32"
+        self,
+        path: Path,
+        ctx: int = 512,
+        *,
+        threads: int = 0,
+        n_gpu_layers: int = 0,
+        kv_type: str = "f32",
+        adapters: tuple[Path, ...] = (),
     ) -> None:
         options = RuntimeOptions(
             n_ctx=ctx, n_batch=ctx, threads=threads, n_gpu_layers=n_gpu_layers,
             kv_type_k=kv_type, kv_type_v=kv_type, flash_attention="off" if kv_type == "f32" else "auto",
+            adapters=tuple(Adapter(adapter) for adapter in adapters),
         )  # fmt: skip
         self._model = LoadedModel(path, options)
         self.path = path
@@ -79,7 +88,7 @@ class GGUFScorer:
 
     def score(self, chunk: Chunk) -> NDArray[np.float32]:
         """Logits [chunk.scored, vocabulary]."""
-        return self._model.logits(chunk.tokens)[chunk.first : -1]
+        return self._model.logits(chunk.tokens, chunk.first)[:-1]
 
     def close(self) -> None:
         """Free the model."""

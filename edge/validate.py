@@ -21,7 +21,7 @@ from edgepack.errors import CheckFailedError, UsageError
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from edgepack.edge.agreement import TokenMeasures, TruncatedPredictions
     from edgepack.edge.scorer import Chunk, Chunking, Scorer, TokenDifference
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 WORST_KEPT = 40
 CLEAR_DIVERGENCE = 0.1  # nats: more than rounding to 4 bits does at the median token of a small model
+LOOKS = (12, 48, 192, 768)  # few looks: each one is a chance to be unlucky
 _CONTEXT_TOKENS = 24
 
 
@@ -186,6 +187,7 @@ def validate(
     text: str,
     chunking: Chunking,
     progress: Progress = silent,
+    hopeless: Callable[[Validation], bool] | None = None,
 ) -> list[Validation]:
     """Score `text` with the reference once and with every candidate; memory does not grow with the text.
 
@@ -197,6 +199,7 @@ def validate(
         text: any text of at least one chunk.
         chunking: how it is cut.
         progress: told of scored chunks' tokens.
+        hopeless: asked after LOOKS chunks each; when every candidate is, the rest of the text is left out.
 
     Returns:
         One validation a candidate, in their order.
@@ -221,6 +224,8 @@ def validate(
                 assert not hasattr(got, "ids"), "a stored reference is no candidate"
                 result.add(chunk, compare(expected, got, chunk.scored_targets, chunk.start + chunk.first))
             advance(chunk.scored)
+            if hopeless is not None and chunk.index + 1 in LOOKS and all(map(hopeless, results)):
+                break
     for candidate, result in zip(candidates, results, strict=True):
         result.seconds = time.perf_counter() - began
         result.worst.sort(reverse=True)

@@ -80,14 +80,16 @@ class Candidate:
     """A file that was held against the reference.
 
     Attributes:
-        path: the file.
+        path: the file as it was named.
         bytes: its length.
+        model: the GGUF that was run: the same file, or what an archive was installed as.
         validation: what scoring gave.
         findings: what its contents tell; None where nobody asked.
     """
 
     path: Path
     bytes: int
+    model: Path
     validation: Validation
     findings: FileFindings | None = None
 

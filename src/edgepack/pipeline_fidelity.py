@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.edge.scorer import Scorer
+    from edgepack.edge.scorer_gguf import GGUFScorer
     from edgepack.progress import Progress
 
 SAMPLED_SEQUENCES, SAMPLED_LENGTH = 96, 512
@@ -93,14 +94,27 @@ def open_reference(path: Path, options: ScoringOptions) -> Scorer:
     return TorchScorer(path, threads=options.shares()[0])
 
 
-def open_candidate(path: Path, options: ScoringOptions, threads: int | None = None) -> Scorer:
-    """The scorer of a GGUF; raises UsageError when there is no such file."""
+def open_candidate(
+    path: Path, options: ScoringOptions, threads: int | None = None, progress: Progress = silent
+) -> GGUFScorer:
+    """The scorer of a GGUF or of an `.edgepack`, which is installed in this machine's cache first.
+
+    Raises:
+        UsageError: there is no such file.
+        GGUFError, ArchiveError, IntegrityError: it is not sound.
+    """
+    from edgepack.edge.model_file import prepare
     from edgepack.edge.scorer_gguf import GGUFScorer
 
-    if not path.is_file():
-        raise UsageError(f"candidate '{path}': no such file")
-    share = options.shares()[1] if threads is None else threads
-    return GGUFScorer(path, options.longest, threads=share, n_gpu_layers=options.n_gpu_layers, kv_type=options.kv_type)
+    prepared = prepare(path, progress=progress)
+    return GGUFScorer(
+        prepared.path,
+        options.longest,
+        threads=options.shares()[1] if threads is None else threads,
+        n_gpu_layers=options.n_gpu_layers,
+        kv_type=options.kv_type,
+        adapters=prepared.adapters,
+    )
 
 
 def sample_text(reference: Scorer) -> Text:
@@ -132,7 +146,7 @@ def run_validation(
     with ExitStack() as opened:
         candidates = []
         for path in candidate_paths:
-            candidates.append(open_candidate(path, options))
+            candidates.append(open_candidate(path, options, progress=progress))
             opened.callback(candidates[-1].close)
         reference = open_reference(reference_path, options)
         opened.callback(reference.close)
@@ -141,8 +155,8 @@ def run_validation(
         found = validate(reference, candidates, text.text, chunking, progress)
         floor = measure_floor(reference, text.text, chunking, progress) if options.floor else ()
     results = [
-        Candidate(path, path.stat().st_size, validation)
-        for path, validation in zip(candidate_paths, found, strict=True)
+        Candidate(path, path.stat().st_size, scorer.path, validation)
+        for path, scorer, validation in zip(candidate_paths, candidates, found, strict=True)
     ]
     return FidelityRun(tuple(results), chunking, text, reference.label, floor)
 
@@ -170,9 +184,9 @@ def with_findings(run: FidelityRun, reference_path: Path, progress: Progress = s
     from edgepack.export.mapped_model import open_model
     from edgepack.pipeline_findings import find_differences
 
-    original = open_model(reference_path)
+    original = open_model(reference_path, allow_requantize=True)
     candidates = [
-        replace(candidate, findings=find_differences(original, candidate.path, progress))
+        replace(candidate, findings=find_differences(original, candidate.model, progress))
         for candidate in run.candidates
     ]
     return replace(run, candidates=tuple(candidates))

@@ -30,7 +30,7 @@ def run_of(noises: list[float], gates: Gates) -> str:
     found = validate(TableScorer(), candidates, TEXT, chunking)
     findings = FileFindings((WeightError("blk.0.attn_q.weight", "Q4_K", 0.07, suspect=False),), ("a & b",))
     parts = tuple(
-        Candidate(Path(f"file{index}.gguf"), 1000 * (9 - index), validation, findings)
+        Candidate(Path(f"file{index}.gguf"), 1000 * (9 - index), Path("installed.gguf"), validation, findings)
         for index, validation in enumerate(found)
     )
     return render(FidelityRun(parts, chunking, Text(TEXT, "letters"), "table", tuple(found[:1])), gates)

@@ -49,6 +49,14 @@ def test_logits_do_not_depend_on_the_chunks_they_are_evaluated_in(model: LoadedM
         np.testing.assert_allclose(model.logits(ids), whole.logits(ids), atol=2e-2)
 
 
+def test_logits_from_a_position_on_are_the_last_rows_of_all(model: LoadedModel) -> None:
+    ids = model.tokenize(TEXT)
+    whole = model.logits(ids)
+    for first in (0, 1, 17, len(ids) - 1):
+        # Other shapes of the last product are summed in another order.
+        np.testing.assert_allclose(model.logits(ids, first), whole[first:], atol=1e-4)
+
+
 def test_logits_do_not_depend_on_what_was_evaluated_before(model: LoadedModel) -> None:
     ids = model.tokenize(TEXT)
     first = model.logits(ids)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from edgepack.edge.validate import Gates
     from edgepack.edge.validate_run import Candidate, FidelityRun
+    from edgepack.pipeline_fidelity import ScoringOptions
 
 _PATH = click.Path(path_type=Path)
 
@@ -57,6 +58,7 @@ report_option = click.option("--report", type=_PATH, metavar="HTML", help="Write
 @scoring_options
 @gate_options
 @report_option
+@click.option("--suggest", is_flag=True, help="When a gate fails, try larger types and name the one that passes.")
 @json_option
 def command(
     candidate: Path,
@@ -66,6 +68,7 @@ def command(
     max_kl: float | None,
     max_perplexity_ratio: float | None,
     report: Path | None,
+    suggest: bool,
     as_json: bool,
     **scoring: Any,
 ) -> int:
@@ -81,14 +84,36 @@ def command(
     found = run.candidates[0].validation
     if report is not None:
         run = write_report(run, gates, reference, report)
-    elif not found.passed(gates) and reference.is_dir():
+    elif not found.passed(gates):
         run = with_causes(run, reference)
     _print(run, gates, as_json=as_json)
-    return 0 if found.passed(gates) else CheckFailedError.exit_code
+    if found.passed(gates):
+        return 0
+    if suggest:
+        _suggest(run.candidates[0].bytes, reference, text_path, gates, ScoringOptions(**scoring))
+    return CheckFailedError.exit_code
+
+
+def _suggest(least_bytes: int, reference: Path, text: Path | None, gates: Gates, options: ScoringOptions) -> None:
+    """Say which larger type of file would pass; the files that are tried for it are thrown away."""
+    from tempfile import TemporaryDirectory
+
+    from edgepack.pipeline_ladder import climb, rungs
+
+    larger = [rung for rung in rungs(reference) if rung[1] > least_bytes]
+    if not larger:
+        return
+    with TemporaryDirectory(prefix="edgepack-") as folder:
+        try:
+            ladder = climb(reference, larger, gates, text, options, Path(folder), tell=note, progress=terminal_progress)
+        except CheckFailedError as error:
+            note(str(error))
+        else:
+            note(f"try {ladder.tried[-1].target}")
 
 
 def with_causes(run: FidelityRun, reference: Path) -> FidelityRun:
-    """The run with what the files' contents tell; as it was where the reference's folder cannot be mapped."""
+    """The run with what the files' contents tell; as it was where the reference cannot be mapped."""
     from edgepack.errors import EdgepackError
     from edgepack.pipeline_fidelity import with_findings
 
