@@ -74,7 +74,7 @@ def bars(
         log: a logarithmic vertical axis.
     """
     top = max([*values, 1e-12])
-    low = min((value for value in values if value > 0), default=top) / 2 if log else 0.0
+    low = max(min((value for value in values if value > 0), default=top) / 2, top * 1e-9) if log else 0.0
     y = Axis(low, top, HEIGHT - BOTTOM, TOP, log)
     width = (WIDTH - LEFT - RIGHT) / max(1, len(values))
     parts = [_grid(y)]
