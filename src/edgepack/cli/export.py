@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from edgepack.quantities import format_duration, format_size
 if TYPE_CHECKING:
     from edgepack.export.mapped_model import MappedModel
     from edgepack.export.plan import ExportPlan
+    from edgepack.pipeline_importance import ImportanceRun
+    from edgepack.quant.importance import ImportanceMatrix
     from edgepack.quant.type_choice import Overrides
 
 
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 @click.option("--adapter", type=click.Path(path_type=Path), metavar="DIR", help="A PEFT LoRA for MODEL.")
 @click.option("--adapter-mode", type=click.Choice(["merge", "separate"]), default="merge", show_default=True)
 @click.option("--allow-requantize", is_flag=True, help="Quantise a GGUF's quantised tensors again.")
+@click.option("--imatrix", type=click.Path(path_type=Path), metavar="FILE", help="An importance matrix of MODEL.")
+@click.option("--calibration", type=click.Path(path_type=Path), metavar="TEXT", help="Collect one over this text.")
 @click.option("--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE", help="Type of matching tensors.")
 @click.option("--output-type", metavar="TYPE", help="Type of output.weight (and of tied embeddings).")
 @click.option("--embedding-type", metavar="TYPE", help="Type of token_embd.weight.")
@@ -57,6 +62,8 @@ def command(
     adapter: Path | None,
     adapter_mode: str,
     allow_requantize: bool,
+    imatrix: Path | None,
+    calibration: Path | None,
     tensor_types: tuple[str, ...],
     output_type: str | None,
     embedding_type: str | None,
@@ -75,6 +82,8 @@ def command(
     from edgepack.export.mapped_model import open_model
     from edgepack.export.naming import file_name
     from edgepack.export.plan import PlanOptions, plan_export, split_plan
+    from edgepack.pipeline_importance import ImportanceRun
+    from edgepack.quant.importance_file import importance_metadata
     from edgepack.quant.targets import find_target
 
     started = time.monotonic()
@@ -92,8 +101,14 @@ def command(
     overrides = _overrides(tensor_types, output_type, embedding_type, pure)
     merged = adapter if adapter_mode == "merge" else None
     mapped = open_model(model, pre=pre, adapter=merged, allow_requantize=allow_requantize)
-    plan = plan_export(mapped, chosen, PlanOptions(overrides))
-    path = output or Path(file_name(plan.metadata, chosen.label))
+    path = output or Path(file_name(mapped.metadata, chosen.label))
+    check_output(path, None)
+    run = None if calibration is None else ImportanceRun(model, calibration, path, pre=pre, adapter=merged)
+    matrix = _importance(imatrix, run, dry_run=dry_run)
+    importance = None if matrix is None else matrix.weights({name: rows.shape for name, rows in mapped.tensors.items()})
+    plan = plan_export(mapped, chosen, PlanOptions(overrides, importance))
+    if matrix is not None:
+        plan = replace(plan, metadata={**plan.metadata, **importance_metadata(matrix, imatrix or calibration)})
     check_output(path, None if dry_run else plan.total_bytes)
     shards = split_plan(plan, shard_size) if shard_size else [plan]
     if not dry_run:
@@ -111,6 +126,21 @@ def command(
             f"{path}: {format_size(plan.total_bytes)} as {chosen.label}, from {format_size(plan.source_bytes)},"
             f" in {format_duration(seconds)}"
         )
+
+
+def _importance(imatrix: Path | None, run: ImportanceRun | None, *, dry_run: bool) -> ImportanceMatrix | None:
+    """The importance matrix that the options ask for, read or collected."""
+    if imatrix is not None and run is not None:
+        raise UsageError("--imatrix and --calibration: expected one of them, got both")
+    if imatrix is not None:
+        from edgepack.quant.importance_file import read_importance
+
+        return read_importance(imatrix)
+    if run is None:
+        return None
+    if dry_run:
+        raise UsageError("--calibration: collecting is work; with --dry-run give --imatrix FILE")
+    return run.collect(resume=True, progress=terminal_progress)
 
 
 def _write_adapter(model: Path, adapter: Path, mapped: MappedModel, path: Path, *, dry_run: bool) -> Path:

@@ -1,0 +1,106 @@
+"""`edgepack imatrix`: importance matrices are collected, merged and looked at."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.errors import UsageError
+from edgepack.quantities import format_duration, format_size
+
+if TYPE_CHECKING:
+    from edgepack.quant.importance import ImportanceMatrix
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command("imatrix", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", type=_PATH, required=False)
+@click.option("--text", type=_PATH, help="UTF-8 text to run through MODEL.")
+@click.option("--merge", "merged", type=_PATH, multiple=True, metavar="FILE", help="Add another matrix; repeatable.")
+@click.option("-o", "--output", type=_PATH, help="Default: imatrix.gguf, where there is something to write.")
+@click.option("--ctx", default=512, show_default=True, type=click.IntRange(16), help="Tokens in a piece of text.")
+@click.option("--chunks", type=click.IntRange(1), help="At most this many pieces.")
+@click.option("--include-head", is_flag=True, help="Watch output.weight too.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same model and text.")
+@click.option("--show", is_flag=True, help="Print statistics of every tensor.")
+@click.option("--pre", metavar="NAME", help="The pre-tokenizer's name, where its structure is not known.")
+@click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
+@click.option("--n-gpu-layers", type=int, default=0, help="llama.cpp's layers on the GPU; -1 is all.")
+@json_option
+def command(
+    model: Path | None,
+    text: Path | None,
+    merged: tuple[Path, ...],
+    output: Path | None,
+    ctx: int,
+    chunks: int | None,
+    include_head: bool,
+    resume: bool,
+    show: bool,
+    pre: str | None,
+    threads: int | None,
+    n_gpu_layers: int,
+    as_json: bool,
+) -> None:
+    """Collect an importance matrix of MODEL (a Hugging Face folder or a GGUF) over a text, and merge others in.
+
+    Without MODEL, `edgepack imatrix --merge a.gguf --merge b.gguf -o both.gguf` adds matrices up, and
+    `edgepack imatrix --merge a.gguf --show` looks at one.
+    """
+    from edgepack.atomic_file import check_output
+    from edgepack.edge.importance_collect import CollectOptions
+    from edgepack.pipeline_importance import ImportanceRun, statistics_json
+    from edgepack.quant.importance import merge
+    from edgepack.quant.importance_file import read_importance, write_importance
+
+    if (model is None) != (text is None):
+        raise UsageError("imatrix: expected MODEL and --text together")
+    if model is None and not merged:
+        raise UsageError("imatrix: expected MODEL with --text, or --merge FILE")
+    started = time.monotonic()
+    target = output or (None if model is None and show else Path("imatrix.gguf"))
+    if target is not None:
+        check_output(target, None)
+    matrices = [read_importance(path) for path in merged]
+    if model is not None and text is not None:
+        options = CollectOptions(ctx, chunks, include_head, threads or 0, n_gpu_layers)
+        run = ImportanceRun(model, text, target or Path("imatrix.gguf"), options, pre)
+        matrices.append(run.collect(resume=resume, progress=terminal_progress))
+    matrix = merge(matrices)
+    if target is not None:
+        write_importance(target, matrix)
+    seconds = time.monotonic() - started
+    if as_json:
+        summary = {"entries": len(matrix.entries), "chunks": matrix.chunk_count, "seconds": round(seconds, 3)}
+        where = {} if target is None else {"output": str(target), "bytes": target.stat().st_size}
+        print_json({**where, **summary, "statistics": statistics_json(matrix)})
+        return
+    if show:
+        _print_statistics(matrix)
+    if target is not None:
+        tokens = matrix.chunk_count * matrix.chunk_size
+        size = format_size(target.stat().st_size)
+        note(f"{target}: {size}, {len(matrix.entries)} tensors over {tokens:,} tokens, in {format_duration(seconds)}")
+
+
+def _print_statistics(matrix: ImportanceMatrix) -> None:
+    """One line a tensor on stdout, the largest energy first within a kind."""
+    from edgepack.quant.importance import statistics
+
+    found = statistics(matrix)
+    width = max(len(entry.name) for entry in found)
+    click.echo(
+        f"{'tensor':<{width}}  {'sum x²':>12} {'mean':>10} {'max':>10} {'active':>7} {'even':>6} {'>1σ':>6} {'like':>6}"
+    )
+    for entry in found:
+        like = "" if entry.likeness is None else f"{entry.likeness:.3f}"
+        click.echo(
+            f"{entry.name:<{width}}  {entry.total:>12.4f} {entry.mean:>10.4f} {entry.largest:>10.4f}"
+            f" {entry.active:>7.1%} {entry.evenness:>6.3f} {entry.outliers:>6.1%} {like:>6}"
+        )
+    click.echo("even: entropy of the channels' energies over the most it could be; like: cosine with the block before")
