@@ -44,7 +44,7 @@ class CollectOptions:
         chunk: tokens of a piece of text.
         chunks: at most this many pieces; None is all.
         include_head: watch `output.weight` too.
-        threads: 0 is every core.
+        threads: 0 is every physical core.
         n_gpu_layers: layers on the GPU.
     """
 
@@ -79,7 +79,7 @@ class ImportanceCollector:
         )
         self._model, _ = open_model(path, runtime)
         self.watch = _Watch(options.include_head)
-        parameters = context_parameters(runtime, options.threads or _processors())
+        parameters = context_parameters(runtime)
         # ctypes keeps no reference of its own: it must live as long as the context
         self._callback = c.ggml_backend_sched_eval_callback(self.watch.call)
         parameters.cb_eval = self._callback
@@ -233,12 +233,6 @@ def _check_finite(name: str, sums: NDArray[np.float64]) -> None:
     if not np.isfinite(sums).all():
         channel = int(np.argwhere(~np.isfinite(sums))[0][-1])
         raise NumericError(f"tensor '{name}': NaN or infinity in the activations of input channel {channel}")
-
-
-def _processors() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def collect_importance(
