@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgepack.packaging.streams import StreamDecoder, StreamEncoder
     from numpy.typing import NDArray
 
-_SMALL_BYTES = 16 << 10  # below this, heads of many streams may cost more than planes gain: both are tried
+WHOLE_BELOW_BYTES = 16 << 10  # below this, heads of many streams may cost more than planes gain: both are tried
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class EncodedChunk:
 def encode(raw: bytes, layout: Layout, encoder: StreamEncoder) -> EncodedChunk:
     """Split and compress `raw`; a small chunk is kept whole where that is smaller."""
     chunk = _encode(raw, layout, encoder)
-    if layout.block_bytes == 1 or len(raw) > _SMALL_BYTES:
+    if layout.block_bytes == 1 or len(raw) > WHOLE_BELOW_BYTES:
         return chunk
     whole = _encode(raw, BYTES, encoder)
     return whole if len(whole.record) < len(chunk.record) else chunk
