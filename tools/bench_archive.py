@@ -3,6 +3,7 @@
     python tools/bench_archive.py                          the bundled model's types and a random model of 1 B
     python tools/bench_archive.py --parameters 300m --target q4_k
     python tools/bench_archive.py --gguf FILE.gguf …       these files only
+    python tools/bench_archive.py --memory 5               peak memory for 5 GB, in a file and through pipes
 
 Peers: `zstd -10 -T2 --long=27` and `xz -6 -T2` where the programs are installed, `zipnn` (for 16- and 32-bit
 floats, which it is made for) where the package is. The bound is the order-0 entropy of every block field, each
@@ -218,6 +219,54 @@ def compare(path: Path, turns: int, xz_limit: int) -> None:
     print(f"  verify {verify:.0f} MB/s of the restored size, sha256sum of the file {sha:.0f} MB/s", flush=True)
 
 
+def sparse_model(path: Path, size: int) -> Path:
+    """A GGUF of about `size` bytes that takes little room on disk: every eighth tensor random, the others zeros."""
+    kind, columns, rows = GGMLType.Q5_K, 4096, 16384
+    count = max(1, size // (rows * kind.row_bytes(columns)))
+    tensors = [TensorInfo(f"blk.{number}.ffn_up.weight", (rows, columns), kind) for number in range(count)]
+    with path.open("wb") as stream:
+        writer = GGUFWriter(stream, {"general.architecture": string("llama"), "llama.block_count": u32(1)}, tensors)
+        writer.write_header()
+        for number, tensor in enumerate(writer.tensors[::8]):
+            stream.seek(writer.data_start + tensor.offset)
+            stream.write(np.random.default_rng(number).bytes(tensor.nbytes))
+        stream.truncate(writer.total_bytes)
+    return path
+
+
+_PEAK = (
+    "import resource, sys; from edgepack.cli import run; code = run(sys.argv[1:]); "
+    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr); sys.exit(code)"
+)
+
+
+def _peak_memory(arguments: list[str], shell_in: str = "", shell_out: str = "") -> tuple[int, float]:
+    """(peak resident bytes, seconds) of one command in a process of its own."""
+    command = " ".join([sys.executable, "-c", f'"{_PEAK}"', *arguments, shell_in, shell_out])
+    started = time.perf_counter()
+    result = subprocess.run(command, shell=True, check=True, capture_output=True, text=True)
+    return int(result.stderr.split()[-1]), time.perf_counter() - started
+
+
+def measure_memory(size: int, folder: Path) -> None:
+    """Print the peak memory of every direction for a file of `size` bytes."""
+    gguf, archive, out = sparse_model(folder / "sparse.gguf", size), folder / "a.edgepack", folder / "out.gguf"
+    runs = {
+        "pack": (["pack", str(gguf), "-o", str(archive)], "", ""),
+        "pack -o -": (["pack", str(gguf), "-o", "-"], "", f"| cmp - {archive}"),
+        "verify --deep": (["verify", "--deep", str(archive)], "", ""),
+        "unpack": (["unpack", str(archive), "-o", str(out)], "", ""),
+        "unpack -": (["unpack", "-", "-o", str(out)], f"< {archive}", ""),
+    }
+    print(f"a GGUF of {format_size(gguf.stat().st_size)}, each command in a process of its own")
+    for name, (arguments, shell_in, shell_out) in runs.items():
+        peak, seconds = _peak_memory(arguments, shell_in, shell_out)
+        print(f"  {name:14} peak {format_size(peak):>8}, {gguf.stat().st_size / seconds / 1e6:5.0f} MB/s", flush=True)
+        if out.exists():
+            _run(["cmp", str(gguf), str(out)])
+            out.unlink()
+
+
 def parse_parameters(text: str) -> int:
     """Weights from a text such as 1b or 300m."""
     units = {"m": 10**6, "b": 10**9}
@@ -232,8 +281,12 @@ def main() -> None:
     parser.add_argument("--target", default="q5_k", help="the random model's type; q5_k")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--xz-limit", type=int, default=64 << 20, help="xz runs only on files up to so many bytes")
+    parser.add_argument("--memory", type=float, metavar="GB", help="only the peak memory for a file of so many GB")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
+        if arguments.memory:
+            measure_memory(round(arguments.memory * 1e9), Path(scratch))
+            return
         if arguments.gguf:
             for path in arguments.gguf:
                 compare(path, arguments.turns, arguments.xz_limit)
