@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from typing import TYPE_CHECKING
 
 import llama_cpp
@@ -11,7 +12,11 @@ import numpy as np
 from edgepack.gguf.reader import read_header
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from edgepack.quant.type_choice import Overrides
+    from numpy.typing import NDArray
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
@@ -20,20 +25,97 @@ def _silent(_level: int, _text: bytes, _user: object) -> None:
 
 
 def llama_quantize(
-    source: Path, out: Path, file_type: int, *, pure: bool = False, importance: dict[str, np.ndarray] | None = None
+    source: Path,
+    out: Path,
+    file_type: int,
+    *,
+    pure: bool = False,
+    importance: Mapping[str, NDArray[np.float32]] | None = None,
+    overrides: Overrides | None = None,
 ) -> bool:
-    """Quantise a GGUF with `llama_model_quantize`; whether it succeeded."""
+    """Quantise a GGUF with `llama_model_quantize`; whether it succeeded.
+
+    Args:
+        source: a GGUF of floats.
+        out: the new file.
+        file_type: `enum llama_ftype`.
+        pure: as the tool's `--pure`.
+        importance: GGUF tensor name → weights [columns] or [experts, columns].
+        overrides: types by hand.
+    """
     llama_cpp.llama_log_set(_silent, None)
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.nthread, params.pure = file_type, 2, pure
-    entries = (llama_cpp.llama_model_imatrix_data * (len(importance or {}) + 1))()
-    kept = {name.encode(): np.ascontiguousarray(values, np.float32) for name, values in (importance or {}).items()}
-    for entry, (name, values) in zip(entries, kept.items(), strict=False):
-        entry.name, entry.size = name, values.size
-        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-    if importance is not None:
-        params.imatrix = entries
+    params = _params(file_type, importance, overrides)
+    params.pure = params.pure or pure
+    return _quantize(source, out, params)
+
+
+def llama_types(
+    source: Path,
+    file_type: int,
+    *,
+    importance: Mapping[str, NDArray[np.float32]] | None = None,
+    overrides: Overrides | None = None,
+) -> dict[str, str]:
+    """Tensor name → type that `llama_model_quantize` would choose, from the log of its dry run.
+
+    It chooses types that need an importance matrix without one too.
+
+    Raises:
+        ValueError: llama.cpp refuses.
+    """
+    lines: list[str] = []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+    def record(_level: int, text: bytes, _user: object) -> None:
+        lines.append(text.decode())
+
+    llama_cpp.llama_log_set(record, None)
+    try:
+        params = _params(file_type, importance, overrides)
+        params.dry_run = True
+        succeeded = _quantize(source, source.with_suffix(".never"), params)
+    finally:
+        llama_cpp.llama_log_set(_silent, None)
+    if not succeeded:
+        raise ValueError("".join(lines[-3:]))
+    found = re.findall(r"\] +(\S+) +- \[.*type = +(\w+), size = .*?MiB(?:.*\((\w+)\))?\n", "".join(lines))
+    return {name: (new or old).upper() for name, old, new in found}
+
+
+def _quantize(source: Path, out: Path, params: llama_cpp.llama_model_quantize_params) -> bool:
     return llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)) == 0
+
+
+def _params(
+    file_type: int, importance: Mapping[str, NDArray[np.float32]] | None, overrides: Overrides | None
+) -> llama_cpp.llama_model_quantize_params:
+    """Parameters that keep alive what they point to."""
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = file_type, 2
+    if importance is not None:
+        entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
+        params.kept = []
+        for entry, (name, weights) in zip(entries, importance.items(), strict=False):
+            flat = np.ascontiguousarray(weights, dtype=np.float32)
+            params.kept.append(flat)
+            entry.name, entry.size = name.encode(), flat.size
+            entry.data = flat.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        params.imatrix = entries
+    if overrides is not None:
+        _override(params, overrides)
+    return params
+
+
+def _override(params: llama_cpp.llama_model_quantize_params, overrides: Overrides) -> None:
+    params.pure, params.quantize_output_tensor = overrides.pure, not overrides.leave_output
+    if overrides.output is not None:
+        params.output_tensor_type = int(overrides.output)
+    if overrides.embedding is not None:
+        params.token_embedding_type = int(overrides.embedding)
+    entries = (llama_cpp.llama_model_tensor_override * (len(overrides.patterns) + 1))()
+    for entry, (pattern, kind) in zip(entries, overrides.patterns, strict=False):
+        entry.pattern, entry.type = pattern.encode(), int(kind)
+    params.tt_overrides = entries
 
 
 def tensors_of(path: Path) -> dict[str, tuple[str, bytes]]:
