@@ -5,6 +5,7 @@ Writing it is left to `export.gguf_file`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
@@ -37,6 +38,17 @@ if TYPE_CHECKING:
     Importance = Mapping[str, NDArray[np.float32]]
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION in ggml.h
+
+
+def stored_bytes(dtype: str, count: int) -> int:
+    """Bytes of `count` weights in a source's type; for packed types (`awq4`, `nf4`) without their scales."""
+    if dtype in ITEM_BYTES:
+        return count * ITEM_BYTES[dtype]
+    if dtype.upper() in GGMLType.__members__:
+        kind = GGMLType[dtype.upper()]
+        return count * kind.block_bytes // kind.block_size
+    bits = re.search(r"(\d+)$", dtype)
+    return count * int(bits[1]) // 8 if bits else count * 4
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,7 @@ class ExportPlan:
     @property
     def source_bytes(self) -> int:
         """What the same tensors take in the source."""
-        return sum(prod(tensor.info.shape) * ITEM_BYTES.get(tensor.rows.dtype, 4) for tensor in self.tensors)
+        return sum(stored_bytes(tensor.rows.dtype, prod(tensor.info.shape)) for tensor in self.tensors)
 
 
 @dataclass(frozen=True)

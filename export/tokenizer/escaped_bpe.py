@@ -29,6 +29,7 @@ from edgepack.gguf.types import Value, ValueType, array, boolean, string
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from collections.abc import Set as AbstractSet
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _BYTE_VALUES = 256
@@ -45,7 +46,8 @@ def read_escaped_bpe(files: TokenizerFiles) -> dict[str, Value]:
     vocab = read_vocab(model)
     _check_options(model, rules, vocab)
     merges = read_merges(model, vocab)
-    scores, obstacle = scores_from_merges(vocab, merges)
+    found_first = {token.text for token in files.added.values()}
+    scores, obstacle = scores_from_merges(vocab, merges, found_first)
     tokens = merge_added(_typed(model, vocab, scores), files.added, ADDED_SCORE)
     table = fill_table(tokens, vocabulary_size(files.config, max(tokens)), PAD_SCORE)
     if obstacle is None:
@@ -64,8 +66,16 @@ def read_escaped_bpe(files: TokenizerFiles) -> dict[str, Value]:
     }
 
 
-def scores_from_merges(vocab: Mapping[str, int], merges: Merges) -> tuple[dict[str, float], str | None]:
+def scores_from_merges(
+    vocab: Mapping[str, int], merges: Merges, found_first: AbstractSet[str] = frozenset()
+) -> tuple[dict[str, float], str | None]:
     """Scores under which merging by score is merging by rank.
+
+    Args:
+        vocab: token → id.
+        merges: pairs in falling priority.
+        found_first: tokens that are cut out of the text before anything is merged: how they would be made of
+            parts does not matter (Gemma lists every run of spaces and newlines).
 
     Returns:
         token → score for every token that a merge makes, and None; or a sentence that says why merging by score
@@ -75,19 +85,23 @@ def scores_from_merges(vocab: Mapping[str, int], merges: Merges) -> tuple[dict[s
     previous = ""
     for rank, (left, right) in enumerate(merges):
         union = left + right
+        if union in found_first:
+            continue
         if union != previous and union in first:
             return {}, f"the merges that make {union!r} are not together"
         first.setdefault(union, rank)
         previous = union
-    missing = _missing_merge(vocab, set(merges))
+    missing = _missing_merge(vocab, set(merges), found_first)
     if missing is not None:
         return {}, f"{missing[0]!r} and {missing[1]!r} make a token, but no merge says so"
     return {union: -float(rank) for union, rank in first.items()}, None
 
 
-def _missing_merge(vocab: Mapping[str, int], merges: set[tuple[str, str]]) -> tuple[str, str] | None:
+def _missing_merge(
+    vocab: Mapping[str, int], merges: AbstractSet[tuple[str, str]], found_first: AbstractSet[str]
+) -> tuple[str, str] | None:
     """Two tokens whose union is a token that no merge makes of them."""
-    for text in vocab:
+    for text in vocab.keys() - found_first:
         for at in range(1, len(text)):
             pair = (text[:at], text[at:])
             if pair not in merges and pair[0] in vocab and pair[1] in vocab:

@@ -29,7 +29,8 @@ class TokenizerFiles:
         folder: where the files lie.
         tokenizer: parsed `tokenizer.json`, empty when there is none.
         settings: parsed `tokenizer_config.json`, with what `special_tokens_map.json` adds.
-        added: tokens added outside the trained vocabulary, by id, from all files that name some.
+        added: tokens added outside the trained vocabulary, by id, from all files that name some; those beyond
+            the model's `vocab_size` are left out.
         config: the model's own configuration.
         generation: parsed `generation_config.json`.
     """
@@ -53,7 +54,10 @@ def read_files(folder: Path, config: Mapping[str, Any]) -> TokenizerFiles:
     generation = read_json(folder / "generation_config.json")
     added = _listed_tokens(tokenizer) | _decoder_tokens(settings)
     added |= _mapped_tokens(read_json(folder / "added_tokens.json"), set(added))
-    return TokenizerFiles(folder, tokenizer, settings, added, config, generation)
+    # a token without a row in the embedding can never be used; llama.cpp's converter leaves it out too
+    size = config.get("vocab_size")
+    usable = {i: token for i, token in added.items() if type(size) is not int or i < size}
+    return TokenizerFiles(folder, tokenizer, settings, usable, config, generation)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ import torch
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.formats.float8 import VALUES
 from edgepack.export.formats.packed import unpack_words
+from edgepack.export.mapped_model import open_model
+from edgepack.export.plan import plan_export
+from edgepack.quant.targets import find_target
 from safetensors.torch import load_file, save_file
 
 from edgepack.errors import CheckpointError, UnsupportedModelError
@@ -192,6 +196,8 @@ def test_a_whole_awq_checkpoint_opens_as_the_model_it_was(books, tmp_path):
         stored[f"{prefix}.scales"] = scales
         steps[name] = scales.float().numpy()
     save_file(stored, tmp_path / "model.safetensors")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(books / name, tmp_path)
     config = json.loads((books / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": AWQ}))
     ours, reference = open_checkpoint(tmp_path).tensors, open_checkpoint(books).tensors
@@ -201,6 +207,12 @@ def test_a_whole_awq_checkpoint_opens_as_the_model_it_was(books, tmp_path):
     for name, step in steps.items():
         bound = np.repeat(step, 64, axis=0).T * 0.51
         assert (np.abs(read_tensor(ours, name) - read_tensor(reference, name)) <= bound).all()
+    mapped, direct = open_model(tmp_path), open_model(books)
+    assert {name: rows.shape for name, rows in mapped.tensors.items()} == {
+        name: rows.shape for name, rows in direct.tensors.items()
+    }
+    assert mapped.tensors["blk.0.attn_q.weight"].dtype == "awq4"
+    assert plan_export(mapped, find_target("q4km")).infos == plan_export(direct, find_target("q4km")).infos
 
 
 def awq_tensors() -> dict[str, torch.Tensor]:

@@ -77,7 +77,7 @@ def test_the_untouched_vocabulary_is_read(tmp_path):
         (_with("added_tokens", [{"id": 4, "content": 5}]), "expected a string"),
         (_with("added_tokens", [{"id": 4, "content": "x"}, {"id": 4, "content": "y"}]), "already"),
         (_with("added_tokens", [{"id": 4, "content": "a"}]), "distinct"),
-        (_with("added_tokens", [{"id": 6, "content": "x"}]), "below vocab_size"),
+        (_with("model.vocab", {"a": 0, "b": 1, "ab": 6}), "below vocab_size 6, got 6"),
         (_with("pre_tokenizer", None), "no split at all"),
         (_with("pre_tokenizer", 7), "got '7'"),
         (_with("pre_tokenizer", {"type": "Split", "pattern": {"String": " "}, "behavior": "Isolated"}), "--pre NAME"),
@@ -99,10 +99,15 @@ def test_a_tokenizer_json_that_is_no_json_object_is_refused(tmp_path, content):
         read_vocabulary(tmp_path, {})
 
 
-@pytest.mark.parametrize("size", [0, -1, "5", 2.5, 1 << 40, 4])
+@pytest.mark.parametrize("size", [0, -1, "5", 2.5, 1 << 40, 3])
 def test_a_vocab_size_that_cannot_be_is_refused(tmp_path, size):
     with pytest.raises(TokenizerError, match="vocab_size"):
         read_vocabulary(_write(tmp_path, BPE), {"vocab_size": size})
+
+
+def test_an_added_token_without_a_row_in_the_embedding_is_left_out(tmp_path):
+    folder = _write(tmp_path, _with("added_tokens", [{"id": 6, "content": "x"}]), added_tokens={"y": 7})
+    assert read_vocabulary(folder, {"vocab_size": 6})["tokenizer.ggml.tokens"].value[4:] == ["[PAD4]", "[PAD5]"]
 
 
 def test_a_folder_without_a_tokenizer_says_what_it_looked_for(tmp_path):

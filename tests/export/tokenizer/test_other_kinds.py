@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 from edgepack.export.tokenizer.sentencepiece_model import parse_sentencepiece
 from edgepack.export.tokenizer.vocabulary import read_vocabulary
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from edgepack.errors import TokenizerError
 
@@ -90,6 +90,21 @@ def test_sentencepiece_bpe_ids_equal_the_library(dummy_prefix, tmp_path, load_vo
 @pytest.mark.parametrize("prefix", [True, False], ids=["phi-3", "gemma-3"])
 def test_escaped_bpe_from_tokenizer_json_alone_equals_hugging_face(prefix, tmp_path, load_vocabulary, nasty):
     tokenizer = write_escaped(tmp_path, *as_merge_list(llama_style_model(nasty)), prefix=prefix)
+    metadata = read_vocabulary(tmp_path, {"vocab_size": 640})
+    assert metadata["tokenizer.ggml.model"].value == "llama"
+    check_ids(load_vocabulary(metadata), nasty, tokenizer.encode(nasty, add_special_tokens=False).ids)
+
+
+def test_runs_of_white_space_that_are_tokens_of_their_own_do_not_stand_in_the_way(tmp_path, load_vocabulary, nasty):
+    runs = ["▁▁", "▁▁▁", "▁▁▁▁", "\n", "\n\n", "\n\n\n"]
+    model = llama_style_model(nasty, user_defined_symbols=runs)
+    vocab, merges = as_merge_list(model)
+    scores = {piece.text: piece.score for piece in parse_sentencepiece(model).pieces}
+    # as transformers sorts them: all runs have score 0, so that their merges come mixed
+    merges.sort(key=lambda pair: (scores[pair[0] + pair[1]], len(pair[0]), len(pair[1])), reverse=True)
+    tokenizer = write_escaped(tmp_path, vocab, merges, prefix=False)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in runs])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
     metadata = read_vocabulary(tmp_path, {"vocab_size": 640})
     assert metadata["tokenizer.ggml.model"].value == "llama"
     check_ids(load_vocabulary(metadata), nasty, tokenizer.encode(nasty, add_special_tokens=False).ids)
