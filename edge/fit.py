@@ -81,6 +81,7 @@ class FitWish:
         n_ctx: tokens of context.
         kv_type: for K and V.
         host_memory: of the machine that a GPU stands in.
+        n_outputs: rows of logits that a batch may ask for; 0 is every token of it.
         cpu_weights: llama.cpp's model buffers on this machine's CPU (`mapped_weights`). What they are above the
             tensors' own size are pages of the file that were copied and that the system may drop: they are told,
             but do not count when it is decided what fits.
@@ -89,6 +90,7 @@ class FitWish:
     n_ctx: int | None = None
     kv_type: str | None = None
     host_memory: int = HOST_MEMORY
+    n_outputs: int = 1
     cpu_weights: int | None = None
 
 
@@ -158,7 +160,7 @@ class Fitter:
         return max(self.wish.host_memory - _SYSTEM - _PROCESS, 0)
 
     def _request(self, n_ctx: int, kv: str, n_ubatch: int, n_gpu_layers: int) -> MemoryRequest:
-        return MemoryRequest(n_ctx, 512, n_ubatch, kv, kv, n_gpu_layers)
+        return MemoryRequest(n_ctx, 512, n_ubatch, kv, kv, n_gpu_layers, self.wish.n_outputs)
 
     def _contexts(self) -> list[int]:
         if self.wish.n_ctx is not None:

@@ -74,7 +74,9 @@ def _fit(header: GGUFHeader, wish: OpenWish) -> Fit | None:
         shape = read_shape(header)
     except UnsupportedModelError:
         return None
-    fit = Fitter(shape, device, FitWish(wish.n_ctx, wish.kv_type)).choose()
+    fit = Fitter(
+        shape, device, FitWish(wish.n_ctx, wish.kv_type, n_outputs=0 if wish.embeddings else wish.max_outputs)
+    ).choose()
     if not fit.fits and wish.n_gpu_layers is None:
         raise ResourceError(f"{header.path}: does not fit on {device.name}: {fit.reason}; try a smaller --ctx")
     return fit

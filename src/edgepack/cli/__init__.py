@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diff": ("diff", "a small patch from one version of a file to the next"),
     "patch": ("patch", "the next version of a file from the old one and a patch"),
     "run": ("run", "one completion, or a chat with the model"),
+    "serve": ("serve", "an OpenAI-compatible server and a chat page on this machine"),
     "fit": ("fit", "what fits on a device, and how fast it would be"),
     "cache": ("cache", "what is installed on this machine"),
 }

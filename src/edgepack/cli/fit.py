@@ -58,7 +58,7 @@ def command(
         from edgepack.edge.devices import cpu_features
 
         weights = mapped_weights(header, cpu_features())
-    fit = Fitter(shape, where, FitWish(ctx, kv_type, host_memory or HOST_MEMORY, weights)).choose()
+    fit = Fitter(shape, where, FitWish(ctx, kv_type, host_memory or HOST_MEMORY, cpu_weights=weights)).choose()
     if where.id == "cpu" and fit.fits and not no_probe:
         fit = _probed(fit, header, shape)
     if as_json:
