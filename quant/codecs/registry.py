@@ -20,6 +20,9 @@ CODECS: dict[str, tuple[str, str]] = {
     "seedlm": ("seedlm", "SeedLM"),
     "nf4": ("nf4", "NF4"),
     "ternary": ("ternary", "Ternary"),
+    "trajectory": ("trajectory", "Trajectory"),
+    "bezier": ("bezier", "Bezier"),
+    "vptq": ("vptq", "VPTQ"),
 }
 
 

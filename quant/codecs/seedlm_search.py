@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from edgepack.quant.codecs import lfsr
 from edgepack.quant.codecs.seedlm_rounding import quantise
+from edgepack.quant.codecs.torch_threads import one_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -223,13 +224,8 @@ def search_exhaustive(x: torch.Tensor, basis: Basis, best: Best) -> None:
 @contextmanager
 def tile_workers(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     """Threads that take a tile each, with torch's own threading off: small operations need no barriers."""
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads if device.type == "cpu" else 1) as workers:
-        torch.set_num_threads(1)
-        try:
-            yield workers
-        finally:
-            torch.set_num_threads(threads)
+    with one_thread() as threads, ThreadPoolExecutor(threads if device.type == "cpu" else 1) as workers:
+        yield workers
 
 
 def _search_tile(x: torch.Tensor, basis: Basis, best: Best) -> None:

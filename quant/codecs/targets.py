@@ -23,8 +23,14 @@ PREFIX = "edge-"
 TARGETS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "seedlm4": ("seedlm", {"block": 8, "coefficients": 3}),
     "seedlm3": ("seedlm", {"block": 12, "coefficients": 4}),
+    "vptq2": ("vptq", {"bits": 2}),
+    "vptq3": ("vptq", {"bits": 3}),
+    "vptq4": ("vptq", {"bits": 4}),
     "nf4": ("nf4", {}),
     "ternary": ("ternary", {}),
+    "trajectory": ("trajectory", {}),
+    "bezier": ("bezier", {}),
+    "bezier4": ("bezier", {"index_bits": 4}),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,4 +68,68 @@ def nf4(encoded: Encoded) -> list[float]:
         nested = float(encoded.components["nested_absmax"][block // 256])
         scale = levels[int(encoded.components["absmax"][block])] * nested + float(encoded.parameters["offset"])
         weights.append(quantiles[byte & 15 if index % 2 else byte >> 4] * scale)
+    return weights
+
+
+def trajectory(encoded: Encoded) -> list[float]:
+    n, classes = int(encoded.parameters["points"]), int(encoded.parameters["classes"])
+    side, ratio = float(encoded.parameters["side"]), float(encoded.parameters["ratio"])
+    centre = (float(encoded.parameters["centre_x"]), float(encoded.parameters["centre_y"]))
+    wanted = round(n * (5**0.5 - 1) / 2)
+    distance = 0
+    while True:
+        coprime = [w for w in (wanted - distance, wanted + distance) if w > 0 and gcd(w, n) == 1]
+        if coprime:
+            break
+        distance += 1
+    bits = max(1, (n * classes - 1).bit_length())
+    weights: list[float] = []
+    for pair in range(-(-encoded.shape[0] * encoded.shape[1] // 2)):
+        kind, point = divmod(stream(encoded.components["indices"], bits, pair), n)
+        scale = side * ratio**kind
+        x, y = (point + 0.5) / n, (point + 0.5) * coprime[0] / n % 1.0
+        weights += [centre[0] + scale * (x - 0.5), centre[1] + scale * (y - 0.5)]
+    return weights[: encoded.shape[0] * encoded.shape[1]]
+
+
+def bezier(encoded: Encoded) -> list[float]:
+    bits, segment, degree = (int(encoded.parameters[key]) for key in ("index_bits", "segment", "degree"))
+    weights = []
+    for index in range(encoded.shape[0] * encoded.shape[1]):
+        first = index // segment * (degree + 1)
+        points = [float(p) for p in encoded.components["control_points"][first : first + degree + 1]]
+        t = stream(encoded.components["places"], bits, index) / (2**bits - 1)
+        while len(points) > 1:  # de Casteljau
+            points = [(1 - t) * a + t * b for a, b in pairwise(points)]
+        weights.append(points[0] * float(encoded.parameters["scale"]))
+    return weights
+
+
+def vptq(encoded: Encoded) -> list[float]:
+    parameters, arrays = encoded.parameters, encoded.components
+    v, scale = int(parameters["vector"]), float(parameters["scale"])
+    rows, columns = encoded.shape
+    outliers = [int(column) for column in arrays.get("outlier_columns", ())]
+    plain = [column for column in range(columns) if column not in outliers]
+
+    def entry(prefix: str, row: int, place: int, width: int) -> float:
+        book = arrays[f"{prefix}centroids"]
+        bits = (len(book) // v - 1).bit_length()
+        index = stream(arrays[f"{prefix}indices"], bits, row // v * width + place)
+        return float(book[index * v + row % v]) * scale
+
+    weights = []
+    for row in range(rows):
+        for column in range(columns):
+            if column in outliers:
+                value = entry("outlier_", row, outliers.index(column), len(outliers))
+            else:
+                value = entry("", row, plain.index(column), len(plain))
+                if int(parameters["residual_centroids"]):
+                    value += entry("residual_", row, plain.index(column), len(plain))
+            if parameters["normalise"] == "row":
+                value *= float(arrays["row_scale"][row])
+            if parameters["normalise"] == "column":
+                value = value * float(arrays["column_scale"][column]) + float(arrays["column_bias"][column]) * scale
+            weights.append(value)
     return weights

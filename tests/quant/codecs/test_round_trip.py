@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from edgepack.quant.codecs.bezier import Bezier
 from edgepack.quant.codecs.codec import Encoded
 from edgepack.quant.codecs.decode import decode
 from edgepack.quant.codecs.nf4 import NF4, NF4_LEVELS, dynamic_map
 from edgepack.quant.codecs.registry import CODECS, codec_class, open_decoder
 from edgepack.quant.codecs.seedlm import SeedLM
 from edgepack.quant.codecs.ternary import Ternary
+from edgepack.quant.codecs.trajectory import Trajectory
+from edgepack.quant.codecs.vptq import VPTQ
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import slow_decoders
@@ -32,6 +35,12 @@ STATED: list[tuple[Codec, float]] = [
     (Ternary("block", "least-squares"), 0.6),
     (SeedLM(register_bits=8), 0.2),
     (SeedLM(5, 2, 5), 0.5),
+    (Trajectory(), 0.01),
+    (Trajectory(256, 2), 0.2),
+    (Bezier(), 0.02),
+    (Bezier(3, 32, 2), 0.2),
+    (VPTQ(2, normalise="none"), 0.4),
+    (VPTQ(3, vector=3, residual="yes", outliers=0.1), 0.3),
 ]
 IDS = [str(codec) for codec, _limit in STATED]
 
@@ -127,7 +136,8 @@ def test_hostile_components_are_refused_by_name(codec: Codec, limit: float) -> N
     with pytest.raises(CodecError, match="component"):
         open_decoder(changed(shape=(2**40, 2**40)))
     for key in encoded.parameters:
-        for value in (None, float("nan"), "x", 10**9 if key != "offset" else [], True):
+        real = isinstance(encoded.parameters[key], float)
+        for value in (None, float("nan"), "x", [] if real else 10**9, True):
             with pytest.raises(CodecError, match=key):
                 open_decoder(changed(parameters={**encoded.parameters, key: value}))
 
@@ -141,6 +151,13 @@ def test_hostile_components_are_refused_by_name(codec: Codec, limit: float) -> N
         (Ternary("row"), slow_decoders.ternary),
         (Ternary("tensor"), slow_decoders.ternary),
         (NF4(), slow_decoders.nf4),
+        (Trajectory(), slow_decoders.trajectory),
+        (Trajectory(100, 1), slow_decoders.trajectory),
+        (Bezier(5, 64, 4), slow_decoders.bezier),
+        (Bezier(), slow_decoders.bezier),
+        (VPTQ(2), slow_decoders.vptq),
+        (VPTQ(3, residual="yes", outliers=0.1, normalise="row"), slow_decoders.vptq),
+        (VPTQ(3, vector=2, normalise="column"), slow_decoders.vptq),
     ],
     ids=str,
 )

@@ -1,0 +1,65 @@
+"""A chain adds its stages up and says what each one gave; what does harm can be left out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from edgepack.quant.codecs.chain import encode_chain, open_chain
+from edgepack.quant.codecs.nf4 import NF4
+from edgepack.quant.codecs.targets import find_edge_target
+from edgepack.quant.codecs.ternary import Ternary
+
+from edgepack.errors import CodecError
+
+WEIGHT = np.random.default_rng(9).standard_normal((24, 256)).astype(np.float32)
+
+
+def test_the_reports_are_what_decoding_gives() -> None:
+    result = encode_chain(WEIGHT, find_edge_target("vptq2+nf4+trajectory").codecs)
+    total = np.zeros_like(WEIGHT)
+    before = 1.0
+    for stage, report in zip(result.stages, result.reports, strict=True):
+        total += open_chain([stage]).rows(0, 24)
+        error = ((WEIGHT - total) ** 2).sum() / (WEIGHT**2).sum()
+        assert report.error == pytest.approx(error, rel=1e-4)
+        assert report.error_before == pytest.approx(before, rel=1e-4)
+        assert report.bits_per_weight == stage.bits_per_weight
+        before = report.error
+    assert np.allclose(open_chain(result.stages).rows(3, 9), total[3:9], atol=1e-6)
+    assert result.nbytes == sum(stage.nbytes for stage in result.stages)
+
+
+def test_a_stage_that_does_not_help_is_reported_and_with_skip_harmful_dropped() -> None:
+    exact = np.sign(WEIGHT) * np.float32(0.5)
+    kept = encode_chain(exact, (Ternary("tensor"), NF4()))
+    assert [report.harmful for report in kept.reports] == [False, False]
+    assert kept.error == 0
+    # After NF4 what is left has a bound of its own: one ternary scale for all of it cannot make it much smaller.
+    chain = (NF4(), Ternary("tensor"), Ternary("tensor"), Ternary("tensor"), Ternary("tensor"), Ternary("tensor"))
+    plain, skipping = encode_chain(WEIGHT, chain), encode_chain(WEIGHT, chain, skip_harmful=True)
+    assert skipping.error <= plain.error * 1.0001
+    assert len(skipping.stages) == sum(report.kept for report in skipping.reports)
+
+
+class _Harmful(Ternary):
+    """Codes the opposite of what is left."""
+
+    def encode(self, weight, statistics=None):  # type: ignore[no-untyped-def]
+        return super().encode(-weight)
+
+
+def test_a_harmful_stage_is_named() -> None:
+    kept = encode_chain(WEIGHT, (NF4(), _Harmful()))
+    assert kept.reports[1].harmful
+    assert kept.error > kept.reports[0].error
+    dropped = encode_chain(WEIGHT, (NF4(), _Harmful()), skip_harmful=True)
+    assert [stage.codec for stage in dropped.stages] == ["nf4"]
+    assert not dropped.reports[1].kept
+    assert dropped.error == dropped.reports[0].error
+
+
+def test_an_empty_chain_is_refused() -> None:
+    with pytest.raises(CodecError):
+        encode_chain(WEIGHT, ())
+    with pytest.raises(CodecError):
+        open_chain([])

@@ -1,0 +1,112 @@
+"""VPTQ uses what is known of the layer's inputs, counts its codebooks, and tunes to a stationary point."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from edgepack.quant.codecs.codec import Encoded, Statistics
+from edgepack.quant.codecs.decode import decode
+from edgepack.quant.codecs.registry import open_decoder
+from edgepack.quant.codecs.vptq import VPTQ
+from edgepack.quant.codecs.vptq_codebook import kmeans, nearest, tune
+from edgepack.quant.codecs.vptq_geometry import choose_geometry
+
+from edgepack.errors import CodecError
+
+RNG = np.random.default_rng(21)
+WEIGHT = RNG.standard_normal((96, 64)).astype(np.float32)
+INPUTS = RNG.standard_normal((500, 64)) @ (np.eye(64) + 0.15 * RNG.standard_normal((64, 64)))
+HESSIAN = (INPUTS.T @ INPUTS / 500).astype(np.float32)
+
+
+def output_error(decoded: np.ndarray) -> float:
+    error = (WEIGHT - decoded).astype(np.float64)
+    return float(np.einsum("ij,jk,ik->", error, HESSIAN, error))
+
+
+def test_error_feedback_and_tuning_lower_the_error_of_the_layers_output() -> None:
+    blind = output_error(decode(VPTQ(2).encode(WEIGHT)))
+    weighted = output_error(decode(VPTQ(2).encode(WEIGHT, Statistics(np.diagonal(HESSIAN).copy()))))
+    untuned = output_error(decode(VPTQ(2, tuning=0).encode(WEIGHT, Statistics(hessian=HESSIAN))))
+    tuned = output_error(decode(VPTQ(2, tuning=2).encode(WEIGHT, Statistics(hessian=HESSIAN))))
+    assert weighted <= blind * 1.02
+    assert untuned < 0.9 * blind
+    assert tuned < untuned
+
+
+def test_the_residual_stage_lowers_the_error_of_the_main_stage() -> None:
+    two = VPTQ(4, vector=2, residual="yes", normalise="none").encode(WEIGHT)
+    assert two.parameters["centroids"] == two.parameters["residual_centroids"] == 16
+    alone = {**two.parameters, "residual_centroids": 0}
+    main = {name: array for name, array in two.components.items() if not name.startswith("residual")}
+    coarse = decode(Encoded("vptq", 1, two.shape, alone, main))
+    assert ((decode(two) - WEIGHT) ** 2).sum() < 0.3 * ((coarse - WEIGHT) ** 2).sum()
+
+
+def test_outlier_columns_are_the_most_important_ones_and_keep_less_error() -> None:
+    importance = np.ones(64)
+    importance[[3, 40, 41]] = 50
+    encoded = VPTQ(2, outliers=0.05).encode(WEIGHT, Statistics(importance))
+    assert encoded.components["outlier_columns"].tolist() == [3, 40, 41]
+    error = ((decode(encoded) - WEIGHT) ** 2).mean(axis=0)
+    assert error[[3, 40, 41]].mean() < 0.7 * np.delete(error, [3, 40, 41]).mean()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_geometry_counts_the_codebook(bits: int) -> None:
+    small, large = choose_geometry((64, 64), VPTQ(bits)), choose_geometry((8192, 8192), VPTQ(bits))
+    assert small.vector <= large.vector
+    for geometry, shape in ((small, (64, 64)), (large, (8192, 8192))):
+        total = 8 * sum(component.nbytes for component in geometry.layout(shape).values()) / (shape[0] * shape[1])
+        assert bits <= total <= bits + 0.3
+
+
+def test_tuned_centroids_solve_the_normal_equations() -> None:
+    """No centroid can be moved in any direction without a larger loss."""
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(0, 8, (5, 64), generator=generator)
+    target = torch.randn(5, 2, 64, generator=generator)
+    hessian = torch.from_numpy(HESSIAN).double()
+    weights = torch.tensor([1.0, 2.0, 0.5, 1.0, 1.0], dtype=torch.float64)
+
+    def loss(book: torch.Tensor) -> float:
+        error = target.double() - book.double()[index].transpose(1, 2)
+        return float((torch.einsum("gvi,ij,gvj->g", error, hessian, error) * weights).sum())
+
+    best = tune(torch.zeros(8, 2), index, target, hessian, weights)
+    for centroid in range(8):
+        for step in (0.01, -0.01):
+            moved = best.clone()
+            moved[centroid, 0] += step
+            assert loss(best) < loss(moved)
+
+
+def test_kmeans_finds_separate_clusters_and_weighs_them() -> None:
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    points = centres.repeat(50, 1) + 0.1 * torch.randn(200, 2, generator=torch.Generator().manual_seed(3))
+    found = kmeans(points, torch.ones(200), 4)
+    assert torch.allclose(found[nearest(centres, found)], centres, atol=0.1)
+    assert sorted(nearest(centres, found).tolist()) == [0, 1, 2, 3]
+
+
+def test_nearest_equals_a_plain_search() -> None:
+    generator = torch.Generator().manual_seed(4)
+    points, centroids = torch.randn(300, 3, generator=generator), torch.randn(17, 3, generator=generator)
+    assert torch.equal(nearest(points, centroids), torch.cdist(points, centroids).argmin(1))
+
+
+def test_impossible_geometry_is_refused() -> None:
+    encoded = VPTQ(2, outliers=0.05).encode(WEIGHT, Statistics(np.arange(1.0, 65)))
+
+    def opened(parameters: dict[str, object], components: dict[str, object] = {}) -> None:  # noqa: B006
+        merged = {**encoded.components, **components}
+        open_decoder(Encoded("vptq", 1, encoded.shape, {**encoded.parameters, **parameters}, merged))  # type: ignore[dict-item]
+
+    opened({})
+    for key, value in (("centroids", 3), ("centroids", 1), ("vector", 17), ("outliers", 64), ("residual_centroids", 1)):
+        with pytest.raises(CodecError, match=key):
+            opened({key: value})
+    for columns in ([5, 4, 9], [-1, 4, 9], [1, 2, 64], [7, 7, 9]):
+        with pytest.raises(CodecError, match="outlier_columns"):
+            opened({}, {"outlier_columns": np.array(columns, np.int32)})
