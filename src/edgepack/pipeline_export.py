@@ -112,18 +112,27 @@ def prepare(request: ExportRequest, progress: Progress = silent) -> PreparedExpo
         raise UsageError("--pack and --shard-size: an archive is one file, expected only one of them")
     if request.target is None and request.max_bytes is None:
         raise UsageError("export: expected --target, or --max-size to take the largest that fits")
-    mapped = open_model(
-        request.model, pre=request.pre, adapter=request.adapter, allow_requantize=request.allow_requantize
-    )
-    if request.output is not None:
-        check_output(request.output)
-    mapped, importance = _with_importance(request, mapped, progress)
-    options = PlanOptions(request.overrides, importance)
+    mapped, options = open_source(request, progress)
     plan = _plan(request, mapped, options)
     name = file_name(plan.metadata, plan.target.label)
     path = request.output or Path(name if not request.pack else f"{Path(name).stem}.edgepack")
     decided = replace(request, target=plan.target, chosen_by_size=request.target is None)
     return PreparedExport(decided, mapped, plan, path, options)
+
+
+def open_source(request: ExportRequest, progress: Progress = silent) -> tuple[MappedModel, PlanOptions]:
+    """The model that the request names and what decides its types; collects importance where asked.
+
+    Raises:
+        EdgepackError: whatever the source finds wrong.
+    """
+    if request.output is not None:
+        check_output(request.output)
+    mapped = open_model(
+        request.model, pre=request.pre, adapter=request.adapter, allow_requantize=request.allow_requantize
+    )
+    mapped, importance = _with_importance(request, mapped, progress)
+    return mapped, PlanOptions(request.overrides, importance)
 
 
 def _with_importance(

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.export_options import output_options, parse_overrides, source_options, type_options
+from edgepack.cli.export_options import gate_options, output_options, parse_overrides, source_options, type_options
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
 from edgepack.errors import UsageError
 from edgepack.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from edgepack.export.plan import ExportPlan
-    from edgepack.pipeline_export import PreparedExport
+    from edgepack.pipeline_export import ExportRequest, PreparedExport
 
 
 @click.command("export", context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,16 +26,21 @@ if TYPE_CHECKING:
 @click.option("--target", metavar="T", help="gguf-q5km, gguf-f16 …; llama.cpp's spellings; edge-seedlm4, edge-vptq3 …")
 @source_options
 @type_options
+@gate_options
 @output_options
 @json_option
-def command(model: Path, target: str | None, *, as_json: bool, **options: Any) -> None:
-    """Turn MODEL, a Hugging Face folder or a GGUF, into a GGUF in one pass."""
+def command(model: Path, target: str | None, *, as_json: bool, **options: Any) -> int:
+    """Turn MODEL, a Hugging Face folder or a GGUF, into a GGUF in one pass.
+
+    With --min-agreement or --max-kl and no --target, the ladder of types is tried from small to large. Exits with
+    1 when a gate is missed; a file that was asked for by its target is kept all the same.
+    """
     if target is not None and target.startswith("edge-"):
         _export_variant(model, target, as_json=as_json, **options)
-        return
+        return 0
     if options["tensor_codecs"] or options["skip_harmful"]:
         raise UsageError(f"--tensor-codec and --skip-harmful need an edge target, got '{target}'")
-    _export_gguf(model, target, as_json=as_json, **options)
+    return _export_gguf(model, target, as_json=as_json, **options)
 
 
 def _export_variant(model: Path, target: str, *, as_json: bool, **options: Any) -> None:
@@ -48,21 +55,16 @@ def _export_variant(model: Path, target: str, *, as_json: bool, **options: Any) 
     export_variant(model, target, as_json=as_json, **{name: options[name] for name in taken})
 
 
-def _export_gguf(model: Path, target: str | None, *, as_json: bool, dry_run: bool, **options: Any) -> None:
-    from edgepack.atomic_file import check_output
-    from edgepack.pipeline_export import ExportRequest, prepare, write
+def _request(model: Path, target: str | None, options: Mapping[str, Any]) -> ExportRequest:
+    from edgepack.pipeline_export import ExportRequest
     from edgepack.quant.targets import find_target
 
-    if dry_run and options["calibration"]:
-        raise UsageError("--calibration: collecting is work; with --dry-run give --imatrix FILE")
-    started = time.monotonic()
-    separate = options["adapter"] if options["adapter_mode"] == "separate" else None
-    request = ExportRequest(
+    return ExportRequest(
         model,
         find_target(target) if target else None,
         output=options["output"],
         pre=options["pre"],
-        adapter=None if separate else options["adapter"],
+        adapter=options["adapter"] if options["adapter_mode"] == "merge" else None,
         allow_requantize=options["allow_requantize"],
         overrides=parse_overrides(
             options["tensor_types"], options["output_type"], options["embedding_type"], pure=options["pure"]
@@ -75,13 +77,32 @@ def _export_gguf(model: Path, target: str | None, *, as_json: bool, dry_run: boo
         resume=options["resume"],
         threads=options["threads"],
     )
+
+
+def _export_gguf(model: Path, target: str | None, *, as_json: bool, dry_run: bool, **options: Any) -> int:
+    from edgepack.atomic_file import check_output
+    from edgepack.cli.export_gated import export_by_gate, judge
+    from edgepack.pipeline_export import prepare, write
+
+    if dry_run and options["calibration"]:
+        raise UsageError("--calibration: collecting is work; with --dry-run give --imatrix FILE")
+    started = time.monotonic()
+    request = _request(model, target, options)
+    gated = options["min_agreement"] is not None or options["max_kl"] is not None
+    if target is None and gated and not dry_run:
+        prepared, verdict = export_by_gate(request, options)
+        _report(prepared, [prepared.path], time.monotonic() - started, as_json=as_json, dry_run=False, more=verdict)
+        return 0
     prepared = prepare(request, terminal_progress)
     check_output(prepared.path, None if dry_run else prepared.plan.total_bytes)
     plan, files = (prepared.plan, []) if dry_run else write(prepared, terminal_progress)
     prepared = replace(prepared, plan=plan)
-    if separate is not None:
-        files.append(_write_adapter(separate, prepared, dry_run=dry_run))
-    _report(prepared, files, time.monotonic() - started, as_json=as_json, dry_run=dry_run)
+    if options["adapter"] is not None and options["adapter_mode"] == "separate":
+        files.append(_write_adapter(options["adapter"], prepared, dry_run=dry_run))
+    judged = judge(prepared, options) if (gated or options["validate"]) and not dry_run else None
+    more = judged.as_json if judged else {}
+    _report(prepared, files, time.monotonic() - started, as_json=as_json, dry_run=dry_run, more=more)
+    return judged.report(quiet=as_json) if judged else 0
 
 
 def _write_adapter(adapter: Path, prepared: PreparedExport, *, dry_run: bool) -> Path:
@@ -103,12 +124,20 @@ def _write_adapter(adapter: Path, prepared: PreparedExport, *, dry_run: bool) ->
     return beside
 
 
-def _report(prepared: PreparedExport, files: list[Path], seconds: float, *, as_json: bool, dry_run: bool) -> None:
+def _report(
+    prepared: PreparedExport,
+    files: list[Path],
+    seconds: float,
+    *,
+    as_json: bool,
+    dry_run: bool,
+    more: Mapping[str, Any],
+) -> None:
     plan, request = prepared.plan, prepared.request
     size = prepared.path.stat().st_size if request.pack and not dry_run else plan.total_bytes
     if as_json:
         adapter = [str(path) for path in files if path.stem.endswith("-lora")]
-        print_json(_result(prepared, size, seconds) | ({"adapter": adapter[0]} if adapter else {}))
+        print_json(_result(prepared, size, seconds) | ({"adapter": adapter[0]} if adapter else {}) | dict(more))
     elif dry_run:
         _print_plan(plan, prepared.path)
     else:

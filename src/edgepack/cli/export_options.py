@@ -57,6 +57,18 @@ def type_options(function: Decorated) -> Decorated:
     ])  # fmt: skip
 
 
+def gate_options(function: Decorated) -> Decorated:
+    """What the file must reach when it is held against its original."""
+    return _apply(function, [
+        click.option("--validate", is_flag=True, help="Hold the file against the original at the end."),
+        click.option("--min-agreement", type=float, metavar="A",
+                     help="Least share of equal first choices; without --target the smallest type that reaches it."),
+        click.option("--max-kl", type=float, metavar="NATS", help="Largest mean KL divergence; likewise."),
+        click.option("--text", type=_PATH, metavar="FILE", help="Text to score; default the model's own samples."),
+        click.option("--chunks", type=click.IntRange(1), help="Score only the first N chunks."),
+    ])  # fmt: skip
+
+
 def output_options(function: Decorated) -> Decorated:
     """What is written, and how."""
     return _apply(function, [

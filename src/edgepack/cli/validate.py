@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgepack.pipeline_fidelity import ScoringOptions
 
 _PATH = click.Path(path_type=Path)
+_QUICK_BYTES = 200_000_000
 
 
 def scoring_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,7 +59,11 @@ report_option = click.option("--report", type=_PATH, metavar="HTML", help="Write
 @scoring_options
 @gate_options
 @report_option
-@click.option("--suggest", is_flag=True, help="When a gate fails, try larger types and name the one that passes.")
+@click.option(
+    "--suggest/--no-suggest",
+    default=None,
+    help="When a gate fails, try larger types and name the one that passes; by default for small models.",
+)
 @json_option
 def command(
     candidate: Path,
@@ -68,7 +73,7 @@ def command(
     max_kl: float | None,
     max_perplexity_ratio: float | None,
     report: Path | None,
-    suggest: bool,
+    suggest: bool | None,
     as_json: bool,
     **scoring: Any,
 ) -> int:
@@ -89,9 +94,14 @@ def command(
     _print(run, gates, as_json=as_json)
     if found.passed(gates):
         return 0
-    if suggest:
+    if _is_quick(reference) if suggest is None else suggest:
         _suggest(run.candidates[0].bytes, reference, text_path, gates, ScoringOptions(**scoring))
     return CheckFailedError.exit_code
+
+
+def _is_quick(reference: Path) -> bool:
+    """Whether trying larger types of `reference` is a matter of a minute or so: a folder of small weights."""
+    return reference.is_dir() and sum(path.stat().st_size for path in reference.iterdir()) < _QUICK_BYTES
 
 
 def _suggest(least_bytes: int, reference: Path, text: Path | None, gates: Gates, options: ScoringOptions) -> None:

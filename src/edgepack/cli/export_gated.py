@@ -1,0 +1,89 @@
+"""`edgepack export` with gates: what was tried, and the verdict on what was written.
+
+Scoring is `pipeline_fidelity`'s, the search for a target `pipeline_gated`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgepack.cli.output import note, terminal_progress
+from edgepack.cli.validate import report_gates
+from edgepack.errors import CheckFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from edgepack.edge.validate import Gates
+    from edgepack.edge.validate_run import FidelityRun
+    from edgepack.pipeline_export import ExportRequest, PreparedExport
+    from edgepack.pipeline_fidelity import ScoringOptions
+
+
+def _gates(options: Mapping[str, Any]) -> Gates:
+    from edgepack.edge.validate import Gates
+
+    return Gates(options["min_agreement"], options["max_kl"], None)
+
+
+def _scoring(options: Mapping[str, Any]) -> ScoringOptions:
+    from edgepack.pipeline_fidelity import ScoringOptions
+
+    return ScoringOptions(max_chunks=options["chunks"], threads=options["threads"] or 0, floor=False)
+
+
+def export_by_gate(request: ExportRequest, options: Mapping[str, Any]) -> tuple[PreparedExport, dict[str, Any]]:
+    """Export the smallest type that clears the gates; gives it and what was tried, as JSON has it."""
+    from edgepack.pipeline_gated import export_smallest
+
+    prepared, ladder = export_smallest(
+        request, _gates(options), options["text"], _scoring(options), tell=note, progress=terminal_progress
+    )
+    tried = [
+        {
+            "target": rung.target,
+            "bytes": rung.bytes,
+            "top1_agreement": rung.validation.statistics.agreement.mean,
+            "top1_interval": list(rung.validation.statistics.agreement.share_interval()),
+            "mean_kl": rung.validation.statistics.divergence.mean,
+            "passed": rung.passed,
+        }
+        for rung in ladder.tried
+    ]
+    return prepared, {"tried": tried}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How an export did against its original."""
+
+    run: FidelityRun
+    gates: Gates
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """The figures under the key `validation`."""
+        from edgepack.edge.validate_report import as_json
+
+        return {"validation": as_json(self.run.candidates[0].validation, self.gates, self.run.chunking)}
+
+    def report(self, *, quiet: bool) -> int:
+        """Print the figures and the verdict; gives the exit code."""
+        from edgepack.edge.validate_report import as_lines
+
+        (candidate,) = self.run.candidates
+        if not quiet:
+            click.echo("\n".join(as_lines(candidate.validation)))
+        report_gates(candidate, self.gates, quiet=quiet)
+        return 0 if candidate.validation.passed(self.gates) else CheckFailedError.exit_code
+
+
+def judge(prepared: PreparedExport, options: Mapping[str, Any]) -> Judged:
+    """Hold what was written against the model that it was made from."""
+    from edgepack.pipeline_fidelity import run_validation
+
+    run = run_validation(prepared.request.model, [prepared.path], options["text"], _scoring(options), terminal_progress)
+    return Judged(run, _gates(options))

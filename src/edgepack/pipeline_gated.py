@@ -1,0 +1,83 @@
+"""Exports that must say what the original says: the smallest target that clears the gates, or a verdict at the end.
+
+Making files is `pipeline_export`'s, judging them `pipeline_ladder`'s and `pipeline_fidelity`'s.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.errors import UsageError
+from edgepack.export.gguf_file import write_gguf
+from edgepack.export.naming import file_name
+from edgepack.export.plan import plan_export
+from edgepack.packaging.pack import pack_archive
+from edgepack.pipeline_export import LADDER, PreparedExport, open_source
+from edgepack.pipeline_ladder import climb
+from edgepack.progress import Progress, silent
+from edgepack.quant.targets import find_target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgepack.edge.validate import Gates
+    from edgepack.pipeline_export import ExportRequest
+    from edgepack.pipeline_fidelity import ScoringOptions
+    from edgepack.pipeline_ladder import Ladder
+
+
+def export_smallest(
+    request: ExportRequest,
+    gates: Gates,
+    text: Path | None,
+    scoring: ScoringOptions,
+    *,
+    tell: Callable[[str], object] = lambda _line: None,
+    progress: Progress = silent,
+) -> tuple[PreparedExport, Ladder]:
+    """Try the ladder of types from small to large; the first that clears `gates` is what is shipped.
+
+    Args:
+        request: without a target; `pack` ships it as an archive.
+        gates: at least one bar.
+        text: what is scored; None for the reference's own samples.
+        scoring: how.
+        tell: told one line for each type that was tried.
+        progress: of exports and scoring.
+
+    Returns:
+        What was written, and all that was tried.
+
+    Raises:
+        CheckFailedError: no type clears the gates; nothing is written.
+        UsageError: sizes together with gates, or a source that cannot be its own reference.
+    """
+    if request.max_bytes is not None or request.shard_bytes is not None:
+        raise UsageError("--min-agreement and its like choose the target: expected no --max-size or --shard-size")
+    if not request.model.is_dir():
+        raise UsageError(f"model '{request.model}': expected a Hugging Face folder to hold candidates against")
+    mapped, options = open_source(request, progress)
+    plans = {target.name: plan_export(mapped, target, options) for target in LADDER}
+    rungs = sorted({plan.total_bytes: name for name, plan in plans.items()}.items())
+
+    def make(name: str, path: Path) -> None:
+        write_gguf(plans[find_target(name).name], path, threads=request.threads, progress=progress)
+
+    folder = request.output.parent if request.output else Path()
+    with tempfile.TemporaryDirectory(prefix=".edgepack-", dir=folder) as scratch:
+        ladder = climb(
+            request.model, [(name, size) for size, name in rungs], gates, text, scoring, Path(scratch),
+            make=make, tell=tell, progress=progress,
+        )  # fmt: skip
+        plan = plans[ladder.tried[-1].target]
+        name = file_name(plan.metadata, plan.target.label)
+        path = request.output or Path(name if not request.pack else f"{Path(name).stem}.edgepack")
+        if request.pack:
+            pack_archive(ladder.path, path, threads=request.threads, progress=progress)
+        else:
+            ladder.path.replace(path)
+    decided = replace(request, target=plan.target)
+    return PreparedExport(decided, mapped, plan, path, options), replace(ladder, path=path)
