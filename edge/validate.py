@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from edgepack.edge.agreement import TokenMeasures, TruncatedPredictions
-    from edgepack.edge.scorer import Chunk, Chunking, Scorer, TokenDifference
+    from edgepack.edge.scorer import Chunk, Chunking, Scorer, TokenDifference, Tokenizer
     from numpy.typing import NDArray
 
     from edgepack.progress import Progress
@@ -152,6 +152,12 @@ class Validation:
             if len(clear):
                 self.first_clear = _divergent_token(chunk, measures, int(clear[0]))
 
+    def finish(self, tokenizer: Tokenizer, seconds: float) -> None:
+        """After the last chunk: sort what is kept and spell it."""
+        self.seconds = seconds
+        self.worst.sort(reverse=True)
+        self.pieces = {token: tokenizer.piece(token) for token in self.shown_tokens()}
+
     def gate_results(self, gates: Gates) -> list[GateResult]:
         """How each gate went, the tokenizers' first; gates that are None are left out."""
         results = [GateResult("same-tokens", self.tokens_differ is None, str(self.tokens_differ or "the same tokens"))]
@@ -227,9 +233,7 @@ def validate(
             if hopeless is not None and chunk.index + 1 in LOOKS and all(map(hopeless, results)):
                 break
     for candidate, result in zip(candidates, results, strict=True):
-        result.seconds = time.perf_counter() - began
-        result.worst.sort(reverse=True)
-        result.pieces = {token: candidate.tokenizer.piece(token) for token in result.shown_tokens()}
+        result.finish(candidate.tokenizer, time.perf_counter() - began)
     return results
 
 

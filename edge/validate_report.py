@@ -7,12 +7,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.agreement_statistics import QUANTILES
+from edgepack.edge.scorer import Chunking
 from edgepack.edge.validate import perplexity_ratio
 from edgepack.edge.validate_run import pareto_front
 
 if TYPE_CHECKING:
     from edgepack.edge.agreement_statistics import AgreementStatistics, ClusteredMean
-    from edgepack.edge.scorer import Chunking
+    from edgepack.edge.certificate import Replay
+    from edgepack.edge.stored_reference import StoredReference
     from edgepack.edge.validate import Gates, Validation
     from edgepack.edge.validate_run import FidelityRun
 
@@ -36,6 +38,20 @@ def as_json(validation: Validation, gates: Gates, chunking: Chunking) -> dict[st
             "tokens_per_second": statistics.tokens / validation.seconds if validation.seconds else None,
         }
     )
+
+
+def replay_json(result: Replay, stored: StoredReference, gates: Gates) -> dict[str, Any]:
+    """A replay as the contract's keys, with what the publisher stated."""
+    chunking = Chunking(int(stored.tokens.shape[1]))
+    told = as_json(result.validation, gates, chunking)
+    return {
+        **told,
+        "passed": told["passed"] and result.reproduced,
+        "reproduced": result.reproduced,
+        "same_choice": result.same_choice,
+        "log_probability_change": result.log_probability_change,
+        "publisher": {"mean_kl": result.publisher_kl, **stored.facts},
+    }
 
 
 def floor_json(run: FidelityRun) -> dict[str, Any]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from edgepack.edge.scorer import Scorer
     from edgepack.edge.scorer_gguf import GGUFScorer
+    from edgepack.edge.scorer_stored import StoredScorer
     from edgepack.progress import Progress
 
 SAMPLED_SEQUENCES, SAMPLED_LENGTH = 96, 512
@@ -75,12 +76,14 @@ def read_text(path: Path) -> Text:
 
 
 def open_reference(path: Path, options: ScoringOptions) -> Scorer:
-    """The scorer of a Hugging Face folder (torch, float32) or of a GGUF (llama.cpp).
+    """The scorer of a Hugging Face folder (torch, float32), of a GGUF (llama.cpp) or of a stored reference.
 
     Raises:
         DependencyError: torch or transformers is not installed.
         UsageError: there is no such file or folder.
     """
+    if path.suffix == ".edgeref":
+        return open_stored(path)
     if path.is_file():
         return open_candidate(path, options, options.shares()[0])
     if not path.is_dir():
@@ -92,6 +95,16 @@ def open_reference(path: Path, options: ScoringOptions) -> Scorer:
             f"the reference runs in torch: '{error.name}' is not installed, use pip install 'edgepack[compress]'"
         ) from None
     return TorchScorer(path, threads=options.shares()[0])
+
+
+def open_stored(path: Path) -> StoredScorer:
+    """The scorer of a stored reference; raises as `stored_reference.decode`."""
+    from edgepack.edge.scorer_stored import StoredScorer
+    from edgepack.edge.stored_reference import MAX_BYTES, decode
+
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        raise UsageError(f"stored reference '{path}': expected a file of at most {MAX_BYTES} bytes")
+    return StoredScorer(decode(path.read_bytes(), str(path)), f"{path.name} (stored)")
 
 
 def open_candidate(
@@ -193,9 +206,16 @@ def with_findings(run: FidelityRun, reference_path: Path, progress: Progress = s
 
 
 def choose_chunking(reference: Scorer, text: str, options: ScoringOptions) -> Chunking:
-    """The chunking that the options ask for; without a length, the longest that the reference makes use of."""
+    """The chunking that the options ask for; without a length, the longest that the reference makes use of.
+
+    A stored reference has its own.
+    """
+    from edgepack.edge.scorer_stored import StoredScorer
     from edgepack.edge.validate_context import usable_context
 
+    if isinstance(reference, StoredScorer):
+        chunks, ctx = reference.stored.tokens.shape
+        return Chunking(options.ctx or ctx, options.stride, min(options.max_chunks or chunks, chunks))
     chunking = Chunking(options.ctx or options.longest, options.stride, options.max_chunks)
     if options.ctx is not None:
         return chunking

@@ -55,7 +55,7 @@ report_option = click.option("--report", type=_PATH, metavar="HTML", help="Write
 
 @click.command("validate")
 @click.argument("candidate", type=_PATH)
-@click.option("--reference", type=_PATH, required=True, help="The original: a Hugging Face folder or a GGUF.")
+@click.option("--reference", type=_PATH, help="The original: a Hugging Face folder or a GGUF; default its certificate.")
 @scoring_options
 @gate_options
 @report_option
@@ -67,7 +67,7 @@ report_option = click.option("--report", type=_PATH, metavar="HTML", help="Write
 @json_option
 def command(
     candidate: Path,
-    reference: Path,
+    reference: Path | None,
     text_path: Path | None,
     min_agreement: float | None,
     max_kl: float | None,
@@ -79,12 +79,17 @@ def command(
 ) -> int:
     """Hold CANDIDATE against the original it was made from, token by token.
 
+    Without --reference, the certificate inside the archive (or beside the GGUF) is replayed: does this machine
+    compute what the publisher's did?
+
     Gates look at the end of the 95 % interval that is against the candidate; a missed one exits with 1.
     """
     from edgepack.edge.validate import Gates
     from edgepack.pipeline_fidelity import ScoringOptions, run_validation
 
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
+    if reference is None:
+        return _replay(candidate, gates, ScoringOptions(**scoring), as_json=as_json)
     run = run_validation(reference, [candidate], text_path, ScoringOptions(**scoring), terminal_progress)
     found = run.candidates[0].validation
     if report is not None:
@@ -102,6 +107,24 @@ def command(
 def _is_quick(reference: Path) -> bool:
     """Whether trying larger types of `reference` is a matter of a minute or so: a folder of small weights."""
     return reference.is_dir() and sum(path.stat().st_size for path in reference.iterdir()) < _QUICK_BYTES
+
+
+def _replay(candidate: Path, gates: Gates, options: ScoringOptions, *, as_json: bool) -> int:
+    """Replay the file's own certificate."""
+    from edgepack.edge.validate_report import as_lines, finite, replay_json
+    from edgepack.pipeline_certify import run_replay
+
+    result, stored = run_replay(candidate, options, terminal_progress)
+    failed = [gate for gate in result.validation.gate_results(gates) if not gate.passed]
+    if as_json:
+        print_json(finite(replay_json(result, stored, gates)))
+    else:
+        click.echo("\n".join([*as_lines(result.validation), "", str(result)]))
+    for gate in failed:
+        note(f"FAILED {gate.name}: {gate.detail}")
+    if not result.reproduced:
+        note(f"FAILED certificate: {result}: suspect this machine's driver, its memory or the file")
+    return CheckFailedError.exit_code if failed or not result.reproduced else 0
 
 
 def _suggest(least_bytes: int, reference: Path, text: Path | None, gates: Gates, options: ScoringOptions) -> None:
