@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS in llama-hparams.h
+_MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 _ROPE_KEYS = {
     "rope_theta": ("rope_theta", "rotary_emb_base"),
     "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct"),
@@ -59,6 +61,13 @@ class ModelConfig:
         if type(value) is not int or not 0 < value < 2**31:
             raise CheckpointError(f"{self.label}: {key}: expected a positive integer, got {value!r}")
         return value
+
+    def bounded(self, what: str, limit: int, *keys: str) -> int:
+        """As `count`, not more than llama.cpp's `limit` of `what`; raises UnsupportedModelError beyond."""
+        number = self.count(*keys)
+        if number > limit:
+            raise UnsupportedModelError(f"{self.label}: {number} {what}: llama.cpp holds at most {limit}")
+        return number
 
     def number(self, *keys: str, default: float | None = None) -> float:
         """A finite number under the first of `keys` that is present; raises as `count`."""
@@ -132,7 +141,7 @@ class ModelConfig:
     @property
     def n_layers(self) -> int:
         """Transformer blocks."""
-        return self.count("num_hidden_layers", "n_layer", "num_layers")
+        return self.bounded("layers", _MAX_LAYERS, "num_hidden_layers", "n_layer", "num_layers")
 
     @property
     def n_heads(self) -> int:
@@ -189,4 +198,4 @@ class ModelConfig:
     def n_experts(self) -> int:
         """Routed experts a layer; 0 when the model is dense."""
         keys = ("num_local_experts", "num_experts", "n_routed_experts")
-        return self.count(*keys) if self.get(*keys) else 0
+        return self.bounded("experts", _MAX_EXPERTS, *keys) if self.get(*keys) else 0

@@ -111,9 +111,10 @@ def rope_metadata(config: ModelConfig, types: tuple[str, ...] = PLAIN_ROPE) -> d
         UnsupportedModelError: a scaling type that is not among `types`, or a setting of it that llama.cpp ignores.
     """
     rope = config.rope
-    keys: dict[str, Value] = {"rope.dimension_count": u32(config.rotary_dim)}
-    if rope.get("rope_theta") is not None:
-        keys["rope.freq_base"] = f32(rope_number(rope, "rope_theta", config))
+    keys: dict[str, Value] = {
+        "rope.dimension_count": u32(config.rotary_dim),
+        "rope.freq_base": f32(rope_number(rope, "rope_theta", config, default=10000.0)),
+    }
     kind = rope.get("rope_type") or "default"
     if kind not in types:
         raise UnsupportedModelError(

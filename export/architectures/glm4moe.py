@@ -28,12 +28,13 @@ from edgepack.gguf.types import Value, boolean, f32, u32
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
 
+_MOST_EXTRA_LAYERS = 16  # published models have one
 _SIGMOID = 2  # LLAMA_EXPERT_GATING_FUNC_TYPE_SIGMOID
 
 
 def _extra_layers(config: ModelConfig) -> int:
     keys = ("num_nextn_predict_layers", "num_mtp_layers")
-    return config.count(*keys) if config.get(*keys) else 0
+    return config.bounded("layers of prediction", _MOST_EXTRA_LAYERS, *keys) if config.get(*keys) else 0
 
 
 def _blocks(config: ModelConfig) -> int:

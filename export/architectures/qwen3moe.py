@@ -57,7 +57,9 @@ FAMILY = Family(
         SILU,
         WHOLE_HEADS,
         NO_ATTENTION_BIAS,
-        Requirement("norm_topk_prob", (True,), "its graph normalises the chosen experts' weights"),
+        Requirement(
+            "norm_topk_prob", (True,), "its graph normalises the chosen experts' weights", absent_is_fine=False
+        ),
         *EVERY_LAYER_HAS_EXPERTS,
     ),
     tensors=(

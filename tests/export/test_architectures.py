@@ -76,6 +76,7 @@ MODELS = (
     TinyModel("llama-yarn", "Llama", {"rope_parameters": YARN}),
     TinyModel("llama-yarn-with-attention-factor", "Llama", {"rope_parameters": YARN | {"attention_factor": 1.5}}),
     TinyModel("mistral", "Mistral", {"sliding_window": None}),
+    TinyModel("mistral-in-its-window", "Mistral", {"sliding_window": 64}),
     TinyModel("mixtral", "Mixtral", {"num_local_experts": 8}),
     TinyModel("mixtral-fused", "Mixtral", {"num_local_experts": 4}, fused_experts=True),
     TinyModel("qwen-2", "Qwen2"),
