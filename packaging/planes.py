@@ -83,7 +83,9 @@ class _Move:
         """OR the moved bits into `target`; without `scratch` they overwrite it."""
         bits = target if scratch is None else scratch[: len(target)]
         survivors = 0xFF >> self.shift if self.shift >= 0 else 0xFF << -self.shift & 0xFF  # that a shift alone keeps
-        if self.mask != survivors or self.shift == 0:
+        if self.mask == 0xFF:
+            np.copyto(bits, source)
+        elif self.mask != survivors:
             source = np.bitwise_and(source, self.mask, out=bits)
         if self.shift > 0:
             # modulo 256 a left shift; numpy's own of uint8 is not vectorised (15 times slower)
@@ -149,6 +151,7 @@ def _split_blocks(layout: Layout, source: Bytes, blocks: int) -> list[Bytes]:
         for column, symbols in _columns(plane, stream, blocks):
             if column.is_whole:
                 _gather(source, blocks, layout.block_bytes, column.parts[0].offset, symbols)
+                fields.arrays[column.parts[0].offset, column.count] = symbols
                 continue
             for number, move in enumerate(_moves(column.parts)):
                 field = fields.arrays.get((move.offset, column.count))
@@ -156,8 +159,41 @@ def _split_blocks(layout: Layout, source: Bytes, blocks: int) -> list[Bytes]:
                     field = fields.add(move.offset, column.count)
                     _gather(source, blocks, layout.block_bytes, move.offset, field)
                 move.apply(field, symbols, fields.scratch if number else None)
+            _flip(column, symbols, symbols, fields)
         streams.append(stream)
     return streams
+
+
+def _join_blocks(layout: Layout, target: Bytes, blocks: int, streams: list[Bytes]) -> None:
+    fields = _Fields(layout, blocks)
+    for plane, stream in zip(layout.planes, streams, strict=False):  # a tail may follow
+        for column, symbols in _columns(plane, stream, blocks):
+            if column.is_whole:
+                fields.arrays[column.parts[0].offset, column.count] = symbols
+                continue
+            symbols = _flip(column, symbols, np.empty_like(symbols), fields) if column.flips else symbols
+            for move in _moves(column.parts):
+                field = fields.arrays.get((move.offset, column.count))
+                if field is None:
+                    move.inverse().apply(symbols, fields.add(move.offset, column.count), None)
+                else:
+                    move.inverse().apply(symbols, field, fields.scratch)
+    for (offset, _count), content in fields.arrays.items():
+        _scatter(target, blocks, layout.block_bytes, offset, content)
+
+
+def _flip(column: Column, symbols: Bytes, target: Bytes, fields: _Fields) -> Bytes:
+    """Invert the bits of parts where their flips say so; its own inverse. `target` may be `symbols`."""
+    position = 0
+    for part in column.parts:
+        if part.flip is not None:
+            bits = fields.scratch[: len(symbols)]
+            np.right_shift(fields.arrays[part.flip.offset, column.count], part.flip.bit, out=bits)
+            np.bitwise_and(bits, 1, out=bits)
+            np.multiply(bits, np.uint8((1 << part.width) - 1 << position), out=bits)
+            symbols = np.bitwise_xor(symbols, bits, out=target)
+        position += part.width
+    return symbols
 
 
 def _gather(source: Bytes, blocks: int, block_bytes: int, offset: int, target: Bytes) -> None:
@@ -168,23 +204,6 @@ def _gather(source: Bytes, blocks: int, block_bytes: int, offset: int, target: B
 def _scatter(target: Bytes, blocks: int, block_bytes: int, offset: int, field: Bytes) -> None:
     count = len(field) // blocks
     _items(target, blocks, block_bytes, offset, count)[:] = _items(field, blocks, count, 0, count)
-
-
-def _join_blocks(layout: Layout, target: Bytes, blocks: int, streams: list[Bytes]) -> None:
-    fields = _Fields(layout, blocks)
-    for plane, stream in zip(layout.planes, streams, strict=False):  # a tail may follow
-        for column, symbols in _columns(plane, stream, blocks):
-            if column.is_whole:
-                _scatter(target, blocks, layout.block_bytes, column.parts[0].offset, symbols)
-                continue
-            for move in _moves(column.parts):
-                field = fields.arrays.get((move.offset, column.count))
-                if field is None:
-                    move.inverse().apply(symbols, fields.add(move.offset, column.count), None)
-                else:
-                    move.inverse().apply(symbols, field, fields.scratch)
-    for (offset, _count), content in fields.arrays.items():
-        _scatter(target, blocks, layout.block_bytes, offset, content)
 
 
 def _columns(plane: Plane, stream: Bytes, blocks: int) -> Iterator[tuple[Column, Bytes]]:

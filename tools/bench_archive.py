@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from edgepack.packaging import planes
 from edgepack.packaging.archive import open_archive
-from edgepack.packaging.layouts import TAIL, layout_of
+from edgepack.packaging.layouts import layout_of
 
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import GGMLType, TensorInfo, string, u32
@@ -80,26 +80,37 @@ def entropy_bytes(counts: NDArray[np.int64]) -> float:
 def entropy_bound(path: Path) -> float:
     """Bytes of the tensors' fields at their order-0 entropy, one distribution for each field of each type."""
     header = read_header(path)
-    counts: dict[tuple[GGMLType, int], NDArray[np.int64]] = {}
+    counts: dict[tuple[GGMLType, str], NDArray[np.int64]] = {}
     data = np.memmap(path, np.uint8, "r")
     for tensor in header.tensors:
-        start, layout = header.data_start + tensor.offset, layout_of(tensor.type)
-        for low in range(0, tensor.nbytes, step := layout.block_bytes * 16384):
-            raw = data[start + low : start + min(low + step, tensor.nbytes)].tobytes()
-            sizes = planes.plane_sizes(layout, len(raw))
-            for (number, _size), stream in zip(sizes, planes.split(layout, raw), strict=True):
-                quants = number != TAIL and layout.planes[number].name == "quants"
-                symbols = _weights(tensor.type, stream) if quants else stream
-                key = (tensor.type, number)
+        start, block_bytes = header.data_start + tensor.offset, tensor.type.block_bytes
+        for low in range(0, tensor.nbytes, step := block_bytes * 16384):
+            raw = data[start + low : start + min(low + step, tensor.nbytes)]
+            for name, symbols in _fields(tensor.type, raw):
+                key = (tensor.type, name)
                 counts[key] = counts.get(key, np.zeros(256, np.int64)) + np.bincount(symbols, minlength=256)
     return sum(entropy_bytes(count) for count in counts.values())
 
 
-def _weights(kind: GGMLType, quants: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _fields(kind: GGMLType, raw: NDArray[np.uint8]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """(name, symbols) of the fields of whole blocks, every weight a symbol of its own whatever the archive does."""
+    layout, blocks = layout_of(kind), raw.reshape(-1, kind.block_bytes)
+    for (number, _size), stream in zip(
+        planes.plane_sizes(layout, raw.size), planes.split(layout, raw.tobytes()), strict=True
+    ):
+        name = layout.planes[number].name
+        if kind is GGMLType.Q5_K and name == "highest bits":
+            continue
+        if kind is GGMLType.Q5_K and name == "quants":
+            nibbles = blocks[:, 48:].reshape(-1, 4, 1, 32) >> np.array([[0], [4]], np.uint8) & 15
+            highest = blocks[:, 16:48].reshape(-1, 1, 32) >> np.arange(8, dtype=np.uint8)[:, None] & 1
+            stream = (nibbles.reshape(-1, 8, 32) | highest << 4).ravel()
+        bits = WEIGHT_BITS.get(kind) if name == "quants" else None
+        yield name, stream if bits is None else _weights(bits, stream)
+
+
+def _weights(bits: int, quants: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Single weights of bytes (or symbols) that hold several."""
-    bits = WEIGHT_BITS.get(kind)
-    if bits is None:
-        return quants
     return np.concatenate([quants >> shift & (1 << bits) - 1 for shift in range(0, 8 - bits + 1, bits)])
 
 

@@ -74,19 +74,25 @@ def reference_quants(kind: GGMLType, block: bytes) -> list[int]:
     return [(block[6 + j % 16] >> 4 * (j // 16) & 15) | (qh >> j & 1) << 4 for j in range(32)]
 
 
-def test_two_5_bit_weights_share_a_symbol_and_their_lowest_bits_another() -> None:
+def test_5_bit_weights_are_mirrored_at_their_highest_bit_and_share_a_symbol() -> None:
     block = np.random.default_rng(3).integers(0, 256, 176, dtype=np.uint8).tobytes()
     qh, qs = block[16:48], block[48:176]
     weights = [
         [(qs[32 * (g // 2) + i] >> 4 * (g % 2) & 15) | (qh[i] >> g & 1) << 4 for i in range(32)] for g in range(8)
     ]
-    quants, lowest = planes.split(layout_of(GGMLType.Q5_K), block)[:2]
-    pairs = [weights[2 * p][i] >> 1 | (weights[2 * p + 1][i] >> 1) << 4 for p in range(4) for i in range(32)]
-    assert quants.tolist() == pairs
-    bits = [
-        sum((weights[2 * p + half][i] & 1) << p + 4 * half for p in range(4) for half in range(2)) for i in range(32)
-    ]
-    assert lowest.tolist() == bits
+    mirrored = [[min(weight, 31 - weight) for weight in group] for group in weights]
+    highest, quants = planes.split(layout_of(GGMLType.Q5_K), block)[:2]
+    assert quants.tolist() == [mirrored[2 * p][i] | mirrored[2 * p + 1][i] << 4 for p in range(4) for i in range(32)]
+    assert highest.tolist() == [sum((weights[g][i] > 15) << g for g in range(8)) for i in range(32)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=lambda layout: layout.name)
+def test_flips_are_read_from_whole_columns_of_earlier_planes(layout: Layout) -> None:
+    whole: set[tuple[int, int]] = set()
+    for plane in layout.planes:
+        for column in plane.columns:
+            assert {(part.flip.offset, column.count) for part in column.parts if part.flip} <= whole
+        whole |= {(column.parts[0].offset, column.count) for column in plane.columns if column.is_whole}
 
 
 @pytest.mark.parametrize("kind", [GGMLType.Q5_0, GGMLType.Q6_K])
