@@ -86,7 +86,7 @@ def test_every_folder_is_listed_as_a_package() -> None:
         assert (ROOT / part).is_dir() or (ROOT / "src/edgepack" / part).is_dir(), f"{name} is listed but absent"
 
 
-def importable_without_torch(script: str) -> None:
+def assert_importable_without_torch(script: str) -> None:
     """Run `script` in a fresh interpreter in which importing torch or transformers is an error."""
     guard = f"import sys\nfor name in {sorted(HEAVY)!r}: sys.modules[name] = None\n"
     result = subprocess.run([sys.executable, "-c", guard + script], capture_output=True, text=True)
@@ -97,19 +97,19 @@ def test_the_device_side_imports_no_torch() -> None:
     parts = ("packaging", "edge", "quant.codecs", "gguf")
     names = [f"edgepack.{name}" for name, path in modules() if name.startswith(parts) and not imports_of(path) & HEAVY]
     names = [name.removesuffix(".__init__") for name in names]
-    importable_without_torch("\n".join(f"import {name}" for name in names))
+    assert_importable_without_torch("\n".join(f"import {name}" for name in names))
 
 
 def test_every_command_is_importable_without_torch() -> None:
     from edgepack.cli import COMMANDS
 
-    importable_without_torch("\n".join(f"import edgepack.cli.{module}" for module, _ in COMMANDS.values()))
+    assert_importable_without_torch("\n".join(f"import edgepack.cli.{module}" for module, _ in COMMANDS.values()))
 
 
 def test_every_module_imports() -> None:
     for name, _ in modules():
         if name != "__main__":
-            importlib.import_module(f"edgepack.{name}".removesuffix(".__init__"))
+            assert importlib.import_module(f"edgepack.{name}".removesuffix(".__init__"))
 
 
 @pytest.mark.parametrize("arguments", [["-c", "import edgepack"], ["-m", "edgepack", "--help"]])

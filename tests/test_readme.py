@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from typing import TYPE_CHECKING
@@ -29,7 +28,7 @@ def test_every_console_line_of_the_readme_runs(
     lines = console_lines((root / "README.md").read_text(encoding="utf-8"))
     assert len(lines) > 8
     (tmp_path / "tests").mkdir()
-    os.symlink(root / "tests/data", tmp_path / "tests/data")
+    (tmp_path / "tests/data").symlink_to(root / "tests/data")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
     for line in lines:
@@ -49,6 +48,10 @@ def test_every_command_and_exit_code_is_documented(request: pytest.FixtureReques
     from edgepack import errors
 
     text = (request.config.rootpath / "README.md").read_text(encoding="utf-8")
-    codes = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.EdgepackError)}
+    codes = {
+        kind.exit_code
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.EdgepackError)
+    }
     documented = text[text.index("- Exit codes:") :].split("Licence")[0]
     assert [code for code in sorted(codes - {70}) if not re.search(rf"\b{code} ", documented)] == []

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgepack.edge.validate import Gates
+    from edgepack.export.plan import ExportPlan
     from edgepack.pipeline_export import ExportRequest
     from edgepack.pipeline_fidelity import ScoringOptions
     from edgepack.pipeline_ladder import Ladder
@@ -55,10 +56,7 @@ def export_smallest(
         CheckFailedError: no type clears the gates; nothing is written.
         UsageError: sizes together with gates, or a source that cannot be its own reference.
     """
-    if request.max_bytes is not None or request.shard_bytes is not None:
-        raise UsageError("--min-agreement and its like choose the target: expected no --max-size or --shard-size")
-    if not request.model.is_dir():
-        raise UsageError(f"model '{request.model}': expected a Hugging Face folder to hold candidates against")
+    _refuse_contradictions(request)
     mapped, options = open_source(request, progress)
     plans = {target.name: plan_export(mapped, target, options) for target in LADDER}
     rungs = sorted({plan.total_bytes: name for name, plan in plans.items()}.items())
@@ -73,11 +71,24 @@ def export_smallest(
             make=make, tell=tell, progress=progress,
         )  # fmt: skip
         plan = plans[ladder.tried[-1].target]
-        name = file_name(plan.metadata, plan.target.label)
-        path = request.output or Path(name if not request.pack else f"{Path(name).stem}.edgepack")
-        if request.pack:
-            pack_archive(ladder.path, path, threads=request.threads, progress=progress)
-        else:
-            ladder.path.replace(path)
+        path = _ship(request, plan, ladder.path, progress)
     decided = replace(request, target=plan.target)
     return PreparedExport(decided, mapped, plan, path, options), replace(ladder, path=path)
+
+
+def _refuse_contradictions(request: ExportRequest) -> None:
+    if request.max_bytes is not None or request.shard_bytes is not None:
+        raise UsageError("--min-agreement and its like choose the target: expected no --max-size or --shard-size")
+    if not request.model.is_dir():
+        raise UsageError(f"model '{request.model}': expected a Hugging Face folder to hold candidates against")
+
+
+def _ship(request: ExportRequest, plan: ExportPlan, made: Path, progress: Progress) -> Path:
+    """Move the file that passed to its final name, or pack it there."""
+    name = file_name(plan.metadata, plan.target.label)
+    path = request.output or Path(name if not request.pack else f"{Path(name).stem}.edgepack")
+    if request.pack:
+        pack_archive(made, path, threads=request.threads, progress=progress)
+    else:
+        made.replace(path)
+    return path

@@ -83,6 +83,7 @@ class _Cursor:
         self.position = 0
 
     def take(self, count: int, what: str) -> memoryview:
+        """The next `count` bytes."""
         left = len(self.buffer) - self.position
         if count > left:
             raise GGUFError(f"{self.label}: {what}: expected {count} bytes at {self.position}, file ends after {left}")
@@ -91,6 +92,7 @@ class _Cursor:
         return view
 
     def scalar(self, kind: ValueType, what: str) -> Any:
+        """A number or a boolean."""
         layout = SCALARS[kind]
         if kind is ValueType.BOOL:
             return self.take(1, what)[0] != 0
@@ -109,6 +111,7 @@ class _Cursor:
         return bytes(self.take(self.count(what, 1), what)).decode("utf-8", "surrogateescape")
 
     def kind(self, what: str) -> ValueType:
+        """The tag of a value."""
         number = self.scalar(ValueType.UINT32, what)
         try:
             return ValueType(number)
@@ -116,6 +119,7 @@ class _Cursor:
             raise GGUFError(f"{self.label}: {what}: unknown value type {number}") from None
 
     def value(self, kind: ValueType, what: str, depth: int = 0) -> tuple[Any, ValueType | None]:
+        """A value of `kind` and, for an array, its element type."""
         if kind is ValueType.STRING:
             return self.string(what), None
         if kind is not ValueType.ARRAY:
