@@ -159,7 +159,7 @@ def test_hostile_components_are_refused_by_name(codec: Codec, limit: float) -> N
         (VPTQ(3, residual="yes", outliers=0.1, normalise="row"), slow_decoders.vptq),
         (VPTQ(3, vector=2, normalise="column"), slow_decoders.vptq),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", None) or str(value),
 )
 def test_decoding_equals_a_slow_reading_of_the_specification(
     codec: Codec, reference: Callable[[Encoded], list[float]]
