@@ -29,11 +29,12 @@ pytest: $(VENV)/.installed
 # torch is taken from the configured index if it has a CPU build, else from PyTorch's own CPU index.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "Installing into $(VENV); the first time llama-cpp-python is compiled (about 8 minutes on two cores) ..."
+	$(BIN)/python -m pip install -qq --upgrade pip
 	$(BIN)/python -c "import torch" 2>/dev/null \
-	  || $(BIN)/python -m pip install --quiet --no-deps "$(TORCH)+cpu" 2>/dev/null \
-	  || $(BIN)/python -m pip install --quiet --no-deps "$(TORCH)" --index-url $(TORCH_CPU_INDEX)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[compress,serve,dev]"
+	  || $(BIN)/python -m pip install -qq --no-deps "$(TORCH)+cpu" 2>/dev/null \
+	  || $(BIN)/python -m pip install -qq --no-deps "$(TORCH)" --index-url $(TORCH_CPU_INDEX)
+	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[compress,serve,dev]"
 	touch $@
 
 clean:
