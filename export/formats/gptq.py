@@ -43,7 +43,7 @@ def find_gptq(source: RawTensors, config: Mapping[str, Any]) -> list[GPTQWeight]
         UnsupportedModelError: a layout made for one kernel, such as Marlin's.
         CheckpointError: bits or shapes that contradict each other.
     """
-    version = config.get("checkpoint_format") or "gptq"
+    version = str(config.get("checkpoint_format") or "gptq")
     if version not in _ZERO_OFFSETS or config.get("is_marlin_format"):
         raise UnsupportedModelError(f"GPTQ checkpoint: expected format gptq or gptq_v2, got {version!r}")
     bits = whole_number(config, "bits", (2, 3, 4, 8))

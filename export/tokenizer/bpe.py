@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgepack.export.tokenizer.files import TokenizerFiles, member
+from edgepack.export.tokenizer.files import TokenizerFiles, kind_of, member
 from edgepack.export.tokenizer.merging import Merges, read_merges, split_token
 from edgepack.export.tokenizer.pretokenizer import choose_pre, flatten
 from edgepack.export.tokenizer.tokens import (
@@ -57,8 +57,8 @@ def is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
     """Whether tokens are spelt in GPT-2's byte alphabet: a ByteLevel step, or nothing that escapes spaces."""
     steps = flatten(tokenizer.get("pre_tokenizer"), "pretokenizers")
     normalizers = flatten(tokenizer.get("normalizer"), "normalizers")
-    kinds = {step.get("type") for step in steps}
-    escapes = kinds & {"Metaspace"} or {step.get("type") for step in normalizers} & {"Replace", "Prepend"}
+    kinds = {kind_of(step) for step in steps}
+    escapes = kinds & {"Metaspace"} or {kind_of(step) for step in normalizers} & {"Replace", "Prepend"}
     return "ByteLevel" in kinds or not escapes
 
 

@@ -90,6 +90,12 @@ def member(parent: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
     return value
 
 
+def kind_of(entry: Mapping[str, Any]) -> str:
+    """The `type` of a step or a model, shown as text where it is none."""
+    kind = entry.get("type")
+    return kind if isinstance(kind, str) else repr(kind)
+
+
 def _listed_tokens(tokenizer: Mapping[str, Any]) -> dict[int, AddedToken]:
     tokens: dict[int, AddedToken] = {}
     for index, entry in enumerate(member(tokenizer, "added_tokens", list, "tokenizer.json")):

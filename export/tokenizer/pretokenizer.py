@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgepack.export.tokenizer.files import kind_of
 from edgepack.export.tokenizer.split_expressions import CONTRACTIONS, GPT2, KNOWN_STRUCTURES, PreName
 
 from edgepack.errors import TokenizerError
@@ -80,7 +81,7 @@ def read_splitting(tokenizer: Mapping[str, Any]) -> Splitting:
     """The normaliser and pre-tokenizer of a `tokenizer.json` as split expressions."""
     for normalizer in flatten(tokenizer.get("normalizer"), "normalizers"):
         # llama.cpp normalises nothing before BPE; published text is NFC already
-        if normalizer.get("type") != "NFC":
+        if kind_of(normalizer) != "NFC":
             raise _UnknownStepError(f"normalizer {brief(normalizer)}")
     steps: list[str] = []
     byte_level = False
@@ -109,7 +110,7 @@ def flatten(entry: Any, key: str) -> list[Mapping[str, Any]]:
             continue
         if not isinstance(current, Mapping):
             raise TokenizerError(f"tokenizer.json: expected {key} to be objects, got {str(current)[:80]!r}")
-        if current.get("type") == "Sequence" and isinstance(current.get(key), list):
+        if kind_of(current) == "Sequence" and isinstance(current.get(key), list):
             pending = current[key] + pending
         else:
             flat.append(current)
@@ -120,7 +121,7 @@ def flatten(entry: Any, key: str) -> list[Mapping[str, Any]]:
 
 def _read_step(entry: Mapping[str, Any]) -> tuple[str, bool]:
     """The split expression of one step (empty if it does not split) and whether it maps bytes."""
-    kind = entry.get("type")
+    kind = kind_of(entry)
     if kind == "ByteLevel" and entry.get("add_prefix_space") is not True:
         return (GPT2 if entry.get("use_regex", True) else ""), True
     if kind == "Digits":

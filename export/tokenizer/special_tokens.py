@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgepack.export.tokenizer.files import TokenizerFiles, member
+from edgepack.export.tokenizer.files import TokenizerFiles, kind_of, member
 
 from edgepack.errors import TokenizerError
 from edgepack.gguf.types import Value, boolean, u32
@@ -109,10 +109,10 @@ def _template_ends(tokenizer: Mapping[str, Any]) -> tuple[str | None, str | None
     """The special tokens that a post-processor puts first and last around one text."""
     first = last = None
     for processor in _processors(tokenizer):
-        if processor.get("type") in {"RobertaProcessing", "BertProcessing"}:
+        if kind_of(processor) in {"RobertaProcessing", "BertProcessing"}:
             first, last = _pair_text(processor.get("cls")), _pair_text(processor.get("sep"))
         single = member(processor, "single", list, "tokenizer.json: post_processor")
-        if processor.get("type") == "TemplateProcessing" and len(single) > 1:
+        if kind_of(processor) == "TemplateProcessing" and len(single) > 1:
             first, last = _piece_text(single[0]), _piece_text(single[-1])
     return first, last
 
@@ -131,7 +131,7 @@ def _added_roles(files: TokenizerFiles, names: Mapping[str, str]) -> dict[str, b
     """Whether bos, eos (and sep) are added: the post-processor says, else tokenizer_config.json."""
     declared = {role: files.settings.get(f"add_{role}_token") for role in ("bos", "eos", "sep")}
     roles = {role: flag for role, flag in declared.items() if isinstance(flag, bool)}
-    kinds = {processor.get("type") for processor in _processors(files.tokenizer)}
+    kinds = {kind_of(processor) for processor in _processors(files.tokenizer)}
     if kinds & {"TemplateProcessing", "RobertaProcessing", "BertProcessing"}:
         first, last = _template_ends(files.tokenizer)
         roles["bos"] = first is not None and first == names.get("bos")

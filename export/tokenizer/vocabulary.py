@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgepack.export.tokenizer.bpe import is_byte_level, read_byte_level_bpe
 from edgepack.export.tokenizer.chat_templates import chat_template_metadata
 from edgepack.export.tokenizer.escaped_bpe import read_escaped_bpe
-from edgepack.export.tokenizer.files import TokenizerFiles, member, read_files
+from edgepack.export.tokenizer.files import TokenizerFiles, kind_of, member, read_files
 from edgepack.export.tokenizer.sentencepiece import FILE_NAMES, read_sentencepiece_vocabulary
 from edgepack.export.tokenizer.special_tokens import special_token_metadata
 from edgepack.export.tokenizer.unigram import read_unigram_json
@@ -43,7 +43,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], *, pre: str | None 
 
 
 def _read_tokens(files: TokenizerFiles, pre: str | None) -> dict[str, Value]:
-    kind = member(files.tokenizer, "model", dict, "tokenizer.json").get("type")
+    kind = kind_of(member(files.tokenizer, "model", dict, "tokenizer.json"))
     byte_level = kind == "BPE" and (pre is not None or is_byte_level(files.tokenizer))
     model_file = next((files.folder / name for name in FILE_NAMES if (files.folder / name).is_file()), None)
     if model_file is not None and not byte_level:
@@ -56,7 +56,7 @@ def _read_tokens(files: TokenizerFiles, pre: str | None) -> dict[str, Value]:
         return read_wordpiece_text(files)
     if not files.tokenizer:
         raise TokenizerError(f"{files.folder}: expected tokenizer.json, tokenizer.model or vocab.txt, found none")
-    raise TokenizerError(f"tokenizer.json: expected a model of type BPE, Unigram or WordPiece, got {str(kind)[:80]!r}")
+    raise TokenizerError(f"tokenizer.json: expected a model of type BPE, Unigram or WordPiece, got {kind[:80]!r}")
 
 
 _JSON_READERS: Mapping[str, Callable[[TokenizerFiles], dict[str, Value]]] = {

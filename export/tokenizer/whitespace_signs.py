@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from edgepack.export.tokenizer.files import kind_of
 from edgepack.export.tokenizer.pretokenizer import brief, flatten
 
 from edgepack.errors import TokenizerError
@@ -56,14 +57,14 @@ def read_whitespace_rules(tokenizer: Mapping[str, Any]) -> WhitespaceRules:
 
 
 def _with_normalizer(rules: WhitespaceRules, entry: Mapping[str, Any]) -> WhitespaceRules:
-    kind = entry.get("type")
+    kind = kind_of(entry)
     if kind == "Prepend" and entry.get("prepend") == SIGN:
         return replace(rules, prefix=True)
     if kind == "Replace":
         change = (_pattern(entry), entry.get("content"))
         if change == ("String:' '", SIGN):
             return replace(rules, escapes=True)
-        if change in {("Regex:' {2,}'", " "), ("Regex:' {2,}'", SIGN)}:
+        if change in (("Regex:' {2,}'", " "), ("Regex:' {2,}'", SIGN)):
             return replace(rules, collapses=True)
     if kind == "Precompiled":
         return replace(rules, charsmap=_decode(entry.get("precompiled_charsmap")))
@@ -71,7 +72,7 @@ def _with_normalizer(rules: WhitespaceRules, entry: Mapping[str, Any]) -> Whites
 
 
 def _with_pretokenizer(rules: WhitespaceRules, entry: Mapping[str, Any]) -> WhitespaceRules:
-    kind = entry.get("type")
+    kind = kind_of(entry)
     if kind == "Metaspace" and entry.get("replacement") == SIGN:
         scheme = entry.get("prepend_scheme", "always" if entry.get("add_prefix_space", True) else "never")
         split = entry.get("split") is not False

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgepack.export.tokenizer.bpe import read_vocab
-from edgepack.export.tokenizer.files import MAX_JSON_BYTES, TokenizerFiles, member
+from edgepack.export.tokenizer.files import MAX_JSON_BYTES, TokenizerFiles, kind_of, member
 from edgepack.export.tokenizer.pretokenizer import brief, flatten
 from edgepack.export.tokenizer.special_tokens import token_text
 from edgepack.export.tokenizer.tokens import Token, TokenType, check_text, fill_table, table_metadata, vocabulary_size
@@ -81,7 +81,7 @@ def _phantom_space(text: str, is_special: bool) -> Token:
 
 
 def _expect_kinds(where: str, steps: list[Mapping[str, Any]], kind: str) -> None:
-    if [step.get("type") for step in steps] != [kind]:
+    if [kind_of(step) for step in steps] != [kind]:
         shown = " then ".join(map(brief, steps)) or "none"
         raise TokenizerError(f"tokenizer.json: expected {where} {kind}, got {shown}")
 
