@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +12,18 @@ from edgepack.edge.runtime import LoadedModel
 from edgepack.edge.runtime_options import RuntimeOptions
 from edgepack.export.gguf_file import write_gguf
 from edgepack.export.mapped_model import open_model
+from edgepack.export.mapping import families
 from edgepack.export.plan import plan_export
+from edgepack.export.rows import ArrayRows, SlicedExperts
 from edgepack.quant.targets import find_target
+from references.llama_quantize import llama_types
 from references.tiny_checkpoints import VOCABULARY, TinyModel, random_model, write_checkpoint
+from safetensors.torch import load_file, save_file
+
+from edgepack.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -151,12 +158,30 @@ def assert_equal_logits(got: NDArray[np.float32], expected: NDArray[np.float32],
     assert np.array_equal(got.argmax(1), expected.argmax(1))
 
 
+def assert_equal_types(folder: Path, path: Path) -> None:
+    """What the configuration says of depth, heads and experts is what llama.cpp reads from the metadata."""
+    mapped = open_model(folder)
+    for label in ("Q4_K_M", "Q3_K_M", "IQ3_M"):
+        target = find_target(label)
+        plan = plan_export(mapped, target)
+        assert {info.name: info.type.name for info in plan.infos} == llama_types(path, target.file_type)
+
+
 @pytest.mark.parametrize("tiny", MODELS, ids=lambda tiny: tiny.name)
-def test_logits_equal_those_of_transformers(tiny: TinyModel, books: Path, tmp_path: Path) -> None:
+def test_logits_equal_those_of_transformers_and_types_those_of_llama_quantize(
+    tiny: TinyModel, books: Path, tmp_path: Path
+) -> None:
     model, ids = random_model(tiny), token_ids()
     folder = write_checkpoint(model, tmp_path / "model", books, fused_experts=tiny.fused_experts)
-    got = llama_logits(exported(folder, tmp_path / "model.gguf"), ids)
-    assert_equal_logits(got, torch_logits(model, ids), tiny.tolerance)
+    path = exported(folder, tmp_path / "model.gguf")
+    assert_equal_logits(llama_logits(path, ids), torch_logits(model, ids), tiny.tolerance)
+    assert_equal_types(folder, path)
+
+
+def test_every_architecture_has_a_line() -> None:
+    heads = {"Gemma3": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}
+    tested = {heads.get(tiny.family, tiny.family + tiny.head) for tiny in (*MODELS, *EMBEDDERS)}
+    assert tested == set(families()) - {"LLaMAForCausalLM"}
 
 
 def llama_embedding(path: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -174,6 +199,91 @@ def torch_embedding(model: Any, ids: NDArray[np.int64]) -> NDArray[np.float32]:
 
 def cosine(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
     return float(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
+
+
+def named(name: str) -> TinyModel:
+    return next(tiny for tiny in (*MODELS, *EMBEDDERS) if tiny.name == name)
+
+
+def rewrite_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    path = folder / "model.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in change(load_file(path)).items()}, path)
+
+
+def with_prediction_layer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """GLM-4.5 and later as published: one layer more, with its own embedding and head."""
+    last = {name: tensor for name, tensor in tensors.items() if name.startswith("model.layers.2.")}
+    more = {name.replace("layers.2", "layers.3"): tensor.clone() for name, tensor in last.items()}
+    layer, embedding = "model.layers.3.", tensors["model.embed_tokens.weight"]
+    more |= {f"{layer}{name}.weight": torch.randn(64) for name in ("enorm", "hnorm", "shared_head.norm")}
+    more |= {f"{layer}{name}.weight": embedding.clone() for name in ("embed_tokens", "shared_head.head")}
+    return tensors | more | {f"{layer}eh_proj.weight": torch.randn(64, 128)}
+
+
+def test_layers_of_prediction_are_taken_over_and_change_nothing(books: Path, tmp_path: Path) -> None:
+    tiny = named("glm-4-moe")
+    model, ids = random_model(tiny), token_ids()
+    folder = write_checkpoint(model, tmp_path / "model", books)
+    plain = set(open_model(folder).tensors)
+    rewrite_tensors(folder, with_prediction_layer)
+    path = exported(folder, tmp_path / "model.gguf")
+    assert "blk.3.nextn.eh_proj.weight" in set(open_model(folder).tensors) - plain
+    assert_equal_logits(llama_logits(path, ids), torch_logits(model, ids), tiny.tolerance)
+    assert_equal_types(folder, path)
+
+
+def test_a_gpt_2_saved_without_its_head_is_the_same_file(books: Path, tmp_path: Path) -> None:
+    folder = write_checkpoint(random_model(named("gpt-2")), tmp_path / "model", books)
+    expected = exported(folder, tmp_path / "whole.gguf").read_bytes()
+    rewrite_tensors(folder, lambda tensors: {key.removeprefix("transformer."): each for key, each in tensors.items()})
+    assert exported(folder, tmp_path / "bare.gguf").read_bytes() == expected
+
+
+def test_a_bert_with_names_of_old_is_the_same_file(books: Path, tmp_path: Path) -> None:
+    folder = write_checkpoint(random_model(named("bert")), tmp_path / "model", books)
+    expected = exported(folder, tmp_path / "new.gguf").read_bytes()
+
+    def old(name: str) -> str:
+        return f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+    rewrite_tensors(folder, lambda tensors: {old(name): tensor for name, tensor in tensors.items()})
+    assert exported(folder, tmp_path / "old.gguf").read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, 2),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, 1),
+        ({"pooling_mode_max_tokens": True}, None),
+    ],
+)
+def test_pooling_of_sentence_transformers_is_taken_over(
+    settings: dict[str, bool], expected: int | None, books: Path, tmp_path: Path
+) -> None:
+    model, ids = random_model(named("bert")), token_ids()
+    folder = write_checkpoint(model, tmp_path / "model", books)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text(json.dumps(settings))
+    if expected is None:
+        with pytest.raises(UnsupportedModelError, match="pooling is max_tokens"):
+            open_model(folder)
+        return
+    assert open_model(folder).metadata["bert.pooling_type"].value == expected
+    with torch.no_grad():
+        hidden = model(torch.tensor(ids)[None]).last_hidden_state[0].numpy()
+    pooled = hidden[0] if expected == 2 else hidden.mean(0)
+    assert cosine(llama_embedding(exported(folder, tmp_path / "model.gguf"), ids), pooled) >= 0.9999
+
+
+def test_rows_of_sliced_experts_are_those_of_the_whole_however_they_are_read() -> None:
+    whole = np.arange(5 * 6 * 3, dtype=np.float32).reshape(5, 6, 3)
+    rows = SlicedExperts(ArrayRows(whole), 2, 5)
+    expected = whole[:, 2:5].reshape(-1, 3)
+    assert rows.shape == (5, 3, 3)
+    for start in range(15):
+        for stop in range(start + 1, 16):
+            assert np.array_equal(rows.read(start, stop), expected[start:stop])
 
 
 @pytest.mark.parametrize("tiny", EMBEDDERS, ids=lambda tiny: tiny.name)
