@@ -72,7 +72,7 @@ class Block:
     def weight(self, name: str) -> torch.Tensor:
         """Weight `name` as [out, in], whichever way the checkpoint holds it; a view, not a copy."""
         module = self.linears[name]
-        return module.weight.data.T if _is_transposed(module) else module.weight.data
+        return module.weight.data.T if is_transposed(module) else module.weight.data
 
     def set_weight(self, name: str, weight: torch.Tensor) -> None:
         """Replace weight `name`, given as [out, in]."""
@@ -89,14 +89,14 @@ class Block:
         return output[0] if isinstance(output, tuple) else output
 
 
-def _is_transposed(module: nn.Module) -> bool:
+def is_transposed(module: nn.Module) -> bool:
     """Whether a linear keeps its weight as [in, out], as GPT-2's Conv1D does."""
     return type(module).__name__ == "Conv1D"
 
 
 def is_linear(module: nn.Module) -> bool:
     """Whether `module` is a matrix product with a weight that passes may change."""
-    return isinstance(module, nn.Linear) or _is_transposed(module)
+    return isinstance(module, nn.Linear) or is_transposed(module)
 
 
 class BlockwiseModel:

@@ -73,12 +73,14 @@ class PassOutcome:
         figures: what was measured, for the file's metadata and the report.
         notes: a line each on what was skipped and why.
         coded: exact bytes of rows that the pass has rounded for the file's own type, or None.
+        low_rank: checkpoint name → (left [out, k], right [k, in]) to be added at run time by an adapter.
     """
 
     checkpoint: Checkpoint
     figures: Mapping[str, Figure]
     notes: tuple[str, ...] = ()
     coded: CodedRows | None = None
+    low_rank: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
 
 
 class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
