@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""Measures every pass beside plain quantisation with an importance matrix: one table a model.
+
+    .venv/bin/python tools/bench_passes.py MODEL --calibration TEXT --text EVAL [--rows REGEX] [--json OUT]
+
+Columns: bytes of the GGUF (with its adapter), bytes of the archive, perplexity, mean KL, top-1 agreement, seconds of
+passes and export, peak memory. All candidates are scored by llama.cpp on the same text, against the model in torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from edgepack.edge.validate import Validation
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a target and the passes before it."""
+
+    label: str
+    target: str
+    passes: tuple[str, ...] = ()
+    importance: bool = True
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a row gave."""
+
+    label: str
+    gguf_bytes: int
+    archive_bytes: int
+    perplexity: float
+    mean_kl: float
+    top1: float
+    seconds: float
+    peak_memory: int
+    notes: str
+
+
+def rows() -> list[Row]:
+    """Every line, baselines first."""
+    plain = [Row(f"{target}, no imatrix", target, (), False) for target in ("q4_k_m", "q3_k_m")]
+    plain += [Row(f"{target}, imatrix", target) for target in ("q8_0", "q5_k_m", "q4_k_m", "q3_k_l", "q3_k_m", "q2_k")]
+    pruned = [
+        Row(f"{level:.0%} {name} → q8_0", "q8_0", (f"prune:{settings},sparsity={level}",), False)
+        for level in (0.5, 0.6, 0.65, 0.7)
+        for name, settings in (
+            ("magnitude (row)", "method=magnitude"),
+            ("Wanda (row)", "method=wanda"),
+            ("magnitude (layer)", "method=magnitude,compare=layer"),
+            ("Wanda (layer)", "method=wanda,compare=layer"),
+            ("SparseGPT", "method=sparsegpt"),
+        )
+    ]
+    pruned += [
+        Row("2:4 SparseGPT → q8_0", "q8_0", ("prune:method=sparsegpt,pattern=2:4",), False),
+        Row("60% SparseGPT OWL → q8_0", "q8_0", ("prune:method=sparsegpt,sparsity=0.6,allocation=owl",), False),
+        Row("1 layer dropped → q8_0", "q8_0", ("prune:method=layers,layers=1",), False),
+    ]
+    rounded = []
+    for target in ("q4_k_m", "q3_k_m"):
+        rounded += [
+            Row(f"AWQ → {target}, no imatrix", target, ("awq",), False),
+            Row(f"AWQ → {target}, imatrix", target, ("awq",)),
+            Row(f"AWQ scales, no clip → {target}, imatrix", target, ("awq:clip=false",)),
+            Row(f"AWQ search-bits 1 → {target}, imatrix", target, ("awq:search_bits=1",)),
+            Row(f"GPTQ → {target}, imatrix", target, ("gptq",)),
+            Row(f"AWQ scales + GPTQ → {target}, imatrix", target, ("awq:clip=false", "gptq")),
+        ]
+    rounded.append(Row("GPTQ → q2_k, imatrix", "q2_k", ("gptq",)))
+    corrected = [
+        Row(f"{target} + rank {rank} ({kind})", target, (f"lowrank:method=correction,rank={rank},covariance={kind}",))
+        for target in ("q2_k", "q3_k_s")
+        for rank, kind in ((8, "full"), (16, "full"), (32, "full"), (32, "diagonal"))
+    ]
+    corrected.append(Row("q3_k_s, imatrix", "q3_k_s"))
+    factorised = [
+        Row("plain SVD k = 9 → f16", "f16", ("lowrank:method=svd,rank=9",), False),
+        Row("plain SVD 95 % variance → f16", "f16", ("lowrank:method=svd,variance=0.95",), False),
+        Row("whitened SVD k = 9 → f16", "f16", ("lowrank:method=whitened,rank=9",), False),
+    ]
+    return [*plain, *pruned, *rounded, *corrected, *factorised]
+
+
+def reset_peak_memory() -> None:
+    """Start a new count of the peak resident size, where the system allows it (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        print("note: peak memory is that of the whole run here")
+
+
+def peak_memory() -> int:
+    """Bytes of the peak resident size."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(match[1]) if match else 0
+
+
+class Bench:
+    """Makes and scores one row after the other."""
+
+    def __init__(self, model: Path, calibration: Path, text: Path, *, sequences: int, length: int, chunks: int) -> None:
+        from edgepack.edge.scorer import Chunking
+        from edgepack.edge.scorer_torch import TorchScorer
+        from edgepack.export.checkpoint import open_checkpoint
+
+        self.checkpoint = open_checkpoint(model)
+        self.settings = {"text": str(calibration), "sequences": sequences, "length": length}
+        self.reference, self.text = TorchScorer(model), text.read_text(encoding="utf-8")
+        self.chunking = Chunking(min(length * 2, self.reference.context_limit), max_chunks=chunks)
+
+    def measure(self, row: Row, folder: Path) -> Measured:
+        """Run, write, pack and score one row."""
+        from edgepack.export.gguf_file import write_gguf
+        from edgepack.packaging.pack import pack_archive
+        from edgepack.quant.targets import find_target
+
+        from edgepack.pipeline_corrections import write_correction
+        from edgepack.pipeline_passes import RecipeOptions, prepare_export
+        from edgepack.recipe import inline_recipe
+
+        reset_peak_memory()
+        started = time.perf_counter()
+        recipe = inline_recipe(row.passes, {**self.settings, "importance": row.importance})
+        prepared = prepare_export(self.checkpoint, recipe, find_target(row.target), RecipeOptions(folder))
+        path, adapters = folder / "model.gguf", []
+        size = write_gguf(prepared.plan, path)
+        for step in prepared.corrections:
+            adapters.append(folder / "model-lora.gguf")
+            size += write_correction(prepared, step, path, adapters[-1])[0]
+        seconds, peak = time.perf_counter() - started, peak_memory()
+        packed = pack_archive(path, folder / "model.edgepack", include=adapters).bytes
+        found = self.score(path, tuple(adapters))
+        statistics = found.statistics
+        return Measured(
+            row.label, size, packed, math.exp(float(statistics.candidate_loss.mean)), float(statistics.divergence.mean),
+            float(statistics.agreement.mean), seconds, peak, _notes(prepared.figures),
+        )  # fmt: skip
+
+    def score(self, path: Path, adapters: tuple[Path, ...]) -> Validation:
+        """The file against the model in torch."""
+        from contextlib import closing
+
+        from edgepack.edge.scorer_gguf import GGUFScorer
+        from edgepack.edge.validate import validate
+
+        with closing(GGUFScorer(path, self.chunking.ctx, adapters=adapters)) as candidate:
+            return validate(self.reference, [candidate], self.text, self.chunking)[0]
+
+
+def _notes(figures: Iterable[Mapping[str, float | int | str]]) -> str:
+    """Measured figures of the passes that a reader may want beside the columns."""
+    wanted = ("sparsity", "kept_variance", "mean_error_ratio", "dropped", "greatest_rank")
+    kept = [(key, value) for values in figures for key, value in values.items() if key in wanted]
+    return ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in kept)
+
+
+def print_row(found: Measured) -> None:
+    """One line of the table."""
+    sizes = f"{found.gguf_bytes:,} | {found.archive_bytes:,}"
+    fidelity = f"{found.perplexity:.3f} | {found.mean_kl:.5f} | {found.top1:.4f}"
+    cost = f"{found.seconds:.1f} | {found.peak_memory / 1e6:.0f}"
+    print(f"| {found.label} | {sizes} | {fidelity} | {cost} | {found.notes} |", flush=True)
+
+
+def main() -> None:
+    """Parse options, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--rows", default="", help="only rows whose label matches this regular expression")
+    parser.add_argument("--sequences", type=int, default=48)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--chunks", type=int, default=16, help="of the text that is scored")
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    options = parser.parse_args()
+    sizes = {"sequences": options.sequences, "length": options.length, "chunks": options.chunks}
+    bench = Bench(options.model, options.calibration, options.text, **sizes)
+    tokens = f"{options.sequences} × {options.length} calibration tokens"
+    scored = f"{options.chunks} chunks of {bench.chunking.ctx} tokens of {options.text.name} scored"
+    print(f"{options.model.name}: {tokens}, {scored}")
+    columns = ["pass and setting", "GGUF bytes", "archive bytes", "perplexity", "mean KL", "top-1"]
+    columns += "seconds", "peak MB", "measured"
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|")
+    found = []
+    for row in rows():
+        if re.search(options.rows, row.label):
+            with tempfile.TemporaryDirectory() as folder:
+                found.append(bench.measure(row, Path(folder)))
+            print_row(found[-1])
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in found], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
