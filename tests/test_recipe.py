@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import RecipeError
@@ -119,6 +119,7 @@ def test_patterns_keep_n_of_m(pattern: str, expected: tuple[int, int]) -> None:
     assert pattern_group(pattern) == expected
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.sampled_from(sorted(SETTINGS)), st.text(max_size=12), st.one_of(st.integers(), st.text(max_size=5)))
 def test_no_key_and_no_value_gives_anything_but_a_recipe_or_its_error(name: str, key: str, value: object) -> None:
     escaped = '"' + key.encode("unicode_escape").decode().replace('"', '\\"').replace("\\x", "\\u00") + '"'
