@@ -46,7 +46,7 @@ def command(model: Path, target: str | None, *, as_json: bool, **options: Any) -
 def _export_variant(model: Path, target: str, *, as_json: bool, **options: Any) -> None:
     from edgepack.cli.export_variant import export_variant
 
-    taken = ("output", "pre", "tensor_codecs", "skip_harmful", "dry_run", "threads")
+    taken = ("output", "pre", "imatrix", "calibration", "tensor_codecs", "skip_harmful", "pack", "dry_run", "threads")
     left = sorted(
         name for name, value in options.items() if name not in taken and value not in (None, False, (), "merge")
     )

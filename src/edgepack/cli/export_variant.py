@@ -1,10 +1,9 @@
-"""`edgepack export --target edge-…`: a checkpoint becomes a GGUF of the variant; the work is `export.variant`'s."""
+"""`edgepack export --target edge-…`: a checkpoint becomes a GGUF of the variant; `pipeline_variant` does the work."""
 
 from __future__ import annotations
 
 import time
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,44 +12,36 @@ from edgepack.cli.output import note, print_json, terminal_progress
 from edgepack.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgepack.export.variant import CodedReport, VariantPlan
 
 
-def export_variant(
-    model: Path,
-    target: str,
-    output: Path | None,
-    *,
-    pre: str | None,
-    tensor_codecs: tuple[str, ...],
-    skip_harmful: bool,
-    dry_run: bool,
-    threads: int | None,
-    as_json: bool,
-) -> None:
-    """Code MODEL's matrices and say what each stage of each codec gave."""
-    from edgepack.atomic_file import check_output
-    from edgepack.export.mapped_model import open_model
-    from edgepack.export.naming import file_name
-    from edgepack.export.variant import parse_tensor_codecs, plan_variant, write_variant
-    from edgepack.quant.codecs.targets import find_edge_target
+def export_variant(model: Path, target: str, *, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Code MODEL's matrices and say what each stage of each codec gave.
+
+    Args:
+        model: a Hugging Face folder or a GGUF.
+        target: such as `edge-seedlm4`.
+        dry_run: only say which matrix would get which codec.
+        as_json: print one JSON object.
+        options: the other fields of `VariantRequest`.
+    """
+    from edgepack.pipeline_variant import VariantRequest, prepare_variant, write_prepared
 
     started = time.monotonic()
-    chosen = find_edge_target(target)
-    plan = plan_variant(open_model(model, pre=pre), chosen, parse_tensor_codecs(tensor_codecs))
-    path = output or Path(file_name(plan.metadata, f"edge-{chosen.name}".replace(":", "-")))
-    check_output(path)
+    prepared = prepare_variant(VariantRequest(model, target, **options))
     if dry_run:
-        _report_plan(plan, path, target, as_json=as_json)
+        _report_plan(prepared.plan, prepared.path, target, as_json=as_json)
         return
-    size, reports = write_variant(plan, path, skip_harmful=skip_harmful, threads=threads, progress=terminal_progress)
+    size, reports = write_prepared(prepared, terminal_progress)
     seconds = time.monotonic() - started
     if as_json:
-        result = {"output": str(path), "bytes": size, "seconds": round(seconds, 3), "target": target}
+        result = {"output": str(prepared.path), "bytes": size, "seconds": round(seconds, 3), "target": target}
         print_json({**result, "tensors": [_json(report) for report in reports]})
         return
     _print_stages(reports)
-    note(f"{path}: {format_size(size)} as {target}, in {format_duration(seconds)}")
+    note(f"{prepared.path}: {format_size(size)} as {target}, in {format_duration(seconds)}")
 
 
 def _report_plan(plan: VariantPlan, path: Path, target: str, *, as_json: bool) -> None:
