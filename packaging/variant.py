@@ -151,6 +151,8 @@ def read_variant(header: GGUFHeader) -> Variant:
         CodecError: made by a newer edgepack, or a description that contradicts itself or the file.
     """
     version = header.get(VERSION_KEY)
+    if version is None:
+        raise CodecError(f"{header.path}: not of the variant: it has no '{VERSION_KEY}'")
     if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= VERSION:
         raise CodecError(f"{header.path}: made by a newer edgepack: variant version {version!r}, known up to {VERSION}")
     names = header.get(TENSORS_KEY)

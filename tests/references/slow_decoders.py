@@ -19,7 +19,7 @@ def stream(array: np.ndarray[Any, Any], bits: int, index: int) -> int:
 
 def seedlm(encoded: Encoded) -> list[float]:
     c, p, k = (int(encoded.parameters[key]) for key in ("block", "coefficients", "register_bits"))
-    taps = {16: (0, 1, 3, 12), 8: (0, 2, 3, 4), 5: (0, 2)}[k]
+    taps = {16: (0, 1, 3, 12), 8: (0, 2, 3, 4), 7: (0, 1), 5: (0, 2)}[k]
     weights: list[float] = []
     for block in range(-(-encoded.shape[0] * encoded.shape[1] // c)):
         state = stream(encoded.components["seeds"], k, block)

@@ -1,0 +1,74 @@
+"""Files of every version of the variant decode for ever to the same floats, and as the document says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from edgepack.edge.native import plan_native, write_native
+from edgepack.packaging.variant import VERSION, read_variant
+from edgepack.quant.codecs.codec import Encoded
+from edgepack.quant.codecs.registry import CODECS, codec_class
+from references import slow_decoders
+
+from edgepack.gguf.reader import read_header
+from edgepack.gguf.types import GGMLType
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests/golden/variant"
+DIGESTS = json.loads((GOLDEN / "digests.json").read_text())
+DOCUMENT = (ROOT / "packaging/VARIANT.md").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(DIGESTS))
+def test_golden_files_decode_to_the_same_bytes(name: str, tmp_path: Path) -> None:
+    write_native(plan_native(GOLDEN / name, GGMLType.F32), tmp_path / "plain.gguf")
+    assert hashlib.sha256((tmp_path / "plain.gguf").read_bytes()).hexdigest() == DIGESTS[name]
+
+
+@pytest.mark.parametrize("name", sorted(DIGESTS))
+def test_golden_files_decode_as_a_slow_reading_of_the_document(name: str, tmp_path: Path) -> None:
+    variant = read_variant(read_header(GOLDEN / name))
+    write_native(plan_native(GOLDEN / name, GGMLType.F32), tmp_path / "plain.gguf")
+    header = read_header(tmp_path / "plain.gguf")
+    for tensor in variant.coded:
+        expected = np.zeros(tensor.matrix_shape[0] * tensor.matrix_shape[1])
+        for stage in tensor.stages:
+            dtypes = {
+                GGMLType.I8: "u1",
+                GGMLType.I16: "<u2",
+                GGMLType.I32: "<i4",
+                GGMLType.F16: "<f2",
+                GGMLType.F32: "<f4",
+            }
+            arrays = {
+                key: np.fromfile(
+                    GOLDEN / name, dtypes[info.type], info.shape[0], offset=variant.header.data_start + info.offset
+                )
+                for key, info in stage.components.items()
+            }
+            encoded = Encoded(stage.codec, stage.version, tensor.matrix_shape, stage.parameters, arrays)
+            expected += getattr(slow_decoders, stage.codec)(encoded)
+        entry = header.tensor(tensor.name)
+        got = np.fromfile(tmp_path / "plain.gguf", "<f4", expected.size, offset=header.data_start + entry.offset)
+        assert np.allclose(got, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_every_codec_has_a_golden_file_and_a_chapter() -> None:
+    for name in CODECS:
+        assert any(f"-{name}" in golden for golden in DIGESTS)
+        assert re.search(rf"^## `{name}`, version {codec_class(name).version}$", DOCUMENT, re.MULTILINE)
+    assert f"# The GGUF variant, version {VERSION}" in DOCUMENT
+
+
+def test_the_document_names_every_component_and_parameter() -> None:
+    for golden in DIGESTS:
+        for tensor in read_variant(read_header(GOLDEN / golden)).coded:
+            for stage in tensor.stages:
+                chapter = DOCUMENT.split(f"## `{stage.codec}`")[1].split("\n## ")[0]
+                for word in (*stage.parameters, *stage.components):
+                    assert f"`{word}`" in chapter, f"{stage.codec}: `{word}` is not in VARIANT.md"

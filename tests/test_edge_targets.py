@@ -1,0 +1,110 @@
+"""The commands that make, run and decode a variant, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from edgepack.cli import run as edgepack
+from edgepack.gguf.reader import read_header
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert edgepack([*map(str, arguments), "--json"]) == 0
+    parsed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return parsed
+
+
+@pytest.mark.slow
+def test_a_variant_is_exported_packed_run_and_decoded(
+    books: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, archive = tmp_path / "books.gguf", tmp_path / "books.edgepack"
+    exported = call(capsys, "export", books, "--target", "edge-nf4", "-o", file)
+    assert exported["bytes"] == file.stat().st_size
+    coded = [tensor for tensor in exported["tensors"] if tensor["stages"]]
+    assert {tensor["type"] for tensor in coded} == {"nf4"}
+    assert all(0 < tensor["error"] < 0.02 for tensor in coded)
+    call(capsys, "pack", file, "-o", archive)
+    prompt = ("--prompt", "It was a dark", "--max-tokens", 6, "--temperature", 0)
+    texts = {call(capsys, "run", path, *prompt)["text"] for path in (file, archive, file)}
+    assert len(texts) == 1
+    assert texts.pop().strip()
+    call(capsys, "unpack", archive, "-o", tmp_path / "back.gguf")
+    assert (tmp_path / "back.gguf").read_bytes() == file.read_bytes()
+    decoded = [call(capsys, "unpack", "--native", path, "-o", tmp_path / "n.gguf") for path in (file, archive)]
+    assert decoded[0]["sha256"] == decoded[1]["sha256"]
+    wide = call(capsys, "unpack", "--native-type", "q8_0", file, "-o", tmp_path / "wide.gguf")
+    assert wide["bytes"] == (tmp_path / "wide.gguf").stat().st_size
+    assert read_header(tmp_path / "wide.gguf").tensor("blk.0.attn_q.weight").type.name == "Q8_0"
+
+
+def test_a_variant_is_decoded_once(books: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "books.gguf"
+    call(capsys, "export", books, "--target", "edge-ternary", "-o", file)
+    prompt = ("--prompt", "It", "--max-tokens", 1, "--temperature", 0)
+    call(capsys, "run", file, *prompt)
+    entries = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache/models").glob("*.gguf")}
+    assert len(entries) == 1
+    call(capsys, "run", file, *prompt)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache/models").glob("*.gguf")} == entries
+    next(iter(entries)).write_bytes(b"damaged")
+    call(capsys, "run", file, *prompt)
+    assert next(iter(entries)).stat().st_size > 1_000_000
+
+
+def test_mixed_codecs_and_chains_are_reported_by_stage(
+    books: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported = call(
+        capsys, "export", books, "--target", "edge-nf4+ternary", "-o", tmp_path / "m.gguf",
+        "--tensor-codec", "ffn_.*=ternary", "--skip-harmful",
+    )  # fmt: skip
+    types = {tensor["name"]: tensor for tensor in exported["tensors"]}
+    assert types["blk.0.ffn_down.weight"]["type"] == "ternary"
+    stages = types["blk.0.attn_q.weight"]["stages"]
+    assert [stage["codec"] for stage in stages] == ["nf4", "ternary"]
+    assert stages[0]["error"] == stages[1]["error_before"]
+    assert types["output_norm.weight"]["type"] == "F32"
+
+
+def test_a_dry_run_writes_nothing(books: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planned = call(capsys, "export", books, "--target", "edge-vptq3", "-o", tmp_path / "m.gguf", "--dry-run")
+    assert {tensor["type"] for tensor in planned["tensors"]} == {"vptq3", "F32"}
+    assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--target", "edge-seedlm5"), 2, "did you mean 'seedlm"),
+        (("--target", "edge-nf4:speed=9"), 2, "unknown option"),
+        (("--target", "edge-nf4", "--tensor-codec", "attn"), 2, "expected REGEX=CODEC"),
+        (("--target", "edge-nf4", "--tensor-type", "attn=q8_0"), 2, "expected a gguf target"),
+        (("--target", "gguf-q8", "--skip-harmful"), 2, "need an edge target"),
+        (("--target", "edge-nf4", "-o", "/nowhere/x.gguf"), 2, "does not exist"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    books: Path, arguments: tuple[str, ...], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert edgepack(["export", str(books), *arguments]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_plain_gguf_is_not_decoded(books: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(capsys, "export", books, "--target", "gguf-q8", "-o", tmp_path / "plain.gguf")
+    assert edgepack(["unpack", "--native", str(tmp_path / "plain.gguf"), "-o", str(tmp_path / "n.gguf")]) == 13
+    assert "not of the variant" in capsys.readouterr().err
