@@ -75,6 +75,7 @@ class JinjaTemplate:
         self._special = special or SpecialTokens()
         self._label = label
         self._worker: _Worker | None = None
+        self._lock = threading.Lock()  # the worker is asked one thing at a time, a server asks from several threads
 
     def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
         """As `ChatTemplate.render`."""
@@ -85,11 +86,13 @@ class JinjaTemplate:
             "eos_token": self._special.eos,
             "tools": None,
         }
-        if self._worker is None:
-            self._worker = _Worker()
-        answer = self._worker.ask({"template": self._source, "variables": variables}, _RENDER_SECONDS)
+        with self._lock:
+            if self._worker is None:
+                self._worker = _Worker()
+            answer = self._worker.ask({"template": self._source, "variables": variables}, _RENDER_SECONDS)
+            if answer is None:
+                self.close()
         if answer is None:
-            self.close()
             raise TemplateError(f"{self._label}: it does not end within {_RENDER_SECONDS:.0f} s or uses up the memory")
         if "error" in answer:
             raise TemplateError(f"{self._label}: {answer['error']}")

@@ -16,11 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from edgepack.edge.cache_folder import cache_folder
 from edgepack.edge.cpu_threads import best_threads
 from edgepack.edge.devices import cpu_name
+from edgepack.edge.evaluation_time import evaluation_seconds
 from edgepack.edge.runtime import LoadedModel
-from edgepack.edge.runtime_options import RuntimeOptions, SamplingOptions
+from edgepack.edge.runtime_options import RuntimeOptions
 
 from edgepack.atomic_file import atomic_output
 from edgepack.gguf.types import Value, ValueType, string, u32
@@ -124,20 +126,14 @@ def _time_twin(header: GGUFHeader, shape: ModelShape, layers: int, threads: int)
 
 
 def _seconds_per_token(model: LoadedModel, count: int) -> float:
-    """The median over rounds of `count` tokens; the first token of each round evaluates the prompt and is left out."""
+    """The median over rounds of `count` single tokens, fewer where one round alone would take too long."""
+    tokens = [np.zeros(1, np.int32)] * count
+    first = evaluation_seconds(model, tokens[:4]) / 4  # a warm-up, and a first idea
+    tokens = tokens[: max(4, min(count, int(_TIMED_SECONDS / first)))]
     rounds: list[float] = []
     began = time.perf_counter()
     while not rounds or (time.perf_counter() - began < _TIMED_SECONDS and len(rounds) < 9):
-        model.clear()
-        tokens = model.generate([0], SamplingOptions(temperature=0), count)
-        next(tokens)
-        start = time.perf_counter()
-        done, elapsed = 0, 0.0
-        for _token in tokens:
-            done, elapsed = done + 1, time.perf_counter() - start
-            if elapsed > _TIMED_SECONDS:
-                break
-        rounds.append(elapsed / max(done, 1))
+        rounds.append(evaluation_seconds(model, tokens) / len(tokens))
     return sorted(rounds)[len(rounds) // 2]
 
 

@@ -109,6 +109,11 @@ class LoadedModel:
         return int(self._c.llama_model_n_ctx_train(self._model))
 
     @property
+    def threads(self) -> int:
+        """Threads that generation uses."""
+        return int(self._c.llama_n_threads(self._context))
+
+    @property
     def n_vocab(self) -> int:
         """Tokens in the vocabulary: the width of a row of logits."""
         return self.vocabulary.size
@@ -201,6 +206,18 @@ class LoadedModel:
         for start in range(kept, len(ids), self.options.n_batch):
             self._decode(ids[start : start + self.options.n_batch])
         return len(ids) - kept
+
+    def extend(self, token_ids: Sequence[int] | NDArray[np.integer[Any]]) -> None:
+        """Evaluate tokens after those in the KV cache.
+
+        Raises:
+            UsageError: no token, or an id outside the vocabulary.
+            ModelRuntimeError: they do not fit.
+        """
+        ids = self._checked_ids(token_ids)
+        for start in range(0, len(ids), self.options.n_batch):
+            self._decode(ids[start : start + self.options.n_batch])
+        self._c.llama_synchronize(self._context)
 
     def generate(
         self,

@@ -34,10 +34,14 @@ _RANGES: dict[str, tuple[int, int]] = {
     "rope.dimension_count": (0, 2**16),
     "expert_count": (0, _MAX_EXPERTS),
     "expert_used_count": (0, _MAX_EXPERTS),
+    "expert_group_count": (0, _MAX_EXPERTS),
+    "expert_group_used_count": (0, _MAX_EXPERTS),
+    "nextn_predict_layers": (0, 8),
     "vocab_size": (0, 2**24),
 }
 # Per-layer lists are allowed for these (as many values as layers), a single number for all.
 _PER_LAYER = {"feed_forward_length", "attention.head_count", "attention.head_count_kv"}
+_ROPE_SCALING = ("none", "linear", "yarn", "longrope")  # LLAMA_ROPE_SCALING_TYPES; llama.cpp aborts on others
 _REQUIRED = ("block_count", "context_length", "embedding_length")
 _FINITE = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon", "rope.freq_base", "attention.scale")
 _PER_TOKEN = ("tokenizer.ggml.scores", "tokenizer.ggml.token_type")
@@ -90,6 +94,8 @@ def check_runnable(header: GGUFHeader) -> None:
         if value is not None and not (isinstance(value, (int, float)) and isfinite(value)):
             raise GGUFError(f"{header.path}: {architecture}.{name}: expected a finite number, got {value!r:.80}")
     _check_heads(header, architecture)
+    _check_experts(header, architecture)
+    _check_rope(header, architecture)
     _check_layers(header, int(header.get(f"{architecture}.block_count")))
     _check_vocabulary(header)
 
@@ -118,6 +124,25 @@ def _check_heads(header: GGUFHeader, architecture: str) -> None:
             raise GGUFError(f"{header.path}: attention.{key}: expected {layers} values, got {len(value)}")
     if _is_count(heads) and _is_count(kv_heads) and kv_heads and heads % kv_heads:
         raise GGUFError(f"{header.path}: attention.head_count {heads} is not a multiple of head_count_kv {kv_heads}")
+
+
+def _check_experts(header: GGUFHeader, architecture: str) -> None:
+    """What llama.cpp asserts of experts and their groups (load_hparams in src/llama-model.cpp): it would abort."""
+    experts, used, groups, groups_used = (
+        header.get(f"{architecture}.{name}", 0)
+        for name in ("expert_count", "expert_used_count", "expert_group_count", "expert_group_used_count")
+    )
+    if used > experts or (experts and not used):
+        raise GGUFError(f"{header.path}: expert_used_count: expected 1 to {experts}, got {used}")
+    split = groups <= 1 or (experts % groups == 0 and 0 < groups_used < groups)
+    if groups and (groups >= experts or not split):
+        raise GGUFError(f"{header.path}: expert_group_count: {groups} groups do not divide {experts} experts")
+
+
+def _check_rope(header: GGUFHeader, architecture: str) -> None:
+    scaling = header.get(f"{architecture}.rope.scaling.type", "none")
+    if scaling not in _ROPE_SCALING:
+        raise GGUFError(f"{header.path}: rope.scaling.type: expected one of {_ROPE_SCALING}, got {scaling!r:.80}")
 
 
 def _check_layers(header: GGUFHeader, layers: int) -> None:

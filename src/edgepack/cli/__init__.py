@@ -32,8 +32,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "patch": ("patch", "the next version of a file from the old one and a patch"),
     "run": ("run", "one completion, or a chat with the model"),
     "serve": ("serve", "an OpenAI-compatible server and a chat page on this machine"),
+    "embed": ("embed", "embeddings of texts"),
+    "bench": ("bench", "tokens per second, as llama-bench defines them"),
     "fit": ("fit", "what fits on a device, and how fast it would be"),
     "cache": ("cache", "what is installed on this machine"),
+    "doctor": ("doctor", "what this machine has and what will run on it"),
 }
 
 

@@ -1,0 +1,72 @@
+"""`edgepack bench`: tokens per second as llama-bench defines them; measured in `edge.bench`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgepack.cli.model_options import open_wish, opening_options, prepared
+from edgepack.cli.output import json_option, note, print_json
+from edgepack.quantities import format_size
+
+if TYPE_CHECKING:
+    from edgepack.edge.bench import BenchResult, Speed
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--repetitions", "-r", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option("--n-prompt", "-p", type=click.IntRange(min=1), default=512, show_default=True, help="Tokens of pp.")
+@click.option("--n-gen", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens of tg.")
+@click.option("--compare", is_flag=True, help="Print the previous result of this model on this device beside it.")
+@opening_options
+@json_option
+def command(file: Path, **values: Any) -> None:
+    """Time prompt processing (pp) and generation (tg) of the model in FILE, a GGUF or an archive."""
+    from edgepack.edge.bench import append_result, earlier_result, measure
+    from edgepack.edge.opening import running_device, runtime_options
+
+    source = prepared(file, values)
+    options = runtime_options(source.header, open_wish(source, values))
+    options = replace(options, n_ctx=max(values["n_prompt"], values["n_gen"]) + 1)
+    device = running_device(values["device"]).name
+    result = measure(
+        source.path, options, device, repetitions=values["repetitions"],
+        n_prompt=values["n_prompt"], n_generate=values["n_gen"], name=file.name,
+    )  # fmt: skip
+    append_result(result)
+    earlier = earlier_result(result) if values["compare"] else None
+    if values["as_json"]:
+        print_json({**asdict(result), "earlier": None if earlier is None else asdict(earlier)})
+        return
+    _print(result, earlier, compare=values["compare"])
+
+
+def _print(result: BenchResult, earlier: BenchResult | None, *, compare: bool) -> None:
+    columns = ["model", "size", "device", "threads", f"pp{result.pp.n} t/s", f"tg{result.tg.n} t/s"]
+    click.echo(f"| {' | '.join(columns)} |")
+    click.echo("|" + "---|" * len(columns))
+    click.echo(_row(result))
+    if earlier is not None:
+        click.echo(_row(earlier))
+        ratio = [result.pp.tokens_per_second / earlier.pp.tokens_per_second]
+        ratio.append(result.tg.tokens_per_second / earlier.tg.tokens_per_second)
+        click.echo(f"| now / before | | | | {ratio[0]:.2f} | {ratio[1]:.2f} |")
+    elif compare:
+        note("no earlier result of this model on this device")
+    note(
+        f"loaded in {result.load_seconds:.2f} s, first token of a prompt of {result.pp.n} after "
+        f"{result.first_token_seconds:.2f} s, peak memory {format_size(result.peak_memory_bytes)}; {result.llama_cpp}"
+    )
+
+
+def _row(result: BenchResult) -> str:
+    cells = [result.model, format_size(result.model_bytes), result.device, str(result.threads)]
+    return f"| {' | '.join([*cells, _speed(result.pp), _speed(result.tg)])} |"
+
+
+def _speed(speed: Speed) -> str:
+    return f"{speed.tokens_per_second:.1f} ({speed.least:.1f}–{speed.most:.1f})"
