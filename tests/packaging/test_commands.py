@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -94,6 +95,18 @@ def test_verify_tells_damage_by_its_place_and_exits_with_1(archive: Path, call: 
     assert "chunk" in err
 
 
+def test_a_gguf_is_inspected_and_its_structure_verified(gguf: Path, call: Any) -> None:
+    result = json_of(call("inspect", gguf, "--json", "--tensors"))
+    assert result["format_version"] == "GGUF 3"
+    assert result["members"][0]["sha256"] == hashlib.sha256(gguf.read_bytes()).hexdigest()
+    assert {"name": "blk.0.attn_v.weight", "type": "BF16", "bytes": 6600, "stored_bytes": 6600} in result["tensors"]
+    assert "Q5_K" in call("inspect", gguf)[1]
+    assert json_of(call("verify", gguf, "--json"))["ok"] is True
+    gguf.write_bytes(gguf.read_bytes()[:-1000])
+    assert "file ends after" in json_of(call("verify", gguf, "--json"), 1)["problems"][0]["what"]
+    assert call("inspect", gguf)[0] == 6
+
+
 def test_signatures_from_key_to_verdict(archive: Path, tmp_path: Path, call: Any) -> None:
     key, stranger = tmp_path / "key", tmp_path / "stranger"
     public = json_of(call("keygen", key, "--json"))["key"]
@@ -147,8 +160,8 @@ def test_mistakes_are_one_line_with_the_right_exit_code(gguf: Path, archive: Pat
         (("unpack", gguf), 7),
         (("unpack", archive, "-o", tmp_path / "absent" / "a"), 2),
         (("unpack", tmp_path / "absent"), 7),
-        (("inspect", gguf), 7),
-        (("verify", gguf), 1),
+        (("inspect", tmp_path / "LICENSE"), 7),
+        (("verify", tmp_path / "LICENSE"), 1),
         (("sign", archive, "--key", gguf), 2),
         (("diff", archive, tmp_path / "absent"), 2),
     ]

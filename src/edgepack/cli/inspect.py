@@ -1,4 +1,4 @@
-"""`edgepack inspect`: what an archive holds, read from its index; the values are `edgepack.packaging.inspection`'s."""
+"""`edgepack inspect`: what an archive or a GGUF holds; the values are `edgepack.packaging`'s."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgepack.cli.output import json_option, print_json
+from edgepack.cli.output import json_option, print_json, terminal_progress
 
 
 @click.command("inspect")
@@ -15,18 +15,25 @@ from edgepack.cli.output import json_option, print_json
 @click.option("--tensors", is_flag=True, help="List the tensors of the model too.")
 @json_option
 def command(file: Path, tensors: bool, as_json: bool) -> None:
-    """Show what the archive FILE holds and what each kind of stream gained; only its index is read."""
-    from edgepack.packaging.archive import open_archive
-    from edgepack.packaging.inspection import describe_archive, describe_tensors
-
-    with open_archive(file) as archive:
-        description = describe_archive(archive)
-        if tensors:
-            description["tensors"] = describe_tensors(archive, archive.main)
+    """Show what FILE (an archive or a GGUF) holds and what each kind of stream gained; an archive's index suffices."""
+    description = _describe(file, tensors)
     if as_json:
         print_json(description)
     else:
         _print(file, description)
+
+
+def _describe(file: Path, tensors: bool) -> dict[str, Any]:
+    from edgepack.packaging.archive import open_archive
+    from edgepack.packaging.inspection import describe_archive, describe_tensors
+    from edgepack.packaging.plain_gguf import describe_gguf, describe_gguf_tensors, is_gguf
+
+    if is_gguf(file):
+        description = describe_gguf(file, terminal_progress)
+        return description | ({"tensors": describe_gguf_tensors(file)} if tensors else {})
+    with open_archive(file) as archive:
+        description = describe_archive(archive)
+        return description | ({"tensors": describe_tensors(archive, archive.main)} if tensors else {})
 
 
 def _row(name: str, stored: int, plain: int, note: str = "") -> str:
@@ -37,8 +44,10 @@ def _row(name: str, stored: int, plain: int, note: str = "") -> str:
 
 
 def _print(file: Path, description: dict[str, Any]) -> None:
-    signed = "signed" if description["signed"] else "unsigned"
-    click.echo(f"{file}: format {description['format_version']}, {description['chunks']} chunks, {signed}")
+    facts = [f"format {description['format_version']}"]
+    if "chunks" in description:
+        facts += [f"{description['chunks']} chunks", "signed" if description["signed"] else "unsigned"]
+    click.echo(f"{file}: {', '.join(facts)}")
     click.echo(_row("in all", description["bytes"], description["original_bytes"]))
     click.echo("members")
     for member in description["members"]:

@@ -12,6 +12,7 @@ from edgepack.errors import IntegrityError
 
 if TYPE_CHECKING:
     from edgepack.packaging.signing import SignatureReport
+    from edgepack.packaging.verify import Problem
 
 
 @click.command("verify")
@@ -22,15 +23,11 @@ if TYPE_CHECKING:
 )
 @json_option
 def command(file: Path, deep: bool, trusted: tuple[Path, ...], as_json: bool) -> int:
-    """Check FILE (an archive): exit code 0 when it is whole, 1 with the damaged places named."""
-    from edgepack.packaging.signing import load_public_key
-    from edgepack.packaging.verify import Problem, verify_archive
+    """Check FILE (an archive): exit code 0 when it is whole, 1 with the damaged places named.
 
-    keys = [load_public_key(path) for path in trusted]
-    problems = list(verify_archive(file, deep=deep, progress=terminal_progress))
-    report = None if any(problem.where == "structure" for problem in problems) else _judge(file, keys)
-    if report is not None and (complaint := _complaint(report, required=bool(keys))):
-        problems.append(Problem("signature", complaint))
+    A GGUF carries no digests: of one, only the structure is checked.
+    """
+    problems, report = _check(file, deep, trusted)
     if as_json:
         signature = None if report is None else {"state": report.state.value, "keys": report.keys}
         listed = [{"where": problem.where, "what": problem.what} for problem in problems]
@@ -40,8 +37,24 @@ def command(file: Path, deep: bool, trusted: tuple[Path, ...], as_json: bool) ->
         note(f"{problem.where}: {problem.what}")
     if problems:
         raise IntegrityError(f"'{file}': {len(problems)} problem{'s' if len(problems) > 1 else ''}")
-    note(f"{file}: sound, {report.state.value if report else 'unsigned'}{_key_list(report)}")
+    note(f"{file}: sound, {report.state.value}{_key_list(report)}" if report else f"{file}: sound in its structure")
     return 0
+
+
+def _check(file: Path, deep: bool, trusted: tuple[Path, ...]) -> tuple[list[Problem], SignatureReport | None]:
+    from edgepack.packaging.plain_gguf import is_gguf, verify_gguf
+    from edgepack.packaging.signing import load_public_key
+    from edgepack.packaging.verify import Problem, verify_archive
+
+    keys = [load_public_key(path) for path in trusted]
+    if is_gguf(file):
+        unsigned = [Problem("signature", "a GGUF cannot be signed; pack it first")] if keys else []
+        return [*verify_gguf(file), *unsigned], None
+    problems = list(verify_archive(file, deep=deep, progress=terminal_progress))
+    report = None if any(problem.where == "structure" for problem in problems) else _judge(file, keys)
+    if report is not None and (complaint := _complaint(report, required=bool(keys))):
+        problems.append(Problem("signature", complaint))
+    return problems, report
 
 
 def _judge(file: Path, keys: list[bytes]) -> SignatureReport:
