@@ -11,12 +11,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import zstandard
 from edgepack.packaging import chunks, index, records
 from edgepack.packaging import format as archive_format
 from edgepack.packaging.contents import Chunk, Member, Segment, place_members
-from edgepack.packaging.format import FOOTER_BYTES, HEADER_BYTES, Role, unseal
+from edgepack.packaging.format import FOOTER_BYTES, HEADER_BYTES, Role
 from edgepack.packaging.parallel import ordered_map
+from edgepack.packaging.stored_dictionaries import StoredDictionaries
 from edgepack.packaging.streams import StreamDecoder
 
 from edgepack.errors import ArchiveError, IntegrityError, UsageError
@@ -59,7 +59,7 @@ class Archive:
         except BaseException:
             self.close()
             raise
-        self._decoder = StreamDecoder(_LazyDictionaries(self))
+        self._decoder = StreamDecoder(StoredDictionaries(self))
 
     def __enter__(self) -> Self:
         return self
@@ -239,40 +239,6 @@ class Archive:
         member = self.main if member is None else member
         end = next((segment.start for segment in member.segments if segment.entry.name), member.bytes)
         return parse_header(self.read_range(member, 0, end), self.path / member.name, member.bytes)
-
-
-class _LazyDictionaries:
-    """Dictionaries of an archive, read when first needed."""
-
-    def __init__(self, archive: Archive) -> None:
-        self._archive = archive
-        self._places = {entry.id: (offset, entry) for offset, entry in dictionary_places(archive.index)}
-
-    def __getitem__(self, identifier: int) -> zstandard.ZstdCompressionDict:
-        return zstandard.ZstdCompressionDict(read_dictionary(self._archive, *self._places[identifier]))
-
-
-def dictionary_places(tables: index.Index) -> Iterator[tuple[int, index.DictionaryEntry]]:
-    """(offset in the file, entry) of every dictionary."""
-    offset = HEADER_BYTES
-    for entry in tables.dictionaries:
-        yield offset, entry
-        offset += entry.record_bytes
-
-
-def read_dictionary(archive: Archive, offset: int, entry: index.DictionaryEntry) -> bytes:
-    """The content of a dictionary record.
-
-    Raises:
-        IntegrityError: the record is damaged or is not the index's.
-    """
-    record = archive.read_at(offset, entry.record_bytes)
-    where = f"dictionary {entry.id}"
-    body = unseal(record, where)
-    expected = records.encode_dictionary_head(entry.id, entry.kind, entry.record_bytes)
-    if record[-archive_format.DIGEST_BYTES :] != entry.digest or body[: len(expected)] != expected:
-        raise archive_format.damaged(where, len(record))
-    return bytes(body[len(expected) :])
 
 
 def _open_file(path: Path) -> int:

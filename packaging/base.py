@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.packaging.archive import Archive, dictionary_places, read_dictionary
 from edgepack.packaging.chunks import EncodedChunk
 from edgepack.packaging.dictionaries import Dictionary
 from edgepack.packaging.records import decode_chunk_head
+from edgepack.packaging.stored_dictionaries import dictionary_places, read_dictionary
 
 if TYPE_CHECKING:
+    from edgepack.packaging.archive import Archive
     from edgepack.packaging.contents import Chunk
     from edgepack.packaging.layouts import Layout
 

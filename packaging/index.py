@@ -18,7 +18,6 @@ from edgepack.packaging.format import (
     HEADER_BYTES,
     INDEX_HEAD,
     MAX_ATTRIBUTES_BYTES,
-    MAX_CHUNK_BYTES,
     MAX_STREAMS,
     MEMBER_ENTRY,
     MEMBER_OVERHEAD,
@@ -32,8 +31,8 @@ from edgepack.packaging.format import (
     seal,
     unseal,
 )
+from edgepack.packaging.index_sums import check_sums
 from edgepack.packaging.merkle import merkle_root
-from edgepack.packaging.records import encode_member
 
 from edgepack.errors import ArchiveError
 
@@ -207,7 +206,7 @@ def decode_index(record: bytes, index_offset: int) -> Index:
     )
     if names.left:
         raise ArchiveError(f"index: {names.left} bytes of names belong to nothing")
-    _check_sums(index, index_offset)
+    check_sums(index, index_offset)
     return index
 
 
@@ -243,48 +242,6 @@ def _parse_attributes(raw: bytes) -> dict[str, Any]:
     if not isinstance(attributes, dict):
         raise ArchiveError("index: attributes: expected a JSON object")
     return attributes
-
-
-def _check_sums(index: Index, index_offset: int) -> None:
-    """Chunks fill segments, segments fill members, records fill the file: each exactly."""
-    raw = index.chunks["raw_bytes"].astype(np.int64)
-    if raw.size and (int(raw.min()) == 0 or int(raw.max()) > MAX_CHUNK_BYTES):
-        raise ArchiveError(f"index: expected chunks of 1 to {MAX_CHUNK_BYTES} raw bytes")
-    _check_segments(index, raw)
-    _check_members(index)
-    end = HEADER_BYTES + sum(dictionary.record_bytes for dictionary in index.dictionaries)
-    end += sum(len(encode_member(m.role, m.name, m.n_bytes)) for m in index.members)
-    end += int(index.chunks["record_bytes"].astype(np.int64).sum())
-    if end != index_offset:
-        raise ArchiveError(f"index: its records end at {end}, the index begins at {index_offset}")
-
-
-def _check_segments(index: Index, raw: NDArray[np.int64]) -> None:
-    ends = np.concatenate([[0], np.cumsum(raw)])
-    first = 0
-    for number, segment in enumerate(index.segments):
-        last = first + segment.n_chunks
-        if last > len(raw) or segment.n_chunks == 0:
-            raise ArchiveError(f"index: segment {number} '{segment.name}': {segment.n_chunks} chunks are not there")
-        if int(ends[last] - ends[first]) != segment.n_bytes or segment.tensor_bytes > segment.n_bytes:
-            got = int(ends[last] - ends[first])
-            raise ArchiveError(f"index: segment {number} '{segment.name}': expected {segment.n_bytes} bytes, got {got}")
-        first = last
-    if first != len(raw):
-        raise ArchiveError(f"index: {len(raw) - first} chunks belong to no segment")
-
-
-def _check_members(index: Index) -> None:
-    first, names = 0, set()
-    for member in index.members:
-        last = first + member.n_segments
-        got = sum(segment.n_bytes for segment in index.segments[first:last])
-        if last > len(index.segments) or got != member.n_bytes:
-            raise ArchiveError(f"index: member '{member.name}': expected {member.n_bytes} bytes, got {got}")
-        first = last
-        names.add(member.name)
-    if first != len(index.segments) or len(names) != len(index.members):
-        raise ArchiveError("index: segments that belong to no member, or a member name that occurs twice")
 
 
 def check_roots(index: Index, header_digest: bytes) -> None:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgepack.packaging import records
-from edgepack.packaging.archive import Archive, dictionary_places, is_archive, open_archive
+from edgepack.packaging.archive import Archive, is_archive, open_archive
 from edgepack.packaging.format import HEADER_BYTES, sha256
 from edgepack.packaging.patch_format import FINGERPRINT_BYTES, MAX_PIECE_BYTES
 from edgepack.packaging.segments import plan_member
+from edgepack.packaging.stored_dictionaries import dictionary_places
 
 from edgepack.errors import UsageError
 

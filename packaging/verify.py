@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from edgepack.packaging import format as archive_format
 from edgepack.packaging import records
-from edgepack.packaging.archive import Archive, dictionary_places, open_archive, read_dictionary
+from edgepack.packaging.archive import Archive, open_archive
 from edgepack.packaging.format import sha256
 from edgepack.packaging.parallel import ordered_map
+from edgepack.packaging.stored_dictionaries import dictionary_places, read_dictionary
 
 from edgepack.errors import ArchiveError, IntegrityError
 from edgepack.progress import Progress, silent

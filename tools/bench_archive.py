@@ -3,6 +3,7 @@
     python tools/bench_archive.py                          the bundled model's types and a random model of 1 B
     python tools/bench_archive.py --parameters 300m --target q4_k
     python tools/bench_archive.py --gguf FILE.gguf …       these files only
+    python tools/bench_archive.py --update --parameters 300m    patches for a changed chat template
     python tools/bench_archive.py --memory 5               peak memory for 5 GB, in a file and through pipes
 
 Peers: `zstd -10 -T2 --long=27` and `xz -6 -T2` where the programs are installed, `zipnn` (for 16- and 32-bit
@@ -20,35 +21,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from edgepack.packaging import planes
+from archive_models import random_model, sparse_model
 from edgepack.packaging.archive import open_archive
-from edgepack.packaging.layouts import layout_of
+from field_entropy import entropy_bound
 
 from edgepack.gguf.reader import read_header
-from edgepack.gguf.types import GGMLType, TensorInfo, string, u32
-from edgepack.gguf.writer import GGUFWriter
+from edgepack.gguf.types import GGMLType
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from numpy.typing import NDArray
-
 BUNDLED = Path(__file__).resolve().parent.parent / "tests/data/books-llama-6m"
 BUNDLED_TARGETS = ("q4_0", "q8_0", "q4_k_m", "q5_k_m", "q6_k", "bf16")
-ROWS = 256  # quantised at once
 ZSTD = "zstd -10 -T2 --long=27"
-# Types whose quants stay joined in a byte: bits of one weight, so that the bound is over single weights.
-WEIGHT_BITS = {
-    GGMLType.Q4_0: 4, GGMLType.Q4_1: 4, GGMLType.IQ4_NL: 4, GGMLType.IQ4_XS: 4, GGMLType.MXFP4: 4, GGMLType.NVFP4: 4,
-    GGMLType.Q4_K: 4, GGMLType.Q3_K: 3, GGMLType.Q2_K: 2, GGMLType.TQ2_0: 2,
-}  # fmt: skip
 
 
 @dataclass
@@ -69,73 +59,6 @@ class Row:
             line += f"{statistics.median(self.pack) / statistics.median(zstd.pack):5.2f}, restore + SHA-256 "
             line += f"{statistics.median(self.unpack) / statistics.median(zstd.unpack):5.2f}"
         return f"{line}; {pack:5.0f} and {unpack:5.0f} MB/s"
-
-
-def entropy_bytes(counts: NDArray[np.int64]) -> float:
-    """Bytes that an ideal order-0 coder needs for symbols with these counts."""
-    counts = counts[counts > 0].astype(np.float64)
-    return float((counts * (np.log2(counts.sum()) - np.log2(counts))).sum() / 8)
-
-
-def entropy_bound(path: Path) -> float:
-    """Bytes of the tensors' fields at their order-0 entropy, one distribution for each field of each type."""
-    header = read_header(path)
-    counts: dict[tuple[GGMLType, str], NDArray[np.int64]] = {}
-    data = np.memmap(path, np.uint8, "r")
-    for tensor in header.tensors:
-        start, block_bytes = header.data_start + tensor.offset, tensor.type.block_bytes
-        for low in range(0, tensor.nbytes, step := block_bytes * 16384):
-            raw = data[start + low : start + min(low + step, tensor.nbytes)]
-            for name, symbols in _fields(tensor.type, raw):
-                key = (tensor.type, name)
-                counts[key] = counts.get(key, np.zeros(256, np.int64)) + np.bincount(symbols, minlength=256)
-    return sum(entropy_bytes(count) for count in counts.values())
-
-
-def _fields(kind: GGMLType, raw: NDArray[np.uint8]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """(name, symbols) of the fields of whole blocks, every weight a symbol of its own whatever the archive does."""
-    layout, blocks = layout_of(kind), raw.reshape(-1, kind.block_bytes)
-    for (number, _size), stream in zip(
-        planes.plane_sizes(layout, raw.size), planes.split(layout, raw.tobytes()), strict=True
-    ):
-        name = layout.planes[number].name
-        if kind is GGMLType.Q5_K and name == "highest bits":
-            continue
-        if kind is GGMLType.Q5_K and name == "quants":
-            nibbles = blocks[:, 48:].reshape(-1, 4, 1, 32) >> np.array([[0], [4]], np.uint8) & 15
-            highest = blocks[:, 16:48].reshape(-1, 1, 32) >> np.arange(8, dtype=np.uint8)[:, None] & 1
-            stream = (nibbles.reshape(-1, 8, 32) | highest << 4).ravel()
-        bits = WEIGHT_BITS.get(kind) if name == "quants" else None
-        yield name, stream if bits is None else _weights(bits, stream)
-
-
-def _weights(bits: int, quants: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Single weights of bytes (or symbols) that hold several."""
-    return np.concatenate([quants >> shift & (1 << bits) - 1 for shift in range(0, 8 - bits + 1, bits)])
-
-
-def random_model(path: Path, parameters: int, kind: GGMLType) -> Path:
-    """A GGUF of about `parameters` normally distributed weights, quantised to `kind`; rows differ in deviation."""
-    from edgepack.quant.codecs.ggml import quantize_rows
-
-    columns, rows = 2048, 8192
-    names = [f"blk.{number}.ffn_up.weight" for number in range(max(1, round(parameters / columns / rows)))]
-    tensors = [TensorInfo(name, (rows, columns), kind) for name in names]
-
-    def encode(piece: tuple[int, int]) -> bytes:
-        rng = np.random.default_rng(piece)
-        deviations = 0.02 * np.exp(rng.normal(0, 0.3, (ROWS, 1)))
-        weights = (rng.standard_normal((ROWS, columns), np.float32) * deviations).astype(np.float32)
-        return quantize_rows(kind, weights).tobytes()
-
-    with path.open("wb") as stream, ThreadPoolExecutor(2) as pool:
-        writer = GGUFWriter(stream, {"general.architecture": string("llama"), "llama.block_count": u32(1)}, tensors)
-        writer.write_header()
-        for number, tensor in enumerate(tensors):
-            for block in pool.map(encode, [(number, part) for part in range(rows // ROWS)]):
-                writer.write(tensor.name, block)
-        writer.close()
-    return path
 
 
 def bundled_models(folder: Path) -> Iterator[Path]:
@@ -230,19 +153,24 @@ def compare(path: Path, turns: int, xz_limit: int) -> None:
     print(f"  verify {verify:.0f} MB/s of the restored size, sha256sum of the file {sha:.0f} MB/s", flush=True)
 
 
-def sparse_model(path: Path, size: int) -> Path:
-    """A GGUF of about `size` bytes that takes little room on disk: every eighth tensor random, the others zeros."""
-    kind, columns, rows = GGMLType.Q5_K, 4096, 16384
-    count = max(1, size // (rows * kind.row_bytes(columns)))
-    tensors = [TensorInfo(f"blk.{number}.ffn_up.weight", (rows, columns), kind) for number in range(count)]
-    with path.open("wb") as stream:
-        writer = GGUFWriter(stream, {"general.architecture": string("llama"), "llama.block_count": u32(1)}, tensors)
-        writer.write_header()
-        for number, tensor in enumerate(writer.tensors[::8]):
-            stream.seek(writer.data_start + tensor.offset)
-            stream.write(np.random.default_rng(number).bytes(tensor.nbytes))
-        stream.truncate(writer.total_bytes)
-    return path
+def measure_update(parameters: int, kind: GGMLType, folder: Path) -> None:
+    """Print what a changed chat template costs: patches between GGUFs, between archives, and with --base."""
+    old, new = folder / "old.gguf", folder / "new.gguf"
+    random_model(old, parameters, kind, vocabulary=128_000)
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}" * 40
+    random_model(new, parameters, kind, template, vocabulary=128_000)
+    before, after, based = (folder / f"{name}.edgepack" for name in ("old", "new", "based"))
+    command = [sys.executable, "-m", "edgepack"]
+    _run([*command, "pack", str(old), "-o", str(before), "--level", "6"])
+    _run([*command, "pack", str(new), "-o", str(after), "--level", "6"])
+    _run([*command, "pack", str(new), "-o", str(based), "--base", str(before)])
+    print(f"another chat template in a model of {format_size(old.stat().st_size)} with 128,000 tokens")
+    for name, pair in {"GGUF": (old, new), "archive": (before, after), "archive, --base": (before, based)}.items():
+        seconds = _run([*command, "diff", str(pair[0]), str(pair[1]), "-o", str(folder / "p.edgepatch")])
+        applied = _run([*command, "patch", str(pair[0]), str(folder / "p.edgepatch"), "-o", str(folder / "patched")])
+        _run(["cmp", str(folder / "patched"), str(pair[1])])
+        size = format_size((folder / "p.edgepatch").stat().st_size)
+        print(f"  {name:16} patch of {size:>8}, made in {seconds:.1f} s, applied and verified in {applied:.1f} s")
 
 
 _PEAK = (
@@ -292,11 +220,15 @@ def main() -> None:
     parser.add_argument("--target", default="q5_k", help="the random model's type; q5_k")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--xz-limit", type=int, default=64 << 20, help="xz runs only on files up to so many bytes")
+    parser.add_argument("--update", action="store_true", help="only what a changed chat template costs")
     parser.add_argument("--memory", type=float, metavar="GB", help="only the peak memory for a file of so many GB")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.memory:
             measure_memory(round(arguments.memory * 1e9), Path(scratch))
+            return
+        if arguments.update:
+            measure_update(arguments.parameters, GGMLType[arguments.target.upper()], Path(scratch))
             return
         if arguments.gguf:
             for path in arguments.gguf:
