@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect", "what an archive holds"),
     "validate": ("validate", "how faithfully a file says what its original says"),
     "compare": ("compare", "several files against one original: size against divergence"),
+    "evaluate": ("evaluate", "tasks with right answers, the original and the file side by side"),
     "certify": ("certify", "a file measured, and the proof put inside it"),
     "extract": ("extract", "members or single tensors out of an archive"),
     "keygen": ("keygen", "a key to sign archives with"),

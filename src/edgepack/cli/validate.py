@@ -99,9 +99,15 @@ def command(
     _print(run, gates, as_json=as_json)
     if found.passed(gates):
         return 0
-    if _is_quick(reference) if suggest is None else suggest:
+    if _may_help(run.candidates[0]) and (_is_quick(reference) if suggest is None else suggest):
         _suggest(run.candidates[0].bytes, reference, text_path, gates, ScoringOptions(**scoring))
     return CheckFailedError.exit_code
+
+
+def _may_help(candidate: Candidate) -> bool:
+    """Whether a larger type could pass where this file failed: not when something else than precision is wrong."""
+    broken = candidate.findings is not None and candidate.findings.suspicions
+    return candidate.validation.tokens_differ is None and not broken
 
 
 def _is_quick(reference: Path) -> bool:

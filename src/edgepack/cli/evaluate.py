@@ -1,0 +1,67 @@
+"""`edgepack evaluate`: tasks with right answers, the original and the file side by side."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgepack.cli.output import json_option, note, print_json, terminal_progress
+
+if TYPE_CHECKING:
+    from edgepack.edge.tasks import Comparison
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command("evaluate")
+@click.argument("candidate", type=_PATH)
+@click.option("--reference", type=_PATH, required=True, help="The original: a Hugging Face folder or a GGUF.")
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    required=True,
+    metavar="JSONL|NAME",
+    help="A local file of items, or a task of lm-evaluation-harness where that is installed; repeatable.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Only the first N items.")
+@click.option("--ctx", type=click.IntRange(8), default=512, show_default=True, help="The longest item, in tokens.")
+@click.option("--threads", type=int, default=0, help="Cores in all; default every core.")
+@json_option
+def command(
+    candidate: Path,
+    reference: Path,
+    tasks: tuple[str, ...],
+    limit: int | None,
+    ctx: int,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Answer the same items with CANDIDATE and its original; count flips, judge them by McNemar's test."""
+    from edgepack.pipeline_evaluate import evaluate
+    from edgepack.pipeline_fidelity import ScoringOptions
+
+    options = ScoringOptions(ctx=ctx, threads=threads)
+    found = evaluate(candidate, reference, tasks, options, limit, terminal_progress)
+    if as_json:
+        print_json({"tasks": {task: _measures(measures) for task, measures in found.items()}})
+        return
+    for task, measures in found.items():
+        for measure, compared in measures.items():
+            _print(task, measure, compared)
+
+
+def _measures(measures: dict[str, Comparison]) -> dict[str, Any]:
+    return {measure: asdict(compared) for measure, compared in measures.items()}
+
+
+def _print(task: str, measure: str, compared: Comparison) -> None:
+    click.echo(
+        f"{task} {measure}: original {100 * compared.reference:.1f} %, file {100 * compared.candidate:.1f} % of "
+        f"{compared.items}; {compared.lost} lost, {compared.gained} gained, McNemar p = {compared.p_value:.2g}"
+    )
+    if compared.p_value < 0.05:
+        note(f"{task} {measure}: the two differ by more than chance")
