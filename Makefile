@@ -22,8 +22,9 @@ typecheck: $(VENV)/.installed
 	@ln -s $(CURDIR)/src/edgepack/* $(CURDIR)/export $(CURDIR)/quant $(CURDIR)/packaging $(CURDIR)/edge build/typed/edgepack/
 	$(BIN)/mypy
 
+# Two workers share two cores: OpenMP threads that spin while they wait would slow each other down tenfold.
 pytest: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 # llama-cpp-python is compiled here the first time (about 8 minutes on two cores).
 # torch is taken from the configured index if it has a CPU build, else from PyTorch's own CPU index.
