@@ -41,6 +41,17 @@ class ModelConfig:
         """The same with values for absent keys; a key that is present stays, even if it is null."""
         return replace(self, values={**defaults, **self.values})
 
+    def of_text(self) -> ModelConfig:
+        """The settings under `text_config` before those beside it.
+
+        Raises:
+            CheckpointError: it is no object, or both say otherwise whether the head is the embedding.
+        """
+        text, tie = self._object("text_config", self.values.get("text_config")), "tie_word_embeddings"
+        if tie in text and self.values.get(tie, text[tie]) != text[tie]:
+            raise CheckpointError(f"{self.label}: {tie} is {self.values[tie]!r}, under text_config {text[tie]!r}")
+        return replace(self, values={**self.values, **text})
+
     def _find(self, keys: tuple[str, ...]) -> tuple[str, Any]:
         for key in keys:
             if self.values.get(key) is not None:

@@ -135,7 +135,8 @@ class Family:
         computed: tensors that are not in the checkpoint, such as rope factors.
         unused: regular expressions of checkpoint tensors that carry nothing (buffers).
         tied_head: the head's checkpoint name: left out where the configuration ties it to the embedding.
-        base_prefix: what names lack in a checkpoint that was saved without its head (`base_model_prefix`).
+        renames: other beginnings of names: (in the rules, in such checkpoints), tried in turn.
+        nested: the settings stand under `text_config`, beside those of other modalities, which are left out.
         blocks: how many values `{i}` takes.
     """
 
@@ -148,6 +149,7 @@ class Family:
     computed: Callable[[ModelConfig], dict[str, Rows]] = nothing_computed
     unused: tuple[str, ...] = (r"rotary_emb\.inv_freq$", r"\.attn\.(masked_)?bias$")
     tied_head: str | None = "lm_head.weight"
-    base_prefix: str = ""
+    renames: tuple[tuple[str, str], ...] = ()
+    nested: bool = False
     blocks: Callable[[ModelConfig], int] = trunk_blocks
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -54,8 +54,11 @@ def completed(config: ModelConfig, family: Family) -> ModelConfig:
     """The configuration with the family's defaults, its requirements checked.
 
     Raises:
+        CheckpointError: `text_config` is no object.
         UnsupportedModelError: a setting that llama.cpp cannot honour.
     """
+    if family.nested:
+        config = config.of_text()
     config = config.with_defaults(family.defaults)
     for requirement in family.requirements:
         violation = requirement.violation(config)
@@ -76,12 +79,12 @@ def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> di
         CheckpointError: tensors that are missing, unknown, or of a shape that contradicts the configuration.
     """
     dimensions = family.dimensions(config)
-    skipped = {family.tied_head} if config.tied and family.tied_head else set()
     mapped: dict[str, Rows] = {}
-    used = set(skipped)
+    used: set[str] = set()
     for rule, layer in _instances(family, config):
         origin, names = _origin(rule, layer, family, config, source)
-        if names[0] in skipped:
+        if config.tied and rule.sources == family.tied_head:
+            used |= set(names)
             continue
         missing = [name for name in names if name not in source.specs]
         if missing and rule.optional:
@@ -119,10 +122,9 @@ def _origin(
     """The first origin that the checkpoint has, with its names there; the rule's own where it has none."""
     for origin in rule.origins:
         names = _source_names(origin.sources, layer, config)
-        for prefix in dict.fromkeys(("", family.base_prefix)):
-            found = [name.removeprefix(prefix) for name in names]
-            if found[0] in source.specs:
-                return origin, found
+        for ours, theirs in (("", ""), *family.renames):
+            if names[0].startswith(ours) and theirs + names[0].removeprefix(ours) in source.specs:
+                return origin, [theirs + name.removeprefix(ours) for name in names]
     return rule.origins[0], _source_names(rule.sources, layer, config)
 
 

@@ -79,7 +79,7 @@ FAMILY = Family(
     defaults={"layer_norm_eps": 1e-12, "max_position_embeddings": 512, "type_vocab_size": 2},
     metadata=_metadata,
     dimensions=_dimensions,
-    base_prefix="bert.",
+    renames=(("bert.", ""),),  # saved without a head
     requirements=(
         Requirement("hidden_act", GELU, "its graph uses GELU"),
         Requirement("position_embedding_type", ("absolute",), "its graph adds learnt positions"),

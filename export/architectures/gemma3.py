@@ -1,7 +1,8 @@
-"""Gemma 3 (text): norms on heads, five layers of six with a sliding window and a rope base of their own."""
+"""Gemma 3, of the multimodal sizes the text part: norms on heads, most layers with a window and rope of their own."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgepack.export.architectures.gemma2 import NORMS, attention_scalars
@@ -53,7 +54,7 @@ def _sliding(config: ModelConfig) -> dict[str, Value]:
     return keys | {"rope.freq_base_swa": f32(rope_number(rope, "rope_theta", config, default=10000.0))}
 
 
-FAMILY = Family(
+TEXT = Family(
     name="gemma3",
     classes=("Gemma3ForCausalLM",),
     defaults={
@@ -88,3 +89,15 @@ FAMILY = Family(
         *feed_forward_rules(),
     ),
 )
+
+# The 4 B and larger ones, of which the part that reads text is taken.
+MULTIMODAL = replace(
+    TEXT,
+    classes=("Gemma3ForConditionalGeneration",),
+    nested=True,
+    defaults={**TEXT.defaults, "vocab_size": 262208},
+    renames=(("model.", "language_model.model."), ("model.", "model.language_model."), ("", "language_model.")),
+    unused=(*TEXT.unused, r"^(model\.)?(vision_tower|multi_modal_projector)\."),
+)
+
+FAMILIES = (TEXT, MULTIMODAL)

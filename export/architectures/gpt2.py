@@ -45,7 +45,7 @@ FAMILY = Family(
     defaults={"layer_norm_epsilon": 1e-5, "n_positions": 1024, "tie_word_embeddings": True},
     metadata=_metadata,
     dimensions=_dimensions,
-    base_prefix="transformer.",
+    renames=(("transformer.", ""),),  # saved without its head
     requirements=(
         Requirement("activation_function", GELU, "its graph uses GELU"),
         Requirement("scale_attn_weights", (True,), "its graph scales attention"),

@@ -17,7 +17,7 @@ from edgepack.export.plan import plan_export
 from edgepack.export.rows import ArrayRows, SlicedExperts
 from edgepack.quant.targets import find_target
 from references.llama_quantize import llama_types
-from references.tiny_checkpoints import VOCABULARY, TinyModel, random_model, write_checkpoint
+from references.tiny_checkpoints import SIZES, VOCABULARY, TinyModel, random_model, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from edgepack.errors import UnsupportedModelError
@@ -48,6 +48,11 @@ GEMMA3_SCALED: dict[str, Any] = {
         "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     },
+}
+GEMMA3_WITH_EYES: dict[str, Any] = {
+    "text_config": SIZES | GEMMA,
+    "tie_word_embeddings": True,
+    "vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
 }
 LONGROPE = {
     "rope_type": "longrope",
@@ -99,6 +104,15 @@ MODELS = (
     ),
     TinyModel("gemma-3", "Gemma3", GEMMA | {"num_hidden_layers": 7}, config="Gemma3TextConfig", tolerance=GELU_TABLE),
     TinyModel("gemma-3-scaled", "Gemma3", GEMMA | GEMMA3_SCALED, config="Gemma3TextConfig", tolerance=GELU_TABLE),
+    TinyModel("gemma-3-of-multimodal", "Gemma3", GEMMA3_WITH_EYES, "ForConditionalGeneration", tolerance=GELU_TABLE),
+    TinyModel(
+        "gemma-3-of-multimodal-as-held",
+        "Gemma3",
+        GEMMA3_WITH_EYES,
+        "ForConditionalGeneration",
+        fused_experts=True,
+        tolerance=GELU_TABLE,
+    ),
     TinyModel("phi-3", "Phi3", {"original_max_position_embeddings": 256}),
     TinyModel("phi-3-long", "Phi3", {"original_max_position_embeddings": 32, "rope_parameters": LONGROPE}),
     TinyModel("phi-3-short", "Phi3", {"original_max_position_embeddings": 256, "rope_parameters": LONGROPE}),
@@ -179,8 +193,7 @@ def test_logits_equal_those_of_transformers_and_types_those_of_llama_quantize(
 
 
 def test_every_architecture_has_a_line() -> None:
-    heads = {"Gemma3": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}
-    tested = {heads.get(tiny.family, tiny.family + tiny.head) for tiny in (*MODELS, *EMBEDDERS)}
+    tested = {tiny.family + tiny.head for tiny in (*MODELS, *EMBEDDERS)}
     assert tested == set(families()) - {"LLaMAForCausalLM"}
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 VOCABULARY = 4096  # of the bundled tokenizer, which every checkpoint gets
 
-_SIZES = {
+SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -59,7 +59,7 @@ class TinyModel:
         """The configuration, as transformers completes it."""
         config_class = getattr(transformers, self.config or f"{self.family}Config")
         known = set(config_class.__dataclass_fields__) | set(config_class().to_dict())
-        sizes = {key: value for key, value in _SIZES.items() if key in known}
+        sizes = {key: value for key, value in SIZES.items() if key in known}
         return config_class(**(sizes | self.settings), attn_implementation="eager")
 
 
