@@ -29,6 +29,8 @@ _WORD_BITS = 32
 _NUMPY: dict[str, np.dtype[Any]] = {
     "i8": np.dtype("i1"),
     "u8": np.dtype("u1"),
+    "i16": np.dtype("<i2"),
+    "u16": np.dtype("<u2"),
     "i32": np.dtype("<i4"),
     "i64": np.dtype("<i8"),
     "f8_e4m3": np.dtype("u1"),
