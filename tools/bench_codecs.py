@@ -230,9 +230,7 @@ def main() -> None:
     normal = generator.standard_normal(shape, dtype=np.float32)
     tailed = generator.standard_t(4, shape).astype(np.float32)
     sources = {
-        f"Gaussian, {shape[0]} × {shape[1]}": [
-            Sample(generator.standard_normal(shape, dtype=np.float32), NO_STATISTICS)
-        ],
+        f"Gaussian, {shape[0]} × {shape[1]}": [Sample(normal, NO_STATISTICS)],
         f"Student t with 4 degrees of freedom, {shape[0]} × {shape[1]}": [Sample(tailed, NO_STATISTICS)],
         f"{options.model.name}, layers 0 to {options.blocks - 1}": real_samples(
             options.model, options.calibration, options.blocks
