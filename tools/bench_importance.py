@@ -1,0 +1,70 @@
+"""What an importance matrix is worth: the same targets with and without one, against the original.
+
+    python tools/bench_importance.py MODEL CALIBRATION_TEXT EVALUATION_TEXT [--targets gguf-q4km,gguf-q3km,gguf-q2k]
+
+Prints bytes, per-token agreement with its interval, mean KL divergence and the ratio of divergences. Calibration and
+evaluation must be different texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from edgepack.cli import run
+
+
+def result_of(*arguments: object) -> dict[str, Any]:
+    """The JSON that a command prints."""
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout):
+        code = run([*map(str, arguments), "--json"])
+    if code not in (0, 1):
+        raise SystemExit(code)
+    result: dict[str, Any] = json.loads(stdout.getvalue())
+    return result
+
+
+def main() -> None:
+    """Collect, export both ways, validate, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("calibration", type=Path)
+    parser.add_argument("evaluation", type=Path)
+    parser.add_argument("--targets", default="gguf-q4km,gguf-q3km,gguf-q2k")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--calibration-chunks", type=int, default=128)
+    parser.add_argument("--chunks", type=int, default=40, help="pieces of 512 tokens that are evaluated")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        matrix = Path(folder) / "imatrix.gguf"
+        collect = ("imatrix", options.model, "--text", options.calibration, "--chunks", options.calibration_chunks)
+        collect += ("--threads", options.threads)
+        print(f"collected over {result_of(*collect, '-o', matrix)['chunks']} pieces of 512 tokens")
+        head = f"{'agreement':>10} {'interval':>17} {'mean KL':>9} {'KL ratio':>9}"
+        print(f"{'target':<12} {'matrix':<7} {'bytes':>10} {head}")
+        for target in options.targets.split(","):
+            plain = 0.0
+            for label, extra in (("none", ()), ("yes", ("--imatrix", matrix))):
+                out = Path(folder) / f"{target}-{label}.gguf"
+                size = result_of("export", options.model, "--target", target, "-o", out, *extra)["bytes"]
+                score = result_of(
+                    "validate", out, "--reference", options.model, "--text", options.evaluation,
+                    "--ctx", 512, "--chunks", options.chunks, "--no-floor", "--threads", options.threads,
+                )  # fmt: skip
+                low, high = score["top1_interval"]
+                plain = plain or score["mean_kl"]
+                print(
+                    f"{target:<12} {label:<7} {size:>10,} {score['top1_agreement']:>10.4f} {low:>8.4f}–{high:.4f}"
+                    f" {score['mean_kl']:>9.5f} {score['mean_kl'] / plain:>9.3f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
