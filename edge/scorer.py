@@ -6,14 +6,14 @@ It knows no library: `scorer_gguf`, `scorer_torch` and `scorer_stored` make scor
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
 from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from edgepack.edge.agreement import TruncatedPredictions
     from numpy.typing import NDArray
@@ -65,6 +65,19 @@ class Scorer(Protocol):
 
     def close(self) -> None:
         """Give its memory back; a second call does nothing."""
+        ...
+
+
+@runtime_checkable
+class BatchScorer(Protocol):
+    """A scorer for which many chunks at once cost less."""
+
+    def batch_size(self, ctx: int) -> int:
+        """How many chunks of `ctx` tokens to hand over together."""
+        ...
+
+    def score_batch(self, chunks: Sequence[Chunk]) -> Iterator[NDArray[np.float32]]:
+        """Logits of each chunk, in their order."""
         ...
 
 

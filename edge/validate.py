@@ -10,12 +10,13 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 from edgepack.edge.agreement import compare
 from edgepack.edge.agreement_statistics import AgreementStatistics
-from edgepack.edge.scorer import first_difference
+from edgepack.edge.scorer import BatchScorer, first_difference
 
 from edgepack.errors import CheckFailedError, UsageError
 from edgepack.progress import silent
@@ -241,14 +242,24 @@ def score_ahead(
     scorer: Scorer, chunks: Iterator[Chunk]
 ) -> Iterator[tuple[Chunk, NDArray[np.float32] | TruncatedPredictions]]:
     """Each chunk with its predictions, the next ones being computed in a thread while the caller uses these."""
+    scored = predictions(scorer, chunks)
     with ThreadPoolExecutor(1, thread_name_prefix="reference") as pool:
-        waiting = next(chunks, None)
-        future = pool.submit(scorer.score, waiting) if waiting is not None else None
-        while future is not None and waiting is not None:
-            chunk, expected = waiting, future.result()
-            waiting = next(chunks, None)
-            future = pool.submit(scorer.score, waiting) if waiting is not None else None
-            yield chunk, expected
+        future = pool.submit(next, scored, None)
+        while (ready := future.result()) is not None:
+            future = pool.submit(next, scored, None)
+            yield ready
+
+
+def predictions(
+    scorer: Scorer, chunks: Iterator[Chunk]
+) -> Iterator[tuple[Chunk, NDArray[np.float32] | TruncatedPredictions]]:
+    """Each chunk with its predictions; in batches where the scorer takes them (`scorer_blockwise`)."""
+    if not isinstance(scorer, BatchScorer):
+        yield from ((chunk, scorer.score(chunk)) for chunk in chunks)
+        return
+    while first := next(chunks, None):
+        batch = [first, *islice(chunks, scorer.batch_size(len(first.tokens)) - 1)]
+        yield from zip(batch, scorer.score_batch(batch), strict=True)
 
 
 def check_context(chunking: Chunking, scorers: Sequence[Scorer]) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SAMPLED_SEQUENCES, SAMPLED_LENGTH = 96, 512
 FLOOR_PRECISIONS = ("bfloat16", "float16")
 FLOOR_TOKENS = 2000
+_MEMORY_SHARE = 0.7  # of the machine's memory, for weights; the rest is for logits and the candidate
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class ScoringOptions:
         kv_type: of llama.cpp's cache; `f32` measures the file alone.
         n_gpu_layers: llama.cpp's layers on the GPU.
         floor: measure the reference's own noise too.
+        blockwise: load a checkpoint block by block; None decides by the machine's memory.
     """
 
     ctx: int | None = None
@@ -51,6 +53,7 @@ class ScoringOptions:
     kv_type: str = "f32"
     n_gpu_layers: int = 0
     floor: bool = True
+    blockwise: bool | None = None
 
     @property
     def longest(self) -> int:
@@ -94,7 +97,30 @@ def open_reference(path: Path, options: ScoringOptions) -> Scorer:
         raise DependencyError(
             f"the reference runs in torch: '{error.name}' is not installed, use pip install 'edgepack[compress]'"
         ) from None
+    if options.blockwise or (options.blockwise is None and _exceeds_memory(path)):
+        return open_blockwise(path, options)
     return TorchScorer(path, threads=options.shares()[0])
+
+
+def open_blockwise(path: Path, options: ScoringOptions) -> Scorer:
+    """The scorer of a checkpoint that is read block by block; raises as `open_reference`."""
+    import torch
+
+    from edgepack.edge.scorer_blockwise import BlockwiseScorer
+    from edgepack.edge.scorer_torch import CheckpointTokenizer
+    from edgepack.export.checkpoint import open_checkpoint
+    from edgepack.quant.calibration.blocks import BlockwiseModel
+
+    torch.set_num_threads(options.shares()[0])
+    label = f"{path.resolve().name} (transformers, float32, by blocks)"
+    return BlockwiseScorer(BlockwiseModel(open_checkpoint(path)), CheckpointTokenizer(path), label)
+
+
+def _exceeds_memory(folder: Path) -> bool:
+    """Whether the checkpoint in float32 (twice the bytes that 16-bit weights have on disk) would fill the memory."""
+    weights = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 2 * weights > _MEMORY_SHARE * memory
 
 
 def open_stored(path: Path) -> StoredScorer:

@@ -25,6 +25,8 @@ _QUICK_BYTES = 200_000_000
 def scoring_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options on how text is scored, which `validate`, `compare` and `certify` share."""
     for option in (
+        click.option("--blockwise/--whole", default=None,
+                     help="Load the original block by block; by default when it exceeds this machine's memory."),
         click.option("--floor/--no-floor", default=True, help="Measure the original's own noise too."),
         click.option("--n-gpu-layers", type=int, default=0, help="llama.cpp's layers on the GPU; -1 is all."),
         click.option("--kv-type", default="f32", show_default=True,
