@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from edgepack.edge.report_charts import Point, bars, line, scatter
 from edgepack.edge.validate import perplexity_ratio
-from edgepack.edge.validate_report import percent
+from edgepack.edge.validate_report import greedy_line, percent
 from edgepack.edge.validate_run import pareto_front
 
 from edgepack.quantities import format_size
@@ -63,6 +63,7 @@ def _candidate(candidate: Candidate, gates: Gates, *, on_front: bool) -> dict[st
         "along": _along(validation.statistics),
         "worst": [_token(validation, token) for token in validation.worst[:_SHOWN_TOKENS]],
         "first": _token(validation, validation.first_clear) if validation.first_clear else None,
+        "greedy": greedy_line(candidate.greedy),
         "suspicions": candidate.findings.suspicions if candidate.findings else [],
         "weights": _weights(candidate),
     }

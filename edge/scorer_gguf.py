@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from edgepack.edge.runtime import LoadedModel
-from edgepack.edge.runtime_options import Adapter, RuntimeOptions
+from edgepack.edge.runtime_options import Adapter, RuntimeOptions, SamplingOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,6 +89,12 @@ class GGUFScorer:
     def score(self, chunk: Chunk) -> NDArray[np.float32]:
         """Logits [chunk.scored, vocabulary]."""
         return self._model.logits(chunk.tokens, chunk.first)[:-1]
+
+    def continue_greedily(self, tokens: NDArray[np.int32], count: int) -> NDArray[np.int32]:
+        """At most `count` tokens that follow `tokens` when each is the most probable one; fewer where the text ends."""
+        room = min(count, self._model.n_ctx - len(tokens))
+        generated = self._model.generate(tokens.tolist(), SamplingOptions(temperature=0), room) if room > 0 else ()
+        return np.array([token.id for token in generated], dtype=np.int32)
 
     def close(self) -> None:
         """Free the model."""

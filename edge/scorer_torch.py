@@ -144,6 +144,18 @@ class TorchScorer:
         """The same checkpoint in other arithmetic: `bfloat16` or `float16`, for the noise floor."""
         return TorchScorer(self.folder, dtype=getattr(torch, name))
 
+    def continue_greedily(self, tokens: NDArray[np.int32], count: int) -> NDArray[np.int32]:
+        """The `count` tokens that follow `tokens` when each is the most probable one."""
+        ids = torch.from_numpy(tokens.astype(np.int64))[None]
+        written, cache = [], None
+        with torch.inference_mode(), quiet_transformers():
+            for _step in range(count):
+                output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                cache = output.past_key_values
+                ids = output.logits[:, -1].argmax(-1, keepdim=True)
+                written.append(int(ids))
+        return np.array(written, dtype=np.int32)
+
     def sample(self, sequences: int, length: int, seed: int = 0) -> str:
         """Text that the model itself writes at temperature 1: the same on every run of the same versions.
 

@@ -8,25 +8,23 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 from edgepack.edge.agreement import compare
 from edgepack.edge.agreement_statistics import AgreementStatistics
-from edgepack.edge.scorer import BatchScorer, first_difference
+from edgepack.edge.predictions import score_ahead
+from edgepack.edge.scorer import first_difference
 
 from edgepack.errors import CheckFailedError, UsageError
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
-    from edgepack.edge.agreement import TokenMeasures, TruncatedPredictions
+    from edgepack.edge.agreement import TokenMeasures
     from edgepack.edge.scorer import Chunk, Chunking, Scorer, TokenDifference, Tokenizer
-    from numpy.typing import NDArray
 
     from edgepack.progress import Progress
 
@@ -236,30 +234,6 @@ def validate(
     for candidate, result in zip(candidates, results, strict=True):
         result.finish(candidate.tokenizer, time.perf_counter() - began)
     return results
-
-
-def score_ahead(
-    scorer: Scorer, chunks: Iterator[Chunk]
-) -> Iterator[tuple[Chunk, NDArray[np.float32] | TruncatedPredictions]]:
-    """Each chunk with its predictions, the next ones being computed in a thread while the caller uses these."""
-    scored = predictions(scorer, chunks)
-    with ThreadPoolExecutor(1, thread_name_prefix="reference") as pool:
-        future = pool.submit(next, scored, None)
-        while (ready := future.result()) is not None:
-            future = pool.submit(next, scored, None)
-            yield ready
-
-
-def predictions(
-    scorer: Scorer, chunks: Iterator[Chunk]
-) -> Iterator[tuple[Chunk, NDArray[np.float32] | TruncatedPredictions]]:
-    """Each chunk with its predictions; in batches where the scorer takes them (`scorer_blockwise`)."""
-    if not isinstance(scorer, BatchScorer):
-        yield from ((chunk, scorer.score(chunk)) for chunk in chunks)
-        return
-    while first := next(chunks, None):
-        batch = [first, *islice(chunks, scorer.batch_size(len(first.tokens)) - 1)]
-        yield from zip(batch, scorer.score_batch(batch), strict=True)
 
 
 def check_context(chunking: Chunking, scorers: Sequence[Scorer]) -> None:

@@ -6,12 +6,14 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from edgepack.edge.agreement_greedy import NARROW_MARGIN
 from edgepack.edge.agreement_statistics import QUANTILES
 from edgepack.edge.scorer import Chunking
 from edgepack.edge.validate import perplexity_ratio
 from edgepack.edge.validate_run import pareto_front
 
 if TYPE_CHECKING:
+    from edgepack.edge.agreement_greedy import GreedyAgreement
     from edgepack.edge.agreement_statistics import AgreementStatistics, ClusteredMean
     from edgepack.edge.certificate import Replay
     from edgepack.edge.stored_reference import StoredReference
@@ -62,6 +64,29 @@ def floor_json(run: FidelityRun) -> dict[str, Any]:
         kept = ("tokens", "top1_agreement", "top1_interval", "mean_kl")
         floor[validation.candidate] = finite({key: found[key] for key in kept})
     return floor
+
+
+def greedy_json(greedy: GreedyAgreement | None) -> dict[str, Any] | None:
+    """Free-running agreement as plain numbers."""
+    if greedy is None:
+        return None
+    return {
+        "mean_length": greedy.mean_length,
+        "median_length": greedy.median_length,
+        "never_parted": greedy.never,
+        "narrow_partings": greedy.narrow,
+        "partings": [asdict(parting) for parting in greedy.partings],
+    }
+
+
+def greedy_line(greedy: GreedyAgreement | None) -> list[str]:
+    """Free-running agreement as a line, or none."""
+    if greedy is None:
+        return []
+    limit = max(parting.limit for parting in greedy.partings)
+    length = f"{greedy.mean_length:.0f} of {limit} tokens alike on average of {len(greedy.partings)}"
+    reasons = f"{greedy.narrow} parted where the original was undecided (margin below {NARROW_MARGIN} nats)"
+    return [f"greedy writing    {length}; {greedy.never} never parted, {reasons}"]
 
 
 def floor_lines(run: FidelityRun) -> list[str]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from edgepack.edge.agreement_greedy import GreedyAgreement
     from edgepack.edge.scorer import Chunking
     from edgepack.edge.validate import Validation
 
@@ -85,6 +86,7 @@ class Candidate:
         model: the GGUF that was run: the same file, or what an archive was installed as.
         validation: what scoring gave.
         findings: what its contents tell; None where nobody asked.
+        greedy: how long it writes what the reference writes; None where that was not measured.
     """
 
     path: Path
@@ -92,6 +94,7 @@ class Candidate:
     model: Path
     validation: Validation
     findings: FileFindings | None = None
+    greedy: GreedyAgreement | None = None
 
 
 @dataclass(frozen=True)

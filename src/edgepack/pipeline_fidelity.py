@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from edgepack.edge.agreement_greedy import PROMPTS, greedy_agreement
 from edgepack.edge.scorer import Chunking
 from edgepack.edge.validate import Validation, validate
 from edgepack.edge.validate_run import Candidate, FidelityRun, Text
@@ -44,6 +45,7 @@ class ScoringOptions:
         n_gpu_layers: llama.cpp's layers on the GPU.
         floor: measure the reference's own noise too.
         blockwise: load a checkpoint block by block; None decides by the machine's memory.
+        greedy: beginnings of the text that both models continue on their own; 0 is none.
     """
 
     ctx: int | None = None
@@ -54,6 +56,7 @@ class ScoringOptions:
     n_gpu_layers: int = 0
     floor: bool = True
     blockwise: bool | None = None
+    greedy: int = PROMPTS
 
     @property
     def longest(self) -> int:
@@ -193,9 +196,11 @@ def run_validation(
         chunking = choose_chunking(reference, text.text, options)
         found = validate(reference, candidates, text.text, chunking, progress)
         floor = measure_floor(reference, text.text, chunking, progress) if options.floor else ()
+        tokens = reference.tokenizer.tokenize(text.text)
+        greedy = greedy_agreement(reference, candidates, tokens, chunking, options.greedy)
     results = [
-        Candidate(path, path.stat().st_size, scorer.path, validation)
-        for path, scorer, validation in zip(candidate_paths, candidates, found, strict=True)
+        Candidate(path, path.stat().st_size, scorer.path, validation, greedy=written)
+        for path, scorer, validation, written in zip(candidate_paths, candidates, found, greedy, strict=True)
     ]
     return FidelityRun(tuple(results), chunking, text, reference.label, floor)
 

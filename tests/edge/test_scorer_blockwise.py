@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from edgepack.edge.predictions import predictions
 from edgepack.edge.scorer import Chunking
-from edgepack.edge.validate import predictions, validate
+from edgepack.edge.validate import validate
 
 from edgepack.pipeline_fidelity import ScoringOptions, open_reference
 

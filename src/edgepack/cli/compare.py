@@ -59,7 +59,7 @@ def command(
 
 def comparison_json(run: FidelityRun, gates: Gates) -> dict[str, Any]:
     """The one object of `--json`."""
-    from edgepack.edge.validate_report import as_json, floor_json
+    from edgepack.edge.validate_report import as_json, floor_json, greedy_json
     from edgepack.edge.validate_run import pareto_front
 
     front = pareto_front(
@@ -72,6 +72,7 @@ def comparison_json(run: FidelityRun, gates: Gates) -> dict[str, Any]:
         "noise_floor": floor_json(run),
         "candidates": [
             {"path": str(candidate.path), "bytes": candidate.bytes, "on_pareto_front": marked,
+             "greedy": greedy_json(candidate.greedy),
              **as_json(candidate.validation, gates, run.chunking)}
             for candidate, marked in zip(run.candidates, front, strict=True)
         ],

@@ -25,6 +25,8 @@ _QUICK_BYTES = 200_000_000
 def scoring_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options on how text is scored, which `validate`, `compare` and `certify` share."""
     for option in (
+        click.option("--greedy", type=click.IntRange(0), default=8, show_default=True,
+                     help="Beginnings that both models continue on their own."),
         click.option("--blockwise/--whole", default=None,
                      help="Load the original block by block; by default when it exceeds this machine's memory."),
         click.option("--floor/--no-floor", default=True, help="Measure the original's own noise too."),
@@ -179,7 +181,7 @@ def write_report(run: FidelityRun, gates: Gates, reference: Path, report: Path) 
 
 def _print(run: FidelityRun, gates: Gates, *, as_json: bool) -> None:
     from edgepack.edge.validate_report import as_json as validation_json
-    from edgepack.edge.validate_report import as_lines, finite, floor_json, floor_lines
+    from edgepack.edge.validate_report import as_lines, finite, floor_json, floor_lines, greedy_json, greedy_line
 
     candidate = run.candidates[0]
     found = candidate.validation
@@ -188,6 +190,7 @@ def _print(run: FidelityRun, gates: Gates, *, as_json: bool) -> None:
             "reference": run.reference,
             "text": {"origin": run.text.origin, "sha256": run.text.sha256},
             "noise_floor": floor_json(run),
+            "greedy": greedy_json(candidate.greedy),
             "findings": asdict(candidate.findings) if candidate.findings else None,
         }
         print_json(finite({**validation_json(found, gates, run.chunking), **told}))
@@ -195,7 +198,7 @@ def _print(run: FidelityRun, gates: Gates, *, as_json: bool) -> None:
         click.echo(f"{found.candidate} against {run.reference}")
         scored = f"{found.statistics.tokens} tokens of {run.text.origin}"
         click.echo(f"{scored}, {found.chunks} chunks of {run.chunking.ctx}")
-        click.echo("\n".join(["", *as_lines(found), *floor_lines(run), ""]))
+        click.echo("\n".join(["", *as_lines(found), *greedy_line(candidate.greedy), *floor_lines(run), ""]))
     report_gates(candidate, gates, quiet=as_json)
 
 
