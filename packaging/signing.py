@@ -20,7 +20,7 @@ from edgepack.packaging.archive import Archive, open_archive
 from edgepack.packaging.format import MAX_SIGNATURES, SIGNING_CONTEXT, Footer, sha256
 
 from edgepack.atomic_file import atomic_output, check_output
-from edgepack.errors import UsageError
+from edgepack.errors import CheckFailedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,8 +119,8 @@ def load_public_key(path: Path) -> bytes:
     return _raw(key)
 
 
-def _message(archive: Archive) -> bytes:
-    return SIGNING_CONTEXT + sha256(archive.index_record)
+def _message(index_record: bytes) -> bytes:
+    return SIGNING_CONTEXT + sha256(index_record)
 
 
 def sign_archive(path: Path, key: Path, out: Path | None = None) -> str:
@@ -144,7 +144,7 @@ def sign_archive(path: Path, key: Path, out: Path | None = None) -> str:
         kept = [pair for pair in archive.signatures if pair[0] != public]
         if len(kept) >= MAX_SIGNATURES:
             raise UsageError(f"'{path}': it has {len(kept)} signatures, the limit is {MAX_SIGNATURES}")
-        record = records.encode_signatures([*kept, (public, private.sign(_message(archive)))])
+        record = records.encode_signatures([*kept, (public, private.sign(_message(archive.index_record)))])
         footer = Footer(archive.footer.index_offset, archive.footer.index_bytes, len(record))
         with path.open("rb") as source, atomic_output(out or path, footer.file_bytes) as target:
             shutil.copyfileobj(source, target, 1 << 20)
@@ -155,21 +155,36 @@ def sign_archive(path: Path, key: Path, out: Path | None = None) -> str:
 
 
 def judge_signatures(archive: Archive, trusted: Sequence[bytes] = ()) -> SignatureReport:
-    """What the signatures of an archive say.
+    """What the signatures of an opened archive say, as `judge_record`."""
+    return judge_record(archive.index_record, archive.signatures, trusted)
+
+
+def require_trusted(index_record: bytes, signatures: Sequence[tuple[bytes, bytes]], trusted: Sequence[bytes]) -> None:
+    """Raise CheckFailedError unless a trusted key signed; nothing is asked where `trusted` is empty."""
+    state = judge_record(index_record, signatures, trusted).state
+    if trusted and state is not SignatureState.TRUSTED:
+        raise CheckFailedError(f"the archive is {state.value}")
+
+
+def judge_record(
+    index_record: bytes, signatures: Sequence[tuple[bytes, bytes]], trusted: Sequence[bytes] = ()
+) -> SignatureReport:
+    """What signatures of an index record say.
 
     Args:
-        archive: opened, so its index is whole.
+        index_record: the whole record, already checked.
+        signatures: (public key, signature) pairs.
         trusted: public keys of 32 bytes; none when nobody said whom to trust.
 
     Returns:
         `INVALID` if any signature is wrong, whoever else signed.
     """
-    message = _message(archive)
-    valid = [key for key, signature in archive.signatures if _is_valid(key, signature, message)]
+    message = _message(index_record)
+    valid = [key for key, signature in signatures if _is_valid(key, signature, message)]
     keys = tuple(key.hex() for key in valid)
-    if not archive.signatures:
+    if not signatures:
         return SignatureReport(SignatureState.UNSIGNED, ())
-    if len(valid) < len(archive.signatures):
+    if len(valid) < len(signatures):
         return SignatureReport(SignatureState.INVALID, keys)
     if not trusted:
         return SignatureReport(SignatureState.SIGNED, keys)

@@ -25,7 +25,7 @@ from edgepack.errors import ArchiveError, IntegrityError, UsageError
 from edgepack.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -74,6 +74,7 @@ def unpack_stream(
     out: Path,
     *,
     member: str | None = None,
+    trusted: Sequence[bytes] = (),
     threads: int | None = None,
     progress: Progress = silent,
 ) -> UnpackResult:
@@ -83,12 +84,14 @@ def unpack_stream(
         stream: read to its end, never sought.
         out: the file to write, or a folder, in which the member gets its own name.
         member: its name; the first GGUF by default.
+        trusted: public keys, one of which must have signed; none to ask for no signature.
         threads: workers; None for one a core.
         progress: told of bytes restored.
 
     Raises:
         ArchiveError: the pipe ended early, or what came is not an archive.
         IntegrityError: bytes differ from their digest. No output appears.
+        CheckFailedError: no trusted key signed. No output appears.
         UsageError: there is no such member, or the output folder is absent.
     """
     started = time.perf_counter()
@@ -100,7 +103,7 @@ def unpack_stream(
     path = out / name.rsplit("/", 1)[-1] if out.is_dir() else out
     with atomic_output(path, size) as target, progress("unpacking", size) as advance:
         digest = _restore(arrived, size, target, threads, advance)
-        _check_end(arrived, name, digest)
+        _check_end(arrived, name, digest, trusted)
     return UnpackResult(path, size, digest.hex(), time.perf_counter() - started)
 
 
@@ -174,7 +177,7 @@ def _chunk_records(arrived: _Arrived, size: int) -> Iterator[tuple[int, bytes]]:
         yield number, record
 
 
-def _check_end(arrived: _Arrived, name: str, digest: bytes) -> None:
+def _check_end(arrived: _Arrived, name: str, digest: bytes, trusted: Sequence[bytes]) -> None:
     """Read what is left and hold the index against everything that came."""
     while True:
         offset = arrived.position
@@ -189,7 +192,11 @@ def _check_end(arrived: _Arrived, name: str, digest: bytes) -> None:
             raise ArchiveError(f"expected chunks and an index at {offset}, got {kind.name.lower()}")
     tables = index.decode_index(record, offset)
     index.check_roots(tables, arrived.header_digest)
-    _check_footer(arrived, offset, len(record))
+    signatures = _check_footer(arrived, offset, len(record))
+    if trusted:
+        from edgepack.packaging.signing import require_trusted
+
+        require_trusted(record, signatures, trusted)
     if (
         [bytes(row) for row in tables.chunks["stored"]] != arrived.stored
         or [entry.digest for entry in tables.dictionaries] != arrived.dictionary_digests
@@ -200,10 +207,11 @@ def _check_end(arrived: _Arrived, name: str, digest: bytes) -> None:
         raise IntegrityError(f"'{name}': SHA-256 of the restored file differs from the archive's")
 
 
-def _check_footer(arrived: _Arrived, index_offset: int, index_bytes: int) -> None:
+def _check_footer(arrived: _Arrived, index_offset: int, index_bytes: int) -> list[tuple[bytes, bytes]]:
+    """Read the end of the pipe; returns the signatures."""
     end = arrived.stream.read(_MAX_END_BYTES)
     signature_bytes = len(end) - archive_format.FOOTER_BYTES
     footer = archive_format.decode_footer(end[max(0, signature_bytes) :], arrived.position + len(end))
     if (footer.index_offset, footer.index_bytes) != (index_offset, index_bytes):
         raise ArchiveError(f"footer: expected an index at {index_offset}, it names {footer.index_offset}")
-    records.decode_signatures(end[:signature_bytes])
+    return records.decode_signatures(end[:signature_bytes])

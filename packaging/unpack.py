@@ -19,7 +19,7 @@ from edgepack.errors import IntegrityError
 from edgepack.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from edgepack.packaging.contents import Chunk, Member, Segment
@@ -45,7 +45,13 @@ class UnpackResult:
 
 
 def unpack_archive(
-    archive: Path, out: Path, *, member: str | None = None, threads: int | None = None, progress: Progress = silent
+    archive: Path,
+    out: Path,
+    *,
+    member: str | None = None,
+    trusted: Sequence[bytes] = (),
+    threads: int | None = None,
+    progress: Progress = silent,
 ) -> UnpackResult:
     """Restore a member of an archive.
 
@@ -53,17 +59,23 @@ def unpack_archive(
         archive: the `.edgepack`.
         out: the file to write; it appears only when it is whole, checked and on disk.
         member: its name; the model by default.
+        trusted: public keys, one of which must have signed; none to ask for no signature.
         threads: workers; None for one a core.
         progress: told of bytes restored.
 
     Raises:
         ArchiveError: the archive is truncated, hostile or newer.
         IntegrityError: bytes differ from their digest; the text names the chunk. No output appears.
+        CheckFailedError: no trusted key signed. No output appears.
         UsageError: no such member, or the output folder is absent.
         ResourceError: the disk is too small or became full; what was written is kept for the next run.
     """
     started = time.perf_counter()
     with open_archive(archive) as opened:
+        if trusted:
+            from edgepack.packaging.signing import require_trusted
+
+            require_trusted(opened.index_record, opened.signatures, trusted)
         chosen = opened.main if member is None else opened.member(member)
         with resumable_output(out, chosen.bytes) as stream, progress("unpacking", chosen.bytes) as advance:
             kept = _restore(opened, chosen, stream, threads, advance)

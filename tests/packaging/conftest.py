@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def tensor_bytes(rng: np.random.Generator, info: TensorInfo) -> bytes:
     """Bytes such as a quantiser's: not uniform, so that there is something to compress."""
-    return rng.binomial(255, 0.5, info.nbytes).astype(np.uint8).tobytes()
+    draws = np.frombuffer(rng.bytes(2 * info.nbytes), np.uint8).reshape(2, info.nbytes)
+    return (draws[0] & draws[1]).tobytes()
 
 
 @pytest.fixture

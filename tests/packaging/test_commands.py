@@ -57,6 +57,9 @@ def test_pack_and_unpack_print_the_keys_that_scripts_rely_on(gguf: Path, tmp_pat
 
 def test_names_are_chosen_when_none_is_given(gguf: Path, archive: Path, call: Any) -> None:
     content = gguf.read_bytes()
+    code, out, err = call("unpack", archive)
+    assert (code, out) == (2, "")
+    assert "is there already: name the output with -o" in err
     gguf.unlink()
     code, out, err = call("unpack", archive)
     assert (code, out) == (0, "")
@@ -123,6 +126,27 @@ def test_signatures_from_key_to_verdict(archive: Path, tmp_path: Path, call: Any
     code, _out, err = call("verify", archive)
     assert code == 1
     assert "signatures" in err
+
+
+def test_unpack_can_demand_a_trusted_signature(archive: Path, gguf: Path, tmp_path: Path, call: Any) -> None:
+    key, out = tmp_path / "key", tmp_path / "out.gguf"
+    assert call("keygen", key)[0] == 0
+    code, _out, err = call("unpack", archive, "-o", out, "--trusted", f"{key}.pub")
+    assert code == 1
+    assert "the archive is unsigned" in err
+    assert not out.exists()
+    assert call("sign", archive, "--key", key)[0] == 0
+    assert call("unpack", archive, "-o", out, "--trusted", f"{key}.pub")[0] == 0
+    assert out.read_bytes() == gguf.read_bytes()
+
+
+def test_a_dry_run_estimates_and_writes_nothing(gguf: Path, tmp_path: Path, call: Any) -> None:
+    archive = tmp_path / "a.edgepack"
+    estimate = json_of(call("pack", gguf, "-o", archive, "--dry-run", "--json"))
+    assert not archive.exists()
+    assert call("pack", gguf, "-o", archive)[0] == 0
+    assert estimate["bytes"] == pytest.approx(archive.stat().st_size, rel=0.02)
+    assert "would be about" in call("pack", gguf, "--dry-run")[2]
 
 
 def test_extract_takes_members_and_tensors(archive: Path, gguf: Path, tmp_path: Path, call: Any) -> None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 from edgepack.packaging.format import FOOTER_BYTES
 from edgepack.packaging.pack import pack_archive
-from edgepack.packaging.signing import generate_key, sign_archive
+from edgepack.packaging.signing import generate_key, load_public_key, sign_archive
 from edgepack.packaging.stream_unpack import unpack_stream
 
-from edgepack.errors import ArchiveError, EdgepackError, IntegrityError, UsageError
+from edgepack.errors import ArchiveError, CheckFailedError, EdgepackError, IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +90,16 @@ def test_a_whole_chunk_taken_out_is_found(archive: Path, tmp_path: Path) -> None
             Pipe(content[: chunk.offset] + content[chunk.offset + chunk.record_bytes :]), tmp_path / "out.gguf"
         )
     assert not outputs(tmp_path)
+
+
+def test_a_pipe_can_be_made_to_prove_its_signature(archive: Path, gguf: Path, tmp_path: Path) -> None:
+    generate_key(tmp_path / "stranger")
+    author, stranger = (load_public_key(tmp_path / name) for name in ("key.pub", "stranger.pub"))
+    with pytest.raises(CheckFailedError, match="signed by a stranger"):
+        unpack_stream(Pipe(archive.read_bytes()), tmp_path / "out.gguf", trusted=[stranger])
+    assert not outputs(tmp_path)
+    unpack_stream(Pipe(archive.read_bytes()), tmp_path / "out.gguf", trusted=[stranger, author])
+    assert (tmp_path / "out.gguf").read_bytes() == gguf.read_bytes()
 
 
 def test_bytes_behind_the_footer_are_refused(archive: Path, tmp_path: Path) -> None:

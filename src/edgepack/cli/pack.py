@@ -18,6 +18,7 @@ from edgepack.errors import UsageError
 @click.option("--include", multiple=True, type=click.Path(path_type=Path), help="Another file to put in; repeatable.")
 @click.option("--base", type=click.Path(path_type=Path), help="An older archive, to take chunks and dictionaries from.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
+@click.option("--dry-run", is_flag=True, help="Only estimate the archive's size, from a sample.")
 @json_option
 def command(
     file: Path,
@@ -27,6 +28,7 @@ def command(
     include: tuple[Path, ...],
     base: Path | None,
     threads: int | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Pack FILE (a GGUF) into one verified archive that restores bit for bit."""
@@ -36,6 +38,9 @@ def command(
     output = file.with_suffix(".edgepack") if output is None else output
     if as_json and output == STANDARD_STREAM:
         raise UsageError("--json and -o - both want standard output")
+    if dry_run:
+        _estimate(file, output, include, level, as_json)
+        return
     result = pack_archive(
         file,
         output,
@@ -61,4 +66,26 @@ def command(
     note(
         f"{output}: {format_size(result.bytes)}, {share:.1f} % of {format_size(result.original_bytes)}, "
         f"in {format_duration(result.seconds)}"
+    )
+
+
+def _estimate(file: Path, output: Path, include: tuple[Path, ...], level: int, as_json: bool) -> None:
+    from edgepack.packaging.estimate import estimate_archive
+    from edgepack.quantities import format_size
+
+    estimate = estimate_archive(file, include, level)
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "bytes": estimate.bytes,
+                "original_bytes": estimate.original_bytes,
+                "estimated_from_bytes": estimate.sampled_bytes,
+            }
+        )
+        return
+    share = 100 * estimate.bytes / estimate.original_bytes
+    note(
+        f"{output}: would be about {format_size(estimate.bytes)}, {share:.1f} % of "
+        f"{format_size(estimate.original_bytes)} (from a sample of {format_size(estimate.sampled_bytes)})"
     )
