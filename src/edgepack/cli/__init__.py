@@ -17,6 +17,7 @@ from edgepack.version import __version__
 # command → (module under edgepack.cli, one line for --help); the module's click command is `command`.
 COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "A Hugging Face checkpoint becomes a GGUF."),
+    "analyze": ("analyze", "how many directions a model's weights and activations really use"),
     "imatrix": ("imatrix", "which weights a text needs: an importance matrix"),
     "pack": ("pack", "a GGUF into one verified archive"),
     "unpack": ("unpack", "the GGUF out of an archive, bit for bit"),

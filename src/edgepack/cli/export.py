@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.export_options import gate_options, output_options, parse_overrides, source_options, type_options
+from edgepack.cli.export_options import (
+    gate_options,
+    output_options,
+    parse_overrides,
+    pass_options,
+    source_options,
+    type_options,
+)
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
 from edgepack.errors import UsageError
 from edgepack.quantities import format_duration, format_size
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--target", metavar="T", help="gguf-q5km, gguf-f16 …; llama.cpp's spellings; edge-seedlm4, edge-vptq3 …")
 @source_options
 @type_options
+@pass_options
 @gate_options
 @output_options
 @json_option
@@ -35,6 +43,13 @@ def command(model: Path, target: str | None, *, as_json: bool, **options: Any) -
     With --min-agreement or --max-kl and no --target, the ladder of types is tried from small to large. Exits with
     1 when a gate is missed; a file that was asked for by its target is kept all the same.
     """
+    if options["recipe"] is not None or options["passes"]:
+        from edgepack.cli.export_recipe import export_recipe
+
+        export_recipe(model, target, as_json=as_json, **options)
+        return 0
+    for only_for_passes in ("recipe", "passes", "device"):
+        del options[only_for_passes]
     if target is not None and target.startswith("edge-"):
         _export_variant(model, target, as_json=as_json, **options)
         return 0
@@ -139,7 +154,7 @@ def _report(
         adapter = [str(path) for path in files if path.stem.endswith("-lora")]
         print_json(_result(prepared, size, seconds) | ({"adapter": adapter[0]} if adapter else {}) | dict(more))
     elif dry_run:
-        _print_plan(plan, prepared.path)
+        print_plan(plan, prepared.path)
     else:
         note(
             f"{prepared.path}: {format_size(size)} as {plan.target.label}, from {format_size(plan.source_bytes)},"
@@ -155,20 +170,25 @@ def _result(prepared: PreparedExport, size: int, seconds: float) -> dict[str, An
         "seconds": round(seconds, 3),
         "target": plan.target.name,
         "source_bytes": plan.source_bytes,
-        "tensors": [
-            {
-                "name": tensor.info.name,
-                "shape": list(tensor.info.shape),
-                "source_type": tensor.rows.dtype,
-                "type": tensor.info.type.name,
-                "bytes": tensor.info.nbytes,
-            }
-            for tensor in plan.tensors
-        ],
+        "tensors": tensors_json(plan),
     }
 
 
-def _print_plan(plan: ExportPlan, path: Path) -> None:
+def tensors_json(plan: ExportPlan) -> list[dict[str, Any]]:
+    """Every tensor of a plan, as scripts read it."""
+    return [
+        {
+            "name": tensor.info.name,
+            "shape": list(tensor.info.shape),
+            "source_type": tensor.rows.dtype,
+            "type": tensor.info.type.name,
+            "bytes": tensor.info.nbytes,
+        }
+        for tensor in plan.tensors
+    ]
+
+
+def print_plan(plan: ExportPlan, path: Path) -> None:
     """The plan as a table on stdout."""
     width = max(len(tensor.info.name) for tensor in plan.tensors)
     click.echo(f"{'tensor':<{width}}  {'shape':<18} {'from':<6} {'to':<8} {'bytes':>14}")

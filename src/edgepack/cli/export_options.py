@@ -57,6 +57,16 @@ def type_options(function: Decorated) -> Decorated:
     ])  # fmt: skip
 
 
+def pass_options(function: Decorated) -> Decorated:
+    """What is done to the weights before they are written."""
+    return _apply(function, [
+        click.option("--recipe", type=_PATH, metavar="TOML", help="Passes on the weights, in order."),
+        click.option("--pass", "passes", multiple=True, metavar="NAME:KEY=VALUE,…",
+                     help="One pass, such as prune:method=wanda,sparsity=0.6, awq, gptq, lowrank:rank=64; repeatable."),
+        click.option("--device", default="cpu", show_default=True, metavar="D", help="Torch device of the passes."),
+    ])  # fmt: skip
+
+
 def gate_options(function: Decorated) -> Decorated:
     """What the file must reach when it is held against its original."""
     return _apply(function, [

@@ -1,0 +1,119 @@
+"""`edgepack analyze`: how many directions a model's weights and activations really use.
+
+The work is `quant.passes.lowrank.analysis`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.errors import DependencyError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgepack.model import Checkpoint
+    from edgepack.quant.passes.lowrank.analysis import ModelAnalysis
+    from edgepack.quant.passes.lowrank.spectrum import Spectrum
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command("analyze", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", type=_PATH)
+@click.option("--text", type=_PATH, metavar="FILE", help="Measure activations over this text.")
+@click.option("--own-samples", is_flag=True, help="Measure activations over text that the model writes itself.")
+@click.option("--sequences", type=click.IntRange(1), default=32, show_default=True, help="Pieces of text.")
+@click.option("--length", type=click.IntRange(2), help="Tokens in a piece. Default: 512, or the model's context.")
+@click.option("--device", default="cpu", show_default=True, metavar="D", help="Torch device.")
+@click.option("--report", type=_PATH, metavar="OUT.html", help="Write a page with plots.")
+@click.option("-o", "--output", type=_PATH, metavar="OUT.json", help="Write all figures.")
+@json_option
+def command(
+    model: Path,
+    text: Path | None,
+    own_samples: bool,
+    sequences: int,
+    length: int | None,
+    device: str,
+    report: Path | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Print spectra of MODEL's weights, and of its activations over a text."""
+    from edgepack.atomic_file import atomic_output, check_output
+    from edgepack.export.checkpoint import open_checkpoint
+
+    if text is not None and own_samples:
+        raise UsageError("--text and --own-samples: expected one of them, got both")
+    for path in (report, output):
+        if path is not None:
+            check_output(path)
+    try:
+        from edgepack.quant.passes.lowrank.analysis import analyse
+        from edgepack.quant.passes.run import PassRun
+    except ModuleNotFoundError as error:
+        raise DependencyError(
+            f"analyze: '{error.name}' is not installed, use pip install 'edgepack[compress]'"
+        ) from None
+    checkpoint = open_checkpoint(model)
+    tokens = _tokens(checkpoint, text, own_samples, sequences, length, device)
+    found = analyse(checkpoint, PassRun(Path(), tokens, device=device, progress=terminal_progress))
+    origin = text.name if text else f"{sequences} samples of the model" if own_samples else ""
+    result = {"model": str(model), "text": origin, **found.as_json()}
+    if output is not None:
+        with atomic_output(output) as stream:
+            stream.write(json.dumps(result, indent=1).encode())
+    if report is not None:
+        from edgepack.quant.passes.lowrank.report import render_analysis
+
+        with atomic_output(report) as stream:
+            stream.write(render_analysis(model.name, origin, found).encode())
+        note(f"{report}: spectra of {len(found.weights)} weights and {len(found.activations)} blocks")
+    if as_json:
+        print_json(result)
+    else:
+        _print(found)
+
+
+def _tokens(
+    checkpoint: Checkpoint, text: Path | None, own: bool, sequences: int, length: int | None, device: str
+) -> NDArray[np.int64] | None:
+    from edgepack.quant.calibration.text import own_samples, text_sequences
+
+    if own:
+        return own_samples(checkpoint, length=length, sequences=sequences, device=device)
+    if text is None:
+        return None
+    try:
+        content = text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--text '{text}': cannot be read as UTF-8 text: {error}") from None
+    return text_sequences(checkpoint, content, length=length, sequences=sequences)
+
+
+def _print(found: ModelAnalysis) -> None:
+    """Two tables on stdout."""
+    head = f"{'eff. rank':>10} {'of':>6} {'k 90%':>6} {'95%':>6} {'99%':>6} {'at k=9':>8} {'k=22':>8}"
+    width = max(len(layer.name) for layer in found.weights)
+    click.echo(f"{'weight (centred)':<{width}} {head} {'× at 95%':>9} {'4-bit err':>10}")
+    for layer in found.weights:
+        error = "" if layer.sensitivity is None else f"{layer.sensitivity:10.5f}"
+        compression = layer.as_json()["compression"]["95%"]
+        click.echo(f"{layer.name:<{width}} {_line(layer.spectra['centred'])} {compression:9.2f} {error:>10}")
+    for block in found.activations:
+        click.echo(f"\n{f'activations after block {block.block}':<{width}} {head}")
+        for name, spectrum in block.spectra.items():
+            click.echo(f"{name:<{width}} {_line(spectrum)}")
+
+
+def _line(spectrum: Spectrum) -> str:
+    ks = " ".join(f"{k:6d}" for k in spectrum.k_for.values())
+    shares = " ".join(f"{share:8.1%}" for share in spectrum.variance_at.values())
+    return f"{spectrum.effective_rank:10.1f} {spectrum.dimensions:6d} {ks} {shares}"
