@@ -21,17 +21,24 @@ def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
     held = ""
     for piece in pieces:
         held += piece
-        places = [place for stop in stops if (place := held.find(stop)) >= 0]
-        if places:
-            if held[: min(places)]:
-                yield held[: min(places)]
+        cut = _first(held, stops)
+        undecided = len(held) - max((_overlap(held, stop) for stop in stops), default=0)
+        if cut is not None and cut <= undecided:  # else a stop text that begins earlier may still come to its end
+            yield from _non_empty(held[:cut])
             return
-        keep = max((_overlap(held, stop) for stop in stops), default=0)
-        if len(held) > keep:
-            yield held[: len(held) - keep]
-            held = held[len(held) - keep :]
-    if held:
-        yield held
+        yield from _non_empty(held[:undecided])
+        held = held[undecided:]
+    yield from _non_empty(held[: _first(held, stops)])
+
+
+def _first(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first of `stops` begins in `text`, or None."""
+    return min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
+
+
+def _non_empty(text: str) -> Iterator[str]:
+    if text:
+        yield text
 
 
 def _overlap(text: str, stop: str) -> int:

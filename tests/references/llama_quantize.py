@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import llama_cpp
 import numpy as np
+from edgepack.edge.runtime_log import runtime_log
 
 from edgepack.gguf.reader import read_header
 
@@ -17,11 +18,6 @@ if TYPE_CHECKING:
 
     from edgepack.quant.type_choice import Overrides
     from numpy.typing import NDArray
-
-
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-def _silent(_level: int, _text: bytes, _user: object) -> None:
-    pass
 
 
 def llama_quantize(
@@ -43,7 +39,6 @@ def llama_quantize(
         importance: GGUF tensor name → weights [columns] or [experts, columns].
         overrides: types by hand.
     """
-    llama_cpp.llama_log_set(_silent, None)
     params = _params(file_type, importance, overrides)
     params.pure = params.pure or pure
     return _quantize(source, out, params)
@@ -63,26 +58,17 @@ def llama_types(
     Raises:
         ValueError: llama.cpp refuses.
     """
-    lines: list[str] = []
-
-    @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-    def record(_level: int, text: bytes, _user: object) -> None:
-        lines.append(text.decode())
-
-    llama_cpp.llama_log_set(record, None)
-    try:
-        params = _params(file_type, importance, overrides)
-        params.dry_run = True
-        succeeded = _quantize(source, source.with_suffix(".never"), params)
-    finally:
-        llama_cpp.llama_log_set(_silent, None)
-    if not succeeded:
-        raise ValueError("".join(lines[-3:]))
-    found = re.findall(r"\] +(\S+) +- \[.*type = +(\w+), size = .*?MiB(?:.*\((\w+)\))?\n", "".join(lines))
+    params = _params(file_type, importance, overrides)
+    params.dry_run = True
+    with runtime_log().recording() as log:
+        if not _quantize(source, source.with_suffix(".never"), params):
+            raise ValueError(log.last_errors())
+    found = re.findall(r"\] +(\S+) +- \[.*type = +(\w+), size = .*?MiB(?:.*\((\w+)\))?\n", log.text)
     return {name: (new or old).upper() for name, old, new in found}
 
 
 def _quantize(source: Path, out: Path, params: llama_cpp.llama_model_quantize_params) -> bool:
+    runtime_log()  # keeps llama.cpp's lines off the terminal
     return llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)) == 0
 
 
