@@ -13,6 +13,7 @@ from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.config import ModelConfig
 from edgepack.export.mapping import completed, find_family, map_tensors
 from edgepack.export.naming import Size, general_metadata
+from edgepack.export.notes import limits
 from edgepack.export.tokenizer.vocabulary import read_vocabulary
 from edgepack.quant.mixtures import ModelFacts
 
@@ -40,6 +41,7 @@ class MappedModel:
         tensors: GGUF name → rows.
         facts: what the choice of types asks.
         sources: the files that weights come from.
+        notes: limits that the user should know of, a line each.
     """
 
     label: str
@@ -47,6 +49,7 @@ class MappedModel:
     tensors: Mapping[str, Rows]
     facts: ModelFacts
     sources: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def n_parameters(self) -> int:
@@ -76,7 +79,8 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
     metadata |= read_vocabulary(checkpoint.path, config.values, pre=pre)
     facts = ModelFacts(family.name, family.blocks(config), config.n_heads, config.n_kv_heads, config.n_experts)
     sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))
-    return MappedModel(str(checkpoint.path), metadata, tensors, facts, sources)
+    notes = limits(family, config, metadata, checkpoint.tensors)
+    return MappedModel(str(checkpoint.path), metadata, tensors, facts, sources, notes)
 
 
 def _size(tensors: Mapping[str, Rows], n_experts: int) -> Size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -297,6 +298,18 @@ def test_rows_of_sliced_experts_are_those_of_the_whole_however_they_are_read() -
     for start in range(15):
         for stop in range(start + 1, 16):
             assert np.array_equal(rows.read(start, stop), expected[start:stop])
+
+
+def test_what_a_file_lacks_is_noted(books: Path, tmp_path: Path) -> None:
+    windowed = write_checkpoint(random_model(named("mistral-in-its-window")), tmp_path / "window", books)
+    assert open_model(windowed).metadata["llama.context_length"].value == 64
+    [window] = open_model(windowed).notes
+    assert window.startswith("context: 64 tokens instead of 256")
+    eyes = write_checkpoint(random_model(named("gemma-3-of-multimodal")), tmp_path / "eyes", books)
+    [left_out] = open_model(eyes).notes
+    assert re.match(r"[1-9]\d* tensors of other modalities are left out", left_out)
+    plain = write_checkpoint(random_model(named("qwen-2")), tmp_path / "plain", books)
+    assert open_model(plain).notes == ()
 
 
 @pytest.mark.parametrize("tiny", EMBEDDERS, ids=lambda tiny: tiny.name)

@@ -149,6 +149,8 @@ def _report(
     more: Mapping[str, Any],
 ) -> None:
     plan, request = prepared.plan, prepared.request
+    for limit in prepared.mapped.notes:
+        note(limit)
     size = prepared.path.stat().st_size if request.pack and not dry_run else plan.total_bytes
     if as_json:
         adapter = [str(path) for path in files if path.stem.endswith("-lora")]
