@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from edgepack.export.config import ModelConfig
 from edgepack.export.mapping import completed, find_family, map_tensors
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic_checkpoint import LlamaShape, SyntheticTensors, bf16_specs
 
@@ -212,6 +212,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_value_under_any_key_is_taken_or_refused_in_one_line(data: st.DataObject) -> None:
     config = CONFIGS[data.draw(st.sampled_from(sorted(CONFIGS)))]
