@@ -10,7 +10,7 @@ import re
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from edgepack.errors import GGUFError, UsageError
+from edgepack.errors import GGUFError, UnsupportedModelError, UsageError
 from edgepack.gguf.reader import read_header
 
 if TYPE_CHECKING:
@@ -62,11 +62,12 @@ def read_runnable(path: Path) -> GGUFHeader:
     return header
 
 
-def check_adapter(path: Path) -> None:
-    """Check that `path` is a GGUF LoRA adapter.
+def check_adapter(path: Path, model: GGUFHeader | None = None) -> None:
+    """Check that `path` is a GGUF LoRA adapter, and one that llama.cpp survives on `model`.
 
     Raises:
         UsageError: it does not exist, or is something else.
+        UnsupportedModelError: it changes an embedding that is also the output matrix: llama.cpp would abort.
         GGUFError: it is truncated, hostile or inconsistent.
     """
     if not path.is_file():
@@ -74,6 +75,10 @@ def check_adapter(path: Path) -> None:
     header = read_header(path)
     if header.get("general.type") != "adapter" or header.get("adapter.type") != "lora":
         raise UsageError(f"adapter '{path}': expected a LoRA adapter, got general.type {header.get('general.type')!r}")
+    if model is None or any(tensor.name == "output.weight" for tensor in model.tensors):
+        return
+    if any(tensor.name.startswith("token_embd.") for tensor in header.tensors):
+        raise UnsupportedModelError(f"adapter '{path}': it changes an embedding that is also the output matrix")
 
 
 def check_runnable(header: GGUFHeader) -> None:

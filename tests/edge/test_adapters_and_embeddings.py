@@ -11,6 +11,7 @@ from edgepack.edge.runtime import LoadedModel
 from edgepack.edge.runtime_options import Adapter, RuntimeOptions
 from edgepack.packaging.pack import pack_archive
 from lora_adapters import write_adapter, write_merged
+from tiny_models import Shape, write_random
 
 from edgepack.cli import run
 from edgepack.errors import ModelRuntimeError, UsageError
@@ -70,6 +71,14 @@ def test_what_is_not_an_adapter_is_refused(tiny: Path, adapter: Path, tmp_path: 
     assert run(["run", str(tiny), "--prompt", "x", "--adapter", "absent.gguf:high"]) == 2
     with pytest.raises(ModelRuntimeError, match="refuses the adapter"):
         LoadedModel(tiny, RuntimeOptions(threads=1, adapters=(Adapter(tiny),)))
+
+
+def test_an_adapter_that_llama_cpp_would_abort_on_is_refused(models: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Where the embedding is also the output matrix, llama.cpp 0.5.0 dies of an adapter that changes it."""
+    tied = write_random(models / "tied.gguf", Shape(tied=True))
+    adapter = write_adapter(models / "embedding.gguf", tied, ("token_embd.weight",))
+    assert run(["run", str(tied), "--prompt", "x", "--adapter", str(adapter)]) == 4
+    assert "also the output matrix" in capfd.readouterr().err
 
 
 def test_an_embedding_is_the_mean_of_the_tokens_where_the_model_has_no_pooling(tiny: Path) -> None:

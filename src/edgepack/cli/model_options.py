@@ -71,22 +71,25 @@ def prepared(file: Path, values: Mapping[str, Any]) -> ModelFile:
 def open_wish(source: ModelFile, values: Mapping[str, Any]) -> OpenWish:
     """What the options insist on, with the adapters of the archive and of the command line."""
     from edgepack.edge.opening import OpenWish
+    from edgepack.edge.runtime_check import check_adapter
     from edgepack.edge.runtime_options import Adapter
 
     own = () if values["no_adapters"] else tuple(Adapter(path) for path in source.adapters)
+    adapters = own + tuple(parse_adapter(text) for text in values["adapters"])
+    for adapter in adapters:
+        check_adapter(adapter.path, source.header)
     return OpenWish(
         device=values["device"],
         n_ctx=values["ctx"],
         kv_type=values["kv_type"],
         n_gpu_layers=values["n_gpu_layers"],
         threads=values["threads"],
-        adapters=own + tuple(parse_adapter(text) for text in values["adapters"]),
+        adapters=adapters,
     )
 
 
 def parse_adapter(text: str) -> Adapter:
-    """`FILE` or `FILE:SCALE`; raises UsageError when the file is not an adapter."""
-    from edgepack.edge.runtime_check import check_adapter
+    """`FILE` or `FILE:SCALE`; raises UsageError when it is neither."""
     from edgepack.edge.runtime_options import Adapter
 
     name, colon, scale = text.rpartition(":")
@@ -96,7 +99,6 @@ def parse_adapter(text: str) -> Adapter:
             path, strength = Path(name), float(scale)
         except ValueError:
             raise UsageError(f"adapter '{text}': expected FILE or FILE:SCALE") from None
-    check_adapter(path)
     return Adapter(path, strength)
 
 
