@@ -38,14 +38,16 @@ def main() -> None:
     parser.add_argument("evaluation", type=Path)
     parser.add_argument("--targets", default="gguf-q4km,gguf-q3km,gguf-q2k")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--calibration-ctx", type=int, default=512, help="as long as the model makes use of")
     parser.add_argument("--calibration-chunks", type=int, default=128)
-    parser.add_argument("--chunks", type=int, default=40, help="pieces of 512 tokens that are evaluated")
+    parser.add_argument("--chunks", type=int, default=40, help="pieces of text that are evaluated")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         matrix = Path(folder) / "imatrix.gguf"
         collect = ("imatrix", options.model, "--text", options.calibration, "--chunks", options.calibration_chunks)
-        collect += ("--threads", options.threads)
-        print(f"collected over {result_of(*collect, '-o', matrix)['chunks']} pieces of 512 tokens")
+        collect += ("--threads", options.threads, "--ctx", options.calibration_ctx)
+        chunks = result_of(*collect, "-o", matrix)["chunks"]
+        print(f"collected over {chunks} pieces of {options.calibration_ctx} tokens")
         head = f"{'agreement':>10} {'interval':>17} {'mean KL':>9} {'KL ratio':>9}"
         print(f"{'target':<12} {'matrix':<7} {'bytes':>10} {head}")
         for target in options.targets.split(","):
@@ -55,7 +57,7 @@ def main() -> None:
                 size = result_of("export", options.model, "--target", target, "-o", out, *extra)["bytes"]
                 score = result_of(
                     "validate", out, "--reference", options.model, "--text", options.evaluation,
-                    "--ctx", 512, "--chunks", options.chunks, "--no-floor", "--threads", options.threads,
+                    "--chunks", options.chunks, "--no-floor", "--threads", options.threads,
                 )  # fmt: skip
                 low, high = score["top1_interval"]
                 plain = plain or score["mean_kl"]
