@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class CollectOptions:
     """How a text is run.
 
     Attributes:
-        chunk: tokens of a piece of text.
+        chunk: tokens of a piece of text; never more than the model was trained for.
         chunks: at most this many pieces; None is all.
         include_head: watch `output.weight` too.
         threads: 0 is every physical core.
@@ -70,14 +70,10 @@ class ImportanceCollector:
         from llama_cpp import llama_cpp as c
 
         self._c, self.path, self.options = c, path, options
-        runtime = RuntimeOptions(
-            n_ctx=options.chunk,
-            n_batch=options.chunk,
-            n_ubatch=options.chunk,
-            threads=options.threads,
-            n_gpu_layers=options.n_gpu_layers,
-        )
+        runtime = RuntimeOptions(threads=options.threads, n_gpu_layers=options.n_gpu_layers)
         self._model, _ = open_model(path, runtime)
+        self.chunk = min(options.chunk, int(c.llama_model_n_ctx_train(self._model)))
+        runtime = replace(runtime, n_ctx=self.chunk, n_batch=self.chunk, n_ubatch=self.chunk)
         self.watch = _Watch(options.include_head)
         parameters = context_parameters(runtime)
         # ctypes keeps no reference of its own: it must live as long as the context
@@ -107,7 +103,7 @@ class ImportanceCollector:
             CalibrationError: the text is shorter than one piece.
         """
         tokens = np.array(self._vocabulary.tokenize(text, add_special=True, parse_special=False), dtype=np.int32)
-        size, count = self.options.chunk, len(tokens) // self.options.chunk
+        size, count = self.chunk, len(tokens) // self.chunk
         if not count:
             raise CalibrationError(f"calibration text: expected at least {size} tokens, got {len(tokens)}")
         count = min(count, self.options.chunks or count)
@@ -266,12 +262,12 @@ def collect_importance(
         done = 0 if start is None else min(start.chunk_count, len(pieces))
         if start is not None:
             collector.watch.sums.entries.update(start.entries)
-        matrix = ImportanceMatrix(collector.watch.sums.entries, done, options.chunk, (dataset,))
+        matrix = ImportanceMatrix(collector.watch.sums.entries, done, collector.chunk, (dataset,))
         with progress("imatrix", len(pieces)) as advance:
             advance(done)
             for number in range(done, len(pieces)):
                 collector.run(pieces[number])
-                matrix = ImportanceMatrix(collector.watch.sums.entries, number + 1, options.chunk, (dataset,))
+                matrix = ImportanceMatrix(collector.watch.sums.entries, number + 1, collector.chunk, (dataset,))
                 if keep is not None:
                     keep(matrix)
                 advance(1)

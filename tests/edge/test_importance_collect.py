@@ -198,3 +198,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(books, text, tmp_path, capsys,
     assert captured.err.startswith("edgepack: error: ")
     assert captured.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [short]
+
+
+def test_pieces_are_no_longer_than_the_model_knows(books, tmp_path, text):
+    folder = write_checkpoint(
+        random_model(TinyModel("short", "Llama", {"max_position_embeddings": 64})), tmp_path / "m", books
+    )
+    write_gguf(plan_export(open_model(folder), find_target("f32")), tmp_path / "m.gguf", threads=1)
+    matrix = collect_importance(tmp_path / "m.gguf", text.read_text(), "t", CollectOptions(chunks=2, threads=1))
+    assert (matrix.chunk_size, matrix.chunk_count) == (64, 2)

@@ -23,7 +23,13 @@ _PATH = click.Path(path_type=Path)
 @click.option("--text", type=_PATH, help="UTF-8 text to run through MODEL.")
 @click.option("--merge", "merged", type=_PATH, multiple=True, metavar="FILE", help="Add another matrix; repeatable.")
 @click.option("-o", "--output", type=_PATH, help="Default: imatrix.gguf, where there is something to write.")
-@click.option("--ctx", default=512, show_default=True, type=click.IntRange(16), help="Tokens in a piece of text.")
+@click.option(
+    "--ctx",
+    default=512,
+    show_default=True,
+    type=click.IntRange(16),
+    help="Tokens in a piece; no more than MODEL knows.",
+)
 @click.option("--chunks", type=click.IntRange(1), help="At most this many pieces.")
 @click.option("--include-head", is_flag=True, help="Watch output.weight too.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same model and text.")
