@@ -86,6 +86,7 @@ class StreamCodec(IntEnum):
 
     STORED = 0
     ZSTD = 1
+    GRID = 16  # integers of a matrix by scale class: `grid_coder`
 
 
 def sha256(*parts: bytes | bytearray | memoryview) -> bytes:

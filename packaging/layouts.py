@@ -65,11 +65,13 @@ class Plane:
         name: what `inspect` prints.
         columns: written one after the other, each over all blocks of the chunk.
         repeats: whether it is worth looking for repeated strings; else only an entropy coder runs.
+        zero: the symbol that stands for 0 where symbols are integers on a grid (256: two's complement), else None.
     """
 
     name: str
     columns: tuple[Column, ...]
     repeats: bool = True
+    zero: int | None = None
 
     @cached_property
     def symbols(self) -> int:
@@ -190,12 +192,24 @@ def _q6_k() -> tuple[Plane, ...]:
         Column(32, (Part(64 * half + 32 * (group % 2), 4 * (group // 2), 4), Part(128 + 32 * half, 2 * group, 2)))
         for half in range(2) for group in range(4)
     ]  # fmt: skip
-    return (Plane("quants", tuple(quants), repeats=False), _bytes("scales", 192, 16), *_half("d", 208))
+    return (Plane("quants", tuple(quants), repeats=False, zero=32), _bytes("scales", 192, 16), *_half("d", 208))
 
 
 def _quants(offset: int, count: int) -> Plane:
     """Whole bytes of quants: several weights of one distribution each, coded jointly."""
     return _bytes("quants", offset, count, repeats=False)
+
+
+def _q4_k_grid() -> tuple[Plane, ...]:
+    """Q4_K with one weight a symbol, as scale classes need it."""
+    quants = [Column(32, (Part(16 + 32 * (group // 2), 4 * (group % 2), 4),)) for group in range(8)]
+    return (Plane("quants", tuple(quants), repeats=False, zero=8), *_scales_k4(4), *_delta_pair(0))
+
+
+def _q5_k_grid() -> tuple[Plane, ...]:
+    """Q5_K with one weight a symbol."""
+    quants = [Column(32, (Part(48 + 32 * (group // 2), 4 * (group % 2), 4), Part(16, group, 1))) for group in range(8)]
+    return (Plane("quants", tuple(quants), repeats=False, zero=16), *_scales_k4(4), *_delta_pair(0))
 
 
 # Nibbles and 2-bit weights stay joined in their byte: the joint entropy is at most the sum, and Huffman codes
@@ -215,7 +229,7 @@ _TYPES: dict[GGMLType, tuple[Plane, ...]] = {
     GGMLType.Q4_1: (*_half("d", 0), *_half("m", 2), _quants(4, 16)),
     GGMLType.Q5_0: (*_half("d", 0), _fifth_bits(2, 6)),
     GGMLType.Q5_1: (*_half("d", 0), *_half("m", 2), _fifth_bits(4, 8)),
-    GGMLType.Q8_0: (*_half("d", 0), _quants(2, 32)),
+    GGMLType.Q8_0: (*_half("d", 0), Plane("quants", (Column(32, (Part(2),)),), repeats=False, zero=256)),
     GGMLType.Q8_1: (*_half("d", 0), *_half("s", 2), _quants(4, 32)),
     GGMLType.Q2_K: (_bytes("scales and minima", 0, 16), _quants(16, 64), *_delta_pair(80)),
     GGMLType.Q3_K: _q3_k(),
@@ -248,7 +262,11 @@ BYTES = Layout(0, "bytes", 1, (_bytes("bytes", 0, 1),))
 METADATA = Layout(1, "metadata", 1, (_bytes("metadata", 0, 1),))
 TEXT = Layout(2, "text", 1, (_bytes("text", 0, 1),))
 
-LAYOUTS: dict[int, Layout] = {layout.id: layout for layout in (BYTES, METADATA, TEXT)} | {
+Q4_K_GRID = Layout(256, "Q4_K grid", GGMLType.Q4_K.block_bytes, _q4_k_grid())
+Q5_K_GRID = Layout(257, "Q5_K grid", GGMLType.Q5_K.block_bytes, _q5_k_grid())
+_GRIDS = {GGMLType.Q4_K: Q4_K_GRID, GGMLType.Q5_K: Q5_K_GRID}
+
+LAYOUTS: dict[int, Layout] = {layout.id: layout for layout in (BYTES, METADATA, TEXT, Q4_K_GRID, Q5_K_GRID)} | {
     _TYPE_BASE + kind: Layout(_TYPE_BASE + kind, kind.name, kind.block_bytes, planes) for kind, planes in _TYPES.items()
 }
 
@@ -256,6 +274,11 @@ LAYOUTS: dict[int, Layout] = {layout.id: layout for layout in (BYTES, METADATA, 
 def layout_of(kind: GGMLType) -> Layout:
     """The layout of a tensor type; `BYTES` for a type without a row."""
     return LAYOUTS.get(_TYPE_BASE + kind, BYTES)
+
+
+def grid_layout_of(kind: GGMLType) -> Layout:
+    """The layout of a tensor type in a file whose integers lie on grids: one weight a symbol."""
+    return _GRIDS.get(kind) or layout_of(kind)
 
 
 def stream_kind(layout: Layout, plane: int) -> int:

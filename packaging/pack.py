@@ -66,6 +66,7 @@ def pack_archive(
     dictionary: bool = True,
     include: Sequence[Path] = (),
     base: Path | None = None,
+    grids: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> PackResult:
@@ -78,6 +79,7 @@ def pack_archive(
         dictionary: whether to train dictionaries for the stream kinds that gain from one.
         include: further members, stored under their own names.
         base: an older archive; its dictionaries are used and chunks of the same content taken over.
+        grids: code the integers of Q4_K, Q5_K, Q6_K and Q8_0 by scale class even in a GGUF that is not of the wire.
         threads: workers; None for one a core.
         progress: told of bytes read.
 
@@ -87,7 +89,7 @@ def pack_archive(
         ResourceError: the disk is full.
     """
     started = time.perf_counter()
-    members = [plan_member(gguf, main=True), *(plan_member(path) for path in include)]
+    members = [plan_member(gguf, main=True, grids=grids), *(plan_member(path) for path in include)]
     names = [member.name for member in members]
     if len(set(names)) != len(names):
         raise UsageError(f"members need names of their own, got {', '.join(names)}")
@@ -192,7 +194,7 @@ class ArchiveWriter:
         if len(raw) != size:
             raise UsageError(f"'{path}': expected {size} bytes at {start}, got {len(raw)}: it changed while being read")
         known = None if self.base is None else self.base.encoded(raw, archive_format.sha256(raw), segment.layout)
-        return chunks.encode(raw, segment.layout, self._encoder) if known is None else known
+        return chunks.encode(raw, segment.layout, self._encoder, segment.columns) if known is None else known
 
     def _add_segment(
         self, segment: Segment, encoded: Iterator[EncodedChunk], whole: Any, advance: Callable[[int], object]

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from edgepack.packaging.format import Role
-from edgepack.packaging.layouts import BYTES, METADATA, TEXT, Layout, layout_of
+from edgepack.packaging.layouts import BYTES, METADATA, TEXT, Layout, grid_layout_of, layout_of
 from edgepack.packaging.member_names import check_member_name
 
 from edgepack.errors import GGUFError, UsageError
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from edgepack.gguf.types import GGMLType
+
 CHUNK_BYTES = 1 << 20
+GRID_KEY = "edgepack.wire.host"  # in the metadata of a file whose matrices lie on grids
 _HEADER_CUT = 16 << 10  # metadata values from this size on have chunks of their own: a small change stays small
 
 _ROLES = {
@@ -29,17 +32,28 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Segment:
-    """Bytes [start, start + bytes) of a file, of which the first `tensor_bytes` are content and the rest padding."""
+    """Bytes [start, start + bytes) of a file, of which the first `tensor_bytes` are content and the rest padding.
+
+    `columns` is the length of a row where a tensor's integers lie on grids and chunks hold whole rows; else 0.
+    """
 
     name: str
     layout: Layout
     start: int
     bytes: int
     tensor_bytes: int
+    columns: int = 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row on a grid; 0 where rows are not kept whole."""
+        symbols = next((plane.symbols for plane in self.layout.planes if plane.zero is not None), 1)
+        return self.columns // symbols * self.layout.block_bytes if self.columns else 0
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """(start, bytes) in the file of each chunk: whole blocks, about `CHUNK_BYTES`; padding goes with the last."""
-        step = CHUNK_BYTES // self.layout.block_bytes * self.layout.block_bytes
+        unit = self.row_bytes or self.layout.block_bytes
+        step = CHUNK_BYTES // unit * unit
         count = max(1, -(-self.tensor_bytes // step))
         for number in range(count):
             start = number * step
@@ -57,13 +71,14 @@ class MemberPlan:
     segments: tuple[Segment, ...]
 
 
-def plan_member(path: Path, name: str | None = None, main: bool = False) -> MemberPlan:
+def plan_member(path: Path, name: str | None = None, main: bool = False, grids: bool = False) -> MemberPlan:
     """Look at a file and cut it; its content is not read beyond a GGUF's header.
 
     Args:
         path: the file.
         name: in the archive; the file's own name by default.
         main: whether it must be a GGUF.
+        grids: code integers by scale class though the GGUF does not say that they lie on grids.
 
     Raises:
         GGUFError: `main`, and not a GGUF.
@@ -78,7 +93,7 @@ def plan_member(path: Path, name: str | None = None, main: bool = False) -> Memb
     if is_gguf or main:
         try:
             header = read_header(path)
-            return MemberPlan(name, path, Role.GGUF, header.file_bytes, tuple(gguf_segments(header)))
+            return MemberPlan(name, path, Role.GGUF, header.file_bytes, tuple(gguf_segments(header, grids)))
         except GGUFError:
             if main:
                 raise
@@ -88,8 +103,9 @@ def plan_member(path: Path, name: str | None = None, main: bool = False) -> Memb
     return MemberPlan(name, path, role, size, (Segment("", layout, 0, size, size),) if size else ())
 
 
-def gguf_segments(header: GGUFHeader) -> Iterator[Segment]:
+def gguf_segments(header: GGUFHeader, grids: bool = False) -> Iterator[Segment]:
     """The header in pieces, then each tensor in file order with the padding behind it; together all bytes."""
+    on_grids = grids or GRID_KEY in header.metadata
     tensors = sorted(header.tensors, key=lambda tensor: tensor.offset)
     starts = [header.data_start + tensor.offset for tensor in tensors]
     header_end = starts[0] if starts else header.file_bytes
@@ -97,7 +113,15 @@ def gguf_segments(header: GGUFHeader) -> Iterator[Segment]:
     for start, stop in pairwise(cuts):
         yield Segment("", METADATA, start, stop - start, stop - start)
     for tensor, start, stop in zip(tensors, starts, [*starts[1:], header.file_bytes], strict=True):
-        yield Segment(tensor.name, layout_of(tensor.type), start, stop - start, tensor.nbytes)
+        columns = tensor.shape[-1] if on_grids and _has_grid(tensor.type) else 0
+        if tensor.type.row_bytes(columns) > CHUNK_BYTES:
+            columns = 0
+        layout = grid_layout_of(tensor.type) if columns else layout_of(tensor.type)
+        yield Segment(tensor.name, layout, start, stop - start, tensor.nbytes, columns)
+
+
+def _has_grid(kind: GGMLType) -> bool:
+    return any(plane.zero is not None for plane in grid_layout_of(kind).planes)
 
 
 def _header_cuts(header: GGUFHeader, end: int) -> list[int]:

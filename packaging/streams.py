@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import zstandard
+from edgepack.packaging import grid_coder
 from edgepack.packaging.format import StreamCodec
 from edgepack.packaging.records import StreamEntry
 
@@ -19,6 +20,7 @@ from edgepack.errors import ArchiveError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from edgepack.packaging.grid_coder import Geometry
     from numpy.typing import NDArray
 
     Bytes = NDArray[np.uint8]
@@ -74,13 +76,16 @@ class StreamEncoder:
             cache[method, kind] = zstandard.ZstdCompressor(compression_params=parameters, dict_data=dictionary)
         return cache[method, kind].compress(data.data)
 
-    def encode(self, kind: int, data: Bytes, repeats: bool) -> tuple[StreamEntry, bytes, int]:
+    def encode(
+        self, kind: int, data: Bytes, repeats: bool, geometry: Geometry | None = None
+    ) -> tuple[StreamEntry, bytes, int]:
         """Compress one stream.
 
         Args:
             kind: stream kind, which decides the dictionary.
             data: uint8, at least one byte, contiguous.
             repeats: whether repeated strings are likely.
+            geometry: of the matrix whose integers they are, or None.
 
         Returns:
             its entry, the stored bytes, and the length that they would have without the dictionary.
@@ -89,6 +94,8 @@ class StreamEncoder:
         for candidate in self._candidates(data, repeats):
             if len(candidate) < len(stored):
                 stored, codec = candidate, StreamCodec.ZSTD
+        if geometry is not None and len(candidate := grid_coder.encode(data, geometry)) < len(stored):
+            stored, codec = candidate, StreamCodec.GRID
         plain_length, identifier = len(stored), 0
         if kind in self._dictionaries:
             candidate = self._compress("search" if repeats else "entropy", data, kind)
@@ -140,6 +147,8 @@ class StreamDecoder:
             if len(stored) != entry.plain_bytes:
                 raise ArchiveError(f"{where}: expected {entry.plain_bytes} bytes, got {len(stored)}")
             return np.frombuffer(stored, np.uint8)
+        if entry.codec == StreamCodec.GRID:
+            return grid_coder.decode(stored, entry.plain_bytes, where)
         if entry.codec != StreamCodec.ZSTD:
             raise ArchiveError(f"{where}: unknown codec {entry.codec}: update edgepack")
         try:

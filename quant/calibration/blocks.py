@@ -139,9 +139,11 @@ class BlockwiseModel:
         """Checkpoint name of the output matrix: the token embedding where both are tied."""
         head = self.model.get_output_embeddings()
         path = next((path for path, module in self.model.named_modules() if module is head), None)
-        return None if path is None else self._names.get(f"{path}.weight", self._embedding_name())
+        return None if path is None else self._names.get(f"{path}.weight", self.embedding_name)
 
-    def _embedding_name(self) -> str | None:
+    @property
+    def embedding_name(self) -> str | None:
+        """Checkpoint name of the token embedding."""
         table = self.model.get_input_embeddings()
         path = next(path for path, module in self.model.named_modules() if module is table)
         return self._names.get(f"{path}.weight")
@@ -250,7 +252,7 @@ class BlockwiseModel:
         _module_of(module, path)._parameters[path.rpartition(".")[2]] = parameter  # noqa: SLF001
 
     def _read(self, path: str, shape: tuple[int, ...]) -> torch.Tensor:
-        name = self._names.get(path) or self._embedding_name()
+        name = self._names.get(path) or self.embedding_name
         if name is None:
             raise CheckpointError(f"the checkpoint has no tensor for '{path}'")
         array = read_tensor(self.source, name)

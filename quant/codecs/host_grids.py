@@ -39,6 +39,7 @@ class Host:
         lowest, highest: the integers that it holds, both included.
         group: columns that share one multiple.
         max_multiple: the greatest multiple of the row's step that a group may have.
+        grouped: whether the block has integers for the multiples; else they are powers of two in its own step.
     """
 
     kind: GGMLType
@@ -46,6 +47,7 @@ class Host:
     highest: int
     group: int
     max_multiple: int
+    grouped: bool = True
 
     @property
     def reach(self) -> int:
@@ -54,12 +56,19 @@ class Host:
 
 
 HOSTS: dict[str, Host] = {
-    "q8": Host(GGMLType.Q8_0, -127, 127, 32, 1),
+    "q8": Host(GGMLType.Q8_0, -127, 127, 32, 256, grouped=False),
     "q6k": Host(GGMLType.Q6_K, -32, 31, 16, 127),
     "q5k": Host(GGMLType.Q5_K, -16, 15, 32, 63),
     "q4k": Host(GGMLType.Q4_K, -8, 7, 32, 63),
 }
-HOST_OF_TYPE = {host.kind: host for host in HOSTS.values()}
+# What llama.cpp falls back to for rows that are not whole blocks (`quant.type_choice.fallback`).
+_FALLBACKS = (
+    Host(GGMLType.Q5_0, -16, 15, 32, 256, grouped=False),
+    Host(GGMLType.Q5_1, -16, 15, 32, 256, grouped=False),
+    Host(GGMLType.F16, -127, 127, 1, 256, grouped=False),
+)
+HOST_OF_TYPE = {host.kind: host for host in (*HOSTS.values(), *_FALLBACKS)}
+F16_STEP_BITS = 4  # significant bits of a step hosted in F16: with integers of 7 bits products have 11, and are exact
 
 
 def find_host(text: str) -> Host:
@@ -78,13 +87,14 @@ def find_host(text: str) -> Host:
 def encode_host(
     host: Host, steps: NDArray[np.float16], quants: Integers, multiples: Integers | None = None
 ) -> NDArray[np.uint8]:
-    """Blocks whose weight [r, k] is exactly steps[r] · multiples[k // group] · quants[r, k].
+    """Blocks whose weight [r, k] is exactly steps[r] · multiples[r, k // group] · quants[r, k].
 
     Args:
         host: the container.
         steps: float16 [rows], positive, normal numbers.
         quants: integers [rows, columns].
-        multiples: integers [columns / group], 1 to `host.max_multiple`; all 1 where None.
+        multiples: integers [rows or 1, columns / group], 1 to `host.max_multiple`, powers of two where the host is
+            not `grouped`; all 1 where None.
 
     Returns:
         uint8 [rows, bytes of a row].
@@ -95,13 +105,26 @@ def encode_host(
     rows, columns = quants.shape
     if columns % host.kind.block_size:
         raise CodecError(f"host {host.kind.name}: rows of {columns} are not whole blocks of {host.kind.block_size}")
-    factors = np.ones(columns // host.group, np.uint8) if multiples is None else np.asarray(multiples)
+    groups = columns // host.group
+    factors = np.broadcast_to(np.uint16(1) if multiples is None else np.asarray(multiples), (rows, groups))
     _check(host, steps, quants, factors)
-    per_row = columns // host.kind.block_size
-    blocks = np.zeros((rows * per_row, host.kind.block_bytes), np.uint8)
-    _WRITE_SCALES[host.kind](blocks, np.repeat(steps, per_row), np.tile(factors.astype(np.uint8), rows))
-    raised = quants + (-host.lowest if host.lowest in (-16, -8) else 0)  # Q4_K and Q5_K are unsigned
+    if host.kind is GGMLType.F16:
+        return _exact_halves(steps, quants * factors)
+    blocks = np.zeros((rows * columns // host.kind.block_size, host.kind.block_bytes), np.uint8)
+    if host.grouped:
+        _WRITE_SCALES[host.kind](blocks, np.repeat(steps, len(blocks) // rows), factors.astype(np.uint8))
+    else:
+        _WRITE_STEPS[host.kind](blocks, (steps.astype(np.float32)[:, None] * factors).astype(np.float16).reshape(-1))
+    raised = quants + (-host.lowest if host.kind in _UNSIGNED else 0)
     return write_quants(host.kind, blocks.reshape(rows, -1), raised.astype(np.int8))
+
+
+def _exact_halves(steps: NDArray[np.float16], quants: Integers) -> NDArray[np.uint8]:
+    exact = steps.astype(np.float32)[:, None] * quants
+    halves = exact.astype(np.float16)
+    if not np.array_equal(halves.astype(np.float32), exact):
+        raise CodecError(f"host F16: steps must have at most {F16_STEP_BITS} significant bits")
+    return halves.view(np.uint8)
 
 
 def _check(host: Host, steps: NDArray[np.float16], quants: Integers, multiples: Integers) -> None:
@@ -110,20 +133,21 @@ def _check(host: Host, steps: NDArray[np.float16], quants: Integers, multiples: 
         raise CodecError(
             f"host {host.kind.name}: expected integers from {host.lowest} to {host.highest}, got {low} to {high}"
         )
-    largest = float(steps.max(initial=np.float16(1))) * max(1.0, abs(host.lowest) if host.lowest > -32 else 1.0)
-    if float(steps.min(initial=np.float16(1))) < _SMALLEST_NORMAL or not largest <= _LARGEST:
+    most = int(multiples.max(initial=1))
+    if multiples.min(initial=1) < 1 or most > host.max_multiple:
+        raise CodecError(f"host {host.kind.name}: expected multiples from 1 to {host.max_multiple}, got {most}")
+    if not host.grouped and (multiples & (multiples - 1)).any():
+        raise CodecError(f"host {host.kind.name}: expected multiples that are powers of two")
+    largest = float(steps.max(initial=np.float16(1))) * (-host.lowest if host.grouped else most)
+    if not (float(steps.min(initial=np.float16(1))) >= _SMALLEST_NORMAL and largest <= _LARGEST):
         raise CodecError(f"host {host.kind.name}: steps must be normal half-precision numbers, got {steps.min()}")
-    if multiples.min(initial=1) < 1 or multiples.max(initial=1) > host.max_multiple:
-        raise CodecError(
-            f"host {host.kind.name}: expected multiples from 1 to {host.max_multiple}, got {multiples.max()}"
-        )
 
 
 def _put_half(blocks: NDArray[np.uint8], start: int, values: NDArray[np.float16]) -> None:
     blocks[:, start : start + 2] = np.ascontiguousarray(values, "<f2").view(np.uint8).reshape(-1, 2)
 
 
-def _write_q8_0(blocks: NDArray[np.uint8], steps: NDArray[np.float16], _multiples: NDArray[np.uint8]) -> None:
+def _write_step(blocks: NDArray[np.uint8], steps: NDArray[np.float16]) -> None:
     _put_half(blocks, 0, steps)
 
 
@@ -146,8 +170,18 @@ def _write_k4(half_range: int) -> Callable[[NDArray[np.uint8], NDArray[np.float1
     return write
 
 
+def _write_step_and_minimum(blocks: NDArray[np.uint8], steps: NDArray[np.float16]) -> None:
+    _put_half(blocks, 0, steps)
+    _put_half(blocks, 2, (steps.astype(np.float32) * -16).astype(np.float16))
+
+
+_UNSIGNED = (GGMLType.Q4_K, GGMLType.Q5_K, GGMLType.Q5_1)
+_WRITE_STEPS = {
+    GGMLType.Q8_0: _write_step,
+    GGMLType.Q5_0: _write_step,
+    GGMLType.Q5_1: _write_step_and_minimum,
+}
 _WRITE_SCALES = {
-    GGMLType.Q8_0: _write_q8_0,
     GGMLType.Q6_K: _write_q6_k,
     GGMLType.Q5_K: _write_k4(16),
     GGMLType.Q4_K: _write_k4(8),

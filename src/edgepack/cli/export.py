@@ -17,6 +17,7 @@ from edgepack.cli.export_options import (
     source_options,
     type_options,
 )
+from edgepack.cli.export_wire import WIRE_OPTIONS, export_wire, wire_options
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
 from edgepack.errors import UsageError
 from edgepack.quantities import format_duration, format_size
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
 
 @click.command("export", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--target", metavar="T", help="gguf-q5km, gguf-f16 …; llama.cpp's spellings; edge-seedlm4, edge-vptq3 …")
+@click.option("--target", metavar="T", help="gguf-q5km, gguf-f16 …; llama.cpp's spellings; edge-seedlm4 …; wire")
 @source_options
 @type_options
 @pass_options
 @gate_options
 @output_options
+@wire_options
 @json_option
 def command(model: Path, target: str | None, *, as_json: bool, **options: Any) -> int:
     """Turn MODEL, a Hugging Face folder or a GGUF, into a GGUF in one pass.
@@ -53,6 +55,12 @@ def command(model: Path, target: str | None, *, as_json: bool, **options: Any) -
     if target is not None and target.startswith("edge-"):
         _export_variant(model, target, as_json=as_json, **options)
         return 0
+    if target == "wire":
+        export_wire(model, as_json=as_json, **options)
+        return 0
+    for name in WIRE_OPTIONS:
+        if options.pop(name) is not None:
+            raise UsageError(f"--{name} needs --target wire, got '{target}'")
     if options["tensor_codecs"] or options["skip_harmful"]:
         raise UsageError(f"--tensor-codec and --skip-harmful need an edge target, got '{target}'")
     return _export_gguf(model, target, as_json=as_json, **options)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from edgepack.quant.codecs.ggml import dequantize_rows, valid_rows
-from edgepack.quant.codecs.host_grids import HOSTS, encode_host, find_host
+from edgepack.quant.codecs.host_grids import HOST_OF_TYPE, HOSTS, encode_host, find_host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import CodecError, UsageError
+from edgepack.gguf.types import GGMLType
 
 
 def case(name: str, seed: int, rows: int = 5, columns: int = 512):
@@ -17,7 +18,10 @@ def case(name: str, seed: int, rows: int = 5, columns: int = 512):
     steps = np.exp(random.uniform(np.log(7e-5), np.log(400), rows)).astype(np.float16)
     quants = random.integers(host.lowest, host.highest + 1, (rows, columns))
     quants[0, :2] = host.lowest, host.highest
-    return host, steps, quants, random.integers(1, host.max_multiple + 1, columns // host.group)
+    shape = (rows, columns // host.group)
+    if host.grouped:
+        return host, steps, quants, random.integers(1, host.max_multiple + 1, shape)
+    return host, steps, quants, 1 << random.integers(0, 7, shape)
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -28,8 +32,23 @@ def test_ggml_reads_back_the_grid_bit_for_bit(name: str, seed: int) -> None:
     blocks = encode_host(host, steps, quants, multiples)
     assert valid_rows(host.kind, blocks)
     # In float64 the product of step, multiple and integer is exact.
-    expected = steps.astype(np.float64)[:, None] * np.repeat(multiples, host.group) * quants
+    expected = steps.astype(np.float64)[:, None] * np.repeat(multiples, host.group, axis=1) * quants
     assert np.array_equal(dequantize_rows(host.kind, blocks, *quants.shape), expected)
+
+
+@pytest.mark.parametrize("kind", [GGMLType.Q5_0, GGMLType.Q5_1, GGMLType.F16])
+def test_the_fall_backs_for_odd_rows_are_exact_too(kind: GGMLType) -> None:
+    host, random = HOST_OF_TYPE[kind], np.random.default_rng(5)
+    steps = (np.array([9, 15, 8, 1, 11]) * 2.0 ** np.array([-13, -9, -8, 0, 3])).astype(np.float16)
+    quants = random.integers(host.lowest, host.highest + 1, (5, 96))
+    values = dequantize_rows(kind, encode_host(host, steps, quants), *quants.shape)
+    assert np.array_equal(values, steps.astype(np.float64)[:, None] * quants)
+
+
+def test_a_step_of_many_bits_is_refused_where_the_product_would_be_rounded() -> None:
+    steps = np.array([1 + 1 / 1024], np.float16)
+    with pytest.raises(CodecError, match="4 significant bits"):
+        encode_host(HOST_OF_TYPE[GGMLType.F16], steps, np.full((1, 3), 127))
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -55,7 +74,7 @@ def test_rows_that_are_no_whole_blocks_and_odd_multiples_are_refused(name: str) 
     host, steps, quants, multiples = case(name, 3)
     with pytest.raises(CodecError, match="not whole blocks"):
         encode_host(host, steps, quants[:, :500])
-    multiples[0] = host.max_multiple + 1
+    multiples[1, 0] = host.max_multiple + 1
     with pytest.raises(CodecError, match="expected multiples"):
         encode_host(host, steps, quants, multiples)
 

@@ -1,0 +1,206 @@
+"""The wire target end to end on a small random model: folds are exact, sizes are kept, bad input is named."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from edgepack.errors import CalibrationError, UsageError
+from edgepack.gguf.reader import read_header
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+torch = pytest.importorskip("torch")
+
+from edgepack.edge.runtime import LoadedModel  # noqa: E402
+from edgepack.export.checkpoint import open_checkpoint  # noqa: E402
+from edgepack.export.wire import WireSettings  # noqa: E402
+from edgepack.packaging.pack import pack_archive  # noqa: E402
+from edgepack.packaging.unpack import unpack_archive  # noqa: E402
+from edgepack.quant.calibration.blocks import whole_model  # noqa: E402
+from edgepack.quant.calibration.collect import collect  # noqa: E402
+from edgepack.quant.codecs.host_grids import HOSTS  # noqa: E402
+from edgepack.quant.wire.curvature import check_tokens, measure  # noqa: E402
+from wire_models import varied_text, write_small_llama  # noqa: E402
+
+from edgepack.cli import main  # noqa: E402
+from edgepack.pipeline_wire import Calibration, Goal, WireRun  # noqa: E402
+
+
+def edgepack(arguments: list[str]) -> int:
+    """The command's exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_llama(tmp_path_factory.mktemp("wire") / "small")
+
+
+@pytest.fixture(scope="module")
+def tokens() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 4000, (6, 64))
+
+
+@pytest.fixture(scope="module")
+def run(model: Path, tokens: np.ndarray, tmp_path_factory: pytest.TempPathFactory):
+    output = tmp_path_factory.mktemp("out") / "small.gguf"
+    with WireRun(model, output, WireSettings(HOSTS["q8"]), Calibration(tokens, "0" * 64), threads=2) as opened:
+        yield opened
+
+
+def divergence(model: Path, gguf: Path, tokens: np.ndarray) -> float:
+    """Mean KL of what llama.cpp says of the file against transformers' own model, on a sequence."""
+    ids = tokens[0].tolist()
+    with torch.no_grad():
+        reference = whole_model(open_checkpoint(model))(torch.tensor([ids])).logits[0].log_softmax(-1)
+    with LoadedModel(gguf) as loaded:
+        candidate = torch.from_numpy(loaded.logits(ids)).log_softmax(-1)
+    return float((reference.exp() * (reference - candidate)).sum(-1).mean())
+
+
+def test_inputs_of_the_curvature_equal_those_that_calibration_collects(model: Path, tokens: np.ndarray) -> None:
+    checkpoint = open_checkpoint(model)
+    collected = collect(checkpoint, tokens, with_hessian=True).statistics
+    found = {name: value for part in measure(checkpoint, tokens) for name, value in part.items()}
+    assert set(found) == set(collected)
+    for name, value in found.items():
+        if "embed" not in name:
+            np.testing.assert_allclose(value.inputs.numpy(), collected[name].hessian, rtol=1e-4, atol=1e-6)
+
+
+def test_curvature_at_the_outputs_equals_the_whole_models_gradients(model: Path, tokens: np.ndarray) -> None:
+    checkpoint = open_checkpoint(model)
+    found = {name: value for part in measure(checkpoint, tokens, batch=6) for name, value in part.items()}
+    whole = whole_model(checkpoint)
+    squares: dict[str, torch.Tensor] = {}
+    handles = []
+    for name, module in whole.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+
+            def look(_module, _inputs, output, name=name):
+                output.register_hook(lambda g: squares.update({name: g.reshape(-1, g.shape[-1]).square().mean(0)}))
+
+            handles.append(module.register_forward_hook(look))
+    whole.get_input_embeddings().weight.requires_grad_(True)
+    logits = whole(torch.from_numpy(tokens)).logits
+    labels = torch.multinomial(
+        logits.detach().softmax(-1).reshape(-1, logits.shape[-1]), 1, generator=torch.Generator().manual_seed(0)
+    )
+    torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels[:, 0], reduction="sum").backward()
+    assert len(squares) == 14
+    for name, expected in squares.items():
+        np.testing.assert_allclose(found[f"{name}.weight"].outputs, expected, rtol=2e-3, atol=1e-9)
+
+
+def test_folding_is_exact_so_that_fine_grids_give_the_original(run: WireRun, model: Path, tokens: np.ndarray) -> None:
+    run.attempt(run.scale_of(1e-5))
+    assert divergence(model, run.gguf, tokens) < 1e-3
+
+
+def test_divergence_grows_with_the_scale_and_the_archive_shrinks(run: WireRun, model: Path, tokens: np.ndarray) -> None:
+    found = []
+    for predicted in (1e-3, 1e-2, 1e-1):
+        trial = run.attempt(run.scale_of(predicted))
+        found.append((trial.archive_bytes, divergence(model, run.gguf, tokens)))
+    sizes, costs = zip(*found, strict=True)
+    assert sizes[0] > sizes[1] > sizes[2]
+    assert costs[0] < costs[1] < costs[2]
+    assert 0.2 < costs[2] / 1e-1 < 5
+
+
+def test_the_archive_restores_the_gguf_and_packing_again_gives_the_same_size(run: WireRun, tmp_path: Path) -> None:
+    trial = run.attempt(run.scale_of(1e-2))
+    packed = pack_archive(run.gguf, tmp_path / run.archive.name)
+    restored = unpack_archive(packed.output, tmp_path / "restored.gguf").output
+    assert restored.read_bytes() == run.gguf.read_bytes()
+    assert packed.bytes == trial.archive_bytes
+    assert packed.bytes < 0.75 * trial.gguf_bytes
+
+
+def test_a_size_is_hit_within_half_a_percent_and_never_exceeded(run: WireRun) -> None:
+    wanted = run.attempt(run.scale_of(3e-2)).archive_bytes - 5000
+    trial = run.reach_size(wanted)
+    assert wanted * 0.995 <= trial.archive_bytes <= wanted
+    assert run.archive.stat().st_size == trial.archive_bytes
+
+
+def test_a_size_below_the_least_names_the_least(run: WireRun) -> None:
+    with pytest.raises(UsageError, match=r"expected at least \d+ bytes, the least that this model packs to"):
+        run.reach_size(20000)
+
+
+def test_metadata_says_how_the_file_was_made(run: WireRun) -> None:
+    trial = run.attempt(run.scale_of(1e-2))
+    metadata = read_header(run.gguf).metadata
+    assert metadata["edgepack.wire.host"].value == "Q8_0"
+    assert metadata["edgepack.wire.scale"].value == pytest.approx(trial.scale)
+    assert metadata["edgepack.wire.calibration_sha256"].value == "0" * 64
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_every_host_runs_and_odd_rows_fall_back(host: str, run: WireRun, model: Path, tokens: np.ndarray) -> None:
+    before = run.model.settings
+    run.use(WireSettings(HOSTS[host]))
+    try:
+        trial = run.attempt(run.scale_of(3e-2))
+    finally:
+        run.use(before)
+    types = {
+        tensor.info.type.name for tensor in trial.result.plan.tensors if tensor.info.name.startswith("blk.0.attn_q")
+    }
+    assert types == {{"q8": "Q8_0", "q6k": "Q8_0", "q5k": "Q5_1", "q4k": "Q5_0"}[host]}
+    assert divergence(model, run.gguf, tokens) < 0.5
+
+
+@pytest.mark.parametrize("ids", [[5] * 384, list(range(12)) * 32])
+def test_calibration_text_of_one_repeated_line_is_refused(ids: list[int]) -> None:
+    with pytest.raises(CalibrationError, match="one line repeated"):
+        check_tokens(np.array(ids).reshape(6, 64))
+
+
+@pytest.mark.parametrize("values", [{}, {"bits": 4.0, "max_kl": 0.1}, {"bits": -1.0}, {"min_agreement": 1.0}])
+def test_a_goal_is_exactly_one_sensible_number(values: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        Goal(**values)
+
+
+@pytest.mark.slow
+def test_the_command_writes_an_archive_of_the_wanted_size(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, output = tmp_path / "text.txt", tmp_path / "small.edgepack"
+    text.write_text(varied_text())
+    arguments = ["export", str(model), "--target", "wire", "--host", "q8", "--bits", "7.5", "--pack", "--json",
+                 "--calibration", str(text), "-o", str(output)]  # fmt: skip
+    assert edgepack(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes"] == found["archive_bytes"] == output.stat().st_size
+    assert 7.5 * 0.995 <= found["bits_per_weight"] <= 7.5
+    assert not list(tmp_path.glob(".edgepack-wire-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "exactly one of --bits, --max-size"),
+        (["--bits", "4", "--host", "q3"], "unknown host 'q3'"),
+        (["--bits", "4", "--pure"], "--pure: not an option of target 'wire'"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    model: Path, arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert edgepack(["export", str(model), "--target", "wire", *arguments]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_wire_options_need_the_wire(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert edgepack(["export", str(model), "--target", "gguf-q8", "--bits", "4"]) == 2
+    assert "--bits needs --target wire" in capsys.readouterr().err
