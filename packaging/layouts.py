@@ -173,7 +173,8 @@ def _q5_k() -> tuple[Plane, ...]:
 
     Weights spread evenly to either side of a block's middle, so the highest bit is as good as random and a
     mirrored weight says how far it is from the middle. Two of them in a byte are 0.3 % over the entropy of the
-    5-bit weights; one whole weight a symbol is 0.87 % over it, for Huffman codes lose most on small alphabets.
+    5-bit weights, one whole weight a symbol 0.8 %: Huffman codes lose most on small alphabets
+    (`tools/symbol_coding.py`, bundled model).
     """
     pairs = [
         Column(32, (Part(48 + 32 * p, 0, 4, Flip(16, 2 * p)), Part(48 + 32 * p, 4, 4, Flip(16, 2 * p + 1))))
@@ -213,7 +214,8 @@ def _q5_k_grid() -> tuple[Plane, ...]:
 
 
 # Nibbles and 2-bit weights stay joined in their byte: the joint entropy is at most the sum, and Huffman codes
-# of 256 symbols lose less to whole bits (measured on Q4_K: 0.4 % over the entropy, one nibble a byte 0.9 %).
+# of 256 symbols lose less to whole bits (`tools/symbol_coding.py` on Q4_K: 0.3 % over the entropy, one nibble a
+# byte 0.9 %).
 _TYPES: dict[GGMLType, tuple[Plane, ...]] = {
     GGMLType.F32: _float32(),
     GGMLType.F16: _float16(),

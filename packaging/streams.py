@@ -1,7 +1,7 @@
 """Compresses and restores single streams with zstd; what they mean is left to `layouts`.
 
 Symbol planes hold no repeated strings, so only zstd's Huffman stage runs on them: a match finder would cost
-speed and even size (on the 5-bit symbols of Q5_K level 10 is 2.6 % larger and 35 times slower).
+speed and even size (`tools/symbol_coding.py`: level 10 makes the nibbles of Q4_K 7 % larger).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PROBE_BYTES = 1 << 16
 _PROBE_GAIN = 0.97  # a plane is searched for repeats when a quick search of its beginning gains 3 %
 
 # The smallest hash table and long matches only: literals remain, which Huffman codes within 1 % of their entropy.
-_ENTROPY_ONLY = zstandard.ZstdCompressionParameters(
+ENTROPY_ONLY = zstandard.ZstdCompressionParameters(
     strategy=zstandard.STRATEGY_FAST, hash_log=6, chain_log=6, search_log=1, min_match=7, target_length=0,
     window_log=17, write_content_size=True, write_dict_id=False,
 )  # fmt: skip
@@ -71,7 +71,7 @@ class StreamEncoder:
         """Compress with this thread's compressor for `method` and the dictionary of `kind` (-1: none)."""
         cache: dict[tuple[str, int], zstandard.ZstdCompressor] = self._local.__dict__.setdefault("compressors", {})
         if (method, kind) not in cache:
-            parameters = {"entropy": _ENTROPY_ONLY, "probe": _searching(1), "search": _searching(self._level)}[method]
+            parameters = {"entropy": ENTROPY_ONLY, "probe": _searching(1), "search": _searching(self._level)}[method]
             dictionary = self._dictionaries[kind][1] if kind in self._dictionaries else None
             cache[method, kind] = zstandard.ZstdCompressor(compression_params=parameters, dict_data=dictionary)
         return cache[method, kind].compress(data.data)

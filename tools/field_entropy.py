@@ -55,9 +55,7 @@ def _fields(kind: GGMLType, raw: NDArray[np.uint8]) -> Iterator[tuple[str, NDArr
         if kind is GGMLType.Q5_K and name == "highest bits":
             continue
         if kind is GGMLType.Q5_K and name == "quants":
-            nibbles = blocks[:, 48:].reshape(-1, 4, 1, 32) >> np.array([[0], [4]], np.uint8) & 15
-            highest = blocks[:, 16:48].reshape(-1, 1, 32) >> np.arange(8, dtype=np.uint8)[:, None] & 1
-            stream = (nibbles.reshape(-1, 8, 32) | highest << 4).ravel()
+            stream = block_weights(kind, blocks)
         bits = WEIGHT_BITS.get(kind) if name == "quants" else None
         yield name, stream if bits is None else _weights(bits, stream)
 
@@ -65,3 +63,18 @@ def _fields(kind: GGMLType, raw: NDArray[np.uint8]) -> Iterator[tuple[str, NDArr
 def _weights(bits: int, quants: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Single weights of bytes (or symbols) that hold several."""
     return np.concatenate([quants >> shift & (1 << bits) - 1 for shift in range(0, 8 - bits + 1, bits)])
+
+
+def block_weights(kind: GGMLType, blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The integer weights of Q4_K, Q5_K or Q6_K blocks (uint8, shape [n, bytes of a block]), in ggml's order."""
+    shifts = np.array([[0], [4]], np.uint8)
+    if kind is GGMLType.Q6_K:
+        nibbles = blocks[:, :128].reshape(-1, 2, 1, 64) >> shifts & 15
+        upper = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
+        return (nibbles.reshape(-1, 2, 4, 32) | upper << 4).ravel()
+    quants = blocks[:, 16:] if kind is GGMLType.Q4_K else blocks[:, 48:]
+    nibbles = (quants.reshape(-1, 4, 1, 32) >> shifts & 15).reshape(-1, 8, 32)
+    if kind is GGMLType.Q4_K:
+        return nibbles.ravel()
+    highest = blocks[:, 16:48].reshape(-1, 1, 32) >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    return (nibbles | highest << 4).ravel()
