@@ -1,4 +1,4 @@
-"""Importance matrices as files: llama.cpp's GGUF form, read and written, and its older `.dat`, read.
+"""Importance matrices as files: llama.cpp's GGUF form and its older `.dat`, both read and written.
 
 Layouts: `save_imatrix` and `save_imatrix_legacy` in llama.cpp's tools/imatrix/imatrix.cpp.
 """
@@ -84,6 +84,28 @@ def write_importance(
         for name, values in tensors.items():
             writer.write(name, values.astype(_FLOATS[kind]).tobytes())
         writer.close()
+
+
+def write_legacy(path: Path, matrix: ImportanceMatrix) -> None:
+    """Write the older `.dat` form: means times calls, a call being a chunk; experts lose their own counts.
+
+    Raises:
+        ResourceError: the disk is too small.
+    """
+    with atomic_output(path) as stream:
+        stream.write(struct.pack("<i", len(matrix.entries)))
+        for name in sorted(matrix.entries):
+            entry = matrix.entries[name]
+            calls = -(-int(entry.counts.max()) // matrix.chunk_size)
+            values = (entry.means.reshape(-1) * np.float32(calls)).astype("<f4")
+            stream.write(_legacy_text(name) + struct.pack("<ii", calls, values.size) + values.tobytes())
+        dataset = matrix.datasets[-1] if matrix.datasets else ""
+        stream.write(struct.pack("<i", matrix.chunk_count) + _legacy_text(dataset))
+
+
+def _legacy_text(text: str) -> bytes:
+    raw = text.encode("utf-8")
+    return struct.pack("<i", len(raw)) + raw
 
 
 def importance_metadata(matrix: ImportanceMatrix, source: Path | None) -> dict[str, Value]:

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from edgepack.quant.importance import ImportanceEntry, ImportanceMatrix, ImportanceSums, merge, statistics
-from edgepack.quant.importance_file import read_importance, write_importance
+from edgepack.quant.importance_file import read_importance, write_importance, write_legacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +81,20 @@ def test_the_older_form_may_end_after_its_entries(tmp_path):
     whole = legacy([("a", 1, [1.0])])
     (tmp_path / "i.dat").write_bytes(whole[: -len(b"old.txt") - 8])
     assert list(read_importance(tmp_path / "i.dat").entries) == ["a"]
+
+
+def test_the_older_form_is_written_as_it_is_read(tmp_path):
+    write_legacy(tmp_path / "i.dat", matrix())
+    found = read_importance(tmp_path / "i.dat")
+    assert (found.chunk_count, found.datasets) == (3, ("text.txt",))
+    for name, values in matrix().entries.items():
+        np.testing.assert_allclose(found.entries[name].means.reshape(values.means.shape), values.means, rtol=1e-6)
+    one = matrix().entries["blk.0.attn_q.weight"]
+    calls = -(-int(one.counts[0]) // 512)
+    only = ImportanceMatrix({"blk.0.attn_q.weight": one}, 3, 512, ("text.txt",))
+    write_legacy(tmp_path / "one.dat", only)
+    expected = legacy([("blk.0.attn_q.weight", calls, list(one.means[0] * np.float32(calls)))], 3, b"text.txt")
+    assert (tmp_path / "one.dat").read_bytes() == expected
 
 
 def test_merging_weighs_every_matrix_by_its_tokens():

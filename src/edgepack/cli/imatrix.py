@@ -22,7 +22,7 @@ _PATH = click.Path(path_type=Path)
 @click.argument("model", type=_PATH, required=False)
 @click.option("--text", type=_PATH, help="UTF-8 text to run through MODEL.")
 @click.option("--merge", "merged", type=_PATH, multiple=True, metavar="FILE", help="Add another matrix; repeatable.")
-@click.option("-o", "--output", type=_PATH, help="Default: imatrix.gguf, where there is something to write.")
+@click.option("-o", "--output", type=_PATH, help="Default: imatrix.gguf; a name in .dat takes the older form.")
 @click.option(
     "--ctx",
     default=512,
@@ -62,7 +62,7 @@ def command(
     from edgepack.edge.importance_collect import CollectOptions
     from edgepack.pipeline_importance import ImportanceRun, statistics_json
     from edgepack.quant.importance import merge
-    from edgepack.quant.importance_file import read_importance, write_importance
+    from edgepack.quant.importance_file import read_importance, write_importance, write_legacy
 
     if (model is None) != (text is None):
         raise UsageError("imatrix: expected MODEL and --text together")
@@ -79,7 +79,7 @@ def command(
         matrices.append(run.collect(resume=resume, progress=terminal_progress))
     matrix = merge(matrices)
     if target is not None:
-        write_importance(target, matrix)
+        (write_legacy if target.suffix == ".dat" else write_importance)(target, matrix)
     seconds = time.monotonic() - started
     if as_json:
         summary = {"entries": len(matrix.entries), "chunks": matrix.chunk_count, "seconds": round(seconds, 3)}
