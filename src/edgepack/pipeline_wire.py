@@ -293,7 +293,7 @@ def choose_host(model: Path, device: str | None, *, pre: str | None = None) -> H
         return HOSTS["q6k"]
     fitting = [host for host in HOSTS.values() if fits_device(model, host, device, pre=pre)]
     if not fitting:
-        raise CheckFailedError(f"--device {device}: no host fits, not even q4k: use a smaller model")
+        raise CheckFailedError(f"--for-device {device}: no host fits, not even q4k: use a smaller model")
     return fitting[0]
 
 

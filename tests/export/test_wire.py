@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from edgepack.errors import CalibrationError, UsageError
+from edgepack.errors import CalibrationError, CheckFailedError, UsageError
 from edgepack.gguf.reader import read_header
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ from edgepack.quant.calibration.blocks import whole_model  # noqa: E402
 from edgepack.quant.calibration.collect import collect  # noqa: E402
 from edgepack.quant.codecs.host_grids import HOSTS  # noqa: E402
 from edgepack.quant.wire.curvature import check_tokens, measure  # noqa: E402
-from wire_models import varied_text, write_small_llama  # noqa: E402
+from wire_models import BOOKS, varied_text, write_small_llama  # noqa: E402
 
 from edgepack.cli import main  # noqa: E402
-from edgepack.pipeline_wire import Calibration, Goal, WireRun  # noqa: E402
+from edgepack.pipeline_wire import Calibration, Goal, WireRun, fits_device  # noqa: E402
 
 
 def edgepack(arguments: list[str]) -> int:
@@ -199,6 +199,22 @@ def test_wrong_usage_is_one_line(
 ) -> None:
     assert edgepack(["export", str(model), "--target", "wire", *arguments]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_a_host_too_large_for_the_device_names_the_largest_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgepack import pipeline_wire
+
+    fitting = {"q5k", "q4k"}
+    monkeypatch.setattr(pipeline_wire, "fits_device", lambda _m, host, _d, pre: any(HOSTS[h] is host for h in fitting))
+    with pytest.raises(CheckFailedError, match="the largest that does is Q5_K"):
+        pipeline_wire.check_host(BOOKS, HOSTS["q8"], "gtx-1660")
+    fitting.clear()
+    with pytest.raises(CheckFailedError, match="no host fits"):
+        pipeline_wire.choose_host(BOOKS, "gtx-1660")
+
+
+def test_the_fit_of_a_host_is_that_of_its_header(model: Path) -> None:
+    assert fits_device(model, HOSTS["q8"], "gtx-1660")
 
 
 def test_wire_options_need_the_wire(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,12 @@ def command(model: Path, target: str | None, *, as_json: bool, **options: Any) -
     With --min-agreement or --max-kl and no --target, the ladder of types is tried from small to large. Exits with
     1 when a gate is missed; a file that was asked for by its target is kept all the same.
     """
+    if target == "wire":
+        export_wire(model, as_json=as_json, **options)
+        return 0
+    for name in WIRE_OPTIONS:
+        if options.pop(name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} needs --target wire, got '{target}'")
     if options["recipe"] is not None or options["passes"]:
         from edgepack.cli.export_recipe import export_recipe
 
@@ -55,12 +61,6 @@ def command(model: Path, target: str | None, *, as_json: bool, **options: Any) -
     if target is not None and target.startswith("edge-"):
         _export_variant(model, target, as_json=as_json, **options)
         return 0
-    if target == "wire":
-        export_wire(model, as_json=as_json, **options)
-        return 0
-    for name in WIRE_OPTIONS:
-        if options.pop(name) is not None:
-            raise UsageError(f"--{name} needs --target wire, got '{target}'")
     if options["tensor_codecs"] or options["skip_harmful"]:
         raise UsageError(f"--tensor-codec and --skip-harmful need an edge target, got '{target}'")
     return _export_gguf(model, target, as_json=as_json, **options)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 _TAKEN = frozenset((
     "output", "pre", "calibration", "text", "min_agreement", "max_kl", "max_size", "pack", "threads", "host", "bits",
-    "rdo", "device",
+    "rdo", "for_device", "device",
 ))  # fmt: skip
-WIRE_OPTIONS = ("host", "bits", "rdo", "device")
+WIRE_OPTIONS = ("host", "bits", "rdo", "for_device")
 
 
 def wire_options(function: Decorated) -> Decorated:
@@ -31,7 +31,7 @@ def wire_options(function: Decorated) -> Decorated:
         click.option("--host", metavar="H", help="For wire: q8, q6k, q5k or q4k; what llama.cpp runs."),
         click.option("--bits", type=float, metavar="B", help="For wire: archive bits a weight."),
         click.option("--rdo", type=float, metavar="L", help="For wire: pull towards zero, for rates below 3 bits."),
-        click.option("--device", metavar="D", help="For wire: the host must fit this device; by default the largest."),
+        click.option("--for-device", metavar="D", help="For wire: a device that must hold the host, such as gtx-1660."),
     )
     for option in reversed(options):
         function = option(function)
@@ -53,15 +53,16 @@ def export_wire(model: Path, *, as_json: bool, **options: Any) -> None:
     goal = Goal(options["bits"], options["max_size"], options["min_agreement"], options["max_kl"])
     if not model.is_dir():
         raise UsageError(f"--target wire: expected a Hugging Face folder, got '{model}'")
-    pre, device = options["pre"], options["device"]
+    pre, device = options["pre"], options["for_device"]
     host = find_host(options["host"]) if options["host"] else choose_host(model, device, pre=pre)
     check_host(model, host, device, pre=pre)
     suffix = ".edgepack" if options["pack"] else ".gguf"
     output = options["output"] or Path(f"{model.resolve().name}-wire-{host.kind.name}{suffix}")
     if options["pack"] and output.suffix != ".edgepack":
         raise UsageError(f"--pack: expected an output that ends in .edgepack, got '{output}'")
+    settings = WireSettings(host, rdo=options["rdo"] or 0.0, device=options["device"])
     outcome = run(
-        model, output, WireSettings(host, rdo=options["rdo"] or 0.0), goal, calibration=options["calibration"],
+        model, output, settings, goal, calibration=options["calibration"],
         text=options["text"], pre=pre, threads=options["threads"], progress=terminal_progress,
     )  # fmt: skip
     if as_json:
