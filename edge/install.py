@@ -23,6 +23,7 @@ from edgepack.packaging.unpack import unpack_archive
 
 from edgepack.atomic_file import atomic_output, partial_path
 from edgepack.errors import IntegrityError, ResourceError
+from edgepack.gguf.reader import read_header
 from edgepack.progress import Progress, silent
 from edgepack.quantities import format_size
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     from edgepack.packaging.archive import Archive
     from edgepack.packaging.contents import Member
+
+    from edgepack.gguf.reader import GGUFHeader
 
 _HEADER_BYTES = 1 << 20  # of the beginning, hashed at each start: the header, or most of it
 _BLOCK = 8 << 20
@@ -79,12 +82,14 @@ class Installed:
 
     Attributes:
         model: the GGUF.
+        header: its header; whether llama.cpp would survive it is not checked yet.
         adapters: LoRA adapters of the archive, in its order.
         template: a chat template of the archive, which stands above the model's own.
         fresh: whether anything had to be restored now.
     """
 
     model: Path
+    header: GGUFHeader
     adapters: tuple[Path, ...]
     template: str | None
     fresh: bool
@@ -120,8 +125,12 @@ class ModelCache:
             others = [m for m in opened.members if m.role is Role.GGUF and m is not main]
             template = _read_template(opened)
         restored = [self._install_member(archive, m, verify, progress) for m in (main, *others)]
+        path = restored[0][0]
+        header = read_header(path)
+        model = native_form(path, self, progress, header)
         return Installed(
-            model=native_form(restored[0][0], self, progress),
+            model=model,
+            header=header if model == path else read_header(model),
             adapters=tuple(path for path, _fresh in restored[1:]),
             template=template,
             fresh=any(fresh for _path, fresh in restored),
@@ -263,8 +272,10 @@ class ModelCache:
         return None
 
 
-def native_form(path: Path, cache: ModelCache, progress: Progress = silent) -> Path:
+def native_form(path: Path, cache: ModelCache, progress: Progress = silent, header: GGUFHeader | None = None) -> Path:
     """The GGUF that llama.cpp runs: `path` itself, or what a file of the variant decodes to, kept in `cache`.
+
+    `header` is the file's, where it was read already.
 
     Raises:
         GGUFError, CodecError: the file is not sound, or made by a newer edgepack.
@@ -272,7 +283,7 @@ def native_form(path: Path, cache: ModelCache, progress: Progress = silent) -> P
     """
     from edgepack.edge.native_cache import cached_native
 
-    return cached_native(path, cache, progress)
+    return cached_native(path, cache, progress, header)
 
 
 def prune(

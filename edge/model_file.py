@@ -68,7 +68,8 @@ def prepare(
             return ModelFile(native, read_runnable(native), template=_own_template(header))
         return ModelFile(file, header, template=_own_template(header))
     installed = ModelCache(note=note).install(file, verify=verify, progress=progress)
-    header = read_runnable(installed.model)
+    header = installed.header
+    check_runnable(header)
     template = installed.template if installed.template is not None else _own_template(header)
     return ModelFile(installed.model, header, installed.adapters, template, installed.fresh)
 

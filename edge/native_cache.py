@@ -23,21 +23,28 @@ if TYPE_CHECKING:
 
     from edgepack.edge.install import ModelCache
 
+    from edgepack.gguf.reader import GGUFHeader
     from edgepack.progress import Progress
 
 # Raised when the same file would decode to other bytes, so that earlier results are not taken for it.
 _DECODER_VERSION = 1
 
 
-def cached_native(path: Path, cache: ModelCache, progress: Progress = silent) -> Path:
+def cached_native(path: Path, cache: ModelCache, progress: Progress = silent, header: GGUFHeader | None = None) -> Path:
     """`path` itself for a plain GGUF, else its decoded form, from the cache when it has been decoded before.
+
+    Args:
+        path: a GGUF.
+        cache: where decoded forms are kept.
+        progress: told of bytes decoded.
+        header: of the file, where it was read already: a large vocabulary takes a tenth of a second.
 
     Raises:
         GGUFError, CodecError: the file is not sound, or made by a newer edgepack.
         NumericError: decoded weights do not fit into their native type.
         ResourceError: the disk is too small.
     """
-    if not is_variant(read_header(path)):
+    if not is_variant(header or read_header(path)):
         return path
     identity = json.dumps({**asdict(stamp_of(path)), "decoder": _DECODER_VERSION}, sort_keys=True)
     key = hashlib.sha256(identity.encode()).hexdigest()

@@ -176,6 +176,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["EDGEPACK_CACHE"] = str(folder / "cache")
+        # Compiled once, as an installed package is: an environment may forbid Python to keep its bytecode.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
         small = exported(folder, "gguf-q5km")
         medium = write_random(
             folder / "medium.gguf",
