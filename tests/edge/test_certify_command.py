@@ -14,6 +14,8 @@ from edgepack.pipeline_certify import METADATA_KEY, certificate_path
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(books: Path, tmp_path_factory: pytest.TempPathFactory, eval_text: str) -> Path:

@@ -12,6 +12,8 @@ from edgepack.cli import run
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def exported(books: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
