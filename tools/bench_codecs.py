@@ -5,13 +5,14 @@
 For each: bits a weight (side data included), relative squared error, excess bits over the Gaussian rate-distortion
 bound (R + ½·log2 of the error), bits after an order-0 entropy coder of each byte plane, coding and decoding speed.
 With --calibration, real matrices also get the error of the layer's output, tr(E·H·Eᵀ) / tr(W·H·Wᵀ), and the codecs
-see the Hessians. Speeds are of this machine now; SeedLM's is printed beside the float32 matrix-product rate of the
-same minute.
+see the Hessians. Speeds are weights a second of processor time, so of one core, and other programs hardly matter;
+SeedLM's is printed beside the float32 matrix-product rate of the same minute, measured alike.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,11 +88,11 @@ def entropy_bits(plane: NDArray[np.uint8]) -> float:
 def run_codec(name: str, sample: Sample) -> Outcome:
     """Code with one of our codecs."""
     (codec,) = find_edge_target(name).codecs
-    started = time.perf_counter()
+    started = time.process_time()
     encoded = codec.encode(sample.weight, sample.statistics)
-    coded = time.perf_counter()
-    decoded = decode(encoded)
-    done = time.perf_counter()
+    coded = time.process_time()
+    decoded = decode(encoded, threads=1)
+    done = time.process_time()
     planes = [
         np.ascontiguousarray(array).view(np.uint8).reshape(len(array), -1) for array in encoded.components.values()
     ]
@@ -105,11 +106,11 @@ def run_type(name: str, sample: Sample) -> Outcome:
     weights = sample.statistics.column_weights(sample.weight.shape[1])
     if weights is None and needs_importance(kind):
         weights = np.ones(sample.weight.shape[1])
-    started = time.perf_counter()
+    started = time.process_time()
     blocks = quantize_rows(kind, sample.weight, None if weights is None else weights.astype(np.float32))
-    coded = time.perf_counter()
+    coded = time.process_time()
     decoded = dequantize_rows(kind, blocks, *sample.weight.shape)
-    done = time.perf_counter()
+    done = time.process_time()
     planes = blocks.reshape(-1, kind.block_bytes)
     split = [planes[:, byte] for byte in range(kind.block_bytes)]
     return Outcome(8 * blocks.nbytes, split, decoded, coded - started, done - coded)
@@ -147,8 +148,8 @@ def output_error(sample: Sample, decoded: NDArray[np.float32]) -> float | None:
     return float(((error @ hessian) * error).sum() / ((weight @ hessian) * weight).sum())
 
 
-def real_samples(model: Path, calibration: Path | None, blocks: int) -> list[Sample]:
-    """The matrices of the first `blocks` layers, with Hessians where there is a text."""
+def real_samples(model: Path, calibration: Path | None, blocks: int, match: str) -> list[Sample]:
+    """The matrices of the first `blocks` layers whose names match, with Hessians where there is a text."""
     checkpoint = open_checkpoint(model)
     known = {}
     if calibration is not None:
@@ -158,7 +159,8 @@ def real_samples(model: Path, calibration: Path | None, blocks: int) -> list[Sam
         tokens = text_sequences(checkpoint, calibration.read_text(), sequences=32)
         known = collect(checkpoint, tokens, with_hessian=True).statistics
     names = [name for name, spec in checkpoint.tensors.specs.items() if len(spec.shape) == 2]
-    chosen = [name for name in names if any(f".layers.{block}." in name for block in range(blocks))]
+    wanted = re.compile(rf"\.layers\.({'|'.join(map(str, range(blocks)))})\..*({match})")
+    chosen = [name for name in names if wanted.search(name)]
     samples = []
     for name in chosen:
         moments = known.get(name)
@@ -168,20 +170,24 @@ def real_samples(model: Path, calibration: Path | None, blocks: int) -> list[Sam
 
 
 def matrix_product_rate() -> float:
-    """Multiplications and additions a second of a large float32 product in torch."""
+    """Multiplications and additions a second of one core in a large float32 product in torch."""
     import torch
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     a = torch.randn(2048, 2048)
     a @ a
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(3):
         a @ a
-    return 3 * 2 * 2048**3 / (time.perf_counter() - started)
+    rate = 3 * 2 * 2048**3 / (time.process_time() - started)
+    torch.set_num_threads(threads)
+    return rate
 
 
 def print_search_rates() -> None:
     """SeedLM's searches beside the matrix-product rate, interleaved: rate, search, rate, search, rate."""
-    sample = Sample(np.random.default_rng(1).standard_normal((512, 1024), dtype=np.float32), NO_STATISTICS)
+    sample = Sample(np.random.default_rng(1).standard_normal((256, 1024), dtype=np.float32), NO_STATISTICS)
     for name, length in (("seedlm4", 8), ("seedlm3", 12)):
         run_codec(f"{name}:search=pruned", sample)  # tables are made once a process
         rates = [matrix_product_rate()]
@@ -192,7 +198,7 @@ def print_search_rates() -> None:
         operations = sample.weight.size / length * 65535 * length * (length + 1)
         errors = [float(((sample.weight - o.decoded) ** 2).sum()) ** 0.5 for o in (pruned, exhaustive)]
         print(
-            f"{name}: exhaustive {sample.weight.size / exhaustive.encode_seconds:,.0f} weights/s,"
+            f"{name}: exhaustive {sample.weight.size / exhaustive.encode_seconds:,.0f} weights/s a core,"
             f" {operations / exhaustive.encode_seconds / np.mean(rates):.2f} of the float32 matrix-product rate"
             f" ({np.mean(rates) / 1e9:.0f} GFLOP/s); pruned {exhaustive.encode_seconds / pruned.encode_seconds:.1f}"
             f" times as fast with {100 * (errors[0] / errors[1] - 1):.2f} % more error (‖W - Ŵ‖)"
@@ -203,7 +209,7 @@ def print_table(title: str, rows: Sequence[Row]) -> None:
     """A Markdown table, by bits."""
     print(f"\n{title}\n")
     print("| codec | bits | relative squared error | excess | output error | excess of output | entropy-coded bits "
-          "| coding M/s | decoding M/s |")  # fmt: skip
+          "| coding M/s a core | decoding M/s a core |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|")
     for row in sorted(rows, key=lambda row: row.bits):
         output, excess = "", ""
@@ -221,19 +227,21 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("tests/data/books-llama-6m"))
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--blocks", type=int, default=2, help="layers of the model")
+    parser.add_argument("--match", default="", help="regular expression: which of their matrices")
+    parser.add_argument("--rows", type=int, default=256, help="of the random matrices, 1024 columns")
     parser.add_argument("--only", nargs="*", help="codecs and types")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--skip-search", action="store_true")
     options = parser.parse_args()
     generator = np.random.default_rng(0)
-    shape = (256, 1024)
+    shape = (options.rows, 1024)
     normal = generator.standard_normal(shape, dtype=np.float32)
     tailed = generator.standard_t(4, shape).astype(np.float32)
     sources = {
         f"Gaussian, {shape[0]} × {shape[1]}": [Sample(normal, NO_STATISTICS)],
         f"Student t with 4 degrees of freedom, {shape[0]} × {shape[1]}": [Sample(tailed, NO_STATISTICS)],
         f"{options.model.name}, layers 0 to {options.blocks - 1}": real_samples(
-            options.model, options.calibration, options.blocks
+            options.model, options.calibration, options.blocks, options.match
         ),
     }
     if not options.skip_search:

@@ -26,7 +26,7 @@ from edgepack.quant.codecs.seedlm_search import (
 
 MAX_CELLS = 4096
 # Enough blocks to a cell that its product is worth gathering its seeds for.
-_BLOCKS_PER_CELL = 24
+_BLOCKS_PER_CELL = 16
 _LLOYD_STEPS = 4
 # Blocks of one piece of work: their scores (512 × 2048 of float32, 4 MiB) stay in the cache.
 _TOGETHER = 512
