@@ -39,7 +39,7 @@ def files(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=lambda layout: layout.name)
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(raw=st.binary(min_size=1, max_size=1200), spread=st.sampled_from([1, 7, 64, 256]))
 def test_a_chunk_restores_any_bytes_in_any_layout(layout: Layout, raw: bytes, spread: int) -> None:
     raw = bytes(byte % spread for byte in raw)

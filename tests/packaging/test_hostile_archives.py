@@ -22,7 +22,7 @@ from edgepack.packaging.records import StreamEntry, decode_chunk_head, encode_ch
 from edgepack.packaging.stream_unpack import unpack_stream
 from edgepack.packaging.unpack import unpack_archive
 from edgepack.packaging.verify import verify_archive
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import ArchiveError, EdgepackError, IntegrityError
@@ -253,6 +253,7 @@ def test_a_newer_minor_version_and_an_unknown_role_are_read(path: Path) -> None:
     assert archive_format.decode_header(newer) == ((1, 7), len(RAW))
 
 
+@settings(deadline=None)
 @given(noise=st.binary(max_size=300))
 def test_noise_is_never_more_than_an_error_of_ours(tmp_path_factory: pytest.TempPathFactory, noise: bytes) -> None:
     path = tmp_path_factory.mktemp("noise") / "a"
@@ -264,6 +265,7 @@ def test_noise_is_never_more_than_an_error_of_ours(tmp_path_factory: pytest.Temp
             unpack_stream(stream, path.with_name("out"))
 
 
+@settings(deadline=None)
 @given(noise=st.binary(min_size=8, max_size=200), kind=st.sampled_from(archive_format.RecordType))
 def test_record_heads_of_noise_are_never_more_than_an_error_of_ours(
     noise: bytes, kind: archive_format.RecordType

@@ -99,7 +99,7 @@ def test_a_damaged_base_is_refused(versions: tuple[Path, Path], tmp_path: Path) 
     assert not (tmp_path / "update.edgepack").exists()
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32), size=st.integers(0, 5000), edits=st.integers(0, 4))
 def test_any_two_files_give_an_exact_patch(
     tmp_path_factory: pytest.TempPathFactory, seed: int, size: int, edits: int

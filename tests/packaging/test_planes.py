@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from edgepack.packaging import planes
 from edgepack.packaging.layouts import LAYOUTS, TAIL, Layout, kind_name, layout_of, stream_kind
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import ArchiveError
@@ -50,6 +50,7 @@ def test_layout_ids_are_their_keys_and_fit_a_stream_kind() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=lambda layout: layout.name)
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32), blocks=st.integers(0, 9), tail=st.integers(0, 300))
 def test_joining_is_the_inverse_of_splitting_for_any_bytes(layout: Layout, seed: int, blocks: int, tail: int) -> None:
     size = blocks * layout.block_bytes + tail
