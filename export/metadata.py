@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 PLAIN_ROPE = ("default", "dynamic", "linear", "yarn")
 """Rope types that need no tensor. Dynamic scaling changes nothing within `max_position_embeddings`."""
 
-_LAYER_NORM = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
-
 
 def common_metadata(
-    config: ModelConfig, name: str, *, rope_types: tuple[str, ...] = PLAIN_ROPE, window: int | None = None
+    config: ModelConfig,
+    name: str,
+    *,
+    rope_types: tuple[str, ...] = PLAIN_ROPE,
+    window: int | None = None,
+    epsilon: str = "rms_norm_eps",
 ) -> dict[str, Value]:
     """Depth, width, heads, norms, rope and experts of a decoder under the prefix `name`.
 
@@ -34,6 +37,7 @@ def common_metadata(
         name: `general.architecture`.
         rope_types: those that the family's graph honours.
         window: of sliding attention that the graph does not have: the context ends where it would begin to differ.
+        epsilon: the key of the norms' epsilon; another than RMSNorm's is one of LayerNorm.
 
     Raises:
         UnsupportedModelError: rope scaling that llama.cpp does not have.
@@ -50,7 +54,8 @@ def common_metadata(
     keys["attention.head_count_kv"] = u32(config.n_kv_heads)
     if rope_types:
         keys |= rope_metadata(config, rope_types)
-    keys |= _norm_metadata(config)
+    kind = "layer_norm_rms" if epsilon == "rms_norm_eps" else "layer_norm"
+    keys[f"attention.{kind}_epsilon"] = f32(config.number(epsilon))
     if config.n_experts:
         keys["expert_count"] = u32(config.n_experts)
         keys["expert_used_count"] = u32(config.count("num_experts_per_tok"))
@@ -96,12 +101,6 @@ def sliding_metadata(config: ModelConfig, period: int) -> dict[str, Value]:
         "attention.sliding_window": u32(config.count("sliding_window")),
         "attention.sliding_window_pattern": array(ValueType.BOOL, slides),
     }
-
-
-def _norm_metadata(config: ModelConfig) -> dict[str, Value]:
-    if config.get(*_LAYER_NORM) is not None:
-        return {"attention.layer_norm_epsilon": f32(config.number(*_LAYER_NORM))}
-    return {"attention.layer_norm_rms_epsilon": f32(config.number("rms_norm_eps"))}
 
 
 def rope_metadata(config: ModelConfig, types: tuple[str, ...] = PLAIN_ROPE) -> dict[str, Value]:

@@ -31,7 +31,7 @@ def _metadata(config: ModelConfig) -> dict[str, Value]:
     pooling = _pooling(config)
     if pooling is not None:
         keys["bert.pooling_type"] = u32(pooling)
-    return common_metadata(config, "bert", rope_types=()) | keys
+    return common_metadata(config, "bert", rope_types=(), epsilon="layer_norm_eps") | keys
 
 
 def _pooling(config: ModelConfig) -> int | None:

@@ -22,7 +22,8 @@ def _feed_forward(config: ModelConfig) -> int:
 
 
 def _metadata(config: ModelConfig) -> dict[str, Value]:
-    return common_metadata(config, "gpt2", rope_types=()) | {"gpt2.feed_forward_length": u32(_feed_forward(config))}
+    common = common_metadata(config, "gpt2", rope_types=(), epsilon="layer_norm_epsilon")
+    return common | {"gpt2.feed_forward_length": u32(_feed_forward(config))}
 
 
 def _dimensions(config: ModelConfig) -> dict[str, int]:

@@ -19,7 +19,7 @@ _LAYER = "gpt_neox.layers.{i}."
 
 
 def _metadata(config: ModelConfig) -> dict[str, Value]:
-    return common_metadata(config, "gptneox") | {
+    return common_metadata(config, "gptneox", epsilon="layer_norm_eps") | {
         "gptneox.use_parallel_residual": boolean(config.flag("use_parallel_residual", default=True))
     }
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _metadata(config: ModelConfig) -> dict[str, Value]:
-    return common_metadata(config, "starcoder2", window=attention_window(config))
+    return common_metadata(config, "starcoder2", window=attention_window(config), epsilon="norm_epsilon")
 
 
 # GGUF name → checkpoint name and shape, within a layer; each has a bias of the shape's first dimension.

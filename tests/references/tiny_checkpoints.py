@@ -30,6 +30,8 @@ SIZES = {
     "eos_token_id": 2,
     "pad_token_id": 0,
     "tie_word_embeddings": False,
+    # Large, so that a norm with another epsilon would show.
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"), 0.01),
 }
 
 
