@@ -101,3 +101,10 @@ def test_context_ends_where_a_window_that_the_graph_lacks_would_matter(
     metadata = metadata_of(config)
     family = find_family(ModelConfig(config))
     assert metadata[f"{family.name}.context_length"].value == context
+
+
+def test_the_norms_epsilon_is_the_one_that_transformers_reads() -> None:
+    llama = PUBLISHED["meta-llama/Llama-3.2-1B"]["config"] | {"layer_norm_eps": 0.5}
+    assert metadata_of(llama)["llama.attention.layer_norm_rms_epsilon"].value == 1e-5
+    starcoder = PUBLISHED["bigcode/starcoder2-3b"]["config"] | {"layer_norm_epsilon": 0.5}
+    assert metadata_of(starcoder)["starcoder2.attention.layer_norm_epsilon"].value == 1e-5
