@@ -112,14 +112,17 @@ def peak_memory() -> int:
 class Bench:
     """Makes and scores one row after the other."""
 
-    def __init__(self, model: Path, calibration: Path, text: Path, *, sequences: int, length: int, chunks: int) -> None:
+    def __init__(
+        self, model: Path, calibration: Path, text: Path, *, sequences: int, length: int, chunks: int, threads: int = 0
+    ) -> None:
         from edgepack.edge.scorer import Chunking
         from edgepack.edge.scorer_torch import TorchScorer
         from edgepack.export.checkpoint import open_checkpoint
 
         self.checkpoint = open_checkpoint(model)
         self.settings = {"text": str(calibration), "sequences": sequences, "length": length}
-        self.reference, self.text = TorchScorer(model), text.read_text(encoding="utf-8")
+        self.threads = threads
+        self.reference, self.text = TorchScorer(model, threads=threads), text.read_text(encoding="utf-8")
         self.chunking = Chunking(min(length * 2, self.reference.context_limit), max_chunks=chunks)
 
     def measure(self, row: Row, folder: Path) -> Measured:
@@ -137,7 +140,7 @@ class Bench:
         recipe = inline_recipe(row.passes, {**self.settings, "importance": row.importance})
         prepared = prepare_export(self.checkpoint, recipe, find_target(row.target), RecipeOptions(folder))
         path, adapters = folder / "model.gguf", []
-        size = write_gguf(prepared.plan, path)
+        size = write_gguf(prepared.plan, path, threads=self.threads or None)
         for step in prepared.corrections:
             adapters.append(folder / "model-lora.gguf")
             size += write_correction(prepared, step, path, adapters[-1])[0]
@@ -157,7 +160,7 @@ class Bench:
         from edgepack.edge.scorer_gguf import GGUFScorer
         from edgepack.edge.validate import validate
 
-        with closing(GGUFScorer(path, self.chunking.ctx, adapters=adapters)) as candidate:
+        with closing(GGUFScorer(path, self.chunking.ctx, threads=self.threads, adapters=adapters)) as candidate:
             return validate(self.reference, [candidate], self.text, self.chunking)[0]
 
 
@@ -186,10 +189,11 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=48)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--chunks", type=int, default=16, help="of the text that is scored")
+    parser.add_argument("--threads", type=int, default=0, help="of export and scoring; 0 is every core")
     parser.add_argument("--json", type=Path, help="write all figures here")
     options = parser.parse_args()
     sizes = {"sequences": options.sequences, "length": options.length, "chunks": options.chunks}
-    bench = Bench(options.model, options.calibration, options.text, **sizes)
+    bench = Bench(options.model, options.calibration, options.text, **sizes, threads=options.threads)
     tokens = f"{options.sequences} × {options.length} calibration tokens"
     scored = f"{options.chunks} chunks of {bench.chunking.ctx} tokens of {options.text.name} scored"
     print(f"{options.model.name}: {tokens}, {scored}")

@@ -184,6 +184,7 @@ class _Work:
 
     def plan(self, calibration: Calibration | None) -> ExportPlan:
         """The plan of the file, with the recipe and all figures in its metadata."""
+        from edgepack.export.coded import with_coded_rows
         from edgepack.export.mapped_model import map_checkpoint
         from edgepack.export.plan import PlanOptions, plan_export
         from edgepack.quant.type_choice import Overrides
@@ -194,7 +195,7 @@ class _Work:
             importance = importance_by_gguf_name(calibration, mapped)
         plan = plan_export(mapped, self.target, PlanOptions(self.options.overrides or Overrides(), importance))
         plan = replace(plan, metadata={**plan.metadata, **recipe_metadata(self.recipe, self.figures)})
-        return plan if self.coded is None else _with_coded_rows(plan, self.coded)
+        return plan if self.coded is None else with_coded_rows(plan, self.coded)
 
 
 def calibration_tokens(checkpoint: Checkpoint, recipe: Recipe, device: str = "cpu") -> NDArray[np.int64]:
@@ -261,54 +262,6 @@ def _value(figure: Figure) -> Value:
 def _given(step: PassStep) -> dict[str, Figure]:
     """A step's settings that have a value."""
     return {key: value for key, value in step.settings.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class CodedTensorRows:
-    """Rows of a GGUF tensor whose bytes a pass has already chosen.
-
-    Attributes:
-        base: the rows as floats.
-        coded: bytes by row.
-        stored_type: the type of the bytes.
-    """
-
-    base: Rows
-    coded: CodedRows
-    stored_type: GGMLType
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The base's shape."""
-        return self.base.shape
-
-    @property
-    def dtype(self) -> str:
-        """The base's type."""
-        return self.base.dtype
-
-    def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        """As `Rows.read`."""
-        return self.base.read(start, stop)
-
-    def read_blocks(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """As `StoredBlocks.read_blocks`; raises RecipeError where a row is not one that the pass has left."""
-        found = self.coded.find(self.stored_type, self.base.read(start, stop))
-        if found is None:
-            raise RecipeError("gptq: the weights were changed after they had been rounded for the file")
-        return found
-
-
-def _with_coded_rows(plan: ExportPlan, coded: CodedRows) -> ExportPlan:
-    """The plan with every tensor that a pass has rounded taken as it is."""
-
-    def wrapped(tensor: Any) -> Any:
-        first = coded.find(tensor.info.type, tensor.rows.read(0, 1)) if len(tensor.info.shape) == 2 else None
-        if first is None:
-            return tensor
-        return replace(tensor, rows=CodedTensorRows(tensor.rows, coded, tensor.info.type))
-
-    return replace(plan, tensors=tuple(wrapped(tensor) for tensor in plan.tensors))
 
 
 def _run_prune(work: _Work, step: PassStep) -> PassOutcome:

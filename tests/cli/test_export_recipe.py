@@ -44,7 +44,10 @@ def weights_of(path: Path, name: str) -> NDArray[np.float32]:
 
 
 def divergence(reference: Path, candidate: Path, *adapters: Path) -> float:
-    with closing(GGUFScorer(reference, 64)) as original, closing(GGUFScorer(candidate, 64, adapters=adapters)) as other:
+    with (
+        closing(GGUFScorer(reference, 64, threads=1)) as original,
+        closing(GGUFScorer(candidate, 64, threads=1, adapters=adapters)) as other,
+    ):
         return float(validate(original, [other], TEXT, Chunking(64, max_chunks=4))[0].statistics.divergence.mean)
 
 

@@ -11,12 +11,13 @@ import torch
 from edgepack.quant.calibration.collect import collect
 from edgepack.quant.codecs.ggml import dequantize_rows, needs_importance, quantize_rows
 from edgepack.quant.passes.prune.allocation import outlier_share, spread_sparsity
+from edgepack.quant.passes.prune.grid import Level, choose_level, measure_levels
 from edgepack.quant.passes.prune.layers import block_influence, drop_layers, keep_layers
 from edgepack.quant.passes.prune.masks import Pattern, magnitude_mask, sparsegpt, wanda_mask
 from edgepack.quant.passes.prune.weights import KEEPS_ZEROS, PruneSettings, prune_weights
 from edgepack.quant.passes.run import PassRun
 
-from edgepack.errors import CalibrationError, UsageError
+from edgepack.errors import CalibrationError, CheckFailedError, UsageError
 from edgepack.gguf.types import GGMLType
 from edgepack.model import read_tensor
 
@@ -228,3 +229,30 @@ def test_lists_with_an_entry_a_layer_are_cut_with_the_layers(tiny: Any) -> None:
 def test_a_model_cannot_lose_all_its_layers(tiny: Any, tokens: NDArray[np.int64], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected 1 to 2 for 3 blocks, got 3"):
         drop_layers(tiny("llama")[0], 3, PassRun(tmp_path, tokens))
+
+
+LEVELS = {0.3: Level(0.3, 10, 0.9, 500), 0.5: Level(0.5, 12, 0.8, 400), 0.7: Level(0.7, 30, 0.5, 300)}
+
+
+def test_the_grid_measures_each_level_once_in_order() -> None:
+    asked: list[float] = []
+
+    def measure(sparsity: float) -> Level:
+        asked.append(sparsity)
+        return LEVELS[sparsity]
+
+    assert measure_levels([0.7, 0.3, 0.7, 0.5], measure) == [LEVELS[0.3], LEVELS[0.5], LEVELS[0.7]]
+    assert asked == [0.3, 0.5, 0.7]
+
+
+def test_the_grid_picks_the_smallest_archive_that_agrees_enough() -> None:
+    levels = list(LEVELS.values())
+    assert choose_level(levels, 0.75) == LEVELS[0.5]
+    assert choose_level(levels, 0.1) == LEVELS[0.7]
+    with pytest.raises(CheckFailedError, match=r"the best is 0\.9000 at sparsity 0\.3"):
+        choose_level(levels, 0.95)
+
+
+def test_a_grid_outside_the_range_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"got \[1\.0\]"):
+        measure_levels([1.0], LEVELS.__getitem__)
