@@ -113,3 +113,11 @@ def test_keeping_all_variance_keeps_the_model(tiny: Any, tokens: NDArray[np.int6
     ids = torch.from_numpy(tokens)
     torch.testing.assert_close(whole_model(outcome.checkpoint)(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-3)
     assert outcome.figures["kept_variance"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_singular_covariance_is_damped_and_still_corrects(weight: NDArray[np.float32]) -> None:
+    inputs = np.random.default_rng(2).standard_normal((4, 12)).astype(np.float32)  # fewer tokens than channels
+    moment = inputs.T @ inputs / 4
+    left = weight - correction(weight, moment, 4).dense()
+    assert np.isfinite(left).all()
+    assert output_error(left, moment) < 1e-3 * output_error(weight, moment)

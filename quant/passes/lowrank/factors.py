@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.errors import NumericError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -74,7 +76,7 @@ def whitened_svd(weight: Matrix, hessian: Matrix, *, rank: int | None = None, va
         rank: k, or None with `variance`.
         variance: the share of the outputs' energy to keep.
     """
-    root, inverse = symmetric_roots(hessian)
+    root, inverse = triangular_roots(hessian)
     left, right = _cut(*np.linalg.svd(weight.astype(np.float64) @ root, full_matrices=False), rank, variance)
     return Factors(left.astype(np.float32), (right @ inverse).astype(np.float32))
 
@@ -93,14 +95,24 @@ def correction(error: Matrix, second_moment: Matrix, rank: int) -> Factors:
         scale = np.sqrt(np.maximum(second_moment.astype(np.float64), floor))
         left, right = _cut(*np.linalg.svd(wide * scale, full_matrices=False), rank, None)
         return Factors(left.astype(np.float32), (right / scale).astype(np.float32))
-    root, inverse = symmetric_roots(second_moment)
+    root, inverse = triangular_roots(second_moment)
     left, right = _cut(*np.linalg.svd(wide @ root, full_matrices=False), rank, None)
     return Factors(left.astype(np.float32), (right @ inverse).astype(np.float32))
 
 
-def symmetric_roots(hessian: Matrix) -> tuple[Wide, Wide]:
-    """H^½ and H^-½ of a positive semi-definite H, eigenvalues raised to a millionth of their mean at least."""
-    values, vectors = np.linalg.eigh(hessian.astype(np.float64))
-    values = np.maximum(values, _DAMPING * max(float(values.mean()), 1e-30))
-    root = np.sqrt(values)
-    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
+def triangular_roots(hessian: Matrix) -> tuple[Wide, Wide]:
+    """L and L⁻¹ of a positive semi-definite H = L·Lᵀ, damped by a millionth of its mean diagonal or by what it needs.
+
+    Any root serves: ‖(W - Ŵ)·L‖² is tr((W - Ŵ)·H·(W - Ŵ)ᵀ) for each of them, and Cholesky's costs least.
+    """
+    wide = hessian.astype(np.float64)
+    if not np.isfinite(wide).all():
+        raise NumericError("low rank: NaN or infinity in the second moment of a layer's inputs")
+    damping = _DAMPING * max(float(np.diag(wide).mean()), 1e-30)
+    while True:
+        try:
+            lower = np.asarray(np.linalg.cholesky(wide + damping * np.eye(len(wide))), dtype=np.float64)
+        except np.linalg.LinAlgError:
+            damping *= 10
+            continue
+        return lower, np.asarray(np.linalg.inv(lower), dtype=np.float64)
