@@ -75,17 +75,24 @@ def prepare(
 
 
 def peek(file: Path) -> GGUFHeader:
-    """The checked header of a GGUF, or of the model inside an archive, without installing it."""
+    """The checked header of the GGUF that would run: of a file, or of the model inside an archive; installs nothing.
+
+    Raises:
+        GGUFError, ArchiveError, CodecError: the file is not sound.
+    """
+    from edgepack.edge.native import native_header
     from edgepack.packaging.archive import is_archive, open_archive
+    from edgepack.packaging.variant import is_variant
 
     if not file.is_file():
         raise UsageError(f"'{file}': no such file")
-    if not is_archive(file):
-        return read_runnable(file)
-    with open_archive(file) as archive:
-        header = archive.gguf_header()
-    check_runnable(header)
-    return header
+    if is_archive(file):
+        with open_archive(file) as archive:
+            header = archive.gguf_header()
+        check_runnable(header)
+    else:
+        header = read_runnable(file)
+    return native_header(header) if is_variant(header) else header
 
 
 def _own_template(header: GGUFHeader) -> str | None:

@@ -21,9 +21,9 @@ from edgepack.quant.codecs.ggml import needs_importance, quantize_rows, valid_ro
 
 from edgepack.atomic_file import atomic_output
 from edgepack.errors import NumericError, UsageError
-from edgepack.gguf.reader import read_header
+from edgepack.gguf.reader import GGUFHeader, read_header
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType
-from edgepack.gguf.writer import GGUFWriter
+from edgepack.gguf.writer import GGUFWriter, encode_header, padding, place_tensors
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -88,6 +88,22 @@ def plan_native(path: Path, native_type: GGMLType | None = None) -> NativePlan:
             _open(tensor, variant, buffer)
     infos = tuple(_native_info(tensor, native_type) for tensor in variant.tensors)
     return NativePlan(variant, {**variant.plain_metadata, "general.quantization_version": _QUANTIZATION_VERSION}, infos)
+
+
+def native_header(header: GGUFHeader) -> GGUFHeader:
+    """The header that the plain GGUF will have, for planning memory before anything is decoded.
+
+    Raises:
+        CodecError: a description that contradicts itself or the file.
+    """
+    variant = read_variant(header)
+    metadata = {**variant.plain_metadata, "general.quantization_version": _QUANTIZATION_VERSION}
+    tensors = place_tensors([_native_info(tensor, None) for tensor in variant.tensors], header.alignment)
+    data_start = len(encode_header(metadata, tensors, header.alignment))
+    end = tensors[-1].offset + tensors[-1].nbytes if tensors else 0
+    file_bytes = data_start + end + padding(end, header.alignment)
+    by_name = {tensor.name: tensor for tensor in tensors}
+    return GGUFHeader(header.path, 3, metadata, tensors, header.alignment, data_start, file_bytes, by_name)
 
 
 def _native_info(tensor: CodedTensor | TensorInfo, native_type: GGMLType | None) -> TensorInfo:

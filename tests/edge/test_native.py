@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from edgepack.edge.native import plan_native, write_native
+from edgepack.edge.native import native_header, plan_native, write_native
 from edgepack.export.mapped_model import MappedModel
 from edgepack.export.rows import ArrayRows
 from edgepack.export.variant import parse_tensor_codecs, plan_variant, write_variant
@@ -115,6 +115,14 @@ def test_decoding_is_the_same_bytes_on_every_run_and_thread_count(variant: Path,
         write_native(plan_native(variant), output, threads=threads)
         results.add(output.read_bytes())
     assert len(results) == 1
+
+
+def test_the_header_is_known_before_anything_is_decoded(variant: Path, tmp_path: Path) -> None:
+    write_native(plan_native(variant), tmp_path / "native.gguf")
+    planned, written = native_header(read_header(variant)), read_header(tmp_path / "native.gguf")
+    assert planned.tensors == written.tensors
+    assert planned.metadata == written.metadata
+    assert (planned.data_start, planned.file_bytes) == (written.data_start, written.file_bytes)
 
 
 def test_coding_is_the_same_bytes_on_every_run(variant: Path, model: MappedModel, tmp_path: Path) -> None:
