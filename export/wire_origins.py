@@ -82,6 +82,7 @@ class Origins:
         if ends[-1] > _MOST_ROWS:
             raise UnsupportedModelError(f"wire: expected at most {_MOST_ROWS} rows in all matrices, got {ends[-1]}")
         numbered = RowNumbers(checkpoint.tensors, dict(zip(self._names, self._starts.tolist(), strict=True)))
+        self._known: dict[str, Origin] = {}
         self._tensors: Mapping[str, Rows] = map_checkpoint(replace(checkpoint, tensors=numbered)).tensors
 
     def of(self, name: str) -> Origin:
@@ -90,6 +91,11 @@ class Origins:
         Raises:
             UnsupportedModelError: its rows are not rows of the checkpoint (a transposed or computed matrix).
         """
+        if name not in self._known:
+            self._known[name] = self._find(name)
+        return self._known[name]
+
+    def _find(self, name: str) -> Origin:
         rows = self._tensors[name]
         numbers = rows.read(0, rows.shape[0])
         tensors = np.searchsorted(self._starts, numbers[:, 0], "right") - 1

@@ -114,7 +114,9 @@ class Calibration:
     sha256: str
 
 
-def read_calibration(model: Path, text: Path | None, device: str) -> Calibration:
+def read_calibration(
+    model: Path, text: Path | None, device: str, sequences: int = SEQUENCES, length: int | None = None
+) -> Calibration:
     """Tokens of a text, or of what the model writes itself; raises CalibrationError for a text that is too short."""
     from edgepack.export.checkpoint import open_checkpoint
     from edgepack.pipeline_fidelity import read_text
@@ -122,10 +124,10 @@ def read_calibration(model: Path, text: Path | None, device: str) -> Calibration
 
     checkpoint = open_checkpoint(model)
     if text is None:
-        tokens = own_samples(checkpoint, sequences=SEQUENCES, device=device)
+        tokens = own_samples(checkpoint, sequences=sequences, length=length, device=device)
         return Calibration(tokens, hashlib.sha256(tokens.tobytes()).hexdigest())
     found = read_text(text)
-    return Calibration(text_sequences(checkpoint, found.text, sequences=SEQUENCES), found.sha256)
+    return Calibration(text_sequences(checkpoint, found.text, sequences=sequences, length=length), found.sha256)
 
 
 class WireRun:
@@ -185,6 +187,7 @@ class WireRun:
         from edgepack.export.wire import WireModel
 
         self.model = WireModel(open_checkpoint(self.path), self.model.curvatures, settings)
+        self.trials = []
 
     def attempt(self, scale: float) -> Trial:
         """Round, write and pack at one scale; the files stay in the scratch folder until the next attempt."""
@@ -213,8 +216,9 @@ class WireRun:
             UsageError: even the coarsest scale gives more; the text says how much.
         """
         low, high = math.log2(self.scale_of(_LEAST_KL)), math.log2(self.scale_of(_MOST_KL))
-        at, best = min(max(math.log2(self.scale_of(0.004)), low), high), None
-        per_bit = self.model.weights / 8  # bytes that a doubling of the scale saves at high rate
+        best = None
+        per_bit = self._slope(self.model.weights / 8)  # bytes that a doubling of the scale saves; less at low rates
+        at = min(max(self._start(wanted * (1 - TOLERANCE / 2), per_bit), low), high)
         for _ in range(_TRIES):
             trial = self.attempt(2.0**at)
             excess = trial.archive_bytes - wanted * (1 - TOLERANCE / 2)
@@ -235,6 +239,13 @@ class WireRun:
         if best is None:
             raise CheckFailedError(f"--max-size: no scale gave at most {wanted} bytes in {_TRIES} tries")
         return self._repeat(best)
+
+    def _start(self, wanted: float, per_bit: float) -> float:
+        """The logarithm of the scale to try first: from the nearest trial so far."""
+        if not self.trials:
+            return math.log2(self.scale_of(0.004))
+        nearest = min(self.trials, key=lambda trial: abs(trial.archive_bytes - wanted))
+        return math.log2(nearest.scale) + (nearest.archive_bytes - wanted) / per_bit
 
     def _slope(self, default: float) -> float:
         """Bytes that a doubling of the scale saves, from the last two trials."""
