@@ -172,7 +172,7 @@ def _feed_forward(shape: Shape) -> Iterator[TensorInfo]:
 
 
 def write_random(path: Path, shape: Shape, seed: int = 0) -> Path:
-    """Write a model with small random weights; matrices must be F32, F16 or BF16-free of blocks."""
+    """Write a model with small random weights, quantised by ggml where `shape.type` has blocks."""
     rng = np.random.default_rng(seed)
     with path.open("wb") as stream:
         writer = GGUFWriter(stream, metadata(shape), tensors(shape))
