@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from edgepack.model import TensorSource
 
 
+# Where llama.cpp's tokenizer gives other ids than Hugging Face's: docs/tokenizers.md
+_COARSE_PRE = frozenset({"tekken", "gpt-4o", "llama4"})
+
+
 def limits(family: Family, config: ModelConfig, metadata: Mapping[str, Value], source: TensorSource) -> tuple[str, ...]:
     """One line for each thing that the model has and the file has not.
 
@@ -36,4 +40,13 @@ def limits(family: Family, config: ModelConfig, metadata: Mapping[str, Value], s
         found.append(
             f"{left_out} tensors of other modalities are left out: this is the part that reads and writes text"
         )
-    return tuple(found)
+    return (*found, *_tokenizer_limits(metadata))
+
+
+def _tokenizer_limits(metadata: Mapping[str, Value]) -> list[str]:
+    pre, lowercase = metadata.get("tokenizer.ggml.pre"), metadata.get("tokenizer.ggml.normalizer.lowercase")
+    if pre is not None and pre.value in _COARSE_PRE:
+        return [f"tokenizer: llama.cpp's '{pre.value}' cuts words at combining marks (Hindi, Khmer), the original not"]
+    if lowercase is not None and lowercase.value:
+        return ["tokenizer: llama.cpp's uncased WordPiece leaves Hangul whole, the original takes it apart"]
+    return []

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import gguf
 import pytest
+from edgepack.export.notes import limits
 from edgepack.export.tokenizer.vocabulary import read_vocabulary
 
 from edgepack.errors import TokenizerError
+from edgepack.gguf.types import boolean, string, u32
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,3 +127,18 @@ def test_a_template_of_a_wrong_type_is_refused(tmp_path, bad):
     write(tmp_path, {"chat_template": bad}, {})
     with pytest.raises(TokenizerError, match="chat_template"):
         read_vocabulary(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("metadata", "needle"),
+    [
+        ({"tokenizer.ggml.pre": string("gpt-4o")}, "combining marks"),
+        ({"tokenizer.ggml.normalizer.lowercase": boolean(True)}, "Hangul"),
+        ({"tokenizer.ggml.pre": string("llama-bpe")}, None),
+        ({"tokenizer.ggml.normalizer.lowercase": boolean(False)}, None),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_has_coarser_is_said_so(metadata, needle):
+    family = SimpleNamespace(name="llama", nested=None, unused=())
+    found = limits(family, {}, {"llama.context_length": u32(8), **metadata}, SimpleNamespace(specs={}))
+    assert [needle in line for line in found] == ([True] if needle else [])
