@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from edgepack.cli import run as edgepack
+from edgepack.cli import execute as edgepack
 from edgepack.gguf.reader import read_header
 
 if TYPE_CHECKING:

@@ -174,7 +174,7 @@ def measure_update(parameters: int, kind: GGMLType, folder: Path) -> None:
 
 
 _PEAK = (
-    "import resource, sys; from edgepack.cli import run; code = run(sys.argv[1:]); "
+    "import resource, sys; from edgepack.cli import execute; code = execute(sys.argv[1:]); "
     "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr); sys.exit(code)"
 )
 

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 
 
 def result_of(*arguments: object) -> dict[str, Any]:

@@ -145,8 +145,9 @@ def _read_split(entry: Mapping[str, Any]) -> str:
 
 def brief(entry: Mapping[str, Any]) -> str:
     """A step in one short line, for messages."""
-    text = ", ".join(f"{key}={value!r}" for key, value in entry.items() if key != "type")
-    return f"{entry.get('type')}({text})"[:400]
+    named = ((str(key).encode("unicode_escape").decode(), value) for key, value in entry.items() if key != "type")
+    kind = str(entry.get("type")).encode("unicode_escape").decode()
+    return f"{kind}({', '.join(f'{key}={value!r}' for key, value in named)})"[:400]
 
 
 def _show(steps: tuple[str, ...]) -> str:

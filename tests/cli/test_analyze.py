@@ -11,7 +11,7 @@ import torch
 from edgepack.quant.passes.lowrank.analysis import output_spectra, rounding_sensitivity
 from edgepack.quant.passes.lowrank.spectrum import compression_at, spectrum_of, weight_spectrum
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 
 BOOKS = Path(__file__).resolve().parent.parent / "data" / "books-llama-6m"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 
 if TYPE_CHECKING:
     from pathlib import Path

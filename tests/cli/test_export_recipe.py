@@ -17,7 +17,7 @@ from edgepack.export.gguf_file import write_gguf
 from edgepack.quant.codecs.ggml import dequantize_rows
 from edgepack.quant.targets import find_target
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.gguf.reader import read_header
 from edgepack.pipeline_corrections import write_correction, write_factors_apart
 from edgepack.pipeline_passes import PreparedExport, RecipeOptions, prepare_export

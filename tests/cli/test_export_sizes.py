@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.pipeline_export import LADDER, ExportRequest, prepare
 
 if TYPE_CHECKING:

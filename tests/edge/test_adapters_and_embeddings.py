@@ -13,7 +13,7 @@ from edgepack.packaging.pack import pack_archive
 from lora_adapters import write_adapter, write_merged
 from tiny_models import Shape, write_random
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.errors import ModelRuntimeError, UsageError
 
 if TYPE_CHECKING:

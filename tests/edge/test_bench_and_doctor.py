@@ -13,7 +13,7 @@ from edgepack.edge.doctor import examine, example_shape, gpu_finding, prospects
 from edgepack.edge.runtime import LoadedModel
 from edgepack.edge.runtime_options import RuntimeOptions
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.gguf.reader import read_header
 from edgepack.pipeline_certify import METADATA_KEY, certificate_path
 

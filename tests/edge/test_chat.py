@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import Shape, string, write_random
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ NO_NETWORK = (
     "def refuse(event, arguments):\n"
     "    if event.startswith('socket.') and event not in ('socket.gethostname',): raise RuntimeError('network: ' + event)\n"
     "sys.addaudithook(refuse)\n"
-    "from edgepack.cli import run\n"
+    "from edgepack.cli import execute as run\n"
     "sys.exit(run(sys.argv[1:]))\n"
 )
 

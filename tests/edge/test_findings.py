@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.gguf.reader import read_header
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import write_sparse
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.errors import UsageError
 from edgepack.gguf.reader import read_header
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import Shape, metadata, tensors
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.errors import EdgepackError
 from edgepack.gguf.reader import parse_header
 from edgepack.gguf.types import Value, ValueType, array, boolean, f32, string, u32

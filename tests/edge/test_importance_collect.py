@@ -16,7 +16,7 @@ from edgepack.quant.targets import find_target
 from references.llama_quantize import llama_quantize, tensors_of
 from references.tiny_checkpoints import TinyModel, random_model, write_checkpoint
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.errors import CalibrationError, UsageError
 from edgepack.gguf.reader import read_header
 from edgepack.pipeline_importance import ImportanceRun

@@ -20,7 +20,7 @@ from edgepack.packaging.pack import pack_archive
 from tiny_models import Shape, write_random
 
 from edgepack.atomic_file import partial_path
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.errors import ArchiveError, CheckFailedError, IntegrityError, ResourceError
 
 INSTALL = (

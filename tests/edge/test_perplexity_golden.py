@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden/perplexity/q4km-license.txt"

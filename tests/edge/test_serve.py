@@ -19,7 +19,7 @@ from edgepack.edge.runtime_options import RuntimeOptions
 from edgepack.edge.serve import ServerOptions, check_address, is_loopback
 from tiny_models import Shape, string, write_random
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.errors import UsageError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from references.scorers_of_arrays import LetterTokenizer
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.errors import NumericError, UsageError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from llama_cpp import Llama
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.errors import AdapterError, UsageError
 from edgepack.model import read_tensor
 

@@ -14,7 +14,7 @@ from edgepack.export.safetensors_file import SafetensorsFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.errors import CheckpointError
 
 if TYPE_CHECKING:

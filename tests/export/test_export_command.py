@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from edgepack.quant.targets import TARGETS, find_target
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.gguf.reader import read_header
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.quant.targets import find_target
 from references.llama_quantize import llama_quantize, tensors_of
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.errors import EdgepackError, GGUFError, UnsupportedModelError, UsageError
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import GGMLType, TensorInfo, ValueType, array, string, u32

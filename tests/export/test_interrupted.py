@@ -18,7 +18,7 @@ from edgepack.export.plan import ExportPlan, plan_export, split_plan
 from edgepack.quant.targets import find_target
 
 from edgepack.atomic_file import partial_path
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.gguf.reader import read_header
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from edgepack.packaging.archive import open_archive
 from edgepack.packaging.pack import pack_archive
 from edgepack.packaging.unpack import unpack_archive
 
-from edgepack.cli import run
+from edgepack.cli import execute as run
 from edgepack.gguf.reader import GGUFHeader, read_header
 from edgepack.gguf.types import GGMLType
 

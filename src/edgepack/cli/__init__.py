@@ -77,10 +77,10 @@ def root() -> None:
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code that `edgepack.errors` documents."""
-    sys.exit(run(args))
+    sys.exit(execute(args))
 
 
-def run(args: list[str] | None = None) -> int:
+def execute(args: list[str] | None = None) -> int:
     """Run the command line and return its exit code; never raises for a user's mistake."""
     try:
         result: Any = root.main(args=args, prog_name="edgepack", standalone_mode=False)
