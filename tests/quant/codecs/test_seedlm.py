@@ -72,7 +72,7 @@ def test_blocks_far_smaller_than_the_largest_fit_into_the_common_range_of_expone
 
 
 @pytest.mark.slow
-def test_the_pruned_search_loses_at_most_one_per_cent() -> None:
+def test_the_pruned_search_loses_at_most_two_per_cent() -> None:
     weight = np.random.default_rng(13).standard_normal((256, 384)).astype(np.float32)
     errors = []
     for search in ("exhaustive", "pruned"):
