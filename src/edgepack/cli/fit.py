@@ -129,6 +129,7 @@ def _print(fit: Fit, file: Path, shape: ModelShape) -> None:
     rows.append(("largest context", f"{largest} (everything on the device)"))
     if fit.tokens_per_second is not None:
         how = "measured layers" if fit.device.id == "cpu" else "estimate"
-        rows.append(("speed", f"about {fit.tokens_per_second:.3g} tokens/s ({how})"))
+        decimals = 0 if fit.tokens_per_second >= 10 else 1
+        rows.append(("speed", f"about {fit.tokens_per_second:,.{decimals}f} tokens/s ({how})"))
     for name, text in rows:
         click.echo(f"  {name:<18} {text}")
