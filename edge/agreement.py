@@ -100,10 +100,18 @@ def check_logits(logits: NDArray[np.float32], side: str, start: int) -> None:
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Natural log-probabilities [n, vocabulary] in float64; does not modify its input."""
-    shifted: NDArray[np.float64] = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return shifted
+    return _softmax(logits)[0]
+
+
+def _softmax(logits: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Log-probabilities and probabilities in float64, at the price of one exponential an element."""
+    log_p: NDArray[np.float64] = logits.astype(np.float64)
+    log_p -= log_p.max(axis=1, keepdims=True)
+    p = np.exp(log_p)
+    total = p.sum(axis=1, keepdims=True)
+    log_p -= np.log(total)
+    p /= total
+    return log_p, p
 
 
 def compare(
@@ -178,11 +186,11 @@ def _rows(reference: TruncatedPredictions, rows: slice) -> TruncatedPredictions:
 def _compare_dense(
     reference: NDArray[np.float32], candidate: NDArray[np.float32], targets: NDArray[np.int32]
 ) -> TokenMeasures:
-    log_p, log_q = log_softmax(reference), log_softmax(candidate)
+    (log_p, p), log_q = _softmax(reference), log_softmax(candidate)
     rows = np.arange(len(targets))
     top = reference.argmax(axis=1)
     return TokenMeasures(
-        divergence=_divergence(log_p, log_q),
+        divergence=_divergence(log_p, log_q, p),
         reference_top=top,
         candidate_top=candidate.argmax(axis=1),
         in_top5=_in_top(candidate, top),
@@ -205,7 +213,7 @@ def _compare_truncated(
     log_p = np.concatenate([reference.log_probabilities, tails[0][:, None]], axis=1)
     top = reference.ids[:, 0].astype(np.int64)
     return TokenMeasures(
-        divergence=_divergence(log_p, np.concatenate([kept_q, tails[1][:, None]], axis=1)),
+        divergence=_divergence(log_p, np.concatenate([kept_q, tails[1][:, None]], axis=1), np.exp(log_p)),
         reference_top=top,
         candidate_top=candidate.argmax(axis=1),
         in_top5=_in_top(candidate, top),
@@ -216,11 +224,11 @@ def _compare_truncated(
     )
 
 
-def _divergence(log_p: NDArray[np.float64], log_q: NDArray[np.float64]) -> NDArray[np.float64]:
+def _divergence(log_p: NDArray[np.float64], log_q: NDArray[np.float64], p: NDArray[np.float64]) -> NDArray[np.float64]:
     """Σ p·(log p − log q) over the last axis, where 0·log 0 = 0; infinite when q excludes what p allows."""
     difference = np.subtract(log_p, log_q, out=np.zeros_like(log_p), where=log_p > -np.inf)
     # Rounding may leave −1e-16 where the distributions are equal; a divergence is never negative.
-    total: NDArray[np.float64] = (np.exp(log_p) * difference).sum(axis=1)
+    total: NDArray[np.float64] = np.einsum("ij,ij->i", p, difference)
     return np.maximum(total, 0.0)
 
 
@@ -235,5 +243,8 @@ def _margin(log_p: NDArray[np.float64]) -> NDArray[np.float64]:
     """First less second log-probability of each row; infinite for a vocabulary of one."""
     if log_p.shape[1] < 2:
         return np.full(len(log_p), np.inf)
-    pair = np.partition(log_p, log_p.shape[1] - 2, axis=1)[:, -2:]
-    return pair[:, 1] - pair[:, 0]
+    first = log_p.argmax(axis=1)[:, None]
+    others = log_p.copy()
+    np.put_along_axis(others, first, -np.inf, axis=1)
+    margin: NDArray[np.float64] = np.take_along_axis(log_p, first, axis=1)[:, 0] - others.max(axis=1)
+    return margin
