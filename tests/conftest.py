@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure: no example is timed. Examples are the same on every run, so CI is not a lottery;
+# HYPOTHESIS_PROFILE=explore draws new ones.
+settings.register_profile("edgepack", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "edgepack"))
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOKS = ROOT / "tests/data/books-llama-6m"

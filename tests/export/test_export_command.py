@@ -122,24 +122,25 @@ def test_every_target_is_found_by_each_of_its_spellings(target: object) -> None:
 
 def test_ctrl_c_leaves_no_file(books: Path, tmp_path: Path) -> None:
     script = (
-        "import sys, time\n"
+        "import os, sys, time\n"
         "from edgepack.export import gguf_file\n"
         "original = gguf_file.quantize_rows\n"
         "def slow(*arguments):\n"
-        "    print('started', flush=True); time.sleep(0.05); return original(*arguments)\n"
+        "    os.write(1, b'started\\n'); time.sleep(0.05); return original(*arguments)\n"
         "gguf_file.quantize_rows = slow\n"
         "from edgepack.cli import main\n"
         "main(sys.argv[1:])\n"
     )
     arguments = ["export", str(books), "--target", "q5km", "-o", str(tmp_path / "x.gguf")]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "started\n"
-    time.sleep(0.2)
-    os.kill(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    ) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        time.sleep(0.2)
+        os.kill(process.pid, signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert first == "started\n"  # one write a line: threads do not mix theirs
     assert process.returncode == 130
     assert error.strip() == "edgepack: interrupted"
     assert list(tmp_path.iterdir()) == []
