@@ -16,6 +16,7 @@ from edgepack.errors import ArchiveError
 if TYPE_CHECKING:
     import numpy as np
     from edgepack.packaging.layouts import Plane
+    from edgepack.packaging.segments import Segment
     from edgepack.packaging.streams import StreamDecoder, StreamEncoder
     from numpy.typing import NDArray
 
@@ -44,38 +45,38 @@ class EncodedChunk:
         return self.record[-DIGEST_BYTES:]
 
 
-def encode(raw: bytes, layout: Layout, encoder: StreamEncoder, columns: int = 0) -> EncodedChunk:
+def encode(raw: bytes, segment: Segment, encoder: StreamEncoder) -> EncodedChunk:
     """Split and compress `raw`; a small chunk is kept whole where that is smaller.
 
     Args:
-        raw: the bytes.
-        layout: how they are split.
+        raw: the bytes of one of the segment's chunks.
+        segment: says how they are split.
         encoder: compresses streams.
-        columns: weights in a row, where the integers lie on grids and `raw` holds whole rows; else 0.
     """
-    chunk = _encode(raw, layout, encoder, columns)
+    layout = segment.layout
+    chunk = _encode(raw, layout, encoder, segment)
     if layout.block_bytes == 1 or len(raw) > WHOLE_BELOW_BYTES:
         return chunk
     whole = _encode(raw, BYTES, encoder)
     return whole if len(whole.record) < len(chunk.record) else chunk
 
 
-def _encode(raw: bytes, layout: Layout, encoder: StreamEncoder, columns: int = 0) -> EncodedChunk:
+def _encode(raw: bytes, layout: Layout, encoder: StreamEncoder, segment: Segment | None = None) -> EncodedChunk:
     streams, stored, lengths = planes.split(layout, raw), [], []
     for (number, _size), stream in zip(planes.plane_sizes(layout, len(raw)), streams, strict=True):
         repeats = number == TAIL or layout.planes[number].repeats
-        geometry = None if number == TAIL else _geometry(layout.planes[number], stream, columns)
+        geometry = None if number == TAIL or segment is None else _geometry(layout.planes[number], stream, segment)
         entry, content, without = encoder.encode(stream_kind(layout, number), stream, repeats, geometry)
         stored.append((entry, content))
         lengths.append((entry, without))
     return EncodedChunk(raw, sha256(raw), encode_chunk(len(raw), layout.id, stored), tuple(lengths))
 
 
-def _geometry(plane: Plane, stream: NDArray[np.uint8], columns: int) -> Geometry | None:
+def _geometry(plane: Plane, stream: NDArray[np.uint8], segment: Segment) -> Geometry | None:
     """How the stream is a matrix of integers, or None."""
-    if not columns or plane.zero is None or len(stream) % columns:
+    if not segment.columns or plane.zero is None or len(stream) % segment.columns:
         return None
-    return Geometry(columns, plane.zero, len(plane.columns), plane.columns[0].count)
+    return Geometry(segment.columns, plane.zero, len(plane.columns), plane.columns[0].count, segment.code)
 
 
 def decode(record: bytes, decoder: StreamDecoder, where: str) -> NDArray[np.uint8]:

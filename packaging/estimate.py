@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from edgepack.packaging.layouts import Layout
+    from edgepack.packaging.segments import Segment
 
 SAMPLED_CHUNKS = 8  # of each layout
 
@@ -37,18 +37,18 @@ def estimate_archive(gguf: Path, include: Sequence[Path] = (), level: int = DEFA
         UsageError: a file is not there.
     """
     members = [plan_member(gguf, main=True), *(plan_member(path) for path in include)]
-    pieces: dict[int, list[tuple[Path, Layout, int, int]]] = defaultdict(list)
+    pieces: dict[int, list[tuple[Path, Segment, int, int]]] = defaultdict(list)
     overhead = sum(MEMBER_ENTRY.size + SEGMENT_ENTRY.size * len(member.segments) for member in members)
     for member in members:
         for segment in member.segments:
-            pieces[segment.layout.id] += [(member.path, segment.layout, *place) for place in segment.chunks()]
+            pieces[segment.layout.id] += [(member.path, segment, *place) for place in segment.chunks()]
     encoder, total, sampled = StreamEncoder(level), float(overhead), 0
     for places in pieces.values():
         stored = tried = 0
-        for path, layout, start, size in places[:: max(1, len(places) // SAMPLED_CHUNKS)]:
+        for path, segment, start, size in places[:: max(1, len(places) // SAMPLED_CHUNKS)]:
             with path.open("rb") as stream:
                 stream.seek(start)
-                stored += len(chunks.encode(stream.read(size), layout, encoder).record) + CHUNK_ENTRY.size
+                stored += len(chunks.encode(stream.read(size), segment, encoder).record) + CHUNK_ENTRY.size
             tried += size
         total += stored * sum(size for *_, size in places) / tried
         sampled += tried

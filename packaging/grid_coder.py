@@ -1,41 +1,49 @@
-"""An entropy coder for integers on grids: a table for each scale class (row × column), interleaved rANS in numpy.
+"""An entropy coder for integers on grids: a table for each scale class (row × column) and, of a trellis, quantiser.
 
 Rows and columns of a matrix differ in spread; one Huffman table over all of them costs 5 to 10 % more. Here every
 row and column has a class on a ladder of 2^(1/4), their sum picks a table from a fixed family with one shape a
-stream, so no table is stored. Sources: Duda, arXiv 1311.2540 (rANS); Giesen, arXiv 1402.3392 (interleaving).
-
-Tables are made with IEEE additions, multiplications and exactly rounded sums only: the same bits on every machine.
-Which streams are matrices of integers is left to `chunks`; numpy only.
+stream and then learns, so no table is stored. Which streams are matrices of integers is left to `chunks`; numpy only.
 
     u8 version · u8 zero point · u8 shape · u8 reach · u32 columns · u16 lanes · u8 groups · u8 width · u32 side bytes
-    | side | states | words
+    | version 2: u16 trellis states, 1 for none · u16 rows of a path | side | states | words
 
 Side is a zstd frame of row classes, column classes and column multiples, a byte each; states are u32, words u16.
+Tables of version 2 learn from what they coded. Where it has a trellis, `trellis_symbols` says what is coded; a row
+class of 128 and more then is that of a row that stands aside.
 """
 
 from __future__ import annotations
 
-import math
 import struct
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import zstandard
+from edgepack.packaging.grid_tables import (
+    CLASSES,
+    OFFSET,
+    SHAPES,
+    TOTAL,
+    LearningTables,
+    classes_of,
+    mean_magnitudes,
+    table,
+)
+from edgepack.packaging.rans import LaneDecoder, encode_lanes
+from edgepack.packaging.trellis_symbols import StateTracker, TrellisSymbols, as_indices, integers_of
 
 from edgepack.errors import ArchiveError
+from edgepack.trellis import TrellisCode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _HEAD = struct.Struct("<BBBBIHBBI")  # version, zero point, shape, reach, columns, lanes, groups, width, side bytes
-_VERSION = 1
-_TOTAL = 1 << 16  # a table's frequencies add up to this
-_LOW = 1 << 16  # states lie in [_LOW, 2^32)
-_CLASSES = 48  # scales 2^((class - 12) / 4): 1/8 to 430
-_OFFSET = 40  # class of a symbol = row class + column class - _OFFSET, held to 0 … _CLASSES - 1
-_SHAPES = 8  # 0: Gaussian … 7: Laplace
+_PATHS = struct.Struct("<HH")  # states, rows of a path
+_STATIC, _LEARNING = 1, 2  # versions: tables stay as they are, or learn
+_NO_TRELLIS = 1  # states
+_ASIDE = 128  # added to the class of a row that stands aside
 _SYMBOLS_A_LANE = 4096
 _MAX_LANES = 256
 
@@ -49,12 +57,14 @@ class Geometry:
         zero: the symbol that stands for the integer 0; 256 counts as 0 in two's complement.
         groups: parts of the stream, one behind the other.
         width: symbols of each block in each part; block by block the parts are the matrix, row-major.
+        code: the trellis that the integers may follow from the first row on; None for none.
     """
 
     columns: int
     zero: int
     groups: int = 1
     width: int = 1
+    code: TrellisCode | None = None
 
     def as_matrix(self, symbols: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The stream in row-major order."""
@@ -65,39 +75,51 @@ class Geometry:
         return np.asarray(matrix.reshape(-1, self.groups, self.width).swapaxes(0, 1).reshape(-1))
 
 
-def _exp_of_minus(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """exp(-x) for x ≥ 0 by halving and Taylor's series: only IEEE additions, products and powers of two."""
-    halvings = 10
-    x = np.minimum(values, 600.0) / -(2.0**halvings)
-    total, term = np.ones_like(x), np.ones_like(x)
-    for n in range(1, 14):
-        term = term * x / n
-        total = total + term
-    for _ in range(halvings):
-        total = total * total
-    return total
+@dataclass(frozen=True)
+class _Symbols:
+    """What is coded of a matrix.
 
+    Attributes:
+        indices: int64 [rows, columns], -reach … reach.
+        multiples: int64 [columns].
+        paths: of a trellis, what else is known; None without one.
+    """
 
-@cache
-def frequencies(scale_class: int, shape: int, reach: int) -> NDArray[np.uint32]:
-    """Frequencies of -reach … reach for a class and shape; each at least 1, together `_TOTAL`."""
-    ladder = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)[scale_class % 4]
-    scale = math.ldexp(ladder, scale_class // 4 - 3)
-    x = np.abs(np.arange(-reach, reach + 1)) / scale
-    weight = shape / (_SHAPES - 1)
-    density = _exp_of_minus((1.0 - weight) * (x * x) * 0.5 + weight * 1.4142135623730951 * x)
-    free = _TOTAL - (2 * reach + 1)
-    counts = (density / math.fsum(density.tolist()) * free).astype(np.uint32) + np.uint32(1)
-    counts[reach] += np.uint32(_TOTAL - int(counts.sum()))
-    counts.setflags(write=False)
-    return np.asarray(counts)
+    indices: NDArray[np.int64]
+    multiples: NDArray[np.int64]
+    paths: TrellisSymbols | None
 
+    @classmethod
+    def of(cls, integers: NDArray[np.int64], code: TrellisCode | None) -> _Symbols:
+        """From integers [rows, columns] that may follow a code."""
+        multiples = np.gcd.reduce(integers, axis=0).clip(1, 255)
+        paths = as_indices(integers, multiples, code) if code is not None else None
+        if paths is None:
+            return cls(integers // multiples, multiples, None)
+        return cls(paths.indices, paths.multiples, paths)
 
-@cache
-def _mean_magnitudes(shape: int, reach: int) -> NDArray[np.float64]:
-    """Mean |n| of every class, increasing."""
-    magnitudes = np.abs(np.arange(-reach, reach + 1))
-    return np.array([(frequencies(c, shape, reach) * magnitudes).sum() / _TOTAL for c in range(_CLASSES)])
+    @property
+    def reach(self) -> int:
+        """The greatest magnitude, at least 1."""
+        return max(1, int(np.abs(self.indices).max()))
+
+    @property
+    def magnitudes(self) -> NDArray[np.float64]:
+        """What classes are about."""
+        if self.paths is None:
+            return np.abs(self.indices).astype(np.float64)
+        return np.abs(integers_of(self.indices, self.paths.quantisers)) / 2
+
+    def picks(self, rows: NDArray[np.int64], columns: NDArray[np.int64], sample: slice) -> NDArray[np.int64]:
+        """Number of every symbol's table in some rows: its class, of quantiser 1 `CLASSES` more."""
+        classes = classes_of(rows[sample], columns)
+        return classes if self.paths is None else classes + CLASSES * self.paths.quantisers[sample].astype(np.int64)
+
+    def side(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> bytes:
+        """Row classes, column classes and multiples."""
+        marked = rows if self.paths is None else rows + _ASIDE * self.paths.aside
+        parts = (marked, columns, self.multiples)
+        return zstandard.ZstdCompressor(level=19).compress(b"".join(part.astype(np.uint8).tobytes() for part in parts))
 
 
 def encode(symbols: NDArray[np.uint8], geometry: Geometry) -> bytes:
@@ -105,24 +127,22 @@ def encode(symbols: NDArray[np.uint8], geometry: Geometry) -> bytes:
 
     Args:
         symbols: uint8, a multiple of `geometry.columns` of them, in the stream's order.
-        geometry: of the matrix.
+        geometry: of the matrix; a code that the integers do not follow is not used.
     """
-    integers = _integers(symbols, geometry)
-    multiples = np.gcd.reduce(integers, axis=0).clip(1, 255)
-    integers = integers // multiples
-    reach = max(1, int(np.abs(integers).max()))
+    found = _Symbols.of(_integers(symbols, geometry), geometry.code)
+    reach = found.reach
     shape, rows, columns = min(
-        (_classes(integers, shape, reach) for shape in range(_SHAPES)), key=lambda c: _cost(integers, reach, *c)
+        (_classes(found, shape, reach) for shape in range(SHAPES)), key=lambda c: _cost(found, reach, *c)
     )
-    side = zstandard.ZstdCompressor(level=19).compress(
-        b"".join(part.astype(np.uint8).tobytes() for part in (rows, columns, multiples))
-    )
-    picks = _picks(rows, columns).reshape(-1)
-    lanes = int(np.clip(integers.size // _SYMBOLS_A_LANE, 4, _MAX_LANES))
-    states, words = _encode_lanes((integers + reach).reshape(-1), picks, shape, reach, lanes)
+    side, picks = found.side(rows, columns), found.picks(rows, columns, slice(None)).reshape(-1)
+    lanes = min(int(np.clip(symbols.size // _SYMBOLS_A_LANE, 4, _MAX_LANES)), geometry.columns)
+    tables = LearningTables(picks, shape, reach, learns=True)
+    states, words = encode_lanes((found.indices + reach).reshape(-1), picks, tables, lanes)
     sizes = (geometry.columns, lanes, geometry.groups, geometry.width, len(side))
-    head = _HEAD.pack(_VERSION, geometry.zero % 256, shape, reach, *sizes)
-    return b"".join((head, side, states.astype("<u4").tobytes(), words.astype("<u2").tobytes()))
+    head = _HEAD.pack(_LEARNING, geometry.zero % 256, shape, reach, *sizes)
+    code = geometry.code if found.paths is not None else None
+    paths = _PATHS.pack(code.states, code.rows) if code is not None else _PATHS.pack(_NO_TRELLIS, 0)
+    return b"".join((head, paths, side, states.astype("<u4").tobytes(), words.astype("<u2").tobytes()))
 
 
 def _integers(symbols: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.int64]:
@@ -130,22 +150,16 @@ def _integers(symbols: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.int6
     return (matrix.view(np.int8) if geometry.zero == 256 else matrix).astype(np.int64) - geometry.zero % 256
 
 
-def _classes(integers: NDArray[np.int64], shape: int, reach: int) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+def _classes(found: _Symbols, shape: int, reach: int) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
     """Row and column classes whose sum is the class of a symbol."""
-    magnitudes = np.abs(integers).astype(np.float64)
-    means = _mean_magnitudes(shape, reach)
+    magnitudes, means = found.magnitudes, mean_magnitudes(shape, reach, 1 if found.paths is None else 2)
     # Sums, not means of ratios: a row of zeros with a few ones would otherwise outweigh all others.
     columns = _clipped(magnitudes.mean(0))
     steps = np.rint(4 * np.log2(columns / columns.min())).astype(np.int64)
     # The class that makes the mean magnitude of a row come out right, given its columns' steps.
-    expected = means[_picks(np.arange(_OFFSET + _CLASSES), steps)].mean(1)
+    expected = means[classes_of(np.arange(OFFSET + CLASSES), steps)].mean(1)
     bounds = (expected[1:] * expected[:-1]) ** 0.5
     return shape, np.searchsorted(bounds, magnitudes.mean(1)), steps
-
-
-def _picks(rows: NDArray[np.int64], columns: NDArray[Any]) -> NDArray[np.int64]:
-    """The class of every symbol [rows, columns]."""
-    return np.asarray((rows[:, None] + columns - _OFFSET).clip(0, _CLASSES - 1))
 
 
 def _clipped(scales: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -154,43 +168,65 @@ def _clipped(scales: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(scales.clip(median / 16, median * 16))
 
 
-def _cost(
-    integers: NDArray[np.int64], reach: int, shape: int, rows: NDArray[np.int64], columns: NDArray[np.int64]
-) -> float:
+def _cost(found: _Symbols, reach: int, shape: int, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> float:
     """Bits of a sample of rows."""
-    sample = slice(None, None, max(1, len(integers) // 64))
-    picks = _picks(rows[sample], columns)
-    table = np.stack([frequencies(c, shape, reach) for c in range(_CLASSES)])
-    return float(-np.log2(table[picks, integers[sample] + reach] / _TOTAL).sum())
+    sample = slice(None, None, max(1, len(rows) // 64))
+    picks = found.picks(rows, columns, sample)
+    tables = np.stack([table(pick, shape, reach) for pick in range(int(picks.max()) + 1)])
+    return float(-np.log2(tables[picks, found.indices[sample] + reach] / TOTAL).sum())
 
 
-def _tables(picks: NDArray[np.int64], shape: int, reach: int) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]:
-    """Dense numbers of the classes in use for every symbol, their frequencies and cumulated frequencies."""
-    used = np.flatnonzero(np.bincount(picks, minlength=_CLASSES))
-    number = np.zeros(_CLASSES, np.int64)
-    number[used] = np.arange(len(used))
-    counts = np.stack([frequencies(int(c), shape, reach) for c in used]).astype(np.uint64)
-    starts = np.cumsum(counts, axis=1) - counts
-    return number[picks], counts, starts
+@dataclass(frozen=True)
+class _Head:
+    """The fields before the side, checked against the number of symbols."""
+
+    zero: int
+    shape: int
+    reach: int
+    columns: int
+    lanes: int
+    groups: int
+    width: int
+    side_start: int
+    side_stop: int
+    learns: bool
+    code: TrellisCode | None
+
+    @property
+    def words_start(self) -> int:
+        """Where the words begin; the lanes' states end."""
+        return self.side_stop + 4 * self.lanes
 
 
-def _encode_lanes(
-    symbols: NDArray[np.int64], picks: NDArray[np.int64], shape: int, reach: int, lanes: int
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Symbol i is in lane i mod lanes; lanes are coded from their last symbol to their first."""
-    picks, counts, starts = _tables(picks, shape, reach)
-    frequency, start = counts[picks, symbols], starts[picks, symbols]
-    states = np.full(lanes, _LOW, np.uint64)
-    parts = []
-    for first in reversed(range(0, len(symbols), lanes)):
-        f, s = frequency[first : first + lanes], start[first : first + lanes]
-        x = states[: len(f)]
-        full = x >= f << np.uint64(16)
-        parts.append(x[full] & np.uint64(0xFFFF))
-        x = np.where(full, x >> np.uint64(16), x)
-        quotient, rest = np.divmod(x, f)
-        states[: len(f)] = (quotient << np.uint64(16)) + rest + s
-    return states, np.concatenate(parts[::-1])
+def _head(stored: memoryview, count: int, where: str) -> _Head:
+    if len(stored) < _HEAD.size + _PATHS.size:
+        raise ArchiveError(f"{where}: expected a head of {_HEAD.size + _PATHS.size} bytes, got {len(stored)}")
+    version, zero, shape, reach, columns, lanes, groups, width, side_bytes = _HEAD.unpack_from(stored)
+    if version not in (_STATIC, _LEARNING) or shape >= SHAPES:
+        raise ArchiveError(f"{where}: unknown grid version {version}, shape {shape}: update edgepack")
+    if not 0 < columns <= count or count % columns or not 0 < lanes <= _MAX_LANES or not 0 < reach <= 128:
+        raise ArchiveError(f"{where}: {columns} columns, {lanes} lanes, reach {reach} do not fit {count} symbols")
+    if not groups * width or count % (groups * width):
+        raise ArchiveError(f"{where}: {groups} groups of {width} do not fit {count} symbols")
+    code = _code(stored, where) if version == _LEARNING else None
+    if code is not None and lanes > columns:
+        raise ArchiveError(f"{where}: expected at most {columns} lanes, one a column, got {lanes}")
+    start = _HEAD.size + (_PATHS.size if version == _LEARNING else 0)
+    learns = version == _LEARNING
+    head = _Head(zero, shape, reach, columns, lanes, groups, width, start, start + side_bytes, learns, code)
+    if head.words_start > len(stored) or (len(stored) - head.words_start) % 2:
+        raise ArchiveError(f"{where}: side of {side_bytes} bytes and {lanes} states do not fit {len(stored)} bytes")
+    return head
+
+
+def _code(stored: memoryview, where: str) -> TrellisCode | None:
+    states, rows = _PATHS.unpack_from(stored, _HEAD.size)
+    if states == _NO_TRELLIS:
+        return None
+    try:
+        return TrellisCode(states, rows)
+    except ValueError as error:
+        raise ArchiveError(f"{where}: unknown trellis: {error}") from None
 
 
 def decode(stored: memoryview, count: int, where: str) -> NDArray[np.uint8]:
@@ -204,26 +240,24 @@ def decode(stored: memoryview, count: int, where: str) -> NDArray[np.uint8]:
     Raises:
         ArchiveError: anything that `encode` would not have written.
     """
-    if len(stored) < _HEAD.size:
-        raise ArchiveError(f"{where}: expected a head of {_HEAD.size} bytes, got {len(stored)}")
-    version, zero, shape, reach, columns, lanes, groups, width, side_bytes = _HEAD.unpack_from(stored)
-    if version != _VERSION or shape >= _SHAPES:
-        raise ArchiveError(f"{where}: unknown grid version {version}, shape {shape}: update edgepack")
-    if not 0 < columns <= count or count % columns or not 0 < lanes <= _MAX_LANES or not 0 < reach <= 128:
-        raise ArchiveError(f"{where}: {columns} columns, {lanes} lanes, reach {reach} do not fit {count} symbols")
-    if not groups * width or count % (groups * width):
-        raise ArchiveError(f"{where}: {groups} groups of {width} do not fit {count} symbols")
-    start = _HEAD.size + side_bytes
-    words_start = start + 4 * lanes
-    if words_start > len(stored) or (len(stored) - words_start) % 2:
-        raise ArchiveError(f"{where}: side of {side_bytes} bytes and {lanes} states do not fit {len(stored)} bytes")
-    rows, column_classes, multiples = _side(stored[_HEAD.size : start], count // columns, columns, where)
-    states = np.frombuffer(stored[start:words_start], "<u4").astype(np.uint64)
-    words = np.frombuffer(stored[words_start:], "<u2").astype(np.uint64)
-    picks = _picks(rows.astype(np.int64), column_classes).reshape(-1)
-    symbols = _decode_lanes(states, words, picks, shape, reach, where)
-    integers = (symbols.reshape(-1, columns).astype(np.int64) - reach) * multiples + zero
-    return Geometry(columns, zero, groups, width).as_stream(integers.astype(np.uint8))
+    head = _head(stored, count, where)
+    columns, height = head.columns, count // head.columns
+    rows, column_classes, multiples = _side(stored[head.side_start : head.side_stop], height, columns, where)
+    states = np.frombuffer(stored[head.side_stop : head.words_start], "<u4").astype(np.uint64)
+    words = np.frombuffer(stored[head.words_start :], "<u2").astype(np.uint64)
+    tracker = None
+    if head.code is not None:
+        tracker = StateTracker(head.code, rows >= _ASIDE, columns, head.reach)
+        rows = rows % _ASIDE
+    picks = classes_of(rows.astype(np.int64), column_classes).reshape(-1)
+    used = picks if tracker is None else np.concatenate((picks, picks + CLASSES))
+    tables = LearningTables(used, head.shape, head.reach, learns=head.learns)
+    symbols, quantisers = LaneDecoder(states, words, where).decode(picks, tables, tracker)
+    integers = symbols.reshape(-1, columns).astype(np.int64) - head.reach
+    if quantisers is not None:
+        integers = integers_of(integers, quantisers.reshape(-1, columns))
+    geometry = Geometry(columns, head.zero, head.groups, head.width)
+    return geometry.as_stream((integers * multiples + head.zero).astype(np.uint8))
 
 
 def _side(
@@ -239,32 +273,3 @@ def _side(
     if len(plain) != expected:
         raise ArchiveError(f"{where}: expected {expected} classes and multiples, got {len(plain)}")
     return plain[:rows], plain[rows : rows + columns], plain[rows + columns :]
-
-
-def _decode_lanes(
-    states: NDArray[np.uint64],
-    words: NDArray[np.uint64],
-    picks: NDArray[np.int64],
-    shape: int,
-    reach: int,
-    where: str,
-) -> NDArray[np.uint8]:
-    picks, counts, starts = _tables(picks, shape, reach)
-    of_slot = np.stack([np.repeat(np.arange(2 * reach + 1, dtype=np.uint8), row.astype(np.int64)) for row in counts])
-    symbols, position, lanes = np.empty(len(picks), np.uint8), 0, len(states)
-    for first in range(0, len(picks), lanes):
-        pick = picks[first : first + lanes]
-        x = states[: len(pick)]
-        slot = x & np.uint64(0xFFFF)
-        symbol = of_slot[pick, slot]
-        symbols[first : first + lanes] = symbol
-        x = counts[pick, symbol] * (x >> np.uint64(16)) + slot - starts[pick, symbol]
-        needy = np.flatnonzero(x < _LOW)
-        if position + len(needy) > len(words):
-            raise ArchiveError(f"{where}: its {len(words)} words end too early")
-        x[needy] = (x[needy] << np.uint64(16)) | words[position : position + len(needy)]
-        position += len(needy)
-        states[: len(pick)] = x
-    if position != len(words) or (states != _LOW).any():
-        raise ArchiveError(f"{where}: does not end where it began: damaged or hostile")
-    return symbols

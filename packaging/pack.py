@@ -194,7 +194,7 @@ class ArchiveWriter:
         if len(raw) != size:
             raise UsageError(f"'{path}': expected {size} bytes at {start}, got {len(raw)}: it changed while being read")
         known = None if self.base is None else self.base.encoded(raw, archive_format.sha256(raw), segment.layout)
-        return chunks.encode(raw, segment.layout, self._encoder, segment.columns) if known is None else known
+        return chunks.encode(raw, segment, self._encoder) if known is None else known
 
     def _add_segment(
         self, segment: Segment, encoded: Iterator[EncodedChunk], whole: Any, advance: Callable[[int], object]

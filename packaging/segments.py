@@ -13,6 +13,7 @@ from edgepack.packaging.member_names import check_member_name
 
 from edgepack.errors import GGUFError, UsageError
 from edgepack.gguf.reader import MAGIC, GGUFHeader, read_header
+from edgepack.trellis import STATES, TrellisCode, trellis_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 20
 GRID_KEY = "edgepack.wire.host"  # in the metadata of a file whose matrices lie on grids
+TRELLIS_KEY = "edgepack.wire.trellis"  # states of the trellis that their integers follow; 0 for none
 _HEADER_CUT = 16 << 10  # metadata values from this size on have chunks of their own: a small change stays small
 
 _ROLES = {
@@ -35,6 +37,7 @@ class Segment:
     """Bytes [start, start + bytes) of a file, of which the first `tensor_bytes` are content and the rest padding.
 
     `columns` is the length of a row where a tensor's integers lie on grids and chunks hold whole rows; else 0.
+    `code` is the trellis that they may follow; chunks then hold whole paths.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Segment:
     bytes: int
     tensor_bytes: int
     columns: int = 0
+    code: TrellisCode | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -52,7 +56,7 @@ class Segment:
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """(start, bytes) in the file of each chunk: whole blocks, about `CHUNK_BYTES`; padding goes with the last."""
-        unit = self.row_bytes or self.layout.block_bytes
+        unit = self.row_bytes * (self.code.rows if self.code else 1) or self.layout.block_bytes
         step = CHUNK_BYTES // unit * unit
         count = max(1, -(-self.tensor_bytes // step))
         for number in range(count):
@@ -105,7 +109,7 @@ def plan_member(path: Path, name: str | None = None, main: bool = False, grids: 
 
 def gguf_segments(header: GGUFHeader, grids: bool = False) -> Iterator[Segment]:
     """The header in pieces, then each tensor in file order with the padding behind it; together all bytes."""
-    on_grids = grids or GRID_KEY in header.metadata
+    on_grids, states = grids or GRID_KEY in header.metadata, _trellis_states(header)
     tensors = sorted(header.tensors, key=lambda tensor: tensor.offset)
     starts = [header.data_start + tensor.offset for tensor in tensors]
     header_end = starts[0] if starts else header.file_bytes
@@ -117,7 +121,14 @@ def gguf_segments(header: GGUFHeader, grids: bool = False) -> Iterator[Segment]:
         if tensor.type.row_bytes(columns) > CHUNK_BYTES:
             columns = 0
         layout = grid_layout_of(tensor.type) if columns else layout_of(tensor.type)
-        yield Segment(tensor.name, layout, start, stop - start, tensor.nbytes, columns)
+        code = trellis_of(states, tensor.type.row_bytes(columns)) if columns and states else None
+        yield Segment(tensor.name, layout, start, stop - start, tensor.nbytes, columns, code)
+
+
+def _trellis_states(header: GGUFHeader) -> int:
+    """What the metadata says, 0 for anything that is no trellis."""
+    stated = header.metadata.get(TRELLIS_KEY)
+    return int(stated.value) if stated is not None and stated.value in STATES else 0
 
 
 def _has_grid(kind: GGMLType) -> bool:

@@ -12,6 +12,7 @@ from edgepack.packaging import format as archive_format
 from edgepack.packaging.archive import is_archive, open_archive
 from edgepack.packaging.layouts import LAYOUTS, Layout
 from edgepack.packaging.pack import pack_archive
+from edgepack.packaging.segments import Segment
 from edgepack.packaging.streams import StreamDecoder, StreamEncoder
 from edgepack.packaging.unpack import unpack_archive
 from edgepack.packaging.verify import verify_archive
@@ -43,7 +44,7 @@ def files(folder: Path) -> set[str]:
 @given(raw=st.binary(min_size=1, max_size=1200), spread=st.sampled_from([1, 7, 64, 256]))
 def test_a_chunk_restores_any_bytes_in_any_layout(layout: Layout, raw: bytes, spread: int) -> None:
     raw = bytes(byte % spread for byte in raw)
-    chunk = chunks.encode(raw, layout, StreamEncoder())
+    chunk = chunks.encode(raw, Segment("", layout, 0, len(raw), len(raw)), StreamEncoder())
     assert chunks.decode(chunk.record, StreamDecoder({}), "here").tobytes() == raw
 
 

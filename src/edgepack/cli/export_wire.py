@@ -10,6 +10,7 @@ import click
 from edgepack.cli.output import note, print_json, terminal_progress
 from edgepack.errors import UsageError
 from edgepack.quantities import format_duration, format_size
+from edgepack.trellis import STATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 
 _TAKEN = frozenset((
     "output", "pre", "calibration", "text", "min_agreement", "max_kl", "max_size", "pack", "threads", "host", "bits",
-    "rdo", "for_device", "device",
+    "rdo", "trellis", "for_device", "device",
 ))  # fmt: skip
-WIRE_OPTIONS = ("host", "bits", "rdo", "for_device")
+WIRE_OPTIONS = ("host", "bits", "rdo", "trellis", "for_device")
 
 
 def wire_options(function: Decorated) -> Decorated:
@@ -31,6 +32,12 @@ def wire_options(function: Decorated) -> Decorated:
         click.option("--host", metavar="H", help="For wire: q8, q6k, q5k or q4k; what llama.cpp runs."),
         click.option("--bits", type=float, metavar="B", help="For wire: archive bits a weight."),
         click.option("--rdo", type=float, metavar="L", help="For wire: pull towards zero, for rates below 3 bits."),
+        click.option(
+            "--trellis",
+            type=click.Choice(["0", *map(str, STATES)]),
+            metavar="N",
+            help="For wire: states of the trellis, 8 by default; 64 gain a little more, slowly; 0: none.",
+        ),
         click.option("--for-device", metavar="D", help="For wire: a device that must hold the host, such as gtx-1660."),
     )
     for option in reversed(options):
@@ -40,7 +47,7 @@ def wire_options(function: Decorated) -> Decorated:
 
 def export_wire(model: Path, *, as_json: bool, **options: Any) -> None:
     """Search the one scalar that reaches the goal and say what it gave."""
-    from edgepack.export.wire import WireSettings
+    from edgepack.export.wire_rounding import DEFAULT_TRELLIS, WireSettings
     from edgepack.pipeline_wire import Goal, check_host, choose_host
     from edgepack.pipeline_wire import export_wire as run
     from edgepack.quant.codecs.host_grids import find_host
@@ -60,7 +67,8 @@ def export_wire(model: Path, *, as_json: bool, **options: Any) -> None:
     output = options["output"] or Path(f"{model.resolve().name}-wire-{host.kind.name}{suffix}")
     if options["pack"] and output.suffix != ".edgepack":
         raise UsageError(f"--pack: expected an output that ends in .edgepack, got '{output}'")
-    settings = WireSettings(host, rdo=options["rdo"] or 0.0, device=options["device"])
+    trellis = int(options["trellis"]) if options["trellis"] is not None else DEFAULT_TRELLIS
+    settings = WireSettings(host, rdo=options["rdo"] or 0.0, trellis=trellis, device=options["device"])
     outcome = run(
         model, output, settings, goal, calibration=options["calibration"],
         text=options["text"], pre=pre, threads=options["threads"], progress=terminal_progress,
@@ -84,6 +92,7 @@ def _as_object(outcome: WireOutcome) -> dict[str, Any]:
         "scale": trial.scale,
         "predicted_kl": trial.result.loss,
         "trials": outcome.trials,
+        "trellis": trial.result.plan.metadata["edgepack.wire.trellis"].value,
         "raised_rows": trial.result.raised_rows,
         "tensors": [
             {
