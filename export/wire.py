@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, plan_export
+from edgepack.export.wire_drift import DriftRun
 from edgepack.export.wire_folding import input_groups
 from edgepack.export.wire_grid import GridChooser
 from edgepack.export.wire_layer import LayerFolder
@@ -32,24 +33,27 @@ from edgepack.quant.wire.rates import RateModel
 from edgepack.quant.wire.trellis import Lanes
 
 from edgepack.errors import UnsupportedModelError
-from edgepack.gguf.types import GGMLType, f32, string, u32
+from edgepack.gguf.types import GGMLType, boolean, f32, string, u32
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.export.plan import PlannedTensor
+    from edgepack.export.wire_drift import Drifted
     from edgepack.export.wire_folding import InputGroup
     from edgepack.export.wire_grid import WireGrid
     from edgepack.export.wire_layer import FoldedLayer
     from edgepack.export.wire_stack import Piece
     from edgepack.quant.feedback import FeedbackFactor
     from edgepack.quant.wire.store import CurvatureStore
+    from numpy.typing import NDArray
 
     from edgepack.gguf.types import Value
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
 
+_TABLE = "token_embd.weight"
 _ROW_FLOOR = 0.01  # of the mean output curvature, added to each row's
 _TABLE_FLOOR = 0.05  # of the mean, for rows of embedding and head: tokens that the calibration text lacks
 
@@ -61,6 +65,7 @@ class WireModel:
         checkpoint: the model.
         curvatures: of its matrices.
         settings: how it is rounded.
+        tokens: [sequences, length], what drift is measured on; only needed where the settings ask for it.
         pre: the pre-tokenizer's name where its structure is not known.
 
     Raises:
@@ -69,8 +74,16 @@ class WireModel:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, curvatures: CurvatureStore, settings: WireSettings, *, pre: str | None = None
+        self,
+        checkpoint: Checkpoint,
+        curvatures: CurvatureStore,
+        settings: WireSettings,
+        tokens: NDArray[np.int64],
+        *,
+        pre: str | None = None,
     ) -> None:
+        self._checkpoint, self._tokens = checkpoint, tokens
+        self._drifted: dict[str, Drifted] = {}  # of the layer in hand
         self.model = map_checkpoint(checkpoint, pre=pre)
         self.curvatures, self.settings = curvatures, settings
         self._origins = Origins(checkpoint)
@@ -122,24 +135,42 @@ class WireModel:
         Raises:
             NumericError: rows that do not fit the host, or a Hessian that is not positive semi-definite.
         """
-        work, layers = Rounding(scratch), self._layers()
+        work, layers, settings = Rounding(scratch), self._layers(), self.settings
+        drift = DriftRun(self._checkpoint, self._tokens, settings.device) if settings.drift else None
         with progress("Rounding", len(layers), " layers") as advance:
-            for names in layers:
-                groups = self._groups(names)
-                layer = self._folder.fold(groups)
-                for group in groups:
-                    self._round_group(group, layer, scale, work)
-                work.vectors |= layer.vectors
+            for block, names in layers.items():
+                self._drifted = drift.look(block) if drift is not None and block is not None else {}
+                layer = self._round_layer(names, scale, work)
+                if drift is not None:
+                    self._advance(drift, block, names, layer, work)
                 advance(1)
         return work.result(self.base, self._about(scale) | (about or {}))
 
-    def _layers(self) -> list[list[str]]:
-        """Names of all tensors, by layer; those outside layers first."""
-        layers: dict[str, list[str]] = {}
+    def _round_layer(self, names: list[str], scale: float, work: Rounding) -> FoldedLayer:
+        groups = self._groups(names)
+        layer = self._folder.fold(groups)
+        for group in groups:
+            self._round_group(group, layer, scale, work)
+        work.vectors |= layer.vectors
+        return layer
+
+    def _advance(
+        self, drift: DriftRun, block: int | None, names: list[str], layer: FoldedLayer, work: Rounding
+    ) -> None:
+        """Let the rounded model run on with what a layer has become."""
+        matrices = [name for name in names if self._on_grid(self._planned[name])]
+        if block is not None:
+            drift.advance(block, ((self._origins.of(n), layer.unfolded(n, work.rows(n))) for n in matrices))
+        elif _TABLE in matrices:
+            drift.embed(layer.unfolded(_TABLE, work.rows(_TABLE)))
+
+    def _layers(self) -> dict[int | None, list[str]]:
+        """Number of a layer → names of its tensors; those outside layers first, under None."""
+        layers: dict[int | None, list[str]] = {None: []}
         for tensor in self.base.tensors:
             name = tensor.info.name
-            layers.setdefault(name.split(".")[1] if name.startswith("blk.") else "", []).append(name)
-        return list(layers.values())
+            layers.setdefault(int(name.split(".")[1]) if name.startswith("blk.") else None, []).append(name)
+        return layers
 
     def _groups(self, names: list[str]) -> list[InputGroup]:
         on_grid = [tensor.info.name for tensor in self.matrices]
@@ -148,7 +179,8 @@ class WireModel:
 
     def _hessian(self, group: InputGroup) -> torch.Tensor:
         name = self._origins.of(group.members[0]).names[0]
-        hessian = self.curvatures.inputs(name).to(self.settings.device)
+        drifted = self._drifted.get(name)
+        hessian = (self.curvatures.inputs(name) if drifted is None else drifted.inputs).to(self.settings.device)
         return hessian if self.settings.feedback else torch.diag(hessian.diagonal())
 
     def _round_group(self, group: InputGroup, layer: FoldedLayer, scale: float, work: Rounding) -> None:
@@ -184,7 +216,9 @@ class WireModel:
     def _stack(self, group: InputGroup, layer: FoldedLayer) -> WireStack:
         members = [self._planned[name] for name in group.members]
         relative = {name: self._relative(name) for name in group.members}
-        return WireStack(members, self.model.tensors, layer, relative)
+        drifted = self._drifted.get(self._origins.of(group.members[0]).names[0])
+        mixing = None if drifted is None else drifted.mixing.double().numpy()
+        return WireStack(members, self.model.tensors, layer, relative, mixing)
 
     def _relative(self, name: str) -> torch.Tensor:
         """Relative steps of a matrix's unfolded rows, float64 [out]."""
@@ -208,6 +242,7 @@ class WireModel:
             "edgepack.wire.scale": f32(scale),
             "edgepack.wire.rdo": f32(self.settings.rdo),
             "edgepack.wire.trellis": u32(self.settings.trellis),
+            "edgepack.wire.drift": boolean(self.settings.drift),
         }
 
 
@@ -218,7 +253,7 @@ def host_target(host: Host) -> Target:
 
 
 def _floor(name: str) -> float:
-    return _TABLE_FLOOR if name in ("token_embd.weight", "output.weight") else _ROW_FLOOR
+    return _TABLE_FLOOR if name in (_TABLE, "output.weight") else _ROW_FLOOR
 
 
 def _cost(error: torch.Tensor, factor: FeedbackFactor, relative: torch.Tensor) -> float:

@@ -39,6 +39,14 @@ class FoldedLayer:
     vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     factors: dict[str, FeedbackFactor] = field(default_factory=dict)
 
+    def unfolded(self, name: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """All rows of matrix `name` without its folds."""
+        if name in self.columns:
+            rows = (rows * self.columns[name]).astype(np.float32)
+        if name in self.rows:
+            rows = (rows / self.rows[name][:, None]).astype(np.float32)
+        return rows
+
 
 class LayerFolder:
     """Decides every fold of a layer, before any of its matrices is rounded.

@@ -39,6 +39,7 @@ class WireSettings:
         column_steps: whether columns have steps of their own.
         row_steps: whether rows have steps of their own, by the curvature at the outputs.
         allocation: whether matrices have steps by their curvature; else steps are proportional to their weights.
+        drift: whether blocks are fitted to what they receive from the blocks already rounded.
         device: a torch device.
     """
 
@@ -49,6 +50,7 @@ class WireSettings:
     column_steps: bool = True
     row_steps: bool = True
     allocation: bool = True
+    drift: bool = False
     device: str = "cpu"
 
 
@@ -125,6 +127,11 @@ class Rounding:
             stream.seek(0, 2)
             encode_host(host, steps, rounded.quants[rows].cpu().numpy(), factors).tofile(stream)
         self._encoded[tensor.info.name] = ScratchRows(path, host.kind, tensor.info.shape, tensor.rows.dtype)
+
+    def rows(self, name: str) -> NDArray[np.float32]:
+        """All rows of a matrix as they were rounded, folds included."""
+        stored = self._encoded[name]
+        return stored.read(0, stored.shape[0])
 
     def count(self, span: Span, raised: int, loss: float) -> None:
         """Add a span's raised rows and its predicted divergence."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgepack.export.plan import PlannedTensor
     from edgepack.export.rows import Rows
     from edgepack.export.wire_layer import FoldedLayer
+    from numpy.typing import NDArray
 
 PIECE_WEIGHTS = 1 << 24  # float32 weights of a piece: 64 MB, and a few times that while they are swept
 _SAMPLE_ROWS = 4096
@@ -61,6 +62,7 @@ class WireStack:
         sources: GGUF name → unfolded rows.
         layer: the folds.
         relative: GGUF name → relative steps of its unfolded rows, float64 [out].
+        mixing: what unfolded rows are multiplied with from the right, float64 [in, in]; None for nothing.
     """
 
     def __init__(
@@ -69,8 +71,9 @@ class WireStack:
         sources: Mapping[str, Rows],
         layer: FoldedLayer,
         relative: Mapping[str, torch.Tensor],
+        mixing: NDArray[np.float64] | None = None,
     ) -> None:
-        self.members, self._sources, self._layer = members, sources, layer
+        self.members, self._sources, self._layer, self._mixing = members, sources, layer, mixing
         self._relative = {name: self._folded_steps(name, steps) for name, steps in relative.items()}
         self.columns = layer.columns.get(members[0].info.name)
 
@@ -122,6 +125,8 @@ class WireStack:
         else:
             picked = range(span.start, span.stop, stride)
             weights = np.concatenate([source.read(row, row + 1) for row in picked]).astype(np.float64)
+        if self._mixing is not None:
+            weights = weights @ self._mixing
         if self.columns is not None:
             weights /= self.columns
         if name in self._layer.rows:

@@ -29,7 +29,7 @@ from edgepack.quant.codecs.host_grids import find_host
 from edgepack.quant.targets import find_target
 
 from edgepack.pipeline_fidelity import ScoringOptions, run_validation
-from edgepack.pipeline_wire import SEQUENCES, WireRun, read_calibration
+from edgepack.pipeline_wire_run import SEQUENCES, WireRun, read_calibration
 
 if TYPE_CHECKING:
     import numpy as np

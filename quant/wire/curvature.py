@@ -3,8 +3,8 @@
 For a small error E in a matrix, KL(original ‖ changed) is about ½ · tr(G · E · H · Eᵀ) a token, where H = E[x xᵀ] is
 the second moment of the matrix's inputs and G that of the loss's gradient at its outputs, with the label drawn from
 the model itself: the Fisher information, Kronecker-factored (Martens and Grosse 2015, arXiv 1503.05671). Kept are H
-whole and the diagonal of G. One backward pass, block by block, gives all of them; memory is one block, and the
-activations between blocks. What is done with them is left to `steps`.
+whole and the diagonal of G. One backward pass, block by block, gives all of them; memory is one block and the
+activations between two blocks, those that enter the others wait on disk. What is done with them is left to `grid`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.sweep import BatchRunner, sweep
@@ -21,14 +22,17 @@ from edgepack.progress import silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
-    import numpy as np
     from edgepack.quant.calibration.blocks import Block
     from edgepack.quant.calibration.sweep import BlockVisit
     from numpy.typing import NDArray
 
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
+
+
+_LOGITS = 1 << 26  # at a time: 256 MB in float32, and a few times that with their gradients
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ def check_tokens(tokens: NDArray[np.int64]) -> None:
 def measure(
     checkpoint: Checkpoint,
     tokens: NDArray[np.int64],
+    scratch: Path,
     *,
     device: str = "cpu",
     batch: int = 4,
@@ -98,6 +103,15 @@ def measure(
     progress: Progress = silent,
 ) -> Iterator[Mapping[str, Curvature]]:
     """Curvature of every matrix over `tokens` [sequences, length]; does not modify `checkpoint`.
+
+    Args:
+        checkpoint: the model.
+        tokens: the text.
+        scratch: a folder for activations: what enters each block, float32; files go as they have been used.
+        device: a torch device.
+        batch: sequences at a time; fewer at the head, whose logits are large.
+        seed: of the labels.
+        progress: told of each block.
 
     Yields:
         That of each block, from the last to the first, then that of the embedding and the head (tied ones as
@@ -109,7 +123,8 @@ def measure(
         NumericError: NaN or infinity.
     """
     check_tokens(tokens)
-    run = _Run(BlockwiseModel(checkpoint, device), torch.from_numpy(tokens), batch, seed)
+    scratch.mkdir(parents=True, exist_ok=True)
+    run = _Run(BlockwiseModel(checkpoint, device), torch.from_numpy(tokens), scratch, batch, seed)
     yield from run.blocks(progress)
     yield run.tables()
 
@@ -117,36 +132,41 @@ def measure(
 class _Run:
     """One forward pass that keeps what enters each block, then one backward pass over the blocks."""
 
-    def __init__(self, model: BlockwiseModel, tokens: torch.Tensor, batch: int, seed: int) -> None:
-        self.model, self.tokens, self.batch = model, tokens, batch
+    def __init__(self, model: BlockwiseModel, tokens: torch.Tensor, scratch: Path, batch: int, seed: int) -> None:
+        self.model, self.tokens, self.scratch, self.batch = model, tokens, scratch, batch
         self.runner = BatchRunner(model, tokens, batch)
         self.generator = torch.Generator().manual_seed(seed)
-        self.entering: list[torch.Tensor] = []
         self.gradient = torch.empty(0)
         self.head = _Sums()
 
-    def batches(self) -> Iterator[slice]:
-        """Consecutive sequences."""
-        return (slice(start, start + self.batch) for start in range(0, len(self.tokens), self.batch))
+    def batches(self, size: int) -> Iterator[slice]:
+        """Consecutive sequences, at most `size` at a time."""
+        return (slice(start, start + size) for start in range(0, len(self.tokens), size))
+
+    def _entering(self, index: int) -> Path:
+        return self.scratch / f"entering-{index}.npy"
 
     def blocks(self, progress: Progress) -> Iterator[dict[str, Curvature]]:
         """Curvature of every block, the last first."""
 
         def keep(visit: BlockVisit) -> None:
-            self.entering.append(visit.inputs)
+            np.save(self._entering(visit.block.index), visit.inputs.numpy())
 
         last = sweep(self.model, self.tokens, keep, batch=self.batch, progress=progress, label="Forward")
         self._backward_head(last)
         with progress("Curvature", self.model.block_count, " blocks") as advance:
             for index in reversed(range(self.model.block_count)):
                 with self.model.block(index) as block:
-                    yield self._backward_block(block, self.entering.pop())
+                    yield self._backward_block(block, np.load(self._entering(index), mmap_mode="r"))
+                self._entering(index).unlink()
                 advance(1)
 
     def _backward_head(self, last: torch.Tensor) -> None:
         parts = []
+        vocabulary = int(self.model.source.specs[self.model.head_name].shape[0]) if self.model.head_name else 1
+        size = max(1, min(self.batch, _LOGITS // (vocabulary * self.tokens.shape[1])))
         with self.model.shell():
-            for rows in self.batches():
+            for rows in self.batches(size):
                 hidden = last[rows].to(self.model.device).requires_grad_(True)
                 with torch.enable_grad():
                     logits = self.model.logits(hidden, self.tokens[rows])
@@ -162,13 +182,13 @@ class _Run:
         labels = torch.multinomial(flat.cpu(), 1, generator=self.generator).to(flat.device)
         return flat.scatter_add(1, labels, -torch.ones_like(labels, dtype=flat.dtype)).reshape(logits.shape)
 
-    def _backward_block(self, block: Block, entering: torch.Tensor) -> dict[str, Curvature]:
+    def _backward_block(self, block: Block, entering: NDArray[np.float32]) -> dict[str, Curvature]:
         sums = {name: _Sums() for name in block.linears}
         handles = [module.register_forward_hook(_observer(sums[name])) for name, module in block.linears.items()]
         parts = []
         try:
-            for rows in self.batches():
-                hidden = entering[rows].to(self.model.device).requires_grad_(True)
+            for rows in self.batches(self.batch):
+                hidden = torch.from_numpy(entering[rows].copy()).to(self.model.device).requires_grad_(True)
                 with torch.enable_grad():
                     output = block.run(hidden, self.runner.calls(len(hidden))[block.index])
                 parts.append(torch.autograd.grad(output, hidden, self.gradient[rows].to(hidden.device))[0].cpu())

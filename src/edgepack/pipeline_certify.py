@@ -108,6 +108,8 @@ def certify(
             "text_sha256": text.sha256,
             "versions": {"edgepack": __version__, "python": platform.python_version()},
         }
+        if wire := wire_facts(read_header(candidate.path).metadata):
+            facts["wire"] = wire
         short = _small_facts(facts)
         each = chunking.ctx - 1 - chunking.ctx // 2
         few = replace(chunking, max_chunks=max(1, -(-stored_tokens // each)))
@@ -128,8 +130,14 @@ def _small_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     kept = ("tokens", "top1_agreement", "top1_interval", "mean_kl", "perplexity")
     return {
         "figures": {key: facts["figures"][key] for key in kept},
-        **{key: facts[key] for key in ("reference", "text", "text_sha256", "versions")},
+        **{key: facts[key] for key in ("reference", "text", "text_sha256", "versions", "wire") if key in facts},
     }
+
+
+def wire_facts(metadata: Mapping[str, Value]) -> dict[str, Any]:
+    """How a file of the wire was made: host, scale, trellis, digest of the calibration text; empty for any other."""
+    prefix = "edgepack.wire."
+    return {key.removeprefix(prefix): value.value for key, value in metadata.items() if key.startswith(prefix)}
 
 
 def _deliver(candidate: Path, model: Path, certificate: Path, output: Path, progress: Progress) -> None:

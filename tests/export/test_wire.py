@@ -28,7 +28,9 @@ from edgepack.quant.wire.curvature import check_tokens, measure  # noqa: E402
 from wire_models import BOOKS, varied_text, write_small_llama  # noqa: E402
 
 from edgepack.cli import main  # noqa: E402
-from edgepack.pipeline_wire import Calibration, Goal, WireRun, fits_device  # noqa: E402
+from edgepack.pipeline_wire import Goal  # noqa: E402
+from edgepack.pipeline_wire_host import fits_device  # noqa: E402
+from edgepack.pipeline_wire_run import Calibration, WireRun  # noqa: E402
 
 
 def edgepack(arguments: list[str]) -> int:
@@ -65,19 +67,23 @@ def divergence(model: Path, gguf: Path, tokens: np.ndarray) -> float:
     return float((reference.exp() * (reference - candidate)).sum(-1).mean())
 
 
-def test_inputs_of_the_curvature_equal_those_that_calibration_collects(model: Path, tokens: np.ndarray) -> None:
+def test_inputs_of_the_curvature_equal_those_that_calibration_collects(
+    model: Path, tokens: np.ndarray, tmp_path: Path
+) -> None:
     checkpoint = open_checkpoint(model)
     collected = collect(checkpoint, tokens, with_hessian=True).statistics
-    found = {name: value for part in measure(checkpoint, tokens) for name, value in part.items()}
+    found = {name: value for part in measure(checkpoint, tokens, tmp_path) for name, value in part.items()}
     assert set(found) == set(collected)
     for name, value in found.items():
         if "embed" not in name:
             np.testing.assert_allclose(value.inputs.numpy(), collected[name].hessian, rtol=1e-4, atol=1e-6)
 
 
-def test_curvature_at_the_outputs_equals_the_whole_models_gradients(model: Path, tokens: np.ndarray) -> None:
+def test_curvature_at_the_outputs_equals_the_whole_models_gradients(
+    model: Path, tokens: np.ndarray, tmp_path: Path
+) -> None:
     checkpoint = open_checkpoint(model)
-    found = {name: value for part in measure(checkpoint, tokens, batch=6) for name, value in part.items()}
+    found = {name: value for part in measure(checkpoint, tokens, tmp_path, batch=6) for name, value in part.items()}
     whole = whole_model(checkpoint)
     squares: dict[str, torch.Tensor] = {}
     handles = []
@@ -95,6 +101,7 @@ def test_curvature_at_the_outputs_equals_the_whole_models_gradients(model: Path,
     )
     torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels[:, 0], reduction="sum").backward()
     assert len(squares) == 14
+    assert not list(tmp_path.iterdir())
     for name, expected in squares.items():
         np.testing.assert_allclose(found[f"{name}.weight"].outputs, expected, rtol=2e-3, atol=1e-9)
 
@@ -202,15 +209,17 @@ def test_wrong_usage_is_one_line(
 
 
 def test_a_host_too_large_for_the_device_names_the_largest_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgepack import pipeline_wire
+    from edgepack import pipeline_wire_host
 
     fitting = {"q5k", "q4k"}
-    monkeypatch.setattr(pipeline_wire, "fits_device", lambda _m, host, _d, pre: any(HOSTS[h] is host for h in fitting))
+    monkeypatch.setattr(
+        pipeline_wire_host, "fits_device", lambda _m, host, _d, pre: any(HOSTS[h] is host for h in fitting)
+    )
     with pytest.raises(CheckFailedError, match="the largest that does is Q5_K"):
-        pipeline_wire.check_host(BOOKS, HOSTS["q8"], "gtx-1660")
+        pipeline_wire_host.check_host(BOOKS, HOSTS["q8"], "gtx-1660")
     fitting.clear()
     with pytest.raises(CheckFailedError, match="no host fits"):
-        pipeline_wire.choose_host(BOOKS, "gtx-1660")
+        pipeline_wire_host.choose_host(BOOKS, "gtx-1660")
 
 
 def test_the_fit_of_a_host_is_that_of_its_header(model: Path) -> None:

@@ -49,7 +49,7 @@ def command(model: Path, target: str | None, *, as_json: bool, **options: Any) -
         export_wire(model, as_json=as_json, **options)
         return 0
     for name in WIRE_OPTIONS:
-        if options.pop(name) is not None:
+        if options.pop(name) not in (None, False):
             raise UsageError(f"--{name.replace('_', '-')} needs --target wire, got '{target}'")
     if options["recipe"] is not None or options["passes"]:
         from edgepack.cli.export_recipe import export_recipe

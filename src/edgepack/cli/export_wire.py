@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 _TAKEN = frozenset((
     "output", "pre", "calibration", "text", "min_agreement", "max_kl", "max_size", "pack", "threads", "host", "bits",
-    "rdo", "trellis", "for_device", "device",
+    "rdo", "trellis", "drift", "for_device", "device",
 ))  # fmt: skip
-WIRE_OPTIONS = ("host", "bits", "rdo", "trellis", "for_device")
+WIRE_OPTIONS = ("host", "bits", "rdo", "trellis", "drift", "for_device")
 
 
 def wire_options(function: Decorated) -> Decorated:
@@ -38,6 +38,7 @@ def wire_options(function: Decorated) -> Decorated:
             metavar="N",
             help="For wire: states of the trellis, 8 by default; 64 gain a little more, slowly; 0: none.",
         ),
+        click.option("--drift", is_flag=True, help="For wire: fit blocks to what the rounded ones before give."),
         click.option("--for-device", metavar="D", help="For wire: a device that must hold the host, such as gtx-1660."),
     )
     for option in reversed(options):
@@ -48,8 +49,9 @@ def wire_options(function: Decorated) -> Decorated:
 def export_wire(model: Path, *, as_json: bool, **options: Any) -> None:
     """Search the one scalar that reaches the goal and say what it gave."""
     from edgepack.export.wire_rounding import DEFAULT_TRELLIS, WireSettings
-    from edgepack.pipeline_wire import Goal, check_host, choose_host
+    from edgepack.pipeline_wire import Goal
     from edgepack.pipeline_wire import export_wire as run
+    from edgepack.pipeline_wire_host import check_host, choose_host
     from edgepack.quant.codecs.host_grids import find_host
 
     left = sorted(
@@ -68,7 +70,9 @@ def export_wire(model: Path, *, as_json: bool, **options: Any) -> None:
     if options["pack"] and output.suffix != ".edgepack":
         raise UsageError(f"--pack: expected an output that ends in .edgepack, got '{output}'")
     trellis = int(options["trellis"]) if options["trellis"] is not None else DEFAULT_TRELLIS
-    settings = WireSettings(host, rdo=options["rdo"] or 0.0, trellis=trellis, device=options["device"])
+    settings = WireSettings(
+        host, rdo=options["rdo"] or 0.0, trellis=trellis, drift=options["drift"], device=options["device"]
+    )
     outcome = run(
         model, output, settings, goal, calibration=options["calibration"],
         text=options["text"], pre=pre, threads=options["threads"], progress=terminal_progress,
