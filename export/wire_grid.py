@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from edgepack.quant.codecs.host_grids import F16_STEP_BITS, Host
-from edgepack.quant.wire.grid import Lattice, coding_loss, column_multiples, half, raising_loss
+from edgepack.quant.wire.grid import Lattice, coding_loss, column_multiples, half, raised_steps
 
 from edgepack.gguf.types import GGMLType
 from edgepack.trellis import trellis_of
@@ -25,6 +25,7 @@ _FITTING = 0.998  # of a column's weights must fit the host with the column's ow
 _SPREADS = (1.0, 1.5, 2.0, 3.0)  # typical multiples to choose from: larger ones follow U_kk better, but reach less far
 _MOST_MULTIPLE = 8  # of a column's step where it cannot be folded
 _LEAST_REACH = 3  # of a trellis: every subset then has an integer
+_MOST_DOUBLINGS = 0.5  # a group on average: beyond, the host's reach and not the step decides the error
 _TRELLIS_GAIN = 0.15  # bits a weight, of eight states and paths of 128 rows
 _UNION_STEP = 0.5625  # of a plain grid's step: eight states then have the plain grid's error (tools/trellis_gain.py)
 
@@ -82,8 +83,9 @@ class GridChooser:
         if code is None:
             return plain
         paths = self._grid_of(weights, relative, wanted, WireGrid(host, code, scale * _UNION_STEP, torch.empty(0)))
-        lost = raising_loss(weights, paths.lattice(relative)) - raising_loss(weights, plain.lattice(relative))
-        return paths if lost < _TRELLIS_GAIN else plain
+        doublings, lost = raised_steps(weights, paths.lattice(relative))
+        gained = _TRELLIS_GAIN + raised_steps(weights, plain.lattice(relative))[1]
+        return paths if lost < gained and doublings < _MOST_DOUBLINGS else plain
 
     def _grid_of(self, weights: torch.Tensor, relative: torch.Tensor, wanted: torch.Tensor, grid: WireGrid) -> WireGrid:
         """With multiples chosen by a sample of rows."""

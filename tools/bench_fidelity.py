@@ -1,6 +1,6 @@
 """Divergence against shipped bytes: llama.cpp's quantisers with an importance matrix, and the wire at the same bytes.
 
-    python tools/bench_fidelity.py MODEL --calibration TEXT --text TEXT [--types Q5_K_M,Q4_K_M] [--chunks 12]
+    python tools/bench_fidelity.py MODEL --calibration TEXT --text TEXT [--text OTHER] [--types Q5_K_M,Q4_K_M]
 
 Peers are quantised by ggml itself (edgepack's export is byte for byte llama-quantize's), packed by our archive with
 both of its coders, the smaller one counted. Every file is run by llama.cpp as a device runs it: activations are
@@ -42,7 +42,11 @@ ABLATIONS = {
     "feedback, columns": {"row_steps": False},
     "feedback, rows": {"column_steps": False},
     "all but allocation": {"allocation": False},
+    "all but trellis": {"trellis": 0},
+    "64 states": {"trellis": 64},
+    "drift": {"drift": True},
 }
+PLAIN = ("nearest", "feedback", "feedback, columns", "feedback, rows")  # ablations without a trellis
 
 
 @dataclass
@@ -140,12 +144,18 @@ def show(title: str, points: list[Point]) -> None:
               f"{predicted:>11}{ratio:>7}")  # fmt: skip
 
 
+def report(text: Path, host: str, peers: list[Point], ours: list[Point]) -> None:
+    """Both tables of one text."""
+    show(f"{text.name}: llama.cpp, importance matrix", peers)
+    show(f"{text.name}: wire, host {host}; ratio: KL over the best peer of at most these bytes", ours)
+
+
 def main() -> None:
     """Make, pack and score every file; print, save and plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--text", type=Path, required=True, action="append", help="several give a table each")
     parser.add_argument("--host", default="q8")
     parser.add_argument("--types", default=TYPES)
     parser.add_argument("--at", default="Q5_K_M,Q4_K_M,Q3_K_M,Q2_K", help="peers whose bytes the wire gets")
@@ -170,19 +180,19 @@ def main() -> None:
         with WireRun(arguments.model, folder / "wire.gguf", settings, calibration) as run:
             ours = make_ours(run, sizes, folder)
             for label, changes in ABLATIONS.items() if arguments.ablations_at else ():
-                run.use(replace(settings, **changes))
+                run.use(replace(settings, **({"trellis": 0} if label in PLAIN else {}), **changes))
                 ours += make_ours(run, {label: arguments.ablations_at}, folder)
-        score(
-            [*peers, *ours], arguments.model, arguments.text, ScoringOptions(arguments.ctx, max_chunks=arguments.chunks)
-        )
-    compare([p for p, _ in peers], [p for p, _ in ours])
-    show("llama.cpp, importance matrix", [p for p, _ in peers])
-    show(f"wire, host {arguments.host}; ratio: KL over the best peer of at most these bytes", [p for p, _ in ours])
-    print(f"\n{arguments.chunks} chunks of {arguments.text.name}; {time.monotonic() - started:.0f} s")
+        found = []
+        for text in arguments.text:
+            score([*peers, *ours], arguments.model, text, ScoringOptions(arguments.ctx, max_chunks=arguments.chunks))
+            compare([p for p, _ in peers], [p for p, _ in ours])
+            report(text, arguments.host, [p for p, _ in peers], [p for p, _ in ours])
+            found.append(
+                {"text": text.name, "peers": [asdict(p) for p, _ in peers], "wire": [asdict(p) for p, _ in ours]}
+            )
+    print(f"\n{arguments.chunks} chunks of each text; {time.monotonic() - started:.0f} s")
     if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"peers": [asdict(p) for p, _ in peers], "wire": [asdict(p) for p, _ in ours]})
-        )
+        arguments.json.write_text(json.dumps(found))
     if arguments.plot:
         plot([p for p, _ in peers], [p for p, _ in ours], arguments.plot)
 

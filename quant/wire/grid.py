@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LADDER = 4  # steps lie on a ladder of 2^(1/4): at most 9 % off, which costs 0.004 bit, and few values to store
 _SMALLEST_STEP = 2.0**-14  # of normal float16
 _LARGEST_STEP = 4094.0  # 16 times this is a float16: the minima of Q5_K
-_RAISES = 8  # times that an overflowing group is given twice the step before giving up
+_RAISES = 32  # times that overflowing groups are given twice the step before giving up
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,15 @@ def coding_loss(wanted: torch.Tensor, choice: tuple[torch.Tensor, float], larges
     return float(arithmetic - columns.mean() - rows.mean())
 
 
-def raising_loss(weights: torch.Tensor, lattice: Lattice) -> float:
-    """Bits a weight that larger steps of groups beyond the host's reach cost against equal steps at equal error."""
+def raised_steps(weights: torch.Tensor, lattice: Lattice) -> tuple[float, float]:
+    """How often the steps of groups beyond the host's reach are doubled, and what that costs.
+
+    Returns:
+        doublings a group on average, and bits a weight that unequal steps lose against equal ones at equal error.
+    """
     factors = fitted(weights, lattice).factors.double() / lattice.factors
-    return 0.5 * float(factors.square().mean().log2()) - float(factors.log2().mean())
+    doublings = float(factors.log2().mean())
+    return doublings, 0.5 * float(factors.square().mean().log2()) - doublings
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +19,12 @@ torch = pytest.importorskip("torch")
 
 from edgepack.edge.runtime import LoadedModel  # noqa: E402
 from edgepack.export.checkpoint import open_checkpoint  # noqa: E402
+from edgepack.export.mapped_model import map_checkpoint  # noqa: E402
 from edgepack.export.wire import WireSettings  # noqa: E402
+from edgepack.export.wire_drift import Drifted, DriftRun  # noqa: E402
+from edgepack.export.wire_origins import Origins  # noqa: E402
 from edgepack.packaging.pack import pack_archive  # noqa: E402
+from edgepack.packaging.trellis_symbols import as_indices  # noqa: E402
 from edgepack.packaging.unpack import unpack_archive  # noqa: E402
 from edgepack.quant.calibration.blocks import whole_model  # noqa: E402
 from edgepack.quant.calibration.collect import collect  # noqa: E402
@@ -28,9 +33,13 @@ from edgepack.quant.wire.curvature import check_tokens, measure  # noqa: E402
 from wire_models import BOOKS, varied_text, write_small_llama  # noqa: E402
 
 from edgepack.cli import main  # noqa: E402
+from edgepack.gguf.types import GGMLType  # noqa: E402
+from edgepack.model import read_tensor  # noqa: E402
+from edgepack.pipeline_certify import wire_facts  # noqa: E402
 from edgepack.pipeline_wire import Goal  # noqa: E402
 from edgepack.pipeline_wire_host import fits_device  # noqa: E402
-from edgepack.pipeline_wire_run import Calibration, WireRun  # noqa: E402
+from edgepack.pipeline_wire_run import Calibration, Trial, WireRun  # noqa: E402
+from edgepack.trellis import TrellisCode  # noqa: E402
 
 
 def edgepack(arguments: list[str]) -> int:
@@ -143,6 +152,85 @@ def test_a_size_below_the_least_names_the_least(run: WireRun) -> None:
         run.reach_size(20000)
 
 
+def test_a_file_fitted_to_drifted_inputs_says_so_and_still_answers(
+    run: WireRun, model: Path, tokens: np.ndarray
+) -> None:
+    before = run.model.settings
+    run.use(replace(before, drift=True))
+    run.attempt(run.scale_of(1e-2))
+    run.use(before)
+    assert read_header(run.gguf).metadata["edgepack.wire.drift"].value is True
+    assert divergence(model, run.gguf, tokens) < 0.1
+
+
+def drifting(model: Path, tokens: np.ndarray, spread: float) -> tuple[dict[str, Drifted], dict[str, torch.Tensor]]:
+    """What block 1 receives after block 0 became noisier, and its weights."""
+    checkpoint = open_checkpoint(model)
+    drift, origins = DriftRun(checkpoint, tokens), Origins(checkpoint)
+    drift.look(0)
+    generator = torch.Generator().manual_seed(0)
+    mapped = map_checkpoint(checkpoint).tensors
+    noisy = []
+    for name in ("blk.0.attn_q.weight", "blk.0.ffn_down.weight"):
+        rows = torch.from_numpy(mapped[name].read(0, mapped[name].shape[0]))
+        noise = spread * rows.std() * torch.randn(rows.shape, generator=generator)
+        noisy.append((origins.of(name), (rows + noise).numpy()))
+    drift.advance(0, noisy)
+    return drift.look(1), {
+        name: torch.from_numpy(read_tensor(checkpoint.tensors, name)) for name in checkpoint.tensors.specs
+    }
+
+
+def test_without_drift_nothing_is_mixed_and_inputs_are_those_of_calibration(model: Path, tokens: np.ndarray) -> None:
+    found, _ = drifting(model, tokens, 0.0)
+    collected = collect(open_checkpoint(model), tokens, with_hessian=True).statistics
+    assert len(found) == 7
+    for name, drifted in found.items():
+        assert torch.allclose(drifted.mixing, torch.eye(len(drifted.mixing)), atol=1e-4)
+        np.testing.assert_allclose(drifted.inputs.numpy(), collected[name].hessian, rtol=1e-3, atol=1e-5)
+
+
+def test_mixed_weights_give_outputs_nearer_to_the_originals_than_the_weights_themselves(
+    model: Path, tokens: np.ndarray
+) -> None:
+    collected = collect(open_checkpoint(model), tokens, with_hessian=True).statistics
+    found, weights = drifting(model, tokens, 0.3)
+    for name, drifted in found.items():
+        original, own, mixing = (torch.as_tensor(part).double() for part in (
+            collected[name].hessian, drifted.inputs, drifted.mixing,
+        ))  # fmt: skip
+        damping = 0.01 * own.diagonal().mean() * torch.eye(len(own)).double()
+        cross = mixing @ (own + damping) - damping  # XᵀY, from the equation that mixing solves
+        errors = [
+            float(torch.trace(w @ original @ w.T - w @ cross @ v.T - v @ cross.T @ w.T + v @ own @ v.T))
+            for w in (weights[name].double(),) for v in (w, w @ mixing)
+        ]  # fmt: skip
+        assert errors[1] < 0.95 * errors[0]
+
+
+def test_a_matrix_that_would_outgrow_the_host_keeps_a_plain_grid(run: WireRun) -> None:
+    def follow_paths(trial: Trial) -> list[bool]:
+        """For each matrix in Q8_0: whether its integers follow the code."""
+        found, code = [], TrellisCode(8, 128)
+        for tensor in trial.result.plan.tensors:
+            if tensor.info.type is GGMLType.Q8_0:
+                blocks = tensor.rows.read_blocks(0, tensor.info.rows).reshape(tensor.info.rows, -1, 34)
+                integers = blocks[:, :, 2:].view(np.int8).reshape(tensor.info.rows, -1).astype(np.int64)
+                multiples = np.gcd.reduce(integers, axis=0).clip(1, 255)
+                found.append(as_indices(integers, multiples, code) is not None)
+        return found
+
+    assert all(follow_paths(run.attempt(run.scale_of(3e-2))))
+    assert not any(follow_paths(run.attempt(run.scale_of(1e-6))))
+
+
+def test_a_certificate_repeats_how_a_file_of_the_wire_was_made(run: WireRun) -> None:
+    run.attempt(run.scale_of(1e-2))
+    facts = wire_facts(read_header(run.gguf).metadata)
+    assert (facts["host"], facts["trellis"], facts["calibration_sha256"]) == ("Q8_0", 8, "0" * 64)
+    assert wire_facts({}) == {}
+
+
 def test_metadata_says_how_the_file_was_made(run: WireRun) -> None:
     trial = run.attempt(run.scale_of(1e-2))
     metadata = read_header(run.gguf).metadata
@@ -190,6 +278,9 @@ def test_the_command_writes_an_archive_of_the_wanted_size(
     found = json.loads(capsys.readouterr().out)
     assert found["bytes"] == found["archive_bytes"] == output.stat().st_size
     assert 7.5 * 0.995 <= found["bits_per_weight"] <= 7.5
+    assert edgepack(["fit", str(output), "--device", "gtx-1660", "--json"]) == 0
+    sizes = json.loads(capsys.readouterr().out)
+    assert (sizes["file_bytes"], sizes["model_bytes"]) == (found["archive_bytes"], found["gguf_bytes"])
     assert not list(tmp_path.glob(".edgepack-wire-*"))
 
 

@@ -62,9 +62,9 @@ def command(
     if where.id == "cpu" and fit.fits and not no_probe:
         fit = _probed(fit, header, shape)
     if as_json:
-        print_json(as_object(fit))
+        print_json(as_object(fit) | {"file_bytes": file.stat().st_size, "model_bytes": header.file_bytes})
     else:
-        _print(fit, file, shape)
+        _print(fit, file, shape, header.file_bytes)
     return 0 if fit.fits else 1
 
 
@@ -111,11 +111,13 @@ def _list(devices: list[Device]) -> None:
         click.echo(f"{device.id:<16} {device.name:<40} {format_size(device.memory):>8}  {speed:>8}")
 
 
-def _print(fit: Fit, file: Path, shape: ModelShape) -> None:
-    data = as_object(fit)
+def _print(fit: Fit, file: Path, shape: ModelShape, model_bytes: int) -> None:
+    data, shipped = as_object(fit), file.stat().st_size
     layers = len(shape.layers) + 1
     click.echo(f"{file.name} on {fit.device.name}: {'fits' if fit.fits else 'DOES NOT FIT'} ({fit.reason})")
     rows = [(name, format_size(data["memory"][name])) for name in ("weights", "kv", "compute", "overhead", "total")]
+    if shipped != model_bytes:
+        rows.insert(0, ("on disk", f"{format_size(shipped)} to download, {format_size(model_bytes)} when installed"))
     if fit.droppable:
         rows.append(("of these", f"{format_size(fit.droppable)} are file pages that the system may drop"))
     rows += [("may be used", f"{format_size(fit.available)} (a margin of {format_size(fit.margin)} stays free)")]
