@@ -30,11 +30,11 @@ _LOWEST, _HIGHEST = -6, 9  # logarithms of the scales kept, included
 
 
 @cache
-def _normalisers() -> torch.Tensor:
+def _normalisers(device: torch.device) -> torch.Tensor:
     """Bits of the normaliser of the indices, for each scale on the ladder and each quantiser: float32 [scales, 2]."""
     scales = torch.exp2(torch.arange(_LOWEST * _LADDER, _HIGHEST * _LADDER + 1, dtype=torch.float64) / _LADDER)
     halves = torch.arange(-4096, 4097, dtype=torch.float64) + torch.tensor([[0.0], [0.5]])
-    return torch.stack([torch.exp2(-exponent_of(halves / scale)).sum(1) for scale in scales]).log2().float()
+    return torch.stack([torch.exp2(-exponent_of(halves / scale)).sum(1) for scale in scales]).log2().float().to(device)
 
 
 def exponent_of(scaled: torch.Tensor) -> torch.Tensor:
@@ -82,4 +82,4 @@ class RateModel:
         scales = (self.rows * self.columns[column]).square() + self.noise[column] * errors
         scales = scales.sqrt().clamp_min(1e-6) / 2
         places = ((scales.log2().clamp(_LOWEST, _HIGHEST) - _LOWEST) * _LADDER).round().long()
-        return exponent_of(integers / (2 * scales[:, None])) + _normalisers().to(integers.device)[places].repeat(1, 2)
+        return exponent_of(integers / (2 * scales[:, None])) + _normalisers(integers.device)[places].repeat(1, 2)
