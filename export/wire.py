@@ -6,7 +6,9 @@ them. How small the result packs, and which scalar makes it fit, is left to `edg
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -225,9 +227,22 @@ class WireModel:
         relative = row_scale(self._outputs(name), _floor(name))
         if self.settings.allocation:
             return relative
+        return relative / _geometric_mean(relative) * self._spread(name) * self._unit
+
+    def _spread(self, name: str) -> float:
+        """Root mean square of a matrix' weights."""
         rows = self.model.tensors[name]
-        weights = rows.read(0, rows.shape[0]).astype(np.float64)
-        return relative / relative.log().mean().exp() * float(np.sqrt((weights**2).mean()))
+        return float(np.sqrt(np.square(rows.read(0, rows.shape[0]), dtype=np.float64).mean()))
+
+    @cached_property
+    def _unit(self) -> float:
+        """Step over spread of the weights that gives all matrices together the bits that steps by curvature give."""
+        total = 0.0
+        for tensor in self.matrices:
+            name = tensor.info.name
+            steps = _geometric_mean(row_scale(self._outputs(name), _floor(name)))
+            total += prod(tensor.info.shape) * math.log(steps / self._spread(name))
+        return math.exp(total / self.weights)
 
     def _outputs(self, name: str) -> torch.Tensor:
         """Curvature at the outputs [out], in the GGUF's order of rows."""
@@ -250,6 +265,10 @@ def host_target(host: Host) -> Target:
     """llama.cpp's file type whose default tensor type is the host's."""
     names = {"Q8_0": "q8", "Q6_K": "q6k", "Q5_K": "q5ks", "Q4_K": "q4ks"}
     return find_target(f"gguf-{names[host.kind.name]}")
+
+
+def _geometric_mean(values: torch.Tensor) -> float:
+    return float(values.log().mean().exp())
 
 
 def _floor(name: str) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.atomic_file import check_output
-from edgepack.errors import CheckFailedError, UsageError
+from edgepack.errors import CheckFailedError, NumericError, UsageError
 from edgepack.gguf.types import string, u32
 from edgepack.progress import silent
 
@@ -167,11 +167,17 @@ class WireRun:
             UsageError: even the coarsest scale gives more; the text says how much.
         """
         low, high = math.log2(self.scale_of(_LEAST_KL)), math.log2(self.scale_of(_MOST_KL))
-        best = None
+        best, reach = None, 0.0  # how near `low` a scale counts as the finest
         per_bit = self._slope(self.model.weights / 8)  # bytes that a doubling of the scale saves; less at low rates
         at = min(max(self._start(wanted * (1 - TOLERANCE / 2), per_bit), low), high)
         for _ in range(_TRIES):
-            trial = self.attempt(2.0**at)
+            try:
+                trial = self.attempt(2.0**at)
+            except NumericError:  # so fine that some rows do not fit the host
+                if at >= high:
+                    raise
+                low, at, reach = at, min(at + 1.0, high), 0.5
+                continue
             excess = trial.archive_bytes - wanted * (1 - TOLERANCE / 2)
             if trial.archive_bytes <= wanted and (best is None or trial.scale <= best.scale):
                 best = trial
@@ -182,7 +188,7 @@ class WireRun:
                     f"--max-size: expected at least {trial.archive_bytes} bytes, the least that this model packs to"
                     f" on host {self.model.settings.host.kind.name}, got {wanted}"
                 )
-            if excess < 0 and at <= low:
+            if excess < 0 and at <= low + reach:
                 return trial
             low, high = (max(low, at), high) if excess > 0 else (low, min(high, at))
             per_bit = self._slope(per_bit)

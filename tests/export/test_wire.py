@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from edgepack.errors import CalibrationError, CheckFailedError, UsageError
+from edgepack.errors import CalibrationError, CheckFailedError, NumericError, UsageError
 from edgepack.gguf.reader import read_header
 
 if TYPE_CHECKING:
@@ -145,6 +145,29 @@ def test_a_size_is_hit_within_half_a_percent_and_never_exceeded(run: WireRun) ->
     trial = run.reach_size(wanted)
     assert wanted * 0.995 <= trial.archive_bytes <= wanted
     assert run.archive.stat().st_size == trial.archive_bytes
+
+
+def test_more_bytes_than_the_host_can_use_give_the_finest_grid(run: WireRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt, limit = run.attempt, run.scale_of(2e-5)
+
+    def limited(scale: float) -> Trial:
+        if scale < limit:
+            raise NumericError("rows do not fit")
+        return attempt(scale)
+
+    monkeypatch.setattr(run, "attempt", limited)
+    trial = run.reach_size(1 << 30)
+    assert limit <= trial.scale < 2 * limit
+
+
+@pytest.mark.parametrize("changes", [{"allocation": False}, {"row_steps": False}, {"column_steps": False}])
+def test_a_scale_means_about_as_many_bytes_without_an_ingredient(run: WireRun, changes: dict[str, bool]) -> None:
+    before, scale = run.model.settings, run.scale_of(1e-2)
+    full = run.attempt(scale).archive_bytes
+    run.use(replace(before, **changes))
+    found = run.attempt(scale).archive_bytes
+    run.use(before)
+    assert 0.5 < found / full < 2
 
 
 def test_a_size_below_the_least_names_the_least(run: WireRun) -> None:
