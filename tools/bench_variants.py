@@ -42,7 +42,7 @@ def measure(model: Path, target: str, reference: Path, folder: Path, options: ar
     edge = target.startswith("edge-")
     unpacked = edgepack("unpack", "--native", file, "-o", native) if edge else exported
     fidelity = edgepack("validate", native if edge else file, "--reference", reference, "--text", options.text,
-                        "--chunks", options.chunks)  # fmt: skip
+                        "--chunks", options.chunks, "--ctx", options.ctx)  # fmt: skip
     ran = edgepack("run", archive, "--prompt", options.prompt, "--max-tokens", 32, "--temperature", 0)
     perplexity = fidelity["perplexity"]
     label = target + (" (Hessian)" if needs_hessian else "")
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--chunks", type=int, default=24)
+    parser.add_argument("--ctx", type=int, default=512, help="tokens of a chunk; no more than the model makes use of")
     parser.add_argument("--prompt", default="Once upon a time")
     parser.add_argument("--targets", nargs="*", default=[*EDGE, *CHAINS, *PEERS])
     options = parser.parse_args()
@@ -69,7 +70,10 @@ def main() -> None:
         os.environ["EDGEPACK_CACHE"] = str(folder / "cache")
         reference = folder / "reference.gguf"
         edgepack("export", options.model, "--target", "gguf-f32", "-o", reference)
-        print(f"{options.model.name}, {options.chunks} chunks of {options.text.name}, reference: its own float32")
+        print(
+            f"{options.model.name}, {options.chunks} chunks of {options.ctx} tokens of {options.text.name},"
+            " reference: its own float32"
+        )
         print("| target | variant MB | archive MB | native MB | perplexity | ratio | mean KL | top-1 % | coding s "
               "| decoding s | `run` tokens |")  # fmt: skip
         print("|---|---|---|---|---|---|---|---|---|---|---|")

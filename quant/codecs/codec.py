@@ -7,14 +7,14 @@ Values, protocols and the checks that all codecs share. How arrays lie in a file
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from edgepack.errors import CodecError, NumericError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -136,6 +136,20 @@ class Codec(Protocol):
 
     def decoder(self, encoded: Encoded) -> Decoder:
         """A decoder of `encoded`, whose components have been checked with `check_components`."""
+        ...
+
+
+@runtime_checkable
+class CodesTogether(Protocol):
+    """A codec that codes several matrices together in less time than one by one."""
+
+    @property
+    def weights_together(self) -> int:
+        """Weights of matrices that are worth coding together; 0 where nothing is gained."""
+        ...
+
+    def encode_together(self, weights: Sequence[NDArray[np.float32]]) -> list[Encoded]:
+        """As `Codec.encode` without statistics, for several matrices."""
         ...
 
 

@@ -27,7 +27,7 @@ from edgepack.quant.codecs.codec import (
 from edgepack.errors import CodecError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -36,6 +36,8 @@ EXPONENT_BITS = 4
 MAX_BLOCK = 64
 # Blocks decoded together: their arrays (some 16 of 32 KiB) stay in a second-level cache.
 _TILE = 8192
+# Weights of matrices that are searched together: beyond a million blocks a pruned search gains no more.
+_TOGETHER = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,22 @@ class SeedLM:
         array = check_weight(weight)
         found = search_seeds(array, self, statistics.column_weights(array.shape[1]))
         return store(array.shape, self, found.seeds, found.exponents, found.coefficients)
+
+    @property
+    def weights_together(self) -> int:
+        """As `CodesTogether.weights_together`."""
+        return _TOGETHER if self.search == "pruned" else 0
+
+    def encode_together(self, weights: Sequence[NDArray[np.float32]]) -> list[Encoded]:
+        """As `CodesTogether.encode_together`: the pruned search finds more blocks of each direction. Needs torch."""
+        from edgepack.quant.codecs.seedlm_search import search_together
+
+        arrays = [check_weight(weight) for weight in weights]
+        found = search_together(arrays, self)
+        return [
+            store(array.shape, self, own.seeds, own.exponents, own.coefficients)
+            for array, own in zip(arrays, found, strict=True)
+        ]
 
     def layout(self, shape: tuple[int, int], parameters: Mapping[str, Parameter]) -> dict[str, Component]:
         """As `Codec.layout`."""
