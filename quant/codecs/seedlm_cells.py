@@ -12,10 +12,10 @@ import torch
 from edgepack.quant.codecs.seedlm_basis import outer_products, plain_basis
 
 MAX_LOG2_CELLS = 14
-# Lists' lengths are multiples of this, 32 groups of eight: maxima over groups take ten times as long for odd numbers.
-LISTED = 256
+# Lists' lengths are multiples of this, 32 groups of sixteen: maxima over groups take ten times as long for odd numbers.
+LISTED = 512
 _LLOYD_STEPS = 4
-_SAMPLES_PER_CELL = 32
+_SAMPLES_PER_CELL = 24
 _TOGETHER = 4096
 
 
@@ -81,8 +81,8 @@ def make_cells(block: int, coefficients: int, register_bits: int, device: str, l
 def _seeds_near(coarse: torch.Tensor, fine: torch.Tensor, usable: torch.Tensor, log2_cells: int) -> torch.Tensor:
     """The lists of the cells of one coarse cell, int32 [cells, listed], out of a longer list of the coarse cell."""
     listed = _listed(usable.shape[1], log2_cells, len(coarse))
-    # The coarse cell's own list, and twice that: nothing that a fine cell would list is missed.
-    wider = min(usable.shape[1], 2 * _listed(usable.shape[1], log2_cells // 2, len(coarse)))
+    # The coarse cell's own list and a quarter more: what a fine cell would list beyond it would not be missed.
+    wider = min(usable.shape[1], 5 * _listed(usable.shape[1], log2_cells // 2, len(coarse)) // 4)
     known = torch.topk(outer_products(coarse[None])[0] @ usable, wider, sorted=False).indices
     near = usable[:, known]
     parts = [(outer_products(part) @ near).topk(listed, dim=1, sorted=False).indices for part in fine.split(64)]
@@ -91,5 +91,5 @@ def _seeds_near(coarse: torch.Tensor, fine: torch.Tensor, usable: torch.Tensor, 
 
 def _listed(seeds: int, log2_cells: int, block: int) -> int:
     """Seeds in a cell's list, a multiple of `LISTED`: wider cells and longer blocks need more."""
-    wanted = seeds * (2.3 if block <= 8 else 4.4) / 2 ** (log2_cells / 2)
+    wanted = seeds * (2.0 if block <= 8 else 4.4) / 2 ** (log2_cells / 2)
     return max(1, min(round(wanted / LISTED), seeds // LISTED)) * LISTED

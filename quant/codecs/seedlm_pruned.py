@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 # A seed that is gathered for a cell (28 ns) costs as much as scoring it for some 30 blocks.
 _BLOCKS_PER_CELL = 24
-# Scores that are made before any is looked at: half a MiB of float32 stays in a second-level cache.
-_SCORES = 1 << 17
+# Scores that are made before any is looked at: a MiB of float32.
+_SCORES = 1 << 18
 # Batches of one piece of work: a thousand blocks are measured in one call of many small operations.
-_BATCHES = 8
+_BATCHES = 4
 # Highest scores that are rounded and measured for each block: a sixth would lower the squared error by 0.05 %.
 _CANDIDATES = 5
 # Scores of a group, of which the highest alone is a candidate.
-_LANES = 8
+_LANES = 16
 
 
 class _Run(NamedTuple):
