@@ -80,7 +80,7 @@ def test_mixed_codecs_and_chains_are_reported_by_stage(
 
 def test_a_dry_run_writes_nothing(books: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planned = call(capsys, "export", books, "--target", "edge-vptq3", "-o", tmp_path / "m.gguf", "--dry-run")
-    assert {tensor["type"] for tensor in planned["tensors"]} == {"vptq3", "F32"}
+    assert {tensor["type"] for tensor in planned["tensors"]} == {"vptq", "F32"}
     assert not (tmp_path / "m.gguf").exists()
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 COEFFICIENT_BITS = 4
 EXPONENT_BITS = 4
 MAX_BLOCK = 64
+_LOWEST_BIAS = -200
 # Blocks decoded together: their arrays (some 16 of 32 KiB) stay in a second-level cache.
 _TILE = 8192
 # Weights of matrices that are searched together: beyond a million blocks a pruned search gains no more.
@@ -98,6 +99,11 @@ class SeedLM:
             for array, own in zip(arrays, found, strict=True)
         ]
 
+    def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
+        """As `Codec.draft`."""
+        del shape
+        return self.parameters(_LOWEST_BIAS)
+
     def layout(self, shape: tuple[int, int], parameters: Mapping[str, Parameter]) -> dict[str, Component]:
         """As `Codec.layout`."""
         block, coefficients, register_bits = _geometry(parameters)
@@ -118,7 +124,7 @@ def _geometry(parameters: Mapping[str, Parameter]) -> tuple[int, int, int]:
     """C, P and K, checked."""
     block = integer(parameters, "block", 1, MAX_BLOCK)
     coefficients = integer(parameters, "coefficients", 1, block)
-    integer(parameters, "exponent_bias", -200, 200)
+    integer(parameters, "exponent_bias", _LOWEST_BIAS, -_LOWEST_BIAS)
     return block, coefficients, integer(parameters, "register_bits", 2, 16)
 
 
@@ -154,7 +160,7 @@ class SeedDecoder:
     def __init__(self, encoded: Encoded) -> None:
         self._encoded = encoded
         self._block, self._coefficients, self._bits = _geometry(encoded.parameters)
-        bias = integer(encoded.parameters, "exponent_bias", -200, 200)
+        bias = integer(encoded.parameters, "exponent_bias", _LOWEST_BIAS, -_LOWEST_BIAS)
         self._scales = np.ldexp(np.float64(1), np.arange(16) + bias).astype(np.float32)
         self._cycle = lfsr.normalised_cycle(self._bits, self._block * self._coefficients)
         self._positions = lfsr.positions(self._bits)

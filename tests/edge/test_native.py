@@ -10,7 +10,8 @@ import pytest
 from edgepack.edge.native import native_header, plan_native, write_native
 from edgepack.export.mapped_model import MappedModel
 from edgepack.export.rows import ArrayRows
-from edgepack.export.variant import parse_tensor_codecs, plan_variant, write_variant
+from edgepack.export.variant import parse_tensor_codecs, plan_variant
+from edgepack.export.variant_write import write_variant
 from edgepack.packaging.variant import TENSOR_PREFIX, TENSORS_KEY, VERSION_KEY, is_variant, read_variant
 from edgepack.quant.codecs.ggml import dequantize_rows
 from edgepack.quant.codecs.targets import find_edge_target
