@@ -78,19 +78,22 @@ class Journal:
     noted_bytes: int = 0
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     _pending: Future[None] | None = None
+    _delayed: str | None = None
 
     def note(self, tensors: int, length: int) -> None:
         """Say that `tensors` whole tensors end at `length` bytes; written down now and then."""
-        if length - self.noted_bytes >= _STEP_BYTES:
+        if length - self.noted_bytes >= _STEP_BYTES and not (self._pending and not self._pending.done()):
             self.note_now(tensors, length, {})
 
     def note_now(self, tensors: int, length: int, more: Mapping[str, Any]) -> None:
-        """As `note`, with more to remember, after whatever length; not written while an earlier note still is."""
-        if self._pending and not self._pending.done():
-            return
-        self.stream.flush()
+        """As `note`, with more to remember, after whatever length; what an earlier note delays is written at the end."""
         self.noted_bytes = length
         text = json.dumps({"plan": self.digest, "tensors": tensors, "bytes": length, **more})
+        if self._pending and not self._pending.done():
+            self._delayed = text
+            return
+        self._delayed = None
+        self.stream.flush()
         self._pending = self._pool.submit(self._write, text)
 
     def _write(self, text: str) -> None:
@@ -100,8 +103,11 @@ class Journal:
         beside.replace(journal_path(self.path))
 
     def close(self) -> None:
-        """Wait for a note that is being written."""
+        """Wait for a note that is being written, and write the one that waited for it."""
         self._pool.shutdown(wait=True)
+        if self._delayed is not None:
+            self.stream.flush()
+            self._write(self._delayed)
 
 
 def remove_remains(path: Path) -> None:
