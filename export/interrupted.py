@@ -86,7 +86,7 @@ class Journal:
             self.note_now(tensors, length, {})
 
     def note_now(self, tensors: int, length: int, more: Mapping[str, Any]) -> None:
-        """As `note`, with more to remember, after whatever length; what an earlier note delays is written at the end."""
+        """As `note`, with more to remember, whatever the length; what an earlier note delays is written at the end."""
         self.noted_bytes = length
         text = json.dumps({"plan": self.digest, "tensors": tensors, "bytes": length, **more})
         if self._pending and not self._pending.done():
