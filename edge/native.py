@@ -16,7 +16,7 @@ import numpy as np
 from edgepack.packaging.variant import DTYPES, CodedTensor, Variant, read_variant
 from edgepack.quant.codecs.chain import open_chain
 from edgepack.quant.codecs.codec import Encoded
-from edgepack.quant.codecs.decode import default_threads, map_rows
+from edgepack.quant.codecs.decode import map_rows
 from edgepack.quant.codecs.ggml import needs_importance, quantize_rows, valid_rows
 
 from edgepack.atomic_file import atomic_output
@@ -24,6 +24,7 @@ from edgepack.errors import CodecError, NumericError, UsageError
 from edgepack.gguf.reader import GGUFHeader, read_header
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType
 from edgepack.gguf.writer import GGUFWriter, encode_header, padding, place_tensors
+from edgepack.processors import default_threads
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
