@@ -1,6 +1,7 @@
 """The codecs' yardstick: every codec and every ggml type on Gaussian, heavy-tailed and real matrices.
 
-    python tools/bench_codecs.py [--model MODEL] [--calibration TEXT] [--blocks 2] [--plot out.svg] [--skip-search]
+    python tools/bench_codecs.py [--model MODEL] [--calibration TEXT] [--blocks 2] [--plot out.svg]
+        [--skip-search] [--skip-tables]
 
 For each: bits a weight (side data included), relative squared error, excess bits over the Gaussian rate-distortion
 bound (R + ½·log2 of the error), bits after an order-0 entropy coder of each byte plane, coding and decoding speed.
@@ -185,6 +186,13 @@ def real_samples(model: Path, calibration: Path | None, blocks: int, match: str)
     return samples
 
 
+def all_matrices(model: Path) -> list[NDArray[np.float32]]:
+    """Every matrix of a model, the embedding too."""
+    checkpoint = open_checkpoint(model)
+    names = [name for name, spec in checkpoint.tensors.specs.items() if len(spec.shape) == 2]
+    return [read_tensor(checkpoint.tensors, name) for name in names]
+
+
 def print_table(title: str, rows: Sequence[Row]) -> None:
     """A Markdown table, by bits."""
     print(f"\n{title}\n")
@@ -213,7 +221,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256, help="of the random matrices, 1024 columns")
     parser.add_argument("--only", nargs="*", help="codecs and types")
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--skip-search", action="store_true")
+    parser.add_argument("--skip-search", action="store_true", help="no rates of SeedLM's searches")
+    parser.add_argument("--skip-tables", action="store_true", help="nothing but these")
     options = parser.parse_args()
     generator = np.random.default_rng(0)
     shape = (options.rows, 1024)
@@ -229,7 +238,10 @@ def main() -> None:
         for rows in (256, 2048):
             weight = generator.standard_normal((rows, 1024), dtype=np.float32)
             print_search_rates(f"Gaussian, {rows} × 1024", [weight])
-        print_search_rates(f"{options.model.name}, {len(real)} matrices", [sample.weight for sample in real])
+        every = all_matrices(options.model)
+        print_search_rates(f"{options.model.name}, all {len(every)} matrices", every)
+    if options.skip_tables:
+        return
     tables = {}
     for title, samples in sources.items():
         names = options.only or (*CODECS, *TYPES)

@@ -1,8 +1,10 @@
 """Whole models through every edge target: sizes, fidelity and speed, beside llama.cpp's types from the same run.
 
-    python tools/bench_variants.py MODEL --text eval.txt [--calibration calibration.txt] [--targets edge-nf4 …]
+    python tools/bench_variants.py MODEL --text eval.txt [--calibration calibration.txt]
+        [--targets edge-nf4 'edge-vptq3 token_embd=trajectory' …]
 
-Prints one Markdown row a target; each figure is edgepack's own command's (`--json`).
+A target may be followed by `--tensor-codec` expressions. Prints one Markdown row a target; each figure is edgepack's
+own command's (`--json`).
 """
 
 from __future__ import annotations
@@ -35,9 +37,11 @@ def edgepack(*arguments: object) -> dict[str, Any]:
 def measure(model: Path, target: str, reference: Path, folder: Path, options: argparse.Namespace) -> str:
     """One row of the table."""
     file, archive, native = folder / "model.gguf", folder / "model.edgepack", folder / "native.gguf"
+    target, *codecs = label = target.split()
     needs_hessian = options.calibration and "vptq" in target
     calibration = ("--calibration", options.calibration) if needs_hessian else ()
-    exported = edgepack("export", model, "--target", target, "-o", file, *calibration)
+    exported = edgepack("export", model, "--target", target, "-o", file, *calibration,
+                        *(part for codec in codecs for part in ("--tensor-codec", codec)))  # fmt: skip
     packed = edgepack("pack", file, "-o", archive)
     edge = target.startswith("edge-")
     unpacked = edgepack("unpack", "--native", file, "-o", native) if edge else exported
@@ -45,9 +49,10 @@ def measure(model: Path, target: str, reference: Path, folder: Path, options: ar
                         "--chunks", options.chunks, "--ctx", options.ctx)  # fmt: skip
     ran = edgepack("run", archive, "--prompt", options.prompt, "--max-tokens", 32, "--temperature", 0)
     perplexity = fidelity["perplexity"]
-    label = target + (" (Hessian)" if needs_hessian else "")
+    statistics = " (Hessian)" if needs_hessian else ""
     return (
-        f"| {label} | {exported['bytes'] / 1e6:.3f} | {packed['bytes'] / 1e6:.3f} | {unpacked['bytes'] / 1e6:.3f} "
+        f"| {' '.join(label)}{statistics} "
+        f"| {exported['bytes'] / 1e6:.3f} | {packed['bytes'] / 1e6:.3f} | {unpacked['bytes'] / 1e6:.3f} "
         f"| {perplexity['candidate']:.3f} | {perplexity['candidate'] / perplexity['reference']:.4f} "
         f"| {fidelity['mean_kl']:.5f} | {100 * fidelity['top1_agreement']:.2f} | {exported['seconds']:.1f} "
         f"| {unpacked['seconds']:.2f} | {ran['tokens']} |"
