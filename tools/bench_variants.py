@@ -3,7 +3,7 @@
     python tools/bench_variants.py MODEL --text eval.txt [--calibration calibration.txt]
         [--targets edge-nf4 'edge-vptq3 token_embd=trajectory' …]
 
-A target may be followed by `--tensor-codec` expressions. Prints one Markdown row a target; each figure is edgepack's
+A target may be followed by `--tensor-codec` expressions, and by `blind`: VPTQ and SeedLM without the text. Prints one Markdown row a target; each figure is edgepack's
 own command's (`--json`).
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 EDGE = ("edge-nf4", "edge-seedlm4", "edge-seedlm3", "edge-vptq4", "edge-vptq3", "edge-vptq2", "edge-trajectory",
         "edge-bezier", "edge-bezier4", "edge-ternary")  # fmt: skip
 CHAINS = ("edge-seedlm4+vptq2+trajectory",)
+BLIND = "blind"
 PEERS = ("gguf-q6k", "gguf-q5km", "gguf-q4km", "gguf-q3km", "gguf-q2k")
 
 
@@ -37,9 +38,10 @@ def edgepack(*arguments: object) -> dict[str, Any]:
 def measure(model: Path, target: str, reference: Path, folder: Path, options: argparse.Namespace) -> str:
     """One row of the table."""
     file, archive, native = folder / "model.gguf", folder / "model.edgepack", folder / "native.gguf"
-    target, *codecs = label = target.split()
-    needs_hessian = options.calibration and "vptq" in target
-    calibration = ("--calibration", options.calibration) if needs_hessian else ()
+    words = target.split()
+    target, codecs = words[0], [word for word in words[1:] if word != BLIND]
+    calibrated = options.calibration and BLIND not in words and ("vptq" in target or "seedlm" in target)
+    calibration = ("--calibration", options.calibration) if calibrated else ()
     exported = edgepack("export", model, "--target", target, "-o", file, *calibration,
                         *(part for codec in codecs for part in ("--tensor-codec", codec)))  # fmt: skip
     packed = edgepack("pack", file, "-o", archive)
@@ -49,9 +51,9 @@ def measure(model: Path, target: str, reference: Path, folder: Path, options: ar
                         "--chunks", options.chunks, "--ctx", options.ctx)  # fmt: skip
     ran = edgepack("run", archive, "--prompt", options.prompt, "--max-tokens", 32, "--temperature", 0)
     perplexity = fidelity["perplexity"]
-    statistics = " (Hessian)" if needs_hessian else ""
+    statistics = " (calibrated)" if calibrated else ""
     return (
-        f"| {' '.join(label)}{statistics} "
+        f"| {' '.join(words)}{statistics} "
         f"| {exported['bytes'] / 1e6:.3f} | {packed['bytes'] / 1e6:.3f} | {unpacked['bytes'] / 1e6:.3f} "
         f"| {perplexity['candidate']:.3f} | {perplexity['candidate'] / perplexity['reference']:.4f} "
         f"| {fidelity['mean_kl']:.5f} | {100 * fidelity['top1_agreement']:.2f} | {exported['seconds']:.1f} "
