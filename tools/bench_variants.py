@@ -3,8 +3,8 @@
     python tools/bench_variants.py MODEL --text eval.txt [--calibration calibration.txt]
         [--targets edge-nf4 'edge-vptq3 token_embd=trajectory' …]
 
-A target may be followed by `--tensor-codec` expressions, and by `blind`: VPTQ and SeedLM without the text. Prints one Markdown row a target; each figure is edgepack's
-own command's (`--json`).
+A target may be followed by `--tensor-codec` expressions, and by `blind`: VPTQ and SeedLM without the text. Prints one
+Markdown row a target; each figure is edgepack's own command's (`--json`).
 """
 
 from __future__ import annotations
