@@ -7,8 +7,9 @@ For each: bits a weight (side data included), relative squared error, excess bit
 bound (R + ½·log2 of the error), bits after an order-0 entropy coder of each byte plane, coding and decoding speed.
 With --calibration, codecs see the Hessians of the text's first half, and real matrices also get the error weighted by
 diag(H), Σ h·(W - Ŵ)² / Σ h·W², and that of the layer's output, tr(E·H·Eᵀ) / tr(W·H·Wᵀ), with H from its second half;
-`NAME blind` is a codec that sees no statistics. Speeds are weights a second of processor time, so of one core, and
-other programs matter less; SeedLM's stand beside the float32 matrix-product rate of the same minute, measured alike.
+`NAME blind` sees no statistics and `NAME imatrix` diag(H) alone, as the ggml types do. Speeds are weights a second of
+processor time, so of one core, and other programs matter less; SeedLM's stand beside the float32 matrix-product rate
+of the same minute, measured alike.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 CODECS = ("ternary", "ternary:fit=least-squares", "vptq2", "vptq3", "vptq4", "seedlm3", "seedlm4",
           "seedlm4:search=pruned", "nf4", "bezier4", "bezier", "trajectory", "trajectory:points=1600,classes=1",
           "trajectory:points=1600,classes=3")  # fmt: skip
-BLIND = " blind"
+BLIND, DIAGONAL = " blind", " imatrix"
 # Small matrices are decoded several times: these many weights, of which the first call's allocations are a small part.
 _DECODED_WEIGHTS = 1 << 22
 TYPES = ("TQ1_0", "TQ2_0", "Q2_K", "IQ2_XS", "IQ3_S", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K", "Q5_0", "Q5_K",
@@ -96,9 +97,11 @@ def entropy_bits(plane: NDArray[np.uint8]) -> float:
 def run_codec(name: str, sample: Sample) -> Outcome:
     """Code with one of our codecs."""
     target, blind, _ = name.partition(BLIND)
+    target, diagonal, _ = target.partition(DIAGONAL)
     (codec,) = find_edge_target(target).codecs
     started = time.process_time()
-    encoded = codec.encode(sample.weight, NO_STATISTICS if blind else sample.statistics)
+    known = Statistics(sample.statistics.importance) if diagonal else sample.statistics
+    encoded = codec.encode(sample.weight, NO_STATISTICS if blind else known)
     coded = time.process_time()
     times = max(1, _DECODED_WEIGHTS // sample.weight.size)
     for _ in range(times):
@@ -247,6 +250,7 @@ def main() -> None:
         names = options.only or (*CODECS, *TYPES)
         if samples[0].judge is not None:
             names = (*names, *(name + BLIND for name in names if "vptq" in name or name.startswith("seedlm")))
+            names = (*names, *(name + DIAGONAL for name in names if name.startswith("vptq") and BLIND not in name))
         tables[title] = [measure(name, samples) for name in names]
         print_table(title, tables[title])
     if options.plot:
