@@ -82,6 +82,6 @@ def _print_rates(title: str, weights: Sequence[NDArray[np.float32]], block: int,
         f" {operations / slow.seconds / rate:.2f} of the float32 matrix-product rate ({rate / 1e9:.0f} GFLOP/s); pruned"
         f" {count / fast.seconds:,.0f} weights/s, {slow.seconds / fast.seconds:.1f} times as fast with"
         f" {100 * (more**0.5 - 1):.2f} % more ‖W - Ŵ‖ ({100 * (more - 1):.2f} % more of its square);"
-        f" at most {tables:.1f} s for tables once a process not counted",
+        f" {tables:.1f} s for tables that the process did not have yet, not counted",
         flush=True,
     )
