@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from pathlib import Path
+
+from edgepack.processors import usable_processors
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 # Below so many bytes per token a layer is done sooner than several threads can meet at its end: on two cores that
@@ -12,19 +13,12 @@ _TOPOLOGY = Path("/sys/devices/system/cpu")
 SMALL_MODEL_BYTES = 16 << 20
 
 
-def usable_cpus() -> set[int]:
-    """Logical processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
-
-
 @cache
 def physical_cores() -> int:
     """Cores that this process may use, two hyper-threads counted as one: more threads only wait for each other."""
-    cores = {_core_of(cpu) for cpu in usable_cpus()}
+    cores = {_core_of(cpu) for cpu in usable_processors()}
     if None in cores:
-        return max(1, len(usable_cpus()) // 2)
+        return max(1, len(usable_processors()) // 2)
     return max(1, len(cores))
 
 

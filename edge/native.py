@@ -16,14 +16,15 @@ import numpy as np
 from edgepack.packaging.variant import DTYPES, CodedTensor, Variant, read_variant
 from edgepack.quant.codecs.chain import open_chain
 from edgepack.quant.codecs.codec import Encoded
-from edgepack.quant.codecs.decode import default_threads, map_rows
+from edgepack.quant.codecs.decode import map_rows
 from edgepack.quant.codecs.ggml import needs_importance, quantize_rows, valid_rows
 
 from edgepack.atomic_file import atomic_output
-from edgepack.errors import NumericError, UsageError
+from edgepack.errors import CodecError, NumericError, UsageError
 from edgepack.gguf.reader import GGUFHeader, read_header
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType
 from edgepack.gguf.writer import GGUFWriter, encode_header, padding, place_tensors
+from edgepack.processors import default_threads
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def plan_native(path: Path, native_type: GGMLType | None = None) -> NativePlan:
     variant = read_variant(read_header(path))
     with _mapped(path) as buffer:
         for tensor in variant.coded:
-            _open(tensor, variant, buffer)
+            with _named(tensor, variant):
+                _open(tensor, variant, buffer)
     infos = tuple(_native_info(tensor, native_type) for tensor in variant.tensors)
     return NativePlan(variant, {**variant.plain_metadata, "general.quantization_version": _QUANTIZATION_VERSION}, infos)
 
@@ -158,8 +160,18 @@ def _tensor_bytes(
             raise NumericError(f"tensor '{info.name}': decoded weights do not fit into {info.type.name}")
         return blocks.tobytes()
 
-    decoder = _open(tensor, variant, buffer)
-    yield from map_rows(decoder, (prod(info.shape[:-1]), info.shape[-1]), quantise, threads)
+    with _named(tensor, variant):
+        decoder = _open(tensor, variant, buffer)
+        yield from map_rows(decoder, (prod(info.shape[:-1]), info.shape[-1]), quantise, threads)
+
+
+@contextmanager
+def _named(tensor: CodedTensor, variant: Variant) -> Iterator[None]:
+    """What a codec finds wrong is said of the file's tensor."""
+    try:
+        yield
+    except CodecError as error:
+        raise CodecError(f"{variant.header.path}: tensor '{tensor.name}': {error}") from error
 
 
 @contextmanager

@@ -6,7 +6,6 @@ is the plan's.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from edgepack.quant.codecs.ggml import quantize_rows, valid_rows
 
 from edgepack.errors import NumericError
 from edgepack.gguf.writer import GGUFWriter
+from edgepack.processors import default_threads
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -71,13 +71,6 @@ class Chunk:
         rows_per_expert = self.tensor.info.rows // weights.shape[0]
         expert: NDArray[np.float32] = weights[self.start // rows_per_expert]
         return expert
-
-
-def default_threads() -> int:
-    """The processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def chunks(tensor: PlannedTensor) -> Iterator[Chunk]:

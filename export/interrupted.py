@@ -13,13 +13,13 @@ import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from edgepack.atomic_file import check_output, partial_path, sync_folder
 from edgepack.errors import ResourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from edgepack.export.plan import ExportPlan
@@ -46,14 +46,20 @@ def plan_digest(plan: ExportPlan) -> str:
     return digest.hexdigest()
 
 
-def tensors_on_disk(path: Path, digest: str) -> int:
-    """Tensors of the plan `digest` that an earlier run has left whole beside `path`; 0 when none."""
+def noted(path: Path, digest: str) -> dict[str, Any] | None:
+    """The last note on an interrupted export of the plan `digest` to `path`: tensors, bytes and whatever else."""
     try:
         entry = json.loads(journal_path(path).read_text(encoding="utf-8"))
-        fits = entry["plan"] == digest and partial_path(path).stat().st_size >= entry["bytes"]
-        return int(entry["tensors"]) if fits else 0
+        fits = entry["plan"] == digest and partial_path(path).stat().st_size >= int(entry["bytes"])
+        return entry if fits and int(entry["tensors"]) >= 0 else None
     except (OSError, ValueError, KeyError, TypeError):
-        return 0
+        return None
+
+
+def tensors_on_disk(path: Path, digest: str) -> int:
+    """Tensors of the plan `digest` that an earlier run has left whole beside `path`; 0 when none."""
+    entry = noted(path, digest)
+    return 0 if entry is None else int(entry["tensors"])
 
 
 @dataclass
@@ -72,24 +78,36 @@ class Journal:
     noted_bytes: int = 0
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     _pending: Future[None] | None = None
+    _delayed: str | None = None
 
     def note(self, tensors: int, length: int) -> None:
         """Say that `tensors` whole tensors end at `length` bytes; written down now and then."""
-        if length - self.noted_bytes < _STEP_BYTES or (self._pending and not self._pending.done()):
-            return
-        self.stream.flush()
-        self.noted_bytes = length
-        self._pending = self._pool.submit(self._write, tensors, length)
+        if length - self.noted_bytes >= _STEP_BYTES and not (self._pending and not self._pending.done()):
+            self.note_now(tensors, length, {})
 
-    def _write(self, tensors: int, length: int) -> None:
+    def note_now(self, tensors: int, length: int, more: Mapping[str, Any]) -> None:
+        """As `note`, with more to remember, whatever the length; what an earlier note delays is written at the end."""
+        self.noted_bytes = length
+        text = json.dumps({"plan": self.digest, "tensors": tensors, "bytes": length, **more})
+        if self._pending and not self._pending.done():
+            self._delayed = text
+            return
+        self._delayed = None
+        self.stream.flush()
+        self._pending = self._pool.submit(self._write, text)
+
+    def _write(self, text: str) -> None:
         os.fdatasync(self.stream.fileno())
         beside = journal_path(self.path).with_suffix(".new")
-        beside.write_text(json.dumps({"plan": self.digest, "tensors": tensors, "bytes": length}), encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
         beside.replace(journal_path(self.path))
 
     def close(self) -> None:
-        """Wait for a note that is being written."""
+        """Wait for a note that is being written, and write the one that waited for it."""
         self._pool.shutdown(wait=True)
+        if self._delayed is not None:
+            self.stream.flush()
+            self._write(self._delayed)
 
 
 def remove_remains(path: Path) -> None:

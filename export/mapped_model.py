@@ -110,11 +110,22 @@ def open_model(
         if adapter is not None:
             raise UsageError(f"--adapter: expected a Hugging Face folder to merge into, got '{path}'")
         return map_gguf(path, allow_requantize=allow_requantize)
+    model = map_checkpoint(open_merged(path, adapter), pre=pre)
+    if adapter is None:
+        return model
+    return replace(model, sources=(*model.sources, *sorted(adapter.glob("adapter_*"))))
+
+
+def open_merged(path: Path, adapter: Path | None) -> Checkpoint:
+    """The checkpoint in a Hugging Face folder, with a PEFT LoRA (a folder) merged into its weights where one is given.
+
+    Raises:
+        AdapterError: the adapter is not a LoRA or does not belong to the model.
+        EdgepackError: as `open_checkpoint`.
+    """
     checkpoint = open_checkpoint(path)
     if adapter is None:
-        return map_checkpoint(checkpoint, pre=pre)
+        return checkpoint
     from edgepack.export.adapter import AdaptedTensors, read_adapter
 
-    merged = AdaptedTensors(checkpoint.tensors, read_adapter(adapter, checkpoint.tensors))
-    model = map_checkpoint(replace(checkpoint, tensors=merged), pre=pre)
-    return replace(model, sources=(*model.sources, *sorted(adapter.glob("adapter_*"))))
+    return replace(checkpoint, tensors=AdaptedTensors(checkpoint.tensors, read_adapter(adapter, checkpoint.tensors)))

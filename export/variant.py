@@ -1,37 +1,38 @@
-"""Plans and makes a GGUF of the variant: which matrix gets which codec, coded one after the other.
+"""Plans a GGUF of the variant: which matrix gets which codec, and the file's length to the byte.
 
-How codecs work is left to `edgepack.quant.codecs`, the file to `export.variant_file`.
+How codecs work is left to `edgepack.quant.codecs`, bytes to `export.variant_file`, coding to `export.variant_write`.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
 
-import numpy as np
-from edgepack.export.variant_file import VariantSpool
-from edgepack.quant.codecs.chain import ChainResult, StageReport, encode_chain
+from edgepack.export.plan import stored_bytes
+from edgepack.export.variant_file import VariantLayout, draft_tensor
+from edgepack.quant.codecs.chain import settle
 from edgepack.quant.codecs.codec import NO_STATISTICS
-from edgepack.quant.codecs.native_choice import choose_native
 from edgepack.quant.codecs.targets import EdgeTarget, find_edge_target
 from edgepack.quant.type_choice import Candidate, llama_order, may_be_quantised
 
 from edgepack.errors import UsageError
 from edgepack.gguf.types import GGMLType, TensorInfo, u32
-from edgepack.progress import silent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
     from edgepack.export.mapped_model import MappedModel
     from edgepack.export.rows import Rows
+    from edgepack.packaging.variant import CodedTensor
     from edgepack.quant.codecs.codec import Statistics
+    from numpy.typing import NDArray
 
     from edgepack.gguf.types import Value
-    from edgepack.progress import Progress
 
 _QUANTIZATION_VERSION = u32(2)  # GGML_QNT_VERSION in ggml.h
 
@@ -50,6 +51,27 @@ class PlannedMatrix:
     rows: Rows
     target: EdgeTarget | None
 
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(rows, columns) that codecs see."""
+        return prod(self.rows.shape[:-1]), self.rows.shape[-1]
+
+    @cached_property
+    def draft(self) -> CodedTensor | TensorInfo:
+        """Its entry in the file, as far as it is known before coding."""
+        if self.target is None:
+            return TensorInfo(self.name, self.rows.shape, GGMLType.F32)
+        return draft_tensor(self.name, self.rows.shape, self.matrix_shape, self.target.codecs)
+
+    @property
+    def components(self) -> tuple[TensorInfo, ...]:
+        """The tensors of the file that will hold it."""
+        return (self.draft,) if isinstance(self.draft, TensorInfo) else self.draft.components
+
+    def read(self) -> NDArray[np.float32]:
+        """All its weights, float32 [rows, columns]."""
+        return self.rows.read(0, self.matrix_shape[0])
+
 
 @dataclass(frozen=True)
 class VariantPlan:
@@ -59,36 +81,32 @@ class VariantPlan:
         target: the default codecs.
         metadata: every key but the variant's own.
         tensors: in file order.
+        sources: the files that weights come from; an interrupted export goes on only while they are unchanged.
     """
 
     target: EdgeTarget
     metadata: Mapping[str, Value]
     tensors: tuple[PlannedMatrix, ...]
+    sources: tuple[Path, ...] = ()
 
+    @cached_property
+    def layout(self) -> VariantLayout:
+        """The draft of the file: exact, but for stages that are dropped.
 
-@dataclass(frozen=True)
-class CodedReport:
-    """What became of one tensor.
+        Raises:
+            CodecError: a codec is still to be settled (`settle_plan`).
+        """
+        return VariantLayout(self.metadata, tuple(tensor.draft for tensor in self.tensors))
 
-    Attributes:
-        name: GGUF name.
-        shape: row-major.
-        source_type: in the checkpoint.
-        type: the codecs' names joined by `+`, or `F32`.
-        native: what it becomes on the device.
-        bytes: stored, side data included.
-        error: relative squared error; 0 for a tensor that stays float32.
-        stages: one report for each stage that was tried.
-    """
+    @property
+    def total_bytes(self) -> int:
+        """Exact length of the file; its largest where stages may be dropped."""
+        return self.layout.total_bytes
 
-    name: str
-    shape: tuple[int, ...]
-    source_type: str
-    type: str
-    native: GGMLType
-    bytes: int
-    error: float
-    stages: tuple[StageReport, ...]
+    @property
+    def source_bytes(self) -> int:
+        """What the same tensors take in the source."""
+        return sum(stored_bytes(tensor.rows.dtype, prod(tensor.rows.shape)) for tensor in self.tensors)
 
 
 def parse_tensor_codecs(texts: Sequence[str]) -> tuple[tuple[str, EdgeTarget], ...]:
@@ -132,66 +150,25 @@ def plan_variant(
         for name in sorted(model.tensors, key=llama_order)
     )
     metadata = {**model.metadata, "general.quantization_version": _QUANTIZATION_VERSION}
-    return VariantPlan(target, metadata, tensors)
+    return VariantPlan(target, metadata, tensors, model.sources)
 
 
-def write_variant(
-    plan: VariantPlan,
-    output: Path,
-    statistics: Mapping[str, Statistics] | None = None,
-    *,
-    skip_harmful: bool = False,
-    threads: int | None = None,
-    progress: Progress = silent,
-) -> tuple[int, tuple[CodedReport, ...]]:
-    """Code every planned matrix and write the variant; it appears under its name only when it is whole.
+def settle_plan(plan: VariantPlan, statistics: Mapping[str, Statistics]) -> VariantPlan:
+    """The plan with every choice made that lengths depend on; reads a matrix only where its codecs have one.
 
     Args:
         plan: what to write.
-        output: the final name.
         statistics: GGUF name → what calibration knows of the matrix's inputs.
-        skip_harmful: drop later stages of a chain that do not lower the error.
-        threads: for decoding; as many as processors when None.
-        progress: told the weights done.
-
-    Returns:
-        The file's length in bytes, and a report for each tensor.
 
     Raises:
         NumericError: a weight is not finite.
-        CodecError: a matrix cannot be coded, or statistics are another model's.
-        ResourceError: the disk is or becomes too small.
     """
-    known = statistics or {}
-    spool = VariantSpool(output.parent)
-    reports = []
-    try:
-        with progress("code", sum(prod(tensor.rows.shape) for tensor in plan.tensors), " weights") as advance:
-            for tensor in plan.tensors:
-                own = known.get(tensor.name, NO_STATISTICS)
-                reports.append(_add(spool, tensor, own, skip_harmful, threads))
-                advance(prod(tensor.rows.shape))
-        return spool.finish(plan.metadata, output), tuple(reports)
-    finally:
-        spool.close()
+    return replace(plan, tensors=tuple(_settled(tensor, statistics) for tensor in plan.tensors))
 
 
-def _add(
-    spool: VariantSpool, tensor: PlannedMatrix, statistics: Statistics, skip_harmful: bool, threads: int | None
-) -> CodedReport:
-    shape, source = tensor.rows.shape, tensor.rows.dtype
-    weight = tensor.rows.read(0, prod(shape[:-1]))
+def _settled(tensor: PlannedMatrix, statistics: Mapping[str, Statistics]) -> PlannedMatrix:
     if tensor.target is None:
-        info = TensorInfo(tensor.name, shape, GGMLType.F32)
-        spool.add_plain(info, weight)
-        return CodedReport(tensor.name, shape, source, "F32", GGMLType.F32, info.nbytes, 0.0, ())
-    result = encode_chain(weight, tensor.target.codecs, statistics, skip_harmful=skip_harmful, threads=threads)
-    native = choose_native(result.decoded, _squared_error(weight, result))
-    spool.add_coded(tensor.name, shape, native, result)
-    kind = "+".join(stage.codec for stage in result.stages)
-    return CodedReport(tensor.name, shape, source, kind, native, result.nbytes, result.error, result.reports)
-
-
-def _squared_error(weight: np.ndarray, result: ChainResult) -> float:
-    difference = weight - result.decoded
-    return float(np.vdot(difference, difference))
+        return tensor
+    own = statistics.get(tensor.name, NO_STATISTICS)
+    codecs = settle(tensor.target.codecs, tensor.read, own)
+    return tensor if codecs == tensor.target.codecs else replace(tensor, target=replace(tensor.target, codecs=codecs))

@@ -28,6 +28,8 @@ MAX_DESCRIPTION_BYTES = 1 << 16
 MAX_DIMENSION = 1 << 40
 # ggml's GGML_MAX_NAME is 64 with the terminating zero; readers refuse longer names.
 MAX_NAME_BYTES = 63
+# A vector's entry in the header beside its name: lengths of name and vector, dimensions, type, offset.
+_INFO_BYTES = 8 + 8 + 4 + 4 + 8
 # The component types of the variant; unsigned numbers lie in the signed type of their width.
 DTYPES: dict[GGMLType, str] = {
     GGMLType.I8: "uint8",
@@ -69,6 +71,7 @@ class CodedTensor:
         native: the type that it becomes on the device unless another is asked for.
         error: ‖W - Ŵ‖² / ‖W‖², as the publisher measured it.
         stages: at least one.
+        spaces: that follow its description, so that the length of the header does not depend on weights.
     """
 
     name: str
@@ -76,6 +79,7 @@ class CodedTensor:
     native: GGMLType
     error: float
     stages: tuple[Stage, ...]
+    spaces: int = 0
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -83,9 +87,14 @@ class CodedTensor:
         return prod(self.shape[:-1]), self.shape[-1]
 
     @property
+    def components(self) -> tuple[TensorInfo, ...]:
+        """The tensors of the file that hold it, stage by stage."""
+        return tuple(info for stage in self.stages for info in stage.components.values())
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of all components."""
-        return sum(info.nbytes for stage in self.stages for info in stage.components.values())
+        return sum(info.nbytes for info in self.components)
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,13 @@ def _description(tensor: CodedTensor) -> str:
         for stage in tensor.stages
     ]
     fields = {"shape": list(tensor.shape), "native": tensor.native.name, "error": tensor.error, "stages": stages}
-    return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False) + " " * tensor.spaces
+
+
+def header_bytes(tensor: CodedTensor) -> int:
+    """What a coded tensor takes in the file's header, but for what its name alone decides."""
+    names = sum(len(info.name.encode()) + _INFO_BYTES for info in tensor.components)
+    return len(_description(tensor).encode()) + names
 
 
 def is_variant(header: GGUFHeader) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from edgepack.cli import execute as edgepack
@@ -80,7 +82,7 @@ def test_mixed_codecs_and_chains_are_reported_by_stage(
 
 def test_a_dry_run_writes_nothing(books: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planned = call(capsys, "export", books, "--target", "edge-vptq3", "-o", tmp_path / "m.gguf", "--dry-run")
-    assert {tensor["type"] for tensor in planned["tensors"]} == {"vptq3", "F32"}
+    assert {tensor["type"] for tensor in planned["tensors"]} == {"vptq", "F32"}
     assert not (tmp_path / "m.gguf").exists()
 
 
@@ -91,6 +93,11 @@ def test_a_dry_run_writes_nothing(books: Path, tmp_path: Path, capsys: pytest.Ca
         (("--target", "edge-nf4:speed=9"), 2, "unknown option"),
         (("--target", "edge-nf4", "--tensor-codec", "attn"), 2, "expected REGEX=CODEC"),
         (("--target", "edge-nf4", "--tensor-type", "attn=q8_0"), 2, "expected a gguf target"),
+        (("--target", "edge-nf4", "--pure"), 2, "--pure: expected a gguf target"),
+        (("--target", "edge-nf4", "--shard-size", "1MB"), 2, "--shard-size: expected a gguf target"),
+        (("--target", "edge-nf4", "--dry-run", "--calibration", "x.txt"), 2, "collecting is work"),
+        (("--target", "edge-nf4+ternary", "--dry-run", "--skip-harmful"), 2, "expected no --dry-run"),
+        (("--target", "edge-nf4", "--imatrix", "a", "--calibration", "b"), 2, "expected one of them, got both"),
         (("--target", "gguf-q8", "--skip-harmful"), 2, "need an edge target"),
         (("--target", "edge-nf4", "-o", "/nowhere/x.gguf"), 2, "does not exist"),
     ],
@@ -108,3 +115,75 @@ def test_a_plain_gguf_is_not_decoded(books: Path, tmp_path: Path, capsys: pytest
     call(capsys, "export", books, "--target", "gguf-q8", "-o", tmp_path / "plain.gguf")
     assert edgepack(["unpack", "--native", str(tmp_path / "plain.gguf"), "-o", str(tmp_path / "n.gguf")]) == 13
     assert "not of the variant" in capsys.readouterr().err
+
+
+def test_a_dry_run_of_an_export_has_its_bytes_and_components(
+    books: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("export", books, "--target", "edge-nf4", "--tensor-codec", "ffn_.*=ternary", "-o", tmp_path / "m.gguf")
+    planned = call(capsys, *arguments, "--dry-run")
+    assert list(tmp_path.glob("*.gguf")) == []
+    written = call(capsys, *arguments)
+    assert planned["bytes"] == written["bytes"] == (tmp_path / "m.gguf").stat().st_size
+    for key in ("name", "shape", "source_type", "type", "bytes", "components"):
+        assert [tensor[key] for tensor in planned["tensors"]] == [tensor[key] for tensor in written["tensors"]]
+    header = read_header(tmp_path / "m.gguf")
+    components = [part for tensor in planned["tensors"] for part in tensor["components"]]
+    assert [(part["name"], tuple(part["shape"]), part["type"], part["bytes"]) for part in components] == [
+        (info.name, info.shape, info.type.name, info.nbytes) for info in header.tensors
+    ]
+
+
+def test_a_size_is_what_may_be_shipped(books: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, options in (("x.gguf", ()), ("x.edgepack", ("--pack",))):
+        arguments = ["export", str(books), "--target", "edge-ternary", "-o", str(tmp_path / name), *options]
+        assert edgepack([*arguments, "--max-size", "500KB"]) == 2
+        assert "--max-size: edge-ternary makes" in capsys.readouterr().err
+        assert [path for path in tmp_path.iterdir() if path.is_file()] == []
+        assert edgepack([*arguments, "--max-size", "1.4MB"]) == 0
+        capsys.readouterr()
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_is_merged_into_what_is_coded(
+    books: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    base = transformers.AutoModelForCausalLM.from_pretrained(books, dtype="float32")
+    settings = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], r=2, lora_alpha=4)
+    model = peft.get_peft_model(base, settings)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(std=0.2)
+    model.save_pretrained(tmp_path / "adapter")
+    shutil.copytree(books, tmp_path / "merged", ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "merged").chmod(0o755)
+    (tmp_path / "merged/config.json").unlink()
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    ternary = ("--target", "edge-ternary", "--adapter", tmp_path / "adapter")
+    call(capsys, "export", books, *ternary, "-o", tmp_path / "a.gguf")
+    call(capsys, "export", tmp_path / "merged", "--target", "edge-ternary", "-o", tmp_path / "b.gguf")
+    apart = call(capsys, "export", books, *ternary, "--adapter-mode", "separate", "-o", tmp_path / "c.gguf")
+    assert apart["adapter"] == str(tmp_path / "c-lora.gguf")
+    assert read_header(tmp_path / "c-lora.gguf").get("general.type") == "adapter"
+    data = [path.read_bytes()[read_header(path).data_start :] for path in (tmp_path / f"{n}.gguf" for n in "abc")]
+    # The merged checkpoint was rounded to float32 by another order of sums: a few trits at a boundary may differ.
+    same = np.frombuffer(data[0], np.uint8) == np.frombuffer(data[1], np.uint8)
+    assert len(data[0]) == len(data[1])
+    assert same.mean() > 0.999
+    assert data[2] != data[0]
+
+
+@pytest.mark.slow
+def test_a_gate_that_a_variant_misses_exits_with_one_and_keeps_the_file(
+    books: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("It was a dark night, and the wind was loud in the chimney. " * 40)
+    arguments = ["export", str(books), "--target", "edge-ternary", "-o", str(tmp_path / "x.gguf"), "--text", str(text)]
+    assert edgepack([*arguments, "--chunks", "2", "--min-agreement", "0.95", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert "FAILED min-agreement" in captured.err
+    assert json.loads(captured.out)["validation"]["top1_agreement"] < 0.95
+    assert (tmp_path / "x.gguf").exists()

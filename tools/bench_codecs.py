@@ -1,12 +1,15 @@
 """The codecs' yardstick: every codec and every ggml type on Gaussian, heavy-tailed and real matrices.
 
-    python tools/bench_codecs.py [--model MODEL] [--calibration TEXT] [--blocks 2] [--plot out.svg] [--skip-search]
+    python tools/bench_codecs.py [--model MODEL] [--calibration TEXT] [--blocks 2] [--plot out.svg]
+        [--skip-search] [--skip-tables]
 
 For each: bits a weight (side data included), relative squared error, excess bits over the Gaussian rate-distortion
 bound (R + ½·log2 of the error), bits after an order-0 entropy coder of each byte plane, coding and decoding speed.
-With --calibration, real matrices also get the error of the layer's output, tr(E·H·Eᵀ) / tr(W·H·Wᵀ), and the codecs
-see the Hessians. Speeds are weights a second of processor time, so of one core, and other programs hardly matter;
-SeedLM's is printed beside the float32 matrix-product rate of the same minute, measured alike.
+With --calibration, codecs see the Hessians of the text's first half, and real matrices also get the error weighted by
+diag(H), Σ h·(W - Ŵ)² / Σ h·W², and that of the layer's output, tr(E·H·Eᵀ) / tr(W·H·Wᵀ), with H from its second half;
+`NAME blind` sees no statistics and `NAME imatrix` diag(H) alone, as the ggml types do. Speeds are weights a second of
+processor time, so of one core, and other programs matter less; SeedLM's stand beside the float32 matrix-product rate
+of the same minute, measured alike.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from bench_codecs_plot import write_plot
+from bench_codecs_search import print_search_rates
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.quant.codecs.codec import NO_STATISTICS, Statistics
 from edgepack.quant.codecs.decode import decode
@@ -32,11 +36,15 @@ from edgepack.model import read_tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edgepack.quant.calibration.collect import LinearStatistics
     from numpy.typing import NDArray
 
 CODECS = ("ternary", "ternary:fit=least-squares", "vptq2", "vptq3", "vptq4", "seedlm3", "seedlm4",
           "seedlm4:search=pruned", "nf4", "bezier4", "bezier", "trajectory", "trajectory:points=1600,classes=1",
           "trajectory:points=1600,classes=3")  # fmt: skip
+BLIND, DIAGONAL = " blind", " imatrix"
+# Small matrices are decoded several times: these many weights, of which the first call's allocations are a small part.
+_DECODED_WEIGHTS = 1 << 22
 TYPES = ("TQ1_0", "TQ2_0", "Q2_K", "IQ2_XS", "IQ3_S", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K", "Q5_0", "Q5_K",
          "Q6_K", "Q8_0")  # fmt: skip
 
@@ -48,23 +56,24 @@ class Row:
     name: str
     bits: float
     error: float
+    weighted_error: float | None
     output_error: float | None
     entropy_bits: float
     encode_rate: float
     decode_rate: float
 
-    @property
-    def excess(self) -> float:
-        """Bits above the Gaussian rate-distortion bound at this error."""
-        return self.bits + 0.5 * float(np.log2(max(self.error, 1e-30)))
+    def excess(self, error: float) -> float:
+        """Bits above the Gaussian rate-distortion bound at an error."""
+        return self.bits + 0.5 * float(np.log2(max(error, 1e-30)))
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A matrix and what is known of its inputs."""
+    """A matrix, what the codecs know of its inputs, and the Hessian that they are judged by."""
 
     weight: NDArray[np.float32]
-    statistics: Statistics
+    statistics: Statistics = NO_STATISTICS
+    judge: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,17 +96,22 @@ def entropy_bits(plane: NDArray[np.uint8]) -> float:
 
 def run_codec(name: str, sample: Sample) -> Outcome:
     """Code with one of our codecs."""
-    (codec,) = find_edge_target(name).codecs
+    target, blind, _ = name.partition(BLIND)
+    target, diagonal, _ = target.partition(DIAGONAL)
+    (codec,) = find_edge_target(target).codecs
     started = time.process_time()
-    encoded = codec.encode(sample.weight, sample.statistics)
+    known = Statistics(sample.statistics.importance) if diagonal else sample.statistics
+    encoded = codec.encode(sample.weight, NO_STATISTICS if blind else known)
     coded = time.process_time()
-    decoded = decode(encoded, threads=1)
+    times = max(1, _DECODED_WEIGHTS // sample.weight.size)
+    for _ in range(times):
+        decoded = decode(encoded, threads=1)
     done = time.process_time()
     planes = [
         np.ascontiguousarray(array).view(np.uint8).reshape(len(array), -1) for array in encoded.components.values()
     ]
     split = [plane[:, byte] for plane in planes for byte in range(plane.shape[1])]
-    return Outcome(8 * encoded.nbytes, split, decoded, coded - started, done - coded)
+    return Outcome(8 * encoded.nbytes, split, decoded, coded - started, (done - coded) / times)
 
 
 def run_type(name: str, sample: Sample) -> Outcome:
@@ -121,103 +135,81 @@ def measure(name: str, samples: Sequence[Sample]) -> Row:
     runner = run_type if name in GGMLType.__members__ else run_codec
     outcomes = [runner(name, sample) for sample in samples]
     count = sum(sample.weight.size for sample in samples)
-    pairs = list(zip(samples, outcomes, strict=True))
-    # Each matrix has a variance of its own, so logarithms of errors are averaged: they are what bits compare with.
-    logs = [np.log2(max(float(((s.weight - o.decoded) ** 2).mean() / (s.weight**2).mean()), 1e-30)) for s, o in pairs]
+    errors = [[], [], []]  # type: list[list[float]]
+    for sample, outcome in zip(samples, outcomes, strict=True):
+        for known, error in zip(errors, relative_errors(sample, outcome.decoded), strict=True):
+            known.append(error)
     sizes = [sample.weight.size for sample in samples]
-    output = [output_error(sample, outcome.decoded) for sample, outcome in pairs]
-    known = [value for value in output if value is not None]
+    # Each matrix has a variance of its own, so logarithms of errors are averaged: they are what bits compare with.
+    means = [2 ** float(np.average(np.log2(np.maximum(known, 1e-30)), weights=sizes)) for known in errors]
+    judged = all(sample.judge is not None for sample in samples)
     return Row(
         name,
         sum(outcome.stored_bits for outcome in outcomes) / count,
-        2 ** float(np.average(logs, weights=sizes)),
-        2 ** float(np.average(np.log2(known), weights=sizes)) if len(known) == len(samples) else None,
+        means[0],
+        means[1] if judged else None,
+        means[2] if judged else None,
         sum(entropy_bits(plane) for outcome in outcomes for plane in outcome.planes) / count,
         count / sum(outcome.encode_seconds for outcome in outcomes),
         count / sum(outcome.decode_seconds for outcome in outcomes),
     )
 
 
-def output_error(sample: Sample, decoded: NDArray[np.float32]) -> float | None:
-    """tr(E·H·Eᵀ) / tr(W·H·Wᵀ), or None without a Hessian."""
-    hessian = sample.statistics.hessian
-    if hessian is None:
-        return None
-    error = (sample.weight - decoded).astype(np.float64)
+def relative_errors(sample: Sample, decoded: NDArray[np.float32]) -> tuple[float, float, float]:
+    """Squared, weighted and output error, each relative; the latter two are 1 where no Hessian judges."""
     weight = sample.weight.astype(np.float64)
-    return float(((error @ hessian) * error).sum() / ((weight @ hessian) * weight).sum())
+    error = weight - decoded
+    plain = float((error**2).sum() / (weight**2).sum())
+    if sample.judge is None:
+        return plain, 1.0, 1.0
+    weighted = float((np.diagonal(sample.judge) * error**2).sum() / (np.diagonal(sample.judge) * weight**2).sum())
+    return plain, weighted, float(((error @ sample.judge) * error).sum() / ((weight @ sample.judge) * weight).sum())
 
 
 def real_samples(model: Path, calibration: Path | None, blocks: int, match: str) -> list[Sample]:
     """The matrices of the first `blocks` layers whose names match, with Hessians where there is a text."""
     checkpoint = open_checkpoint(model)
-    known = {}
+    halves: list[dict[str, LinearStatistics]] = [{}, {}]
     if calibration is not None:
         from edgepack.quant.calibration.collect import collect
         from edgepack.quant.calibration.text import text_sequences
 
-        tokens = text_sequences(checkpoint, calibration.read_text(), sequences=32)
-        known = collect(checkpoint, tokens, with_hessian=True).statistics
+        text = calibration.read_text()
+        for half, part in zip(halves, (text[: len(text) // 2], text[len(text) // 2 :]), strict=True):
+            tokens = text_sequences(checkpoint, part, sequences=64)
+            half.update(collect(checkpoint, tokens, with_hessian=True).statistics)
     names = [name for name, spec in checkpoint.tensors.specs.items() if len(spec.shape) == 2]
     wanted = re.compile(rf"\.layers\.({'|'.join(map(str, range(blocks)))})\..*({match})")
-    chosen = [name for name in names if wanted.search(name)]
     samples = []
-    for name in chosen:
-        moments = known.get(name)
-        statistics = NO_STATISTICS if moments is None else Statistics(moments.mean_square, moments.hessian)
-        samples.append(Sample(read_tensor(checkpoint.tensors, name), statistics))
+    for name in filter(wanted.search, names):
+        seen, judge = (half.get(name) for half in halves)
+        statistics = Statistics(seen.mean_square, seen.hessian) if seen else NO_STATISTICS
+        weight = read_tensor(checkpoint.tensors, name)
+        samples.append(Sample(weight, statistics, None if judge is None else np.asarray(judge.hessian, np.float64)))
     return samples
 
 
-def matrix_product_rate() -> float:
-    """Multiplications and additions a second of one core in a large float32 product in torch."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    a = torch.randn(2048, 2048)
-    a @ a
-    started = time.process_time()
-    for _ in range(3):
-        a @ a
-    rate = 3 * 2 * 2048**3 / (time.process_time() - started)
-    torch.set_num_threads(threads)
-    return rate
-
-
-def print_search_rates() -> None:
-    """SeedLM's searches beside the matrix-product rate, interleaved: rate, search, rate, search, rate."""
-    sample = Sample(np.random.default_rng(1).standard_normal((256, 1024), dtype=np.float32), NO_STATISTICS)
-    for name, length in (("seedlm4", 8), ("seedlm3", 12)):
-        run_codec(f"{name}:search=pruned", sample)  # tables are made once a process
-        rates = [matrix_product_rate()]
-        exhaustive = run_codec(name, sample)
-        rates.append(matrix_product_rate())
-        pruned = run_codec(f"{name}:search=pruned", sample)
-        rates.append(matrix_product_rate())
-        operations = sample.weight.size / length * 65535 * length * (length + 1)
-        errors = [float(((sample.weight - o.decoded) ** 2).sum()) ** 0.5 for o in (pruned, exhaustive)]
-        print(
-            f"{name}: exhaustive {sample.weight.size / exhaustive.encode_seconds:,.0f} weights/s a core,"
-            f" {operations / exhaustive.encode_seconds / np.mean(rates):.2f} of the float32 matrix-product rate"
-            f" ({np.mean(rates) / 1e9:.0f} GFLOP/s); pruned {exhaustive.encode_seconds / pruned.encode_seconds:.1f}"
-            f" times as fast with {100 * (errors[0] / errors[1] - 1):.2f} % more error (‖W - Ŵ‖)"
-        )
+def all_matrices(model: Path) -> list[NDArray[np.float32]]:
+    """Every matrix of a model, the embedding too."""
+    checkpoint = open_checkpoint(model)
+    names = [name for name, spec in checkpoint.tensors.specs.items() if len(spec.shape) == 2]
+    return [read_tensor(checkpoint.tensors, name) for name in names]
 
 
 def print_table(title: str, rows: Sequence[Row]) -> None:
-    """A Markdown table, by bits."""
+    """A Markdown table, by bits; errors that no Hessian judged have no columns."""
+    kinds = ["relative squared error", "weighted error", "output error"]
+    judged = len(kinds) if rows[0].output_error is not None else 1
+    errors = [f"{kind} | excess" for kind in kinds[:judged]]
     print(f"\n{title}\n")
-    print("| codec | bits | relative squared error | excess | output error | excess of output | entropy-coded bits "
-          "| coding M/s a core | decoding M/s a core |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|", " | ".join(("codec | bits", *errors, "entropy-coded bits | coding M/s a core | decoding M/s a core |")))
+    print("|" + "---|" * (5 + 2 * judged))
     for row in sorted(rows, key=lambda row: row.bits):
-        output, excess = "", ""
-        if row.output_error is not None:
-            output, excess = f"{row.output_error:.3e}", f"{row.bits + 0.5 * np.log2(row.output_error):.2f}"
+        known = [error for error in (row.error, row.weighted_error, row.output_error) if error is not None]
         print(
-            f"| {row.name} | {row.bits:.3f} | {row.error:.3e} | {row.excess:.2f} | {output} | {excess} "
-            f"| {row.entropy_bits:.3f} | {row.encode_rate / 1e6:.3g} | {row.decode_rate / 1e6:.3g} |"
+            f"| {row.name} | {row.bits:.3f} | {' | '.join(f'{error:.3e} | {row.excess(error):.2f}' for error in known)}"
+            f" | {row.entropy_bits:.3f} | {row.encode_rate / 1e6:.3g} | {row.decode_rate / 1e6:.3g} |",
+            flush=True,
         )
 
 
@@ -231,24 +223,34 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256, help="of the random matrices, 1024 columns")
     parser.add_argument("--only", nargs="*", help="codecs and types")
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--skip-search", action="store_true")
+    parser.add_argument("--skip-search", action="store_true", help="no rates of SeedLM's searches")
+    parser.add_argument("--skip-tables", action="store_true", help="nothing but these")
     options = parser.parse_args()
     generator = np.random.default_rng(0)
     shape = (options.rows, 1024)
     normal = generator.standard_normal(shape, dtype=np.float32)
     tailed = generator.standard_t(4, shape).astype(np.float32)
+    real = real_samples(options.model, options.calibration, options.blocks, options.match)
     sources = {
-        f"Gaussian, {shape[0]} × {shape[1]}": [Sample(normal, NO_STATISTICS)],
-        f"Student t with 4 degrees of freedom, {shape[0]} × {shape[1]}": [Sample(tailed, NO_STATISTICS)],
-        f"{options.model.name}, layers 0 to {options.blocks - 1}": real_samples(
-            options.model, options.calibration, options.blocks, options.match
-        ),
+        f"Gaussian, {shape[0]} × {shape[1]}": [Sample(normal)],
+        f"Student t with 4 degrees of freedom, {shape[0]} × {shape[1]}": [Sample(tailed)],
+        f"{options.model.name}, layers 0 to {options.blocks - 1}": real,
     }
     if not options.skip_search:
-        print_search_rates()
+        for rows in (256, 2048):
+            weight = generator.standard_normal((rows, 1024), dtype=np.float32)
+            print_search_rates(f"Gaussian, {rows} × 1024", [weight])
+        every = all_matrices(options.model)
+        print_search_rates(f"{options.model.name}, all {len(every)} matrices", every)
+    if options.skip_tables:
+        return
     tables = {}
     for title, samples in sources.items():
-        tables[title] = [measure(name, samples) for name in options.only or (*CODECS, *TYPES)]
+        names = options.only or (*CODECS, *TYPES)
+        if samples[0].judge is not None:
+            names = (*names, *(name + BLIND for name in names if "vptq" in name or name.startswith("seedlm")))
+            names = (*names, *(name + DIAGONAL for name in names if name.startswith("vptq") and BLIND not in name))
+        tables[title] = [measure(name, samples) for name in names]
         print_table(title, tables[title])
     if options.plot:
         write_plot(

@@ -144,10 +144,12 @@ def streaming(arguments: argparse.Namespace) -> None:
 
 def stream_to_nowhere(parameters: int, target: str) -> None:
     """Encode a synthetic Llama chunk by chunk as an export does, and throw the bytes away."""
-    from edgepack.export.gguf_file import default_threads, encoded_chunks
+    from edgepack.export.gguf_file import encoded_chunks
     from edgepack.export.mapped_model import map_checkpoint
     from edgepack.export.plan import plan_export
     from edgepack.quant.targets import find_target
+
+    from edgepack.processors import default_threads
 
     plan = plan_export(map_checkpoint(synthetic_llama(LlamaShape.of_size(parameters))), find_target(target))
     written = sum(blocks.nbytes for _, blocks in encoded_chunks(plan.tensors, default_threads()))

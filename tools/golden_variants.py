@@ -17,7 +17,8 @@ import numpy as np
 from edgepack.edge.native import plan_native, write_native
 from edgepack.export.mapped_model import MappedModel
 from edgepack.export.rows import ArrayRows
-from edgepack.export.variant import plan_variant, write_variant
+from edgepack.export.variant import plan_variant
+from edgepack.export.variant_write import write_variant
 from edgepack.packaging.variant import VERSION
 from edgepack.quant.codecs.targets import find_edge_target
 from edgepack.quant.mixtures import ModelFacts

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from edgepack.quant.codecs import bits
 from edgepack.quant.codecs.codec import (
+    LONGEST_NUMBER,
     NO_STATISTICS,
     Component,
     Decoder,
@@ -82,13 +83,14 @@ class Bezier:
             "control_points": np.concatenate([points for points, _ in parts]).reshape(-1),
             "places": bits.pack(places, self.index_bits),
         }
-        parameters: dict[str, Parameter] = {
-            "index_bits": self.index_bits,
-            "segment": self.segment,
-            "degree": self.degree,
-            "scale": scale,
-        }
-        return Encoded(self.name, self.version, (array.shape[0], array.shape[1]), parameters, components)
+        shape = (array.shape[0], array.shape[1])
+        return Encoded(self.name, self.version, shape, {**self.draft(shape), "scale": scale}, components)
+
+    def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
+        """As `Codec.draft`."""
+        del shape
+        own = {"index_bits": self.index_bits, "segment": self.segment, "degree": self.degree}
+        return {**own, "scale": LONGEST_NUMBER}
 
     def _fit(self, segments: NDArray[np.float64]) -> tuple[NDArray[np.float16], NDArray[np.uint16]]:
         """Control points float16 [n, degree + 1] and places [n, segment] of segments within ±1."""

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from edgepack.quant.codecs.codec import NO_STATISTICS, ErrorSum
+from edgepack.quant.codecs.codec import NO_STATISTICS, ErrorSum, Settling
 from edgepack.quant.codecs.decode import decode
 from edgepack.quant.codecs.registry import open_decoder
 
 from edgepack.errors import CodecError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from edgepack.quant.codecs.codec import Codec, Decoder, Encoded, Statistics
     from numpy.typing import NDArray
@@ -72,6 +72,22 @@ class ChainResult:
         return sum(stage.nbytes for stage in self.stages)
 
 
+def settle(
+    codecs: Sequence[Codec], weight: Callable[[], NDArray[np.float32]], statistics: Statistics = NO_STATISTICS
+) -> tuple[Codec, ...]:
+    """The codecs with every choice made that lengths depend on; later stages choose by the whole matrix too.
+
+    Args:
+        codecs: of a chain.
+        weight: gives the finite float32 matrix [rows, columns]; called only where there is a choice.
+        statistics: of the matrix's inputs.
+    """
+    return tuple(
+        codec.settle(weight(), statistics) if isinstance(codec, Settling) and not codec.settled else codec
+        for codec in codecs
+    )
+
+
 def encode_chain(
     weight: NDArray[np.float32],
     codecs: Sequence[Codec],
@@ -79,6 +95,7 @@ def encode_chain(
     *,
     skip_harmful: bool = False,
     threads: int | None = None,
+    first: Encoded | None = None,
 ) -> ChainResult:
     """Code a matrix with the first codec, what is left with the next, and so on; does not modify it.
 
@@ -88,6 +105,7 @@ def encode_chain(
         statistics: of the matrix's inputs; the same for every stage.
         skip_harmful: leave out later stages that do not lower the error.
         threads: for decoding.
+        first: what the first codec made of the matrix, where that is known already.
 
     Raises:
         CodecError: no codec, or the matrix cannot be coded.
@@ -99,8 +117,8 @@ def encode_chain(
     stages: list[Encoded] = []
     reports: list[StageReport] = []
     before = 1.0 if weight.any() else 0.0
-    for codec in codecs:
-        encoded = codec.encode(weight - total, statistics)
+    for codec in settle(codecs, lambda: weight, statistics):
+        encoded = first if first is not None and not stages else codec.encode(weight - total, statistics)
         candidate = total + decode(encoded, threads)
         error = ErrorSum().plus(weight, candidate).relative
         report = StageReport(codec.name, encoded.bits_per_weight, error, before, kept=True)

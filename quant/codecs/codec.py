@@ -7,18 +7,21 @@ Values, protocols and the checks that all codecs share. How arrays lie in a file
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from edgepack.errors import CodecError, NumericError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
 Parameter = bool | int | float | str
+
+# No finite number of float64 is written with more characters.
+LONGEST_NUMBER = -2.2250738585072014e-308
 
 # The component types that a GGUF can hold; unsigned values lie in the signed type of the same width.
 COMPONENT_TYPES = (np.uint8, np.uint16, np.int32, np.float16, np.float32)
@@ -130,12 +133,50 @@ class Codec(Protocol):
         """Code a finite float32 matrix [rows, columns]; does not modify it."""
         ...
 
+    def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
+        """Parameters of a matrix of `shape` before its weights are seen: the layout is exact, no value is longer.
+
+        What depends on weights stands as `LONGEST_NUMBER` or its like, so that lengths of files can be planned.
+
+        Raises:
+            CodecError: the codec is still to be settled (`Settling`).
+        """
+        ...
+
     def layout(self, shape: tuple[int, int], parameters: Mapping[str, Parameter]) -> dict[str, Component]:
         """Every component of a matrix of `shape`; raises CodecError when a parameter is impossible."""
         ...
 
     def decoder(self, encoded: Encoded) -> Decoder:
         """A decoder of `encoded`, whose components have been checked with `check_components`."""
+        ...
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A codec that makes a choice by the weights on which the lengths of its components depend."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether that choice is made."""
+        ...
+
+    def settle(self, weight: NDArray[np.float32], statistics: Statistics = NO_STATISTICS) -> Codec:
+        """The codec with the choice that it makes for a finite matrix [rows, columns]."""
+        ...
+
+
+@runtime_checkable
+class CodesTogether(Protocol):
+    """A codec that codes several matrices together in less time than one by one."""
+
+    @property
+    def weights_together(self) -> int:
+        """Weights of matrices that are worth coding together; 0 where nothing is gained."""
+        ...
+
+    def encode_together(self, weights: Sequence[NDArray[np.float32]]) -> list[Encoded]:
+        """As `Codec.encode` without statistics, for several matrices."""
         ...
 
 

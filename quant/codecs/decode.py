@@ -5,13 +5,14 @@ What a chunk becomes (rows of a GGUF, an error sum) is left to the caller.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from edgepack.quant.codecs.registry import open_decoder
+
+from edgepack.processors import default_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
 CHUNK_WEIGHTS = 1 << 20
 
 Result = TypeVar("Result")
-
-
-def default_threads() -> int:
-    """Threads that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def row_chunks(rows: int, columns: int, chunk_weights: int = CHUNK_WEIGHTS) -> Iterator[tuple[int, int]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from edgepack.quant.codecs.codec import (
+    LONGEST_NUMBER,
     NO_STATISTICS,
     Component,
     Decoder,
@@ -118,6 +119,11 @@ class NF4:
         parameters = {"offset": float(offset)}
         components = {"weights": (levels[::2] << 4) | levels[1::2], "absmax": codes, "nested_absmax": nested}
         return Encoded(self.name, self.version, (array.shape[0], array.shape[1]), parameters, components)
+
+    def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
+        """As `Codec.draft`."""
+        del shape
+        return {"offset": LONGEST_NUMBER}
 
     def layout(self, shape: tuple[int, int], parameters: Mapping[str, Parameter]) -> dict[str, Component]:
         """As `Codec.layout`."""

@@ -27,15 +27,18 @@ from edgepack.quant.codecs.codec import (
 from edgepack.errors import CodecError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
 COEFFICIENT_BITS = 4
 EXPONENT_BITS = 4
 MAX_BLOCK = 64
+_LOWEST_BIAS = -200
 # Blocks decoded together: their arrays (some 16 of 32 KiB) stay in a second-level cache.
 _TILE = 8192
+# Weights of matrices that are searched together: beyond a million blocks a pruned search gains no more.
+_TOGETHER = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,27 @@ class SeedLM:
         found = search_seeds(array, self, statistics.column_weights(array.shape[1]))
         return store(array.shape, self, found.seeds, found.exponents, found.coefficients)
 
+    @property
+    def weights_together(self) -> int:
+        """As `CodesTogether.weights_together`."""
+        return _TOGETHER if self.search == "pruned" else 0
+
+    def encode_together(self, weights: Sequence[NDArray[np.float32]]) -> list[Encoded]:
+        """As `CodesTogether.encode_together`: the pruned search finds more blocks of each direction. Needs torch."""
+        from edgepack.quant.codecs.seedlm_search import search_together
+
+        arrays = [check_weight(weight) for weight in weights]
+        found = search_together(arrays, self)
+        return [
+            store(array.shape, self, own.seeds, own.exponents, own.coefficients)
+            for array, own in zip(arrays, found, strict=True)
+        ]
+
+    def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
+        """As `Codec.draft`."""
+        del shape
+        return self.parameters(_LOWEST_BIAS)
+
     def layout(self, shape: tuple[int, int], parameters: Mapping[str, Parameter]) -> dict[str, Component]:
         """As `Codec.layout`."""
         block, coefficients, register_bits = _geometry(parameters)
@@ -100,7 +124,7 @@ def _geometry(parameters: Mapping[str, Parameter]) -> tuple[int, int, int]:
     """C, P and K, checked."""
     block = integer(parameters, "block", 1, MAX_BLOCK)
     coefficients = integer(parameters, "coefficients", 1, block)
-    integer(parameters, "exponent_bias", -200, 200)
+    integer(parameters, "exponent_bias", _LOWEST_BIAS, -_LOWEST_BIAS)
     return block, coefficients, integer(parameters, "register_bits", 2, 16)
 
 
@@ -136,7 +160,7 @@ class SeedDecoder:
     def __init__(self, encoded: Encoded) -> None:
         self._encoded = encoded
         self._block, self._coefficients, self._bits = _geometry(encoded.parameters)
-        bias = integer(encoded.parameters, "exponent_bias", -200, 200)
+        bias = integer(encoded.parameters, "exponent_bias", _LOWEST_BIAS, -_LOWEST_BIAS)
         self._scales = np.ldexp(np.float64(1), np.arange(16) + bias).astype(np.float32)
         self._cycle = lfsr.normalised_cycle(self._bits, self._block * self._coefficients)
         self._positions = lfsr.positions(self._bits)

@@ -95,6 +95,11 @@ class Ternary:
         shape = (array.shape[0], array.shape[1])
         return Encoded(self.name, self.version, shape, {"scale": self.scale}, components)
 
+    def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
+        """As `Codec.draft`."""
+        del shape
+        return {"scale": self.scale}
+
     def layout(self, shape: tuple[int, int], parameters: Mapping[str, Parameter]) -> dict[str, Component]:
         """As `Codec.layout`."""
         scale = choice(parameters, "scale", SCALES)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from edgepack.quant.codecs import bits
 from edgepack.quant.codecs.codec import (
+    LONGEST_NUMBER,
     NO_STATISTICS,
     Component,
     Decoder,
@@ -58,6 +59,9 @@ def trajectory(points: int) -> NDArray[np.float64]:
     return np.stack([steps / points, steps * winding / points % 1.0], axis=1)
 
 
+_FITTED = ("centre_x", "centre_y", "side", "ratio")
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """The codec `trajectory`.
@@ -86,9 +90,15 @@ class Trajectory:
         pairs.reshape(-1)[: array.size] = array.reshape(-1)
         parameters = self._fit(pairs)
         index = _nearest_index(pairs, parameters, self.points, self.classes)
-        stored: dict[str, Parameter] = {"points": self.points, "classes": self.classes, **parameters}
         components = {"indices": bits.pack(index, _index_bits(self.points, self.classes))}
-        return Encoded(self.name, self.version, (array.shape[0], array.shape[1]), stored, components)
+        shape = (array.shape[0], array.shape[1])
+        return Encoded(self.name, self.version, shape, {**self.draft(shape), **parameters}, components)
+
+    def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
+        """As `Codec.draft`."""
+        del shape
+        fitted: dict[str, Parameter] = dict.fromkeys(_FITTED, LONGEST_NUMBER)
+        return {"points": self.points, "classes": self.classes, **fitted}
 
     def _fit(self, pairs: NDArray[np.float64]) -> dict[str, float]:
         """Centre, side and ratio with the least error on a sample."""
@@ -109,7 +119,7 @@ class Trajectory:
     def layout(self, shape: tuple[int, int], parameters: Mapping[str, Parameter]) -> dict[str, Component]:
         """As `Codec.layout`."""
         points, classes = _counts(parameters)
-        for key in ("centre_x", "centre_y", "side", "ratio"):
+        for key in _FITTED:
             number(parameters, key)
         pairs = -(-shape[0] * shape[1] // 2)
         return {"indices": Component(np.uint8, bits.packed_bytes(pairs, _index_bits(points, classes)))}
@@ -117,7 +127,7 @@ class Trajectory:
     def decoder(self, encoded: Encoded) -> Decoder:
         """As `Codec.decoder`."""
         points, classes = _counts(encoded.parameters)
-        fitted = {key: number(encoded.parameters, key) for key in ("centre_x", "centre_y", "side", "ratio")}
+        fitted = {key: number(encoded.parameters, key) for key in _FITTED}
         return _TrajectoryDecoder(encoded, _table(fitted, points, classes), _index_bits(points, classes))
 
 

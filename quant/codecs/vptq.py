@@ -6,12 +6,13 @@ Storage and decoding with numpy alone; k-means, the sweep with error feedback an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from edgepack.quant.codecs import bits
 from edgepack.quant.codecs.codec import (
+    LONGEST_NUMBER,
     NO_STATISTICS,
     Component,
     Decoder,
@@ -147,7 +148,27 @@ class VPTQ:
         """As `Codec.encode`; with Hessians by error feedback, with importances by weighted k-means. Needs torch."""
         from edgepack.quant.codecs.vptq_encode import encode_vptq
 
-        return encode_vptq(check_weight(weight), self, statistics)
+        return encode_vptq(check_weight(weight), self.settle(weight, statistics), statistics)
+
+    @property
+    def settled(self) -> bool:
+        """As `Settling.settled`."""
+        return self.normalise != "auto"
+
+    def settle(self, weight: NDArray[np.float32], statistics: Statistics = NO_STATISTICS) -> VPTQ:
+        """As `Settling.settle`: the normalisation, whose scales are stored. Needs torch."""
+        from edgepack.quant.codecs.vptq_geometry import settled_normalisation
+
+        if self.settled:
+            return self
+        array = check_weight(weight)
+        return replace(self, normalise=settled_normalisation(array, self, statistics.column_weights(array.shape[1])))
+
+    def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
+        """As `Codec.draft`. Needs torch."""
+        from edgepack.quant.codecs.vptq_geometry import plan_geometry
+
+        return plan_geometry(shape, self).parameters(LONGEST_NUMBER)
 
     def layout(self, shape: tuple[int, int], parameters: Mapping[str, Parameter]) -> dict[str, Component]:
         """As `Codec.layout`."""

@@ -25,13 +25,17 @@ def nearest(vectors: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     return torch.cat(tiles)
 
 
-def kmeans(vectors: torch.Tensor, weights: torch.Tensor, count: int) -> torch.Tensor:
+def kmeans(
+    vectors: torch.Tensor, weights: torch.Tensor, count: int, steps: int = _KMEANS_STEPS, moving: int = _MOVING_STEPS
+) -> torch.Tensor:
     """`count` centroids of weighted vectors by Lloyd's method; the same for the same input.
 
     Args:
         vectors: float32 [n, v].
         weights: float32 [n], not negative.
         count: k; with fewer distinct vectors than that, some centroids are equal.
+        steps: of Lloyd's method.
+        moving: the first of these, which move idle centroids too.
 
     Returns:
         float32 [k, v].
@@ -44,12 +48,12 @@ def kmeans(vectors: torch.Tensor, weights: torch.Tensor, count: int) -> torch.Te
     weights = weights.clamp_min(1e-12)
     start = torch.randperm(len(vectors), generator=generator).repeat(-(-count // len(vectors)))[:count]
     centroids = vectors[start.to(vectors.device)].clone()
-    for step in range(_KMEANS_STEPS):
+    for step in range(steps):
         index = nearest(vectors, centroids)
         mass = torch.zeros(count, device=vectors.device).index_add_(0, index, weights)
         sums = torch.zeros_like(centroids).index_add_(0, index, vectors * weights[:, None])
         centroids = torch.where(mass[:, None] > 0, sums / mass.clamp_min(1e-30)[:, None], centroids)
-        if step < _MOVING_STEPS:
+        if step < moving:
             error = (vectors - centroids[index]).square().sum(1) * weights
             _move_idle(centroids, torch.zeros_like(mass).index_add_(0, index, error), mass)
     return centroids

@@ -16,7 +16,7 @@ from edgepack.quant.codecs.codec import Encoded
 from edgepack.quant.codecs.torch_threads import one_thread
 from edgepack.quant.codecs.vptq import Geometry, index_bits
 from edgepack.quant.codecs.vptq_codebook import kmeans, nearest, tune
-from edgepack.quant.codecs.vptq_geometry import choose_geometry, choose_normalisation, normalise
+from edgepack.quant.codecs.vptq_geometry import normalise, plan_geometry
 from edgepack.quant.feedback import FeedbackFactor, feedback_factor, feedback_sweep
 
 if TYPE_CHECKING:
@@ -177,18 +177,11 @@ _Weights = tuple[torch.Tensor, torch.Tensor, "torch.Tensor | None"]
 
 
 def encode_vptq(weight: NDArray[np.float32], codec: VPTQ, statistics: Statistics) -> Encoded:
-    """Code a finite float32 matrix; does not modify it. See `VPTQ.encode`."""
+    """Code a finite float32 matrix with a settled codec; does not modify it. See `VPTQ.encode`."""
     rows, columns = weight.shape
     known = statistics.column_weights(columns)
     importance = np.ones(columns) if known is None else known
-    geometry = choose_geometry((rows, columns), codec)
-    outliers = int(codec.outliers * columns) if columns > 1 else 0
-    geometry = replace(geometry, outliers=outliers, outlier_centroids=2 * geometry.centroids if outliers else 2)
-    if codec.normalise == "auto":
-        with one_thread():
-            geometry = choose_normalisation(weight, geometry, importance, codec.device)
-    else:
-        geometry = replace(geometry, normalise=codec.normalise)
+    geometry = plan_geometry((rows, columns), codec)
     order = np.argsort(-importance, kind="stable")
     scaled, scale, bias = normalise(weight, geometry.normalise)
     column_scale = scale[0] if geometry.normalise == "column" else np.ones(columns, dtype=np.float32)
@@ -202,7 +195,7 @@ def encode_vptq(weight: NDArray[np.float32], codec: VPTQ, statistics: Statistics
         torch.from_numpy(row_weights / max(row_weights.mean(), 1e-300)).to(codec.device),
         hessian,
     )
-    outlier = (torch.arange(columns) < outliers).to(codec.device)
+    outlier = (torch.arange(columns) < geometry.outliers).to(codec.device)
     coder = VectorCoder(torch.from_numpy(padded).to(codec.device), weights, outlier, geometry.vector)
     with one_thread():
         coded = coder.code(geometry, codec.tuning)

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from edgepack.quant.codecs.vptq import Geometry
+from edgepack.quant.codecs.torch_threads import one_thread
+from edgepack.quant.codecs.vptq import MAX_CENTROIDS, Geometry
 from edgepack.quant.codecs.vptq_codebook import kmeans, nearest
+
+from edgepack.errors import CodecError
 
 if TYPE_CHECKING:
     from edgepack.quant.codecs.vptq import VPTQ
@@ -24,7 +27,9 @@ _EXCESS = {1: 0.46, 2: 0.40, 3: 0.365, 4: 0.34, 5: 0.32, 6: 0.30, 8: 0.28}
 _EXCESS_PER_BIT = 0.09
 _RESIDUAL_EXCESS = 0.06
 _MAX_CENTROIDS = 4096
-_TRIAL_VECTORS = 1 << 14
+# A trial of a normalisation is only compared with others: fewer vectors and steps than a codebook gets.
+_TRIAL_VECTORS = 1 << 13
+_TRIAL_STEPS, _TRIAL_MOVING = 12, 9
 
 
 def choose_geometry(shape: tuple[int, int], codec: VPTQ) -> Geometry:
@@ -77,14 +82,35 @@ def normalise(
     return (weight - bias) / scale, scale, bias
 
 
-def choose_normalisation(
-    weight: NDArray[np.float32], geometry: Geometry, importance: NDArray[np.float64], device: str
-) -> Geometry:
-    """The geometry with the normalisation whose trial has the least excess, its scales' bits counted."""
+def plan_geometry(shape: tuple[int, int], codec: VPTQ) -> Geometry:
+    """All that the length of a coded matrix depends on.
+
+    Raises:
+        CodecError: the codec's normalisation is not settled.
+    """
+    if not codec.settled:
+        raise CodecError("codec 'vptq': lengths are known once its normalisation is settled")
+    geometry = choose_geometry(shape, codec)
+    outliers = int(codec.outliers * shape[1]) if shape[1] > 1 else 0
+    centroids = min(2 * geometry.centroids, MAX_CENTROIDS) if outliers else 2
+    return replace(geometry, outliers=outliers, outlier_centroids=centroids, normalise=codec.normalise)
+
+
+def settled_normalisation(weight: NDArray[np.float32], codec: VPTQ, importance: NDArray[np.float64] | None) -> str:
+    """The normalisation whose trial has the least excess, its scales' bits counted.
+
+    Args:
+        weight: finite float32 [rows, columns].
+        codec: its bits and vector length.
+        importance: [columns], weighs squared errors; None for all equal.
+    """
+    weights = np.ones(weight.shape[1]) if importance is None else importance
+    geometry = choose_geometry((weight.shape[0], weight.shape[1]), codec)
     costs = []
-    for kind, rate in (("none", 0.0), ("row", 16 / weight.shape[1]), ("column", 32 / weight.shape[0])):
-        costs.append((rate + 0.5 * np.log2(_trial_error(weight, geometry, importance, kind, device)), kind))
-    return replace(geometry, normalise=min(costs)[1])
+    with one_thread():
+        for kind, rate in (("none", 0.0), ("row", 16 / weight.shape[1]), ("column", 32 / weight.shape[0])):
+            costs.append((rate + 0.5 * np.log2(_trial_error(weight, geometry, weights, kind, codec.device)), kind))
+    return min(costs)[1]
 
 
 def _trial_error(
@@ -103,6 +129,6 @@ def _trial_error(
     step = max(1, len(vectors) // _TRIAL_VECTORS)
     vectors, weights = vectors[::step].contiguous().to(device), weights[::step].contiguous().to(device)
     count = min(geometry.centroids, max(2, len(vectors) // 16))
-    centroids = kmeans(vectors, weights, count)
+    centroids = kmeans(vectors, weights, count, _TRIAL_STEPS, _TRIAL_MOVING)
     error = (vectors - centroids[nearest(vectors, centroids)]).square().sum(1) * weights
     return max(float(error.sum()), 1e-300)

@@ -5,7 +5,7 @@ It joins `export`, `quant.calibration` and `packaging` and prints nothing; optio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,20 +13,24 @@ import numpy as np
 
 from edgepack.atomic_file import check_output
 from edgepack.errors import UsageError
-from edgepack.export.mapped_model import open_model
+from edgepack.export.mapped_model import open_merged, open_model
 from edgepack.export.naming import file_name
 from edgepack.export.rows import SourceRows
-from edgepack.export.variant import parse_tensor_codecs, plan_variant, write_variant
+from edgepack.export.variant import parse_tensor_codecs, plan_variant, settle_plan
+from edgepack.export.variant_write import write_variant
 from edgepack.progress import Progress, silent
 from edgepack.quant.codecs.codec import Statistics
 from edgepack.quant.codecs.targets import find_edge_target
+from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from edgepack.export.mapped_model import MappedModel
     from edgepack.export.rows import Rows
-    from edgepack.export.variant import CodedReport, VariantPlan
+    from edgepack.export.variant import VariantPlan
+    from edgepack.export.variant_write import CodedReport
+    from edgepack.gguf.types import Value
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,13 @@ class VariantRequest:
         tensor_codecs: `REGEX=CODEC` texts.
         skip_harmful: drop later stages of a chain that do not lower the error.
         pre: pre-tokenizer's name where its structure is not known.
+        adapter: a PEFT LoRA to merge.
+        allow_requantize: a quantised GGUF may be coded.
         imatrix: a file with an importance matrix of the model.
         calibration: a text over which Hessians are collected; the model must be a Hugging Face folder.
+        max_bytes: of what is shipped: the variant, or with `pack` the archive.
         pack: ship an archive instead of the GGUF.
+        resume: go on with an interrupted export.
         threads: for decoding; None for all processors.
     """
 
@@ -52,9 +60,13 @@ class VariantRequest:
     tensor_codecs: tuple[str, ...] = ()
     skip_harmful: bool = False
     pre: str | None = None
+    adapter: Path | None = None
+    allow_requantize: bool = False
     imatrix: Path | None = None
     calibration: Path | None = None
+    max_bytes: int | None = None
     pack: bool = False
+    resume: bool = False
     threads: int | None = None
 
 
@@ -65,50 +77,71 @@ class PreparedVariant:
     Attributes:
         request: what was asked for.
         mapped: the source.
-        plan: which matrix gets which codecs.
+        plan: which matrix gets which codecs; settled, so exact to the byte where no stage is dropped.
         path: what will appear.
+        statistics: GGUF name → what calibration knows of a matrix's inputs.
     """
 
     request: VariantRequest
     mapped: MappedModel
     plan: VariantPlan
     path: Path
+    statistics: Mapping[str, Statistics]
 
 
-def prepare_variant(request: VariantRequest) -> PreparedVariant:
+def prepare_variant(request: VariantRequest, progress: Progress = silent) -> PreparedVariant:
     """Open the source and plan; checks everything that can be checked before work.
 
+    Collecting Hessians over `calibration` happens here: the plan stands on them.
+
     Raises:
-        UsageError: options that contradict each other, an unknown codec.
+        UsageError: options that contradict each other, an unknown codec, or a size that the variant exceeds.
         EdgepackError: whatever the source finds wrong.
     """
-    if request.imatrix is not None and request.calibration is not None:
-        raise UsageError("--imatrix and --calibration: expected one of them, got both")
-    if request.calibration is not None and not request.model.is_dir():
-        raise UsageError(f"--calibration with {request.target}: expected a Hugging Face folder, got '{request.model}'")
+    _refuse_contradictions(request)
     target = find_edge_target(request.target)
     overrides = parse_tensor_codecs(request.tensor_codecs)
-    mapped = open_model(request.model, pre=request.pre)
+    mapped = open_model(
+        request.model, pre=request.pre, adapter=request.adapter, allow_requantize=request.allow_requantize
+    )
     plan = plan_variant(mapped, target, overrides)
     name = file_name(plan.metadata, f"edge-{target.name}".replace(":", "-"))
     path = request.output or Path(f"{Path(name).stem}.edgepack" if request.pack else name)
     check_output(path)
-    return PreparedVariant(request, mapped, plan, path)
+    statistics, record = _statistics(request, mapped, progress)
+    plan = settle_plan(replace(plan, metadata={**plan.metadata, **record}), statistics)
+    limit = request.max_bytes
+    if limit is not None and not request.pack and not request.skip_harmful and plan.total_bytes > limit:
+        raise UsageError(_too_large(request, plan.total_bytes))
+    return PreparedVariant(request, mapped, plan, path, statistics)
+
+
+def _refuse_contradictions(request: VariantRequest) -> None:
+    if request.imatrix is not None and request.calibration is not None:
+        raise UsageError("--imatrix and --calibration: expected one of them, got both")
+    if request.calibration is not None and not request.model.is_dir():
+        raise UsageError(f"--calibration with {request.target}: expected a Hugging Face folder, got '{request.model}'")
+
+
+def _too_large(request: VariantRequest, size: int) -> str:
+    assert request.max_bytes is not None
+    made = f"{request.target} makes {'an archive of ' if request.pack else ''}{format_size(size)}"
+    return f"--max-size: {made}, more than {format_size(request.max_bytes)}; choose a codec with fewer bits"
 
 
 def write_prepared(prepared: PreparedVariant, progress: Progress = silent) -> tuple[int, tuple[CodedReport, ...]]:
-    """Calibrate, code and write; gives the length of what was shipped and a report for each tensor.
+    """Code and write; gives the length of what was shipped and a report for each tensor.
 
     Raises:
+        UsageError: what was shipped exceeds the size; it is removed.
         EdgepackError: whatever coding finds wrong; nothing is left under the final name then.
     """
     request = prepared.request
-    statistics = _statistics(prepared, progress)
     path = prepared.path.with_name(f".{prepared.path.stem}.gguf") if request.pack else prepared.path
     try:
         size, reports = write_variant(
-            prepared.plan, path, statistics,
-            skip_harmful=request.skip_harmful, threads=request.threads, progress=progress,
+            prepared.plan, path, prepared.statistics,
+            skip_harmful=request.skip_harmful, threads=request.threads, progress=progress, resume=request.resume,
         )  # fmt: skip
         if request.pack:
             from edgepack.packaging.pack import pack_archive
@@ -117,36 +150,41 @@ def write_prepared(prepared: PreparedVariant, progress: Progress = silent) -> tu
     finally:
         if request.pack:
             path.unlink(missing_ok=True)
+    if request.max_bytes is not None and size > request.max_bytes:
+        prepared.path.unlink()
+        raise UsageError(_too_large(request, size))
     return size, reports
 
 
-def _statistics(prepared: PreparedVariant, progress: Progress) -> dict[str, Statistics]:
-    """GGUF name → what calibration knows of a matrix's inputs."""
-    request = prepared.request
-    if request.imatrix is not None:
-        from edgepack.quant.importance_file import read_importance
-
-        shapes = {name: rows.shape for name, rows in prepared.mapped.tensors.items()}
-        weights = read_importance(request.imatrix).weights(shapes)
-        # A stack of experts is coded as one matrix, so its columns weigh what they weigh on average.
-        return {name: Statistics(np.atleast_2d(weight).mean(axis=0)) for name, weight in weights.items()}
+def _statistics(
+    request: VariantRequest, mapped: MappedModel, progress: Progress
+) -> tuple[dict[str, Statistics], dict[str, Value]]:
+    """GGUF name → what calibration knows of a matrix's inputs, and the keys that name an importance matrix."""
     if request.calibration is not None:
-        return _collected(prepared, request.calibration, progress)
-    return {}
+        return _collected(request, mapped, progress), {}
+    if request.imatrix is None:
+        return {}, {}
+    from edgepack.quant.importance_file import importance_metadata, read_importance
+
+    matrix = read_importance(request.imatrix)
+    weights = matrix.weights({name: rows.shape for name, rows in mapped.tensors.items()})
+    # A stack of experts is coded as one matrix, so its columns weigh what they weigh on average.
+    statistics = {name: Statistics(np.atleast_2d(weight).mean(axis=0)) for name, weight in weights.items()}
+    return statistics, importance_metadata(matrix, request.imatrix)
 
 
-def _collected(prepared: PreparedVariant, text: Path, progress: Progress) -> dict[str, Statistics]:
-    """Hessians over a text, by the matrix's own name in the checkpoint."""
-    from edgepack.export.checkpoint import open_checkpoint
+def _collected(request: VariantRequest, mapped: MappedModel, progress: Progress) -> dict[str, Statistics]:
+    """Hessians over the request's text, by the matrix's own name in the checkpoint."""
     from edgepack.pipeline_importance import read_text
     from edgepack.quant.calibration.collect import collect
     from edgepack.quant.calibration.text import text_sequences
 
-    checkpoint = open_checkpoint(prepared.request.model)
-    tokens = text_sequences(checkpoint, read_text(text))
+    assert request.calibration is not None
+    checkpoint = open_merged(request.model, request.adapter)
+    tokens = text_sequences(checkpoint, read_text(request.calibration))
     known = collect(checkpoint, tokens, with_hessian=True, progress=progress).statistics
     found = {}
-    for name, source in _checkpoint_names(prepared.mapped.tensors).items():
+    for name, source in _checkpoint_names(mapped.tensors).items():
         if source in known:
             found[name] = Statistics(known[source].mean_square, known[source].hessian)
     return found

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from edgepack.edge.native import plan_native, write_native
 from edgepack.packaging.variant import VERSION, read_variant
+from edgepack.quant.codecs import decode as codecs_decode
 from edgepack.quant.codecs.codec import Encoded
+from edgepack.quant.codecs.decode import row_chunks
 from edgepack.quant.codecs.registry import CODECS, codec_class
 from references import slow_decoders
 
+from edgepack.errors import CodecError
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import GGMLType
 
@@ -28,6 +32,43 @@ DOCUMENT = (ROOT / "packaging/VARIANT.md").read_text()
 def test_golden_files_decode_to_the_same_bytes(name: str, tmp_path: Path) -> None:
     write_native(plan_native(GOLDEN / name, GGMLType.F32), tmp_path / "plain.gguf")
     assert hashlib.sha256((tmp_path / "plain.gguf").read_bytes()).hexdigest() == DIGESTS[name]
+
+
+@pytest.mark.parametrize("name", sorted(DIGESTS))
+def test_every_codec_decodes_to_the_same_native_bytes_on_every_run_thread_count_and_chunk(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = set()
+    for threads, weights in ((1, 1 << 20), (1, 1 << 20), (1, 1), (3, 150), (5, 64)):
+        # Chunks of a few rows begin inside blocks, pairs and segments.
+        monkeypatch.setattr(codecs_decode, "row_chunks", partial(row_chunks, chunk_weights=weights))
+        write_native(plan_native(GOLDEN / name), tmp_path / "plain.gguf", threads=threads)
+        results.add((tmp_path / "plain.gguf").read_bytes())
+    assert len(results) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "component", "message"),
+    [
+        ("v1-seedlm3.gguf", "seeds", "seed 0 is not a state"),
+        ("v1-trajectory.gguf", "indices", "index 4095 is beyond 4095 points"),
+        ("v1-ternary.gguf", "trits", "expected bytes up to 242, got 255"),
+        ("v1-vptq3-residualyes-outliers0.1-normaliserow.gguf", "outlier_columns", "expected ascending columns"),
+    ],
+)
+def test_values_that_no_encoder_writes_are_refused_by_name(
+    name: str, component: str, message: str, tmp_path: Path
+) -> None:
+    header, raw = read_header(GOLDEN / name), bytearray((GOLDEN / name).read_bytes())
+    info = next(info for info in header.tensors if info.name.endswith(component))
+    start = header.data_start + info.offset
+    raw[start : start + info.nbytes] = bytes([0 if component == "seeds" else 255]) * info.nbytes
+    hostile, output = tmp_path / "hostile.gguf", tmp_path / "out.gguf"
+    hostile.write_bytes(raw)
+    tensor = info.name.split(".weight")[0]
+    with pytest.raises(CodecError, match=f"hostile.gguf: tensor '{tensor}.weight': .*{message}"):
+        write_native(plan_native(hostile), output)
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("name", sorted(DIGESTS))

@@ -10,7 +10,8 @@ import pytest
 from edgepack.edge.native import native_header, plan_native, write_native
 from edgepack.export.mapped_model import MappedModel
 from edgepack.export.rows import ArrayRows
-from edgepack.export.variant import parse_tensor_codecs, plan_variant, write_variant
+from edgepack.export.variant import parse_tensor_codecs, plan_variant
+from edgepack.export.variant_write import write_variant
 from edgepack.packaging.variant import TENSOR_PREFIX, TENSORS_KEY, VERSION_KEY, is_variant, read_variant
 from edgepack.quant.codecs.ggml import dequantize_rows
 from edgepack.quant.codecs.targets import find_edge_target
@@ -159,8 +160,8 @@ def test_native_types_add_at_most_a_tenth_of_the_codecs_error(
         ({TENSOR_PREFIX + NAMES[0]: None}, "", "description is missing"),
         ({TENSOR_PREFIX + NAMES[0]: string("[" * 60000)}, "", "not JSON"),
         ({TENSOR_PREFIX + NAMES[0]: string("7")}, "", "expected a JSON object"),
-        ({}, "nf4.absmax", "component 'absmax' is missing"),
-        ({}, "seedlm", "component 'seeds' is missing"),
+        ({}, "nf4.absmax", "broken.gguf: tensor 'blk.0.attn_q.weight': codec 'nf4': component 'absmax' is missing"),
+        ({}, "seedlm", "broken.gguf: tensor 'blk.0.attn_q.weight': codec 'seedlm': component 'seeds' is missing"),
     ],
 )
 def test_broken_files_are_refused_by_name(
@@ -204,7 +205,7 @@ def test_impossible_values_leave_no_output(variant: Path, tmp_path: Path) -> Non
     raw[header.data_start + info.offset] = 0
     hostile, output = tmp_path / "hostile.gguf", tmp_path / "out.gguf"
     hostile.write_bytes(raw)
-    with pytest.raises(CodecError, match="seed 0 is not a state"):
+    with pytest.raises(CodecError, match="hostile.gguf: tensor 'blk.0.attn_q.weight': .* seed 0 is not a state"):
         write_native(plan_native(hostile), output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hostile.gguf"]
 

@@ -59,23 +59,20 @@ def command(model: Path, target: str | None, *, as_json: bool, **options: Any) -
     for only_for_passes in ("recipe", "passes", "device"):
         del options[only_for_passes]
     if target is not None and target.startswith("edge-"):
-        _export_variant(model, target, as_json=as_json, **options)
-        return 0
+        return _export_variant(model, target, as_json=as_json, **options)
     if options["tensor_codecs"] or options["skip_harmful"]:
         raise UsageError(f"--tensor-codec and --skip-harmful need an edge target, got '{target}'")
     return _export_gguf(model, target, as_json=as_json, **options)
 
 
-def _export_variant(model: Path, target: str, *, as_json: bool, **options: Any) -> None:
-    from edgepack.cli.export_variant import export_variant
+def _export_variant(model: Path, target: str, *, as_json: bool, **options: Any) -> int:
+    from edgepack.cli.export_variant import TAKEN, export_variant
 
-    taken = ("output", "pre", "imatrix", "calibration", "tensor_codecs", "skip_harmful", "pack", "dry_run", "threads")
-    left = sorted(
-        name for name, value in options.items() if name not in taken and value not in (None, False, (), "merge")
-    )
+    left = sorted(name for name, value in options.items() if name not in TAKEN and value not in (None, False, ()))
     if left:
-        raise UsageError(f"--{left[0].replace('_', '-')}: expected a gguf target, got '{target}'")
-    export_variant(model, target, as_json=as_json, **{name: options[name] for name in taken})
+        option = left[0].replace("_", "-").removesuffix("s" if left[0] == "tensor_types" else "")
+        raise UsageError(f"--{option}: expected a gguf target, got '{target}'")
+    return export_variant(model, target, as_json=as_json, **{name: options[name] for name in TAKEN})
 
 
 def _request(model: Path, target: str | None, options: Mapping[str, Any]) -> ExportRequest:
@@ -104,6 +101,7 @@ def _request(model: Path, target: str | None, options: Mapping[str, Any]) -> Exp
 
 def _export_gguf(model: Path, target: str | None, *, as_json: bool, dry_run: bool, **options: Any) -> int:
     from edgepack.atomic_file import check_output
+    from edgepack.cli.export_adapter import write_separate_adapter
     from edgepack.cli.export_gated import export_by_gate, judge
     from edgepack.pipeline_export import prepare, write
 
@@ -121,30 +119,13 @@ def _export_gguf(model: Path, target: str | None, *, as_json: bool, dry_run: boo
     plan, files = (prepared.plan, []) if dry_run else write(prepared, terminal_progress)
     prepared = replace(prepared, plan=plan)
     if options["adapter"] is not None and options["adapter_mode"] == "separate":
-        files.append(_write_adapter(options["adapter"], prepared, dry_run=dry_run))
+        files.append(
+            write_separate_adapter(options["adapter"], request.model, prepared.mapped, prepared.path, dry_run=dry_run)
+        )
     judged = judge(prepared, options) if (gated or options["validate"]) and not dry_run else None
     more = judged.as_json if judged else {}
     _report(prepared, files, time.monotonic() - started, as_json=as_json, dry_run=dry_run, more=more)
     return judged.report(quiet=as_json) if judged else 0
-
-
-def _write_adapter(adapter: Path, prepared: PreparedExport, *, dry_run: bool) -> Path:
-    """Write the adapter as a GGUF beside the model; with `dry_run` only check that it can be."""
-    from edgepack.export.adapter import read_adapter
-    from edgepack.export.adapter_gguf import adapter_factors, write_adapter
-    from edgepack.export.checkpoint import open_checkpoint
-
-    model = prepared.request.model
-    if model.is_file():
-        raise UsageError(f"--adapter: expected a Hugging Face folder, got '{model}'")
-    update = read_adapter(adapter, open_checkpoint(model).tensors)
-    beside = prepared.path.with_name(f"{prepared.path.stem}-lora.gguf")
-    if dry_run:
-        adapter_factors(update, prepared.mapped)
-    else:
-        size = write_adapter(update, prepared.mapped, beside)
-        note(f"{beside}: {format_size(size)}, the adapter for {prepared.path.name}")
-    return beside
 
 
 def _report(

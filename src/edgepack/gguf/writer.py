@@ -95,6 +95,11 @@ class GGUFWriter:
         return self.length_after(len(self.tensors))
 
     @property
+    def alignment(self) -> int:
+        """Of every tensor's first byte within the data section."""
+        return self._alignment
+
+    @property
     def data_start(self) -> int:
         """Where the data section begins."""
         return len(self._header)
