@@ -193,7 +193,7 @@ class WireModel:
         if stack.columns is not None:
             folds = torch.from_numpy(stack.columns).float().to(factor.upper.device)
             factor = replace(factor, upper=factor.upper / folds)
-        grid = self._grids.choose(stack, host, factor.diagonal.cpu().double(), scale)
+        grid = self._grids.choose(stack, host, factor, scale)
         for piece in stack.pieces(grid.code.rows if grid.code else 1):
             self._round_piece(piece, factor, grid, work)
 

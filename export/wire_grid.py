@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from edgepack.quant.codecs.host_grids import F16_STEP_BITS, Host
 from edgepack.quant.wire.grid import Lattice, coding_loss, column_multiples, half, raised_steps
+from edgepack.quant.wire.rates import ERROR, waiting_errors
 
 from edgepack.gguf.types import GGMLType
 from edgepack.trellis import trellis_of
@@ -18,6 +19,7 @@ from edgepack.trellis import trellis_of
 if TYPE_CHECKING:
     from edgepack.export.wire_rounding import WireSettings
     from edgepack.export.wire_stack import WireStack
+    from edgepack.quant.feedback import FeedbackFactor
 
     from edgepack.trellis import TrellisCode
 
@@ -26,6 +28,7 @@ _SPREADS = (1.0, 1.5, 2.0, 3.0)  # typical multiples to choose from: larger ones
 _MOST_MULTIPLE = 8  # of a column's step where it cannot be folded
 _LEAST_REACH = 3  # of a trellis: every subset then has an integer
 _MOST_DOUBLINGS = 0.5  # a group on average: beyond, the host's reach and not the step decides the error
+_MARGIN = 2.0  # standard deviations of what feedback adds, which must fit the host too
 _TRELLIS_GAIN = 0.15  # bits a weight, of eight states and paths of 128 rows
 _UNION_STEP = 0.5625  # of a plain grid's step: eight states then have the plain grid's error (tools/trellis_gain.py)
 
@@ -68,23 +71,25 @@ class GridChooser:
     def __init__(self, settings: WireSettings) -> None:
         self.settings = settings
 
-    def choose(self, stack: WireStack, host: Host, wanted: torch.Tensor, scale: float) -> WireGrid:
+    def choose(self, stack: WireStack, host: Host, factor: FeedbackFactor, scale: float) -> WireGrid:
         """Steps and multiples, and whether a trellis gains more than its smaller steps lose to the host's reach.
 
         Args:
             stack: the matrices.
             host: their container.
-            wanted: column steps, float64 [in].
+            factor: of the inputs, folds included.
             scale: what relative steps are multiplied with on a plain grid.
         """
         weights, relative = stack.sample()
+        wanted = factor.diagonal.cpu().double()
         plain = self._grid_of(weights, relative, wanted, WireGrid(host, None, scale, torch.empty(0)))
         code = self._code(host, stack.width)
         if code is None:
             return plain
         paths = self._grid_of(weights, relative, wanted, WireGrid(host, code, scale * _UNION_STEP, torch.empty(0)))
-        doublings, lost = raised_steps(weights, paths.lattice(relative))
-        gained = _TRELLIS_GAIN + raised_steps(weights, plain.lattice(relative))[1]
+        spread = _MARGIN * waiting_errors(factor).cpu().sqrt()
+        doublings, lost = raised_steps(weights, paths.lattice(relative), spread * ERROR**0.5)
+        gained = _TRELLIS_GAIN + raised_steps(weights, plain.lattice(relative), spread / 12**0.5)[1]
         return paths if lost < gained and doublings < _MOST_DOUBLINGS else plain
 
     def _grid_of(self, weights: torch.Tensor, relative: torch.Tensor, wanted: torch.Tensor, grid: WireGrid) -> WireGrid:

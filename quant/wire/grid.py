@@ -140,13 +140,19 @@ def coding_loss(wanted: torch.Tensor, choice: tuple[torch.Tensor, float], larges
     return float(arithmetic - columns.mean() - rows.mean())
 
 
-def raised_steps(weights: torch.Tensor, lattice: Lattice) -> tuple[float, float]:
+def raised_steps(weights: torch.Tensor, lattice: Lattice, margins: torch.Tensor) -> tuple[float, float]:
     """How often the steps of groups beyond the host's reach are doubled, and what that costs.
+
+    Args:
+        weights: [out, in].
+        lattice: steps and reach.
+        margins: what feedback may add to a weight's magnitude, in steps [in].
 
     Returns:
         doublings a group on average, and bits a weight that unequal steps lose against equal ones at equal error.
     """
-    factors = fitted(weights, lattice).factors.double() / lattice.factors
+    steps = lattice.factors.repeat_interleave(lattice.group, 1) * lattice.multiples * lattice.steps[:, None]
+    factors = fitted(weights.abs() + margins * steps, lattice).factors.double() / lattice.factors
     doublings = float(factors.log2().mean())
     return doublings, 0.5 * float(factors.square().mean().log2()) - doublings
 

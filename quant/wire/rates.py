@@ -43,6 +43,11 @@ def exponent_of(scaled: torch.Tensor) -> torch.Tensor:
     return ((1 - _LAPLACE) * x.square() / 2 + _LAPLACE * math.sqrt(2) * x) / math.log(2)
 
 
+def waiting_errors(factor: FeedbackFactor) -> torch.Tensor:
+    """Mean square of what feedback adds to a column's values, over that of earlier errors: float32 [in]."""
+    return (factor.upper.square().sum(0) / factor.diagonal.square() - 1).clamp_min(0)
+
+
 @dataclass(frozen=True)
 class RateModel:
     """Scales of the integers of a matrix.
@@ -50,7 +55,7 @@ class RateModel:
     Attributes:
         rows: float32 [out], typical magnitude of a row's values in steps of the union grid.
         columns: float32 [in], of a column's relative to its rows'.
-        noise: float32 [in], mean square of what feedback adds to a column's values, over that of earlier errors.
+        noise: float32 [in], as `waiting_errors` has it.
     """
 
     rows: torch.Tensor
@@ -63,8 +68,7 @@ class RateModel:
         steps = lattice.factors.repeat_interleave(lattice.group, 1) * lattice.multiples * lattice.steps[:, None]
         squares = (weights / steps).square()
         mean = squares.mean().clamp_min(1e-12)
-        noise = (factor.upper.square().sum(0) / factor.diagonal.square() - 1).clamp_min(0)
-        return cls(squares.mean(1).sqrt(), (squares.mean(0) / mean).sqrt(), noise)
+        return cls(squares.mean(1).sqrt(), (squares.mean(0) / mean).sqrt(), waiting_errors(factor))
 
     def below(self, level: float = ASIDE) -> torch.Tensor:
         """Rows whose typical magnitude is less than `level` steps, bool [out]: they had better stand aside."""
