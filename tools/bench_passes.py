@@ -184,12 +184,14 @@ class Bench:
         ctx = min(options.ctx or options.length, self.reference.context_limit)
         self.text = options.text.read_text(encoding="utf-8")[: _LONGEST_TOKEN * options.chunks * ctx]
         self.chunking = Chunking(ctx, max_chunks=options.chunks)
+        self.processes = multiprocessing.get_context("forkserver")
+        self.processes.set_forkserver_preload(["torch", "transformers.models.auto.modeling_auto", "accelerate"])
 
     def measure(self, row: Row, folder: Path) -> Measured:
         """Run, write, pack and score one row; passes and writing run in a fresh process, whose memory is theirs."""
         from edgepack.packaging.pack import pack_archive
 
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        with ProcessPoolExecutor(1, self.processes) as process:
             made = process.submit(make, self.model, row, self.settings, folder, self.threads).result()
         path = folder / "model.gguf"
         packed = pack_archive(path, folder / "model.edgepack", include=list(made.adapters)).bytes

@@ -11,8 +11,15 @@ from edgepack.quant.calibration.blocks import BlockwiseModel, is_linear, whole_m
 from edgepack.quant.calibration.sweep import BlockVisit, sweep
 from edgepack.quant.passes.awq.clipping import clip_groups
 from edgepack.quant.passes.awq.folding import FOLDS, Fold, HeadCounts, apply_fold, gather_heads, spread_over_heads
-from edgepack.quant.passes.awq.rounding import LADDER, GGMLRounding, IntegerRounding, rounding_for
-from edgepack.quant.passes.awq.scales import FoldSearch, Sink, candidate_scales, weight_size
+from edgepack.quant.passes.awq.outputs import split_sequences
+from edgepack.quant.passes.awq.rounding import (
+    LADDER,
+    GGMLRounding,
+    IntegerRounding,
+    rounded_activations,
+    rounding_for,
+)
+from edgepack.quant.passes.awq.scales import FoldSearch, FoundScales, Sink, candidate_scales, weight_size
 from edgepack.quant.passes.awq.weights import AwqSettings, apply_awq
 from edgepack.quant.passes.run import PassRun
 
@@ -85,6 +92,7 @@ class Halves:
     """A rounding so coarse that scales matter: to multiples of a quarter of the row's largest."""
 
     group = 8
+    activation_block = 0
 
     def __call__(self, weight: torch.Tensor, _importance: torch.Tensor | None) -> torch.Tensor:
         step = weight.abs().amax(1, keepdim=True) / 2
@@ -95,40 +103,94 @@ def test_the_search_finds_what_an_exhaustive_one_finds(tiny: Any, tokens: NDArra
     """Every candidate tried by hand on the whole block, with a forward of its own."""
     checkpoint, _ = tiny("llama")
     fold = FOLDS["llama"][2]
-    checked = []
+    (_, stop), held = split_sequences(len(tokens), len(tokens))
+    helped = []
 
     def look(visit: BlockVisit) -> None:
-        if visit.block.index:
-            return
         names = [visit.block.names[f"{path}.weight"] for path in fold.sinks]
-        statistics, _ = visit.observe(names, True)
+        statistics, _ = visit.observe(names, False)
         sinks = [Sink(name, visit.block.linears[name], Halves(), statistics[name], False) for name in names]
-        scales, error, plain = FoldSearch(visit, fold, sinks, HeadCounts.of(checkpoint.config), 64).best()
+        found = FoldSearch(visit, fold, sinks, HeadCounts.of(checkpoint.config), len(tokens)).best()
         originals = [visit.block.weight(name).clone() for name in names]
-        outputs: list[torch.Tensor] = []
-        mlp = visit.block.module.mlp
-        handle = mlp.register_forward_hook(lambda _m, _a, output: outputs.append(output))
-        losses = {}
-        visit.run(0, 5)
-        candidates = [torch.ones(32), *candidate_scales(torch.from_numpy(statistics[names[0]].mean_abs),
-                                                        weight_size(originals))]  # fmt: skip
-        for number, candidate in enumerate(candidates):
+
+        def outputs(start: int, end: int) -> torch.Tensor:
+            seen: list[torch.Tensor] = []
+            handle = visit.block.module.mlp.register_forward_hook(lambda _m, _a, output: seen.append(output))
+            visit.run(start, end)
+            handle.remove()
+            return seen[0]
+
+        def loss(candidate: torch.Tensor, start: int, end: int) -> float:
+            exact = outputs(start, end)
             for name, weight in zip(names, originals, strict=True):
                 visit.block.set_weight(name, Halves()(weight * candidate, None) / candidate)
-            visit.run(0, 5)
-            losses[number] = float((outputs.pop() - outputs[0]).square().mean())
-        for name, weight in zip(names, originals, strict=True):
-            visit.block.set_weight(name, weight)
-        handle.remove()
-        best = min(losses, key=lambda number: losses[number])
-        torch.testing.assert_close(scales, candidates[best])
-        assert error == pytest.approx(losses[best], rel=1e-4)
-        assert plain == pytest.approx(losses[0], rel=1e-4)
-        assert error < plain
-        checked.append(best)
+            rounded = outputs(start, end)
+            for name, weight in zip(names, originals, strict=True):
+                visit.block.set_weight(name, weight)
+            return float((rounded - exact).square().sum(-1).mean())
+
+        mean_abs = torch.from_numpy(statistics[names[0]].mean_abs)
+        candidates = [torch.ones(32), *candidate_scales(mean_abs, weight_size(originals))]
+        losses = [loss(candidate, 0, stop) for candidate in candidates]
+        best, plain = candidates[int(np.argmin(losses))], loss(candidates[0], *held)
+        expected = best if loss(best, *held) < plain else candidates[0]
+        torch.testing.assert_close(found.scales, expected)
+        assert found.error == pytest.approx(loss(expected, *held), rel=1e-4)
+        assert found.plain == pytest.approx(plain, rel=1e-4)
+        assert found.tried == len(candidates)
+        helped.append(found.helps)
 
     sweep(BlockwiseModel(checkpoint), torch.from_numpy(tokens), look)
-    assert checked
+    assert any(helped)
+
+
+def test_scales_that_do_not_help_where_they_were_not_searched_are_left_out(
+    tiny: Any, tokens: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, _ = tiny("llama")
+    fold = FOLDS["llama"][1]
+    seen: list[FoundScales] = []
+
+    def look(visit: BlockVisit) -> None:
+        name = visit.block.names[f"{fold.sinks[0]}.weight"]
+        statistics, _ = visit.observe([name], False)
+        sink = Sink(name, visit.block.linears[name], Halves(), statistics[name], False)
+        search = FoldSearch(visit, fold, [sink], HeadCounts.of(checkpoint.config), 2)
+        monkeypatch.setattr(search.held, "error", lambda: 1.0)  # as if the held sequences knew no difference
+        seen.append(search.best())
+
+    sweep(BlockwiseModel(checkpoint), torch.from_numpy(tokens), look)
+    for found in seen:
+        assert not found.helps
+        assert torch.equal(found.scales, torch.ones_like(found.scales))
+
+
+@pytest.mark.parametrize("available", range(1, 12))
+def test_what_is_held_back_is_never_searched(available: int) -> None:
+    for wanted in range(1, 14):
+        (start, stop), (held_start, held_stop) = split_sequences(available, wanted)
+        assert 0 == start < stop <= min(wanted, available)
+        assert held_start < held_stop == available
+        assert stop <= held_start or available == 1
+
+
+@pytest.mark.parametrize(("kind", "block"), [(GGMLType.Q4_K, 256), (GGMLType.IQ4_XS, 256), (GGMLType.Q4_0, 32)])
+def test_activations_are_rounded_as_ggml_rounds_them(kind: GGMLType, block: int) -> None:
+    """Q8_0 is the same rounding in blocks of 32, but for its float16 scale; one block has no neighbours."""
+    inputs = torch.randn(3, 2 * block, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 2 * block)
+    assert GGMLRounding(kind).activation_block == block
+    rounded = rounded_activations(inputs, block)
+    step = inputs.unflatten(-1, (-1, block)).abs().amax(-1, keepdim=True) / 127
+    assert ((rounded - inputs).unflatten(-1, (-1, block)).abs() <= step * 0.5001).all()
+    torch.testing.assert_close(rounded_activations(rounded, block), rounded)
+    if block == 32:
+        expected = GGMLRounding(GGMLType.Q8_0)(inputs, None)
+        torch.testing.assert_close(rounded, expected, rtol=1e-3, atol=1e-30)
+
+
+def test_a_short_last_block_of_activations_has_its_own_scale() -> None:
+    inputs = torch.tensor([[100.0] * 32 + [1.0, 0.5]])
+    torch.testing.assert_close(rounded_activations(inputs, 32)[0, 32:], torch.tensor([1.0, 64 / 127]))
 
 
 def test_clipping_finds_what_trying_every_share_of_one_group_finds() -> None:
@@ -155,6 +217,7 @@ def test_the_importance_moves_with_the_scales() -> None:
 
     class Spy:
         group = 4
+        activation_block = 0
 
         def __call__(self, weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
             seen.append(importance)

@@ -23,10 +23,16 @@ class Rounding(Protocol):
 
     Attributes:
         group: consecutive weights of a row that are rounded independently of all others.
+        activation_block: consecutive activations that share one 8-bit scale when the file runs; 0 for none.
     """
 
     @property
     def group(self) -> int:
+        """As above."""
+        ...
+
+    @property
+    def activation_block(self) -> int:
         """As above."""
         ...
 
@@ -55,6 +61,11 @@ class GGMLRounding:
         """Blocks are independent."""
         return self.kind.block_size
 
+    @property
+    def activation_block(self) -> int:
+        """What ggml's CPU kernels multiply with: Q8_K beside types with blocks of 256, else Q8_0 or Q8_1."""
+        return 256 if self.kind.block_size == 256 else 32
+
     def __call__(self, weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
         """As `Rounding.__call__`."""
         rows = np.ascontiguousarray(weight.detach().cpu().float().numpy())
@@ -70,10 +81,12 @@ class IntegerRounding:
     Attributes:
         bits: 2 to 8.
         group: consecutive weights of a row with one scale; a row's length where that is shorter.
+        activation_block: AutoAWQ's kernels multiply in float16.
     """
 
     bits: int = 4
     group: int = 128
+    activation_block: int = 0
 
     def __call__(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> torch.Tensor:
         """As `Rounding.__call__`; the importance is not used."""
@@ -103,3 +116,18 @@ def rounding_for(kind: GGMLType, search_bits: int = 0) -> GGMLRounding | None:
         place = LADDER.index(kind) + search_bits
         kind = LADDER[min(max(place, 0), len(LADDER) - 1)]
     return GGMLRounding(kind)
+
+
+def rounded_activations(inputs: torch.Tensor, block: int) -> torch.Tensor:
+    """Activations as ggml's CPU kernels see them: integers -127 … 127 times a scale of their own in each block.
+
+    Source: quantize_row_q8_K and quantize_row_q8_0 in ggml-quants.c. Does not modify `inputs`.
+
+    Args:
+        inputs: [..., in].
+        block: consecutive channels with one scale; a short last block has its own.
+    """
+    columns = inputs.shape[-1]
+    blocks = torch.nn.functional.pad(inputs, (0, -columns % block)).unflatten(-1, (-1, block))
+    scale = (blocks.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-30)
+    return ((blocks / scale).round() * scale).flatten(-2)[..., :columns]
