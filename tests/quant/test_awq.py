@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,13 +23,14 @@ from edgepack.quant.passes.awq.rounding import (
 from edgepack.quant.passes.awq.scales import FoldSearch, FoundScales, Sink, candidate_scales, weight_size
 from edgepack.quant.passes.awq.weights import AwqSettings, apply_awq
 from edgepack.quant.passes.run import PassRun
+from safetensors.torch import load_file
 
 from edgepack.gguf.types import GGMLType
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
+
+AUTOAWQ = Path(__file__).resolve().parents[1] / "golden/awq/autoawq-0.2.9.safetensors"
 
 
 def source_channels(block: torch.nn.Module, fold: Fold, heads: HeadCounts) -> int:
@@ -279,6 +281,15 @@ def test_integer_rounding_is_its_own_fixed_point_and_reaches_both_ends() -> None
     once = rounding(weight)
     assert (once - weight).abs().max() <= scales.max() * 0.51
     torch.testing.assert_close(rounding(once), once, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["wide", "narrow"])
+def test_the_integer_rounding_is_autoawqs_bit_for_bit(name: str) -> None:
+    """The golden file was made by AutoAWQ's own functions (tools/make_golden_awq.py)."""
+    golden = load_file(AUTOAWQ)
+    weight, rounding = golden[f"{name}.original"], IntegerRounding(4, 128)
+    assert torch.equal(rounding(weight), golden[f"{name}.pseudo_quantized"])
+    assert torch.equal(rounding.quantise(weight)[0], golden[f"{name}.scales"].T)
 
 
 def test_linears_of_the_tables_exist(tiny: Any) -> None:

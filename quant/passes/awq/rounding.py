@@ -94,13 +94,16 @@ class IntegerRounding:
         return ((integers - zeros[..., None]) * scales[..., None]).reshape(weight.shape).to(weight.dtype)
 
     def quantise(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Scales [out, groups], zero points [out, groups] and integers [out, groups, group]."""
+        """Scales [out, groups], zero points [out, groups] and integers [out, groups, group].
+
+        All in float16, in which AutoAWQ computes: the same weights give the same integers.
+        """
         out, columns = weight.shape
-        groups = weight.reshape(out, -1, min(self.group, columns)).float()
+        groups = weight.reshape(out, -1, min(self.group, columns)).half()
         most = 2**self.bits - 1
         low, high = groups.amin(-1), groups.amax(-1)
-        scales = ((high - low).clamp(min=1e-5) / most).half().float()
-        zeros = (-low / scales).round().clamp(0, most)
+        scales = (high - low).clamp(min=1e-5) / most
+        zeros = (-(low / scales).round()).clamp(0, most)
         integers = ((groups / scales[..., None]).round() + zeros[..., None]).clamp(0, most)
         return scales, zeros, integers
 
