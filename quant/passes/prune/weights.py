@@ -18,6 +18,8 @@ from edgepack.quant.passes.run import PassOutcome, change_blocks
 from edgepack.gguf.types import GGMLType
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from edgepack.quant.calibration.statistics import LinearStatistics
     from edgepack.quant.calibration.sweep import BlockVisit
     from edgepack.quant.passes.prune.masks import Pattern
@@ -69,12 +71,12 @@ def prune_weights(checkpoint: Checkpoint, settings: PruneSettings, run: PassRun)
         figures |= {"least_block_sparsity": min(sparsities), "greatest_block_sparsity": max(sparsities)}
     if pruner.damping:
         figures["damping"] = pruner.damping
-    return PassOutcome(changed, figures, tuple(_lost_zeros(run)))
+    return PassOutcome(changed, figures)
 
 
-def _lost_zeros(run: PassRun) -> list[str]:
-    """A line for each type of the file that cannot hold the zeros."""
-    lost = Counter(kind.name for kind in run.target_types.values() if kind not in KEEPS_ZEROS)
+def lost_zeros(types: Iterable[GGMLType]) -> list[str]:
+    """A line for each of the file's tensor types that cannot hold exact zeros."""
+    lost = Counter(kind.name for kind in types if kind not in KEEPS_ZEROS)
     return [f"{count} tensors become {name}, which cannot hold exact zeros" for name, count in sorted(lost.items())]
 
 
