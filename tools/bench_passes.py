@@ -90,12 +90,12 @@ def rows() -> list[Row]:
     rounded = []
     for target in ("q4_k_m", "q3_k_m"):
         rounded += [
-            Row(f"AWQ → {target}, no imatrix", target, ("awq:sequences=4",), False),
-            Row(f"AWQ → {target}, imatrix", target, ("awq:sequences=4",)),
-            Row(f"AWQ scales, no clip → {target}, imatrix", target, ("awq:clip=false,sequences=4",)),
-            Row(f"AWQ search-bits 1 → {target}, imatrix", target, ("awq:search_bits=1,sequences=4",)),
+            Row(f"AWQ → {target}, no imatrix", target, ("awq",), False),
+            Row(f"AWQ → {target}, imatrix", target, ("awq",)),
+            Row(f"AWQ scales, no clip → {target}, imatrix", target, ("awq:clip=false",)),
+            Row(f"AWQ search-bits 1 → {target}, imatrix", target, ("awq:search_bits=1",)),
             Row(f"GPTQ → {target}, imatrix", target, ("gptq",)),
-            Row(f"AWQ scales + GPTQ → {target}, imatrix", target, ("awq:clip=false,sequences=4", "gptq")),
+            Row(f"AWQ scales + GPTQ → {target}, imatrix", target, ("awq:clip=false", "gptq")),
         ]
     rounded.append(Row("GPTQ → q2_k, imatrix", "q2_k", ("gptq",)))
     corrected = [
