@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.pipeline_passes_records import importance_by_gguf_name, recipe_metadata, source_names
-from edgepack.pipeline_passes_steps import RUNNERS, calibration_tokens, given
+from edgepack.pipeline_passes_steps import RUNNERS, calibration_tokens, given, short_text_note
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Passes:
         calibration = self._calibrated(work)
         plan = work.plan(calibration)
         reference = map_checkpoint(work.unrounded, pre=self.options.pre)
-        notes = (*work.notes, *work.lost_zeros())
+        notes = (*work.notes, *work.last_notes())
         return PreparedExport(
             plan, reference, work.checkpoint, calibration, tuple(work.figures), notes, work.low_rank, self.corrections
         )
@@ -226,12 +226,14 @@ class _Work:
         types = choose_types(candidates, self.target, mapped.facts, overrides, has_importance=self.with_importance)
         return {source: types[name] for name, rows in mapped.tensors.items() for source in source_names(rows)}
 
-    def lost_zeros(self) -> list[str]:
-        """A line for each type of the file that cannot hold the zeros of a pruning."""
+    def last_notes(self) -> list[str]:
+        """A line where the text was short, and one for each type of the file that cannot hold a pruning's zeros."""
         from edgepack.quant.passes.prune.weights import lost_zeros
 
+        tokens = self._kept.get("tokens")
+        short = [] if tokens is None else short_text_note(tokens, self.recipe)
         pruned = any(step.name == "prune" and step.settings["method"] != "layers" for step in self.recipe.passes)
-        return lost_zeros(self._target_types().values()) if pruned else []
+        return short + (lost_zeros(self._target_types().values()) if pruned else [])
 
     def calibrate(self) -> Calibration:
         """Statistics of the model as the passes left it."""

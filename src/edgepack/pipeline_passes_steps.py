@@ -57,6 +57,14 @@ def calibration_tokens(checkpoint: Checkpoint, recipe: Recipe, device: str = "cp
     return text_sequences(checkpoint, text, length=asked["length"], sequences=asked["sequences"])
 
 
+def short_text_note(tokens: NDArray[np.int64], recipe: Recipe) -> list[str]:
+    """A line where a text gave fewer sequences [sequences, length] than the recipe asks for."""
+    (found, length), asked = tokens.shape, recipe.calibration["sequences"]
+    if found >= asked:
+        return []
+    return [f"calibration text: gives {found} sequences of {length} tokens; {asked} need {asked * length} tokens"]
+
+
 def given(step: PassStep) -> dict[str, Figure]:
     """A step's settings that have a value."""
     return {key: value for key, value in step.settings.items() if value is not None}

@@ -180,3 +180,12 @@ def test_a_dry_run_finds_the_type_for_a_size_without_a_pass(export: Any, model: 
     assert code == 0
     assert result["target"] == "gguf-q5km"
     assert outputs(tmp_path) == set()
+
+
+def test_a_text_that_gives_fewer_sequences_than_asked_for_is_told(export: Any, tmp_path: Path) -> None:
+    recipe = RECIPE.replace("sequences = 2\nlength = 32", "sequences = 900\nlength = 128")
+    code, result, _ = export(recipe, "--target", "q8_0", "-o", tmp_path / "m.gguf")
+    assert code == 0
+    (note,) = result["notes"]
+    assert note.startswith("calibration text: gives ")
+    assert note.endswith(" sequences of 128 tokens; 900 need 115200 tokens")

@@ -105,7 +105,9 @@ class SparseGptRounder:
         return values.masked_fill(self._mask[:, column - self._start], 0.0)
 
 
-def sparsegpt(weight: torch.Tensor, hessian: torch.Tensor, pattern: Pattern, name: str) -> tuple[torch.Tensor, float]:
+def sparsegpt(
+    weight: torch.Tensor, hessian: torch.Tensor, pattern: Pattern, name: str
+) -> tuple[torch.Tensor, FeedbackFactor]:
     """Prune with error feedback: the weights that stay make good for those that go.
 
     Args:
@@ -115,9 +117,9 @@ def sparsegpt(weight: torch.Tensor, hessian: torch.Tensor, pattern: Pattern, nam
         name: of the layer, for messages.
 
     Returns:
-        (the pruned weight [out, in], the damping that the Hessian needed). Weights of channels that were never
-        active are zero, whatever the pattern says.
+        (the pruned weight [out, in], the factor of the Hessian, which tells the damping that it needed). Weights of
+        channels that were never active are zero, whatever the pattern says.
     """
     factor = feedback_factor(hessian, name=name)
     alive = weight.masked_fill(factor.dead, 0.0)
-    return feedback_sweep(alive, factor, SparseGptRounder(factor, pattern)).weights, factor.damping
+    return feedback_sweep(alive, factor, SparseGptRounder(factor, pattern)).weights, factor

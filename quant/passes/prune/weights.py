@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from edgepack.quant.feedback import DAMPING, damping_note
 from edgepack.quant.passes.prune.allocation import allocate_by_outliers
 from edgepack.quant.passes.prune.masks import magnitude_mask, sparsegpt, wanda_mask
-from edgepack.quant.passes.run import PassOutcome, change_blocks
+from edgepack.quant.passes.run import PassOutcome, change_blocks, few
 
 from edgepack.gguf.types import GGMLType
 
@@ -71,7 +72,7 @@ def prune_weights(checkpoint: Checkpoint, settings: PruneSettings, run: PassRun)
         figures |= {"least_block_sparsity": min(sparsities), "greatest_block_sparsity": max(sparsities)}
     if pruner.damping:
         figures["damping"] = pruner.damping
-    return PassOutcome(changed, figures)
+    return PassOutcome(changed, figures, tuple(few(pruner.damped)))
 
 
 def lost_zeros(types: Iterable[GGMLType]) -> list[str]:
@@ -87,6 +88,7 @@ class _Pruner:
         self.settings, self.sparsities = settings, sparsities
         self.zeros = self.weights = 0
         self.damping = 0.0
+        self.damped: list[str] = []
 
     def __call__(self, visit: BlockVisit) -> list[str]:
         block, names = visit.block, list(visit.block.linears)
@@ -112,6 +114,8 @@ class _Pruner:
             mean_square = torch.from_numpy(statistics.mean_square).to(weight.device)
             return weight.masked_fill(wanda_mask(weight, mean_square, pattern), 0.0)
         hessian = torch.from_numpy(statistics.hessian).to(weight.device)
-        pruned, damping = sparsegpt(weight, hessian, pattern, name)
-        self.damping = max(self.damping, damping)
+        pruned, factor = sparsegpt(weight, hessian, pattern, name)
+        self.damping = max(self.damping, factor.damping)
+        note = damping_note(name, statistics.count, weight.shape[1], factor, DAMPING)
+        self.damped += [note] if note else []
         return pruned
