@@ -65,7 +65,8 @@ def apply_awq(checkpoint: Checkpoint, settings: AwqSettings, run: PassRun) -> Pa
     kind = str(checkpoint.config.get("model_type"))
     folds, notes = FOLDS.get(kind, ()) if settings.scale else (), []
     if settings.scale and not folds:
-        notes.append(f"awq: no folding table for '{kind}': scales were skipped, clipping was done")
+        rest = "clipping was done" if settings.clip else "nothing was done"
+        notes.append(f"awq: no folding table for '{kind}': scales were skipped, {rest}")
     walk = _Walk(settings, run, folds, HeadCounts.of(checkpoint.config))
     changed = change_blocks(checkpoint, run, walk, "awq")
     figures: dict[str, float] = {"folds": walk.folded, "clipped_tensors": walk.clipped}
