@@ -68,8 +68,8 @@ def rows() -> list[Row]:
         Row(f"{level:.0%} {name} → q8_0", "q8_0", (f"prune:{settings},sparsity={level}",), False)
         for level in (0.5, 0.6, 0.65, 0.7)
         for name, settings in (
-            ("magnitude (row)", "method=magnitude"),
-            ("Wanda (row)", "method=wanda"),
+            ("magnitude (row)", "method=magnitude,compare=row"),
+            ("Wanda (row)", "method=wanda,compare=row"),
             ("magnitude (layer)", "method=magnitude,compare=layer"),
             ("Wanda (layer)", "method=wanda,compare=layer"),
             ("SparseGPT", "method=sparsegpt"),
@@ -93,6 +93,7 @@ def rows() -> list[Row]:
             Row(f"AWQ → {target}, no imatrix", target, ("awq",), False),
             Row(f"AWQ → {target}, imatrix", target, ("awq",)),
             Row(f"AWQ scales, no clip → {target}, imatrix", target, ("awq:clip=false",)),
+            Row(f"AWQ clip, no scales → {target}, imatrix", target, ("awq:scale=false",)),
             Row(f"AWQ search-bits 1 → {target}, imatrix", target, ("awq:search_bits=1",)),
             Row(f"GPTQ → {target}, imatrix", target, ("gptq",)),
             Row(f"AWQ scales + GPTQ → {target}, imatrix", target, ("awq:clip=false", "gptq")),

@@ -73,14 +73,15 @@ def given(step: PassStep) -> dict[str, Figure]:
 def _run_prune(work: Work, step: PassStep) -> PassOutcome:
     from edgepack.quant.passes.prune.layers import drop_layers
     from edgepack.quant.passes.prune.masks import Pattern
-    from edgepack.quant.passes.prune.weights import PruneSettings, prune_weights
+    from edgepack.quant.passes.prune.weights import PruneSettings, comparison, prune_weights
 
     settings = step.settings
     if settings["method"] == "layers":
         return drop_layers(work.checkpoint, settings["layers"], work.pass_run())
     zeros, group = pattern_group(settings["pattern"])
     sparsity = zeros / group if group else settings["sparsity"]
-    pattern = Pattern(sparsity, group, settings["compare"])
+    compare = comparison(work.checkpoint) if settings["compare"] == "auto" else settings["compare"]
+    pattern = Pattern(sparsity, group, compare)
     chosen = PruneSettings(settings["method"], pattern, settings["allocation"])
     return prune_weights(work.checkpoint, chosen, work.pass_run())
 

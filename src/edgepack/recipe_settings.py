@@ -72,7 +72,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "method": Setting("text", ("magnitude", "wanda", "sparsegpt", "layers"), default="wanda"),
         "sparsity": Setting("number", low=0, high=1, open_end=True),
         "pattern": Setting("text", default="unstructured"),
-        "compare": Setting("text", ("row", "layer"), default="row"),
+        "compare": Setting("text", ("auto", "row", "layer"), default="auto"),
         "allocation": Setting("text", ("uniform", "owl"), default="uniform"),
         "layers": Setting("whole", low=1, high=10_000),
     },

@@ -27,7 +27,7 @@ class Pattern:
         group: 0 for any arrangement; otherwise, in every `group` consecutive weights of a row, the share goes:
             2:4 is sparsity 0.5 in groups of 4.
         compare: which scores compete where there is no group: those of one output row, or of the whole matrix.
-            Wanda's authors found rows better on 7B models; on a 6M model the whole matrix is (docs/lab-notes.md).
+            `weights.comparison` chooses where nobody says.
     """
 
     sparsity: float

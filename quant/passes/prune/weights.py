@@ -6,6 +6,7 @@ GGUF is dense: zeros save bytes only in an archive, and only where the type can 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from edgepack.model import Checkpoint
 
+LARGE = 1_000_000_000
 Method = Literal["magnitude", "wanda", "sparsegpt"]
 # Types whose grids contain zero whatever the scale; a test holds this against ggml's own quantisers.
 KEEPS_ZEROS = frozenset({
@@ -68,11 +70,23 @@ def prune_weights(checkpoint: Checkpoint, settings: PruneSettings, run: PassRun)
         "zeros": pruner.zeros,
         "weights": pruner.weights,
     }
+    if settings.method != "sparsegpt" and not settings.pattern.group:
+        figures["compare"] = settings.pattern.compare
     if sparsities is not None:
         figures |= {"least_block_sparsity": min(sparsities), "greatest_block_sparsity": max(sparsities)}
     if pruner.damping:
         figures["damping"] = pruner.damping
     return PassOutcome(changed, figures, tuple(few(pruner.damped)))
+
+
+def comparison(checkpoint: Checkpoint) -> Literal["row", "layer"]:
+    """Which scores compete where nobody says: those of a row in large models, as Wanda's authors found best at 7B.
+
+    In models with fewer than `LARGE` parameters, those of a whole matrix: better on those that we measured
+    (docs/passes.md). Nothing was measured in between.
+    """
+    parameters = sum(math.prod(spec.shape) for spec in checkpoint.tensors.specs.values())
+    return "row" if parameters >= LARGE else "layer"
 
 
 def lost_zeros(types: Iterable[GGMLType]) -> list[str]:
