@@ -173,7 +173,11 @@ def make(model: Path, row: Row, settings: Mapping[str, Any], folder: Path, threa
 
 
 class Bench:
-    """Makes and scores one row after the other."""
+    """Makes and scores one row after the other.
+
+    Args:
+        options: as `add_options` defines them.
+    """
 
     def __init__(self, options: argparse.Namespace) -> None:
         from edgepack.edge.scorer import Chunking
@@ -229,18 +233,23 @@ def print_row(found: Measured) -> None:
     print(f"| {found.label} | {sizes} | {fidelity} | {cost} | {found.notes} |", flush=True)
 
 
-def main() -> None:
-    """Parse options, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What `Bench` is told: models, texts, sizes."""
     parser.add_argument("model", type=Path)
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--sequences", type=int, default=128, help="of calibration")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a sequence")
+    parser.add_argument("--chunks", type=int, default=96, help="of the text that is scored")
+    parser.add_argument("--ctx", type=int, default=0, help="tokens of a scored chunk; 0 for --length")
+    parser.add_argument("--threads", type=int, default=0, help="of passes, export and scoring; 0 is every core")
+
+
+def main() -> None:
+    """Parse options, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
     parser.add_argument("--rows", default="", help="only rows whose label matches this regular expression")
-    parser.add_argument("--sequences", type=int, default=48)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--chunks", type=int, default=16, help="of the text that is scored")
-    parser.add_argument("--ctx", type=int, default=0, help="tokens a scored chunk; 0 for --length")
-    parser.add_argument("--threads", type=int, default=0, help="of export and scoring; 0 is every core")
     parser.add_argument("--json", type=Path, help="write all figures here")
     options = parser.parse_args()
     bench = Bench(options)
