@@ -25,6 +25,7 @@ from edgepack.quant.passes.awq.weights import AwqSettings, apply_awq
 from edgepack.quant.passes.run import PassRun
 from safetensors.torch import load_file
 
+from edgepack.errors import UsageError
 from edgepack.gguf.types import GGMLType
 
 if TYPE_CHECKING:
@@ -281,6 +282,21 @@ def test_integer_rounding_is_its_own_fixed_point_and_reaches_both_ends() -> None
     once = rounding(weight)
     assert (once - weight).abs().max() <= scales.max() * 0.51
     torch.testing.assert_close(rounding(once), once, rtol=1e-3, atol=1e-3)
+
+
+def test_groups_that_do_not_fill_a_row_are_refused() -> None:
+    with pytest.raises(UsageError, match="a divisor of a row's 172 weights, got 128"):
+        IntegerRounding(4, 128)(torch.ones(2, 172))
+
+
+def test_integers_are_searched_for_where_the_recipe_says_so(
+    tiny: Any, tokens: NDArray[np.int64], tmp_path: Path
+) -> None:
+    """Files in float16 round nothing, but integers do."""
+    checkpoint, _ = tiny("llama")
+    run = PassRun(tmp_path, tokens, all_types(checkpoint, GGMLType.F16))
+    outcome = apply_awq(checkpoint, AwqSettings(integer_bits=3, group=16), run)
+    assert outcome.figures["folds_searched"] == 4 * 3
 
 
 @pytest.mark.parametrize("name", ["wide", "narrow"])

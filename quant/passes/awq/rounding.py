@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from edgepack.quant.codecs.ggml import dequantize_rows, quantize_rows
 
+from edgepack.errors import UsageError
 from edgepack.gguf.types import GGMLType
 
 # From coarse to fine; `--search-bits 1` searches one step up from the file's type.
@@ -97,9 +98,15 @@ class IntegerRounding:
         """Scales [out, groups], zero points [out, groups] and integers [out, groups, group].
 
         All in float16, in which AutoAWQ computes: the same weights give the same integers.
+
+        Raises:
+            UsageError: a row is no whole number of groups.
         """
         out, columns = weight.shape
-        groups = weight.reshape(out, -1, min(self.group, columns)).half()
+        group = min(self.group, columns)
+        if columns % group:
+            raise UsageError(f"awq.group: expected a divisor of a row's {columns} weights, got {group}")
+        groups = weight.reshape(out, -1, group).half()
         most = 2**self.bits - 1
         low, high = groups.amin(-1), groups.amax(-1)
         scales = (high - low).clamp(min=1e-5) / most
