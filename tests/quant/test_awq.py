@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from edgepack.quant.calibration.blocks import BlockwiseModel, is_linear, whole_m
 from edgepack.quant.calibration.sweep import BlockVisit, sweep
 from edgepack.quant.passes.awq.clipping import clip_groups
 from edgepack.quant.passes.awq.folding import FOLDS, Fold, HeadCounts, apply_fold, gather_heads, spread_over_heads
-from edgepack.quant.passes.awq.outputs import split_sequences
+from edgepack.quant.passes.awq.outputs import split_sequences, spread_batches
 from edgepack.quant.passes.awq.rounding import (
     LADDER,
     GGMLRounding,
@@ -20,9 +21,11 @@ from edgepack.quant.passes.awq.rounding import (
     rounded_activations,
     rounding_for,
 )
-from edgepack.quant.passes.awq.scales import FINALISTS, FoldSearch, FoundScales, Sink, candidate_scales, weight_size
+from edgepack.quant.passes.awq.scales import FoldSearch, FoundScales, Sink, candidate_scales, weight_size
 from edgepack.quant.passes.awq.weights import AwqSettings, apply_awq
 from edgepack.quant.passes.run import PassRun
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from edgepack.errors import UsageError
@@ -106,7 +109,6 @@ def test_the_search_finds_what_an_exhaustive_one_finds(tiny: Any, tokens: NDArra
     """Every candidate tried by hand on the whole block, with a forward of its own."""
     checkpoint, _ = tiny("llama")
     fold = FOLDS["llama"][2]
-    (_, stop), held = split_sequences(len(tokens), len(tokens))
     helped = []
 
     def look(visit: BlockVisit) -> None:
@@ -123,23 +125,21 @@ def test_the_search_finds_what_an_exhaustive_one_finds(tiny: Any, tokens: NDArra
             handle.remove()
             return seen[0]
 
-        def loss(candidate: torch.Tensor, start: int, end: int) -> float:
-            exact = outputs(start, end)
+        def loss(candidate: torch.Tensor) -> float:
+            exact = outputs(0, len(tokens))
             for name, weight in zip(names, originals, strict=True):
                 visit.block.set_weight(name, Halves()(weight * candidate, None) / candidate)
-            rounded = outputs(start, end)
+            rounded = outputs(0, len(tokens))
             for name, weight in zip(names, originals, strict=True):
                 visit.block.set_weight(name, weight)
             return float((rounded - exact).square().sum(-1).mean())
 
         mean_abs = torch.from_numpy(statistics[names[0]].mean_abs)
         candidates = [torch.ones(32), *candidate_scales(mean_abs, weight_size(originals))]
-        losses = [loss(candidate, 0, stop) for candidate in candidates]
-        finalists = [candidates[0], *(candidates[n] for n in np.argsort(losses, kind="stable")[:FINALISTS])]
-        held_losses = [loss(candidate, *held) for candidate in finalists]
-        torch.testing.assert_close(found.scales, finalists[int(np.argmin(held_losses))])
-        assert found.error == pytest.approx(min(held_losses), rel=1e-4)
-        assert found.plain == pytest.approx(held_losses[0], rel=1e-4)
+        losses = [loss(candidate) for candidate in candidates]
+        torch.testing.assert_close(found.scales, candidates[int(np.argmin(losses))])
+        assert found.error == pytest.approx(min(losses), rel=1e-4)
+        assert found.plain == pytest.approx(losses[0], rel=1e-4)
         assert found.tried == len(candidates)
         helped.append(found.helps)
 
@@ -147,7 +147,7 @@ def test_the_search_finds_what_an_exhaustive_one_finds(tiny: Any, tokens: NDArra
     assert any(helped)
 
 
-def test_scales_that_do_not_help_where_they_were_not_searched_are_left_out(
+def test_no_scale_at_all_is_among_what_is_tried(
     tiny: Any, tokens: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint, _ = tiny("llama")
@@ -159,13 +159,24 @@ def test_scales_that_do_not_help_where_they_were_not_searched_are_left_out(
         statistics, _ = visit.observe([name], False)
         sink = Sink(name, visit.block.linears[name], Halves(), statistics[name], False)
         search = FoldSearch(visit, fold, [sink], HeadCounts.of(checkpoint.config), 2)
-        monkeypatch.setattr(search.held, "error", lambda: 1.0)  # as if the held sequences knew no difference
+        monkeypatch.setattr(search, "error", lambda scales: float((scales - 1).abs().max()))
         seen.append(search.best())
 
     sweep(BlockwiseModel(checkpoint), torch.from_numpy(tokens), look)
     for found in seen:
         assert not found.helps
         assert torch.equal(found.scales, torch.ones_like(found.scales))
+
+
+@given(available=st.integers(1, 40), wanted=st.integers(1, 50), batch=st.integers(1, 9))
+def test_batches_are_spread_over_all_sequences_without_overlap(available: int, wanted: int, batch: int) -> None:
+    batches = spread_batches(available, wanted, batch)
+    assert all(0 < stop - start <= batch for start, stop in batches)
+    assert all(stop <= start for (_, stop), (start, _) in pairwise(batches))
+    assert batches[0][0] == 0
+    assert batches[-1][1] == available or len(batches) == 1
+    taken = sum(stop - start for start, stop in batches)
+    assert min(wanted, available) - len(batches) < taken <= min(wanted, available)
 
 
 @pytest.mark.parametrize("available", range(1, 12))

@@ -29,9 +29,14 @@ class _Call:
     keywords: Mapping[str, Any]
     output: torch.Tensor
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the call."""
+        return self.output[..., 0].numel()
+
     def error(self) -> torch.Tensor:
-        """Squared error of the module's output now, summed over channels and averaged over tokens."""
-        return (_first(self.module(*self.arguments, **self.keywords)) - self.output).square().sum(-1).mean()
+        """Squared error of the module's output now, summed over channels and tokens."""
+        return (_first(self.module(*self.arguments, **self.keywords)) - self.output).square().sum()
 
 
 def _first(output: Any) -> torch.Tensor:
@@ -45,17 +50,16 @@ class ParentOutputs:
     Args:
         visit: the block with its inputs.
         parents: paths of the modules in the block.
-        start: the first sequence, included.
-        stop: the last, not included.
+        sequences: how many, in batches that lie evenly over all that there are.
     """
 
-    def __init__(self, visit: BlockVisit, parents: Sequence[str], start: int, stop: int) -> None:
+    def __init__(self, visit: BlockVisit, parents: Sequence[str], sequences: int) -> None:
         self._calls: list[_Call] = []
-        modules = [visit.block.module.get_submodule(path) for path in parents]
-        handles = [module.register_forward_hook(self._keep, with_kwargs=True) for module in modules]
+        self._modules = [visit.block.module.get_submodule(path) for path in parents]
+        handles = [module.register_forward_hook(self._keep, with_kwargs=True) for module in self._modules]
         try:
-            for first in range(start, stop, visit.runner.batch):
-                visit.run(first, min(first + visit.runner.batch, stop))
+            for start, stop in spread_batches(len(visit.inputs), sequences, visit.runner.batch):
+                visit.run(start, stop)
         finally:
             for handle in handles:
                 handle.remove()
@@ -65,16 +69,27 @@ class ParentOutputs:
 
     def error(self) -> float:
         """Squared error of the outputs as the block's weights are now: a token's mean, summed over channels."""
-        return float(torch.stack([call.error() for call in self._calls]).sum()) * self._share
+        total = torch.stack([call.error() for call in self._calls]).sum()
+        return float(total) * len(self._modules) / sum(call.tokens for call in self._calls)
 
-    @property
-    def _share(self) -> float:
-        """One over how often each module was called: batches are averaged, modules are added."""
-        return len({id(call.module) for call in self._calls}) / len(self._calls)
+
+def spread_batches(available: int, wanted: int, batch: int) -> list[tuple[int, int]]:
+    """Batches of sequences, (start, stop), evenly spread and without overlap.
+
+    Args:
+        available: sequences in all.
+        wanted: how many are taken in all, if there are so many; a few less where batches do not divide them.
+        batch: sequences in a batch at most.
+    """
+    wanted = min(wanted, available)
+    count = -(-wanted // batch)
+    size = wanted // count
+    starts = [round(number * (available - size) / max(count - 1, 1)) for number in range(count)]
+    return [(start, start + size) for start in starts]
 
 
 def split_sequences(available: int, wanted: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The sequences that a search sees and those that are held back to accept its result, as (start, stop).
+    """The sequences that a search of clips sees and those that are held back to accept its result, as (start, stop).
 
     Two thirds are searched at most, the end is held back; a single sequence has to serve for both.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from edgepack.quant.passes.awq.folding import HeadCounts, gather_heads, spread_over_heads
-from edgepack.quant.passes.awq.outputs import ParentOutputs, replaced, rounded_inputs, split_sequences
+from edgepack.quant.passes.awq.outputs import ParentOutputs, replaced, rounded_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from edgepack.quant.passes.awq.rounding import Rounding
 
 STEPS = 20  # exponents r = 0, 1/20 … 19/20
-FINALISTS = 4  # scales that are compared again on what was held back
 _LEAST_SCALE = 1e-4
 
 
@@ -80,8 +79,8 @@ class FoundScales:
     """What a search gives.
 
     Attributes:
-        scales: of the source's channels; ones where no scale helped.
-        error: of the outputs on the sequences that were held back.
+        scales: of the source's channels; ones where no scale helps.
+        error: of the outputs.
         plain: the same without any scale.
         tried: how many scales were compared.
     """
@@ -100,48 +99,40 @@ class FoundScales:
 class FoldSearch:
     """Finds the scales of one fold in one block.
 
-    A scale must lower the error of the outputs on sequences that the search has not seen, or nothing is scaled:
-    outputs of attention have so heavy tails that the best of forty on a few sequences often does not.
+    No scale at all is one of those that are tried. That a scale must also help on sequences that were held back was
+    tried and was worse (docs/lab-notes.md).
 
     Args:
         visit: the block with its inputs.
         fold: where scales go.
         sinks: the fold's linears.
         heads: of the model.
-        sequences: how many sequences are searched on; half as many are held back.
+        sequences: how many sequences outputs are compared on.
     """
 
     def __init__(self, visit: BlockVisit, fold: Fold, sinks: Sequence[Sink], heads: HeadCounts, sequences: int) -> None:
         self.fold, self.sinks, self.heads = fold, sinks, heads
         self.block: Block = visit.block
         self.originals = {sink.name: self.block.weight(sink.name).clone() for sink in sinks}
-        parents = (fold.parent,) if fold.parent else fold.sinks
-        searched, held = split_sequences(len(visit.inputs), sequences)
-        self.searched, self.held = (ParentOutputs(visit, parents, *part) for part in (searched, held))
+        self.outputs = ParentOutputs(visit, (fold.parent,) if fold.parent else fold.sinks, sequences)
 
     def best(self) -> FoundScales:
-        """Of the few scales with the least error, the one that helps most where they were not searched."""
+        """The scales with the least error of the outputs."""
         mean_abs = self._source_channels(self._mean_abs())
-        none = torch.ones_like(mean_abs)
         size = self._source_channels(weight_size(list(self.originals.values())))
-        tried = [none, *candidate_scales(mean_abs, size)]
-        errors = torch.tensor([self.error(scales, self.searched) for scales in tried])
-        finalists = [tried[index] for index in errors.argsort(stable=True)[:FINALISTS]]
-        plain = self.error(none, self.held)
-        held = [self.error(scales, self.held) for scales in finalists]
-        least = min(held)
-        if least >= plain:
-            return FoundScales(none, plain, plain, len(tried))
-        return FoundScales(finalists[held.index(least)], least, plain, len(tried))
+        tried = [torch.ones_like(mean_abs), *candidate_scales(mean_abs, size)]
+        errors = [self.error(scales) for scales in tried]
+        least = min(errors)
+        return FoundScales(tried[errors.index(least)], least, errors[0], len(tried))
 
-    def error(self, scales: torch.Tensor, outputs: ParentOutputs) -> float:
-        """Error of `outputs` when the sinks are rounded with `scales` of the source's channels."""
+    def error(self, scales: torch.Tensor) -> float:
+        """Error of the outputs when the sinks are rounded with `scales` of the source's channels."""
         columns = spread_over_heads(scales, self.heads) if self.fold.per_head else scales
         rounded = {sink.name: sink.rounded(self.originals[sink.name], columns) for sink in self.sinks}
         with replaced(self.block, rounded), ExitStack() as stack:
             for sink in self.sinks:
                 stack.enter_context(rounded_inputs(sink.module, columns, sink.rounding.activation_block))
-            return outputs.error()
+            return self.outputs.error()
 
     def _mean_abs(self) -> torch.Tensor:
         device = self.originals[self.sinks[0].name].device

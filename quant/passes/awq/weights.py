@@ -50,7 +50,7 @@ class AwqSettings:
     search_bits: int = 0
     integer_bits: int = 0
     group: int = 128
-    sequences: int = 16
+    sequences: int = 24
 
 
 def apply_awq(checkpoint: Checkpoint, settings: AwqSettings, run: PassRun) -> PassOutcome:
