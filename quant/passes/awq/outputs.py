@@ -32,7 +32,8 @@ class _Call:
     @property
     def tokens(self) -> int:
         """Tokens of the call."""
-        return self.output[..., 0].numel()
+        count: int = self.output[..., 0].numel()
+        return count
 
     def error(self) -> torch.Tensor:
         """Squared error of the module's output now, summed over channels and tokens."""

@@ -100,7 +100,7 @@ class FoldSearch:
     """Finds the scales of one fold in one block.
 
     No scale at all is one of those that are tried. That a scale must also help on sequences that were held back was
-    tried and was worse (docs/lab-notes.md).
+    tried and did not help (docs/lab-notes.md).
 
     Args:
         visit: the block with its inputs.
