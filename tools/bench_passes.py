@@ -5,7 +5,7 @@
 
 Columns: bytes of the GGUF (with its adapter), bytes of the archive, perplexity, mean KL, top-1 agreement, processor
 seconds of passes and export, and the peak resident memory of the process that ran them (one that has imported torch and
-transformers and done nothing takes about 350 MB). All candidates are scored by llama.cpp on the same text, against the
+transformers and done nothing takes 200 to 350 MB). All candidates are scored by llama.cpp on the same text, against the
 model in torch.
 """
 
