@@ -65,6 +65,25 @@ def feedback_factor(hessian: torch.Tensor, damping: float = DAMPING, name: str =
     raise NumericError(f"layer '{name}': its Hessian is not positive semi-definite")
 
 
+def damping_note(name: str, tokens: int, columns: int, factor: FeedbackFactor, asked: float) -> str:
+    """A line for people on a Hessian that could not be used as it was; empty where nothing is to be told.
+
+    Args:
+        name: of the layer.
+        tokens: that H was averaged over: fewer than `columns` cannot give a regular H.
+        columns: of the weight.
+        factor: of the Hessian.
+        asked: the damping that was asked for.
+    """
+    if tokens < columns:
+        cause = f"{tokens} tokens for {columns} input channels"
+    elif factor.damping > asked:
+        cause = "input channels depend on each other"
+    else:
+        return ""
+    return f"layer '{name}': its Hessian is singular ({cause}), damped by {factor.damping:g} of its mean diagonal"
+
+
 def _precise(device: torch.device) -> Any:
     """float64, but float32 where the device has none."""
     return torch.float32 if device.type == "mps" else torch.float64

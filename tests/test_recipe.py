@@ -39,7 +39,7 @@ def test_a_recipe_is_read_in_order_with_defaults() -> None:
     recipe = parse_recipe(GOOD)
     assert [step.name for step in recipe.passes] == ["prune", "awq", "lowrank"]
     assert recipe.passes[0].settings["sparsity"] == 0.6
-    assert recipe.passes[0].settings["compare"] == "row"
+    assert recipe.passes[0].settings["compare"] == "auto"
     assert recipe.passes[1].settings["clip"] is False
     assert recipe.passes[2].settings["size"] == 500_000
     assert recipe.passes[2].is_correction

@@ -3,8 +3,10 @@
 
     .venv/bin/python tools/bench_passes.py MODEL --calibration TEXT --text EVAL [--rows REGEX] [--json OUT]
 
-Columns: bytes of the GGUF (with its adapter), bytes of the archive, perplexity, mean KL, top-1 agreement, seconds of
-passes and export, peak memory. All candidates are scored by llama.cpp on the same text, against the model in torch.
+Columns: bytes of the GGUF (with its adapter), bytes of the archive, perplexity, mean KL, top-1 agreement, processor
+seconds of passes and export, and the peak resident memory of the process that ran them (one that has imported torch and
+transformers and done nothing takes 200 to 350 MB). All candidates are scored by llama.cpp on the same text, against the
+model in torch.
 """
 
 from __future__ import annotations
@@ -12,17 +14,25 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import re
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    import numpy as np
+    from edgepack.edge.scorer import Chunk
+    from edgepack.edge.scorer_torch import TorchScorer
     from edgepack.edge.validate import Validation
+    from numpy.typing import NDArray
+
+_LONGEST_TOKEN = 12  # characters: more text than this for each scored token is not read
 
 
 @dataclass(frozen=True)
@@ -58,27 +68,35 @@ def rows() -> list[Row]:
         Row(f"{level:.0%} {name} → q8_0", "q8_0", (f"prune:{settings},sparsity={level}",), False)
         for level in (0.5, 0.6, 0.65, 0.7)
         for name, settings in (
-            ("magnitude (row)", "method=magnitude"),
-            ("Wanda (row)", "method=wanda"),
+            ("magnitude (row)", "method=magnitude,compare=row"),
+            ("Wanda (row)", "method=wanda,compare=row"),
             ("magnitude (layer)", "method=magnitude,compare=layer"),
             ("Wanda (layer)", "method=wanda,compare=layer"),
             ("SparseGPT", "method=sparsegpt"),
         )
     ]
     pruned += [
-        Row("2:4 SparseGPT → q8_0", "q8_0", ("prune:method=sparsegpt,pattern=2:4",), False),
-        Row("60% SparseGPT OWL → q8_0", "q8_0", ("prune:method=sparsegpt,sparsity=0.6,allocation=owl",), False),
+        Row(f"2:4 {name} → q8_0", "q8_0", (f"prune:method={name.lower()},pattern=2:4",), False)
+        for name in ("magnitude", "Wanda", "SparseGPT")
+    ]
+    pruned += [
+        Row(f"{level:.0%} {name} OWL → q8_0", "q8_0", (f"prune:{settings},sparsity={level},allocation=owl",), False)
+        for level in (0.6, 0.7)
+        for name, settings in (("Wanda (layer)", "method=wanda,compare=layer"), ("SparseGPT", "method=sparsegpt"))
+    ]
+    pruned += [
         Row("1 layer dropped → q8_0", "q8_0", ("prune:method=layers,layers=1",), False),
     ]
     rounded = []
     for target in ("q4_k_m", "q3_k_m"):
         rounded += [
-            Row(f"AWQ → {target}, no imatrix", target, ("awq:sequences=4",), False),
-            Row(f"AWQ → {target}, imatrix", target, ("awq:sequences=4",)),
-            Row(f"AWQ scales, no clip → {target}, imatrix", target, ("awq:clip=false,sequences=4",)),
-            Row(f"AWQ search-bits 1 → {target}, imatrix", target, ("awq:search_bits=1,sequences=4",)),
+            Row(f"AWQ → {target}, no imatrix", target, ("awq",), False),
+            Row(f"AWQ → {target}, imatrix", target, ("awq",)),
+            Row(f"AWQ scales, no clip → {target}, imatrix", target, ("awq:clip=false",)),
+            Row(f"AWQ clip, no scales → {target}, imatrix", target, ("awq:scale=false",)),
+            Row(f"AWQ search-bits 1 → {target}, imatrix", target, ("awq:search_bits=1",)),
             Row(f"GPTQ → {target}, imatrix", target, ("gptq",)),
-            Row(f"AWQ scales + GPTQ → {target}, imatrix", target, ("awq:clip=false,sequences=4", "gptq")),
+            Row(f"AWQ scales + GPTQ → {target}, imatrix", target, ("awq:clip=false", "gptq")),
         ]
     rounded.append(Row("GPTQ → q2_k, imatrix", "q2_k", ("gptq",)))
     corrected = [
@@ -95,62 +113,98 @@ def rows() -> list[Row]:
     return [*plain, *pruned, *rounded, *corrected, *factorised]
 
 
-def reset_peak_memory() -> None:
-    """Start a new count of the peak resident size, where the system allows it (Linux)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        print("note: peak memory is that of the whole run here")
-
-
 def peak_memory() -> int:
-    """Bytes of the peak resident size."""
-    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    """Bytes of the peak resident size of this process (Linux; 0 elsewhere)."""
+    status = Path("/proc/self/status")
+    match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
     return 1024 * int(match[1]) if match else 0
 
 
-class Bench:
-    """Makes and scores one row after the other."""
+class Remembered:
+    """A scorer that keeps the logits of each chunk, so that they are computed once for all rows."""
 
-    def __init__(
-        self, model: Path, calibration: Path, text: Path, *, sequences: int, length: int, chunks: int, threads: int = 0
-    ) -> None:
+    def __init__(self, scorer: TorchScorer) -> None:
+        self.label, self.tokenizer = scorer.label, scorer.tokenizer
+        self.vocabulary, self.context_limit, self.close = scorer.vocabulary, scorer.context_limit, scorer.close
+        self._scorer, self._known = scorer, dict[int, Any]()
+
+    def score(self, chunk: Chunk) -> NDArray[np.float32]:
+        """As `Scorer.score`."""
+        if chunk.index not in self._known:
+            self._known[chunk.index] = self._scorer.score(chunk)
+        logits: NDArray[np.float32] = self._known[chunk.index]
+        return logits
+
+
+@dataclass(frozen=True)
+class Made:
+    """The files of a row and what they cost."""
+
+    size: int
+    adapters: tuple[Path, ...]
+    seconds: float
+    peak_memory: int
+    notes: str
+
+
+def make(model: Path, row: Row, settings: Mapping[str, Any], folder: Path, threads: int) -> Made:
+    """Run the passes of `row` and write its files into `folder`; called in a process of its own."""
+    import torch
+    from edgepack.export.checkpoint import open_checkpoint
+    from edgepack.export.gguf_file import write_gguf
+    from edgepack.quant.targets import find_target
+
+    from edgepack.pipeline_corrections import write_correction
+    from edgepack.pipeline_passes import RecipeOptions, prepare_export
+    from edgepack.recipe import inline_recipe
+
+    if threads:
+        torch.set_num_threads(threads)
+    started = time.process_time()
+    recipe = inline_recipe(row.passes, {**settings, "importance": row.importance})
+    prepared = prepare_export(open_checkpoint(model), recipe, find_target(row.target), RecipeOptions(folder))
+    path, adapters = folder / "model.gguf", []
+    size = write_gguf(prepared.plan, path, threads=threads or None)
+    for step in prepared.corrections:
+        adapters.append(folder / "model-lora.gguf")
+        size += write_correction(prepared, step, path, adapters[-1])[0]
+    seconds = time.process_time() - started
+    return Made(size, tuple(adapters), seconds, peak_memory(), _notes(prepared.figures))
+
+
+class Bench:
+    """Makes and scores one row after the other.
+
+    Args:
+        options: as `add_options` defines them.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
         from edgepack.edge.scorer import Chunking
         from edgepack.edge.scorer_torch import TorchScorer
-        from edgepack.export.checkpoint import open_checkpoint
 
-        self.checkpoint = open_checkpoint(model)
-        self.settings = {"text": str(calibration), "sequences": sequences, "length": length}
-        self.threads = threads
-        self.reference, self.text = TorchScorer(model, threads=threads), text.read_text(encoding="utf-8")
-        self.chunking = Chunking(min(length * 2, self.reference.context_limit), max_chunks=chunks)
+        self.model, self.threads = options.model, options.threads
+        self.settings = {"text": str(options.calibration), "sequences": options.sequences, "length": options.length}
+        self.reference = Remembered(TorchScorer(options.model, threads=options.threads))
+        ctx = min(options.ctx or options.length, self.reference.context_limit)
+        self.text = options.text.read_text(encoding="utf-8")[: _LONGEST_TOKEN * options.chunks * ctx]
+        self.chunking = Chunking(ctx, max_chunks=options.chunks)
+        self.processes = multiprocessing.get_context("forkserver")
+        self.processes.set_forkserver_preload(["torch", "transformers.models.auto.modeling_auto", "accelerate"])
 
     def measure(self, row: Row, folder: Path) -> Measured:
-        """Run, write, pack and score one row."""
-        from edgepack.export.gguf_file import write_gguf
+        """Run, write, pack and score one row; passes and writing run in a fresh process, whose memory is theirs."""
         from edgepack.packaging.pack import pack_archive
-        from edgepack.quant.targets import find_target
 
-        from edgepack.pipeline_corrections import write_correction
-        from edgepack.pipeline_passes import RecipeOptions, prepare_export
-        from edgepack.recipe import inline_recipe
-
-        reset_peak_memory()
-        started = time.perf_counter()
-        recipe = inline_recipe(row.passes, {**self.settings, "importance": row.importance})
-        prepared = prepare_export(self.checkpoint, recipe, find_target(row.target), RecipeOptions(folder))
-        path, adapters = folder / "model.gguf", []
-        size = write_gguf(prepared.plan, path, threads=self.threads or None)
-        for step in prepared.corrections:
-            adapters.append(folder / "model-lora.gguf")
-            size += write_correction(prepared, step, path, adapters[-1])[0]
-        seconds, peak = time.perf_counter() - started, peak_memory()
-        packed = pack_archive(path, folder / "model.edgepack", include=adapters).bytes
-        found = self.score(path, tuple(adapters))
-        statistics = found.statistics
+        with ProcessPoolExecutor(1, self.processes) as process:
+            made = process.submit(make, self.model, row, self.settings, folder, self.threads).result()
+        path = folder / "model.gguf"
+        packed = pack_archive(path, folder / "model.edgepack", include=list(made.adapters)).bytes
+        statistics = self.score(path, made.adapters).statistics
         return Measured(
-            row.label, size, packed, math.exp(float(statistics.candidate_loss.mean)), float(statistics.divergence.mean),
-            float(statistics.agreement.mean), seconds, peak, _notes(prepared.figures),
+            row.label, made.size, packed, math.exp(float(statistics.candidate_loss.mean)),
+            float(statistics.divergence.mean), float(statistics.agreement.mean), made.seconds, made.peak_memory,
+            made.notes,
         )  # fmt: skip
 
     def score(self, path: Path, adapters: tuple[Path, ...]) -> Validation:
@@ -179,21 +233,26 @@ def print_row(found: Measured) -> None:
     print(f"| {found.label} | {sizes} | {fidelity} | {cost} | {found.notes} |", flush=True)
 
 
-def main() -> None:
-    """Parse options, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What `Bench` is told: models, texts, sizes."""
     parser.add_argument("model", type=Path)
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--sequences", type=int, default=128, help="of calibration")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a sequence")
+    parser.add_argument("--chunks", type=int, default=96, help="of the text that is scored")
+    parser.add_argument("--ctx", type=int, default=0, help="tokens of a scored chunk; 0 for --length")
+    parser.add_argument("--threads", type=int, default=0, help="of passes, export and scoring; 0 is every core")
+
+
+def main() -> None:
+    """Parse options, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
     parser.add_argument("--rows", default="", help="only rows whose label matches this regular expression")
-    parser.add_argument("--sequences", type=int, default=48)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--chunks", type=int, default=16, help="of the text that is scored")
-    parser.add_argument("--threads", type=int, default=0, help="of export and scoring; 0 is every core")
     parser.add_argument("--json", type=Path, help="write all figures here")
     options = parser.parse_args()
-    sizes = {"sequences": options.sequences, "length": options.length, "chunks": options.chunks}
-    bench = Bench(options.model, options.calibration, options.text, **sizes, threads=options.threads)
+    bench = Bench(options)
     tokens = f"{options.sequences} × {options.length} calibration tokens"
     scored = f"{options.chunks} chunks of {bench.chunking.ctx} tokens of {options.text.name} scored"
     print(f"{options.model.name}: {tokens}, {scored}")
@@ -207,8 +266,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 found.append(bench.measure(row, Path(folder)))
             print_row(found[-1])
-    if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in found], indent=1) + "\n")
+            if options.json:
+                options.json.write_text(json.dumps([asdict(row) for row in found], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bench_passes import Bench, Row
+from bench_passes import Bench, Row, add_options
 from edgepack.quant.passes.prune.grid import Level, choose_level, measure_levels
 
 from edgepack.errors import EdgepackError
@@ -24,19 +24,13 @@ from edgepack.errors import EdgepackError
 def main() -> int:
     """Measure, print, choose."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--text", type=Path, required=True)
+    add_options(parser)
     parser.add_argument("--levels", default="0.3,0.4,0.5,0.6,0.7")
     parser.add_argument("--method", default="sparsegpt", choices=["magnitude", "wanda", "sparsegpt"])
     parser.add_argument("--target", default="q8_0")
     parser.add_argument("--min-agreement", type=float, default=0.7)
-    parser.add_argument("--sequences", type=int, default=48)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--chunks", type=int, default=16)
     options = parser.parse_args()
-    sizes = {"sequences": options.sequences, "length": options.length, "chunks": options.chunks}
-    bench = Bench(options.model, options.calibration, options.text, **sizes)
+    bench = Bench(options)
 
     def measure(sparsity: float) -> Level:
         settings = f"prune:method={options.method},sparsity={sparsity}"

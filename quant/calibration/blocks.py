@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from edgepack.quant.calibration.empty_model import block_list, checkpoint_names, empty_model, module_of
 from torch import nn
 
 from edgepack.errors import CheckpointError, NumericError, UnsupportedModelError
 from edgepack.model import read_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -116,13 +117,13 @@ class BlockwiseModel:
         self.checkpoint = checkpoint
         self.source: TensorSource = checkpoint.tensors
         self.device, self.dtype = torch.device(device), dtype
-        self.model = _empty_model(checkpoint.config)
-        self._list_path, self._blocks = _block_list(self.model, checkpoint.config)
-        self._names = _checkpoint_names(self.model, self.source)
+        self.model = empty_model(checkpoint.config)
+        self._list_path, self._blocks = block_list(self.model, checkpoint.config)
+        self._names = checkpoint_names(self.model, self.source)
         self._returns_tuple = False
         self._shell_depth = 0
         for name, buffer in self.model.named_buffers():
-            _module_of(self.model, name)._buffers[name.rpartition(".")[2]] = buffer.to(self.device)  # noqa: SLF001
+            module_of(self.model, name)._buffers[name.rpartition(".")[2]] = buffer.to(self.device)  # noqa: SLF001
 
     @property
     def block_count(self) -> int:
@@ -223,7 +224,7 @@ class BlockwiseModel:
     @contextmanager
     def _with_blocks(self, blocks: nn.ModuleList) -> Iterator[None]:
         """Put `blocks` in the place of the model's own."""
-        owner, attribute = _module_of(self.model, self._list_path), self._list_path.rpartition(".")[2]
+        owner, attribute = module_of(self.model, self._list_path), self._list_path.rpartition(".")[2]
         before = getattr(owner, attribute)
         setattr(owner, attribute, blocks)
         try:
@@ -249,7 +250,7 @@ class BlockwiseModel:
 
     def _assign(self, module: nn.Module, path: str, value: torch.Tensor) -> None:
         parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
-        _module_of(module, path)._parameters[path.rpartition(".")[2]] = parameter  # noqa: SLF001
+        module_of(module, path)._parameters[path.rpartition(".")[2]] = parameter  # noqa: SLF001
 
     def _read(self, path: str, shape: tuple[int, ...]) -> torch.Tensor:
         name = self._names.get(path) or self.embedding_name
@@ -268,56 +269,3 @@ def whole_model(checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype 
     blockwise = BlockwiseModel(checkpoint, device, dtype)
     blockwise.load(blockwise.model, "")
     return blockwise.model
-
-
-def _module_of(root: nn.Module, path: str) -> nn.Module:
-    """The module that owns the parameter, buffer or child at dotted `path`."""
-    parent = path.rpartition(".")[0]
-    return root.get_submodule(parent) if parent else root
-
-
-def _empty_model(config: Mapping[str, Any]) -> nn.Module:
-    """The model with parameters that take no memory and buffers (rotary tables) that are real."""
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    kind = config.get("model_type")
-    try:
-        settings = AutoConfig.for_model(**config)
-        model_class = AutoModelForCausalLM._model_mapping[type(settings)]  # noqa: SLF001
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(settings, attn_implementation=_attention(config, model_class))
-    except (KeyError, ValueError, TypeError) as error:
-        raise UnsupportedModelError(f"model type '{kind}': transformers cannot run it: {error}") from error
-    model.eval()
-    return model.requires_grad_(False)
-
-
-def _attention(config: Mapping[str, Any], model_class: Any) -> str:
-    """PyTorch's fused attention, except where scores are capped, which only the plain one honours."""
-    fused = getattr(model_class, "_supports_sdpa", False) and not config.get("attn_logit_softcapping")
-    return "sdpa" if fused else "eager"
-
-
-def _block_list(model: nn.Module, config: Mapping[str, Any]) -> tuple[str, nn.ModuleList]:
-    """Path and modules of the list that holds the transformer blocks."""
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
-            return path, module
-    raise UnsupportedModelError(f"model type '{config.get('model_type')}': found no list of transformer blocks")
-
-
-def _checkpoint_names(model: nn.Module, source: TensorSource) -> dict[str, str]:
-    """Parameter path → checkpoint name; published checkpoints differ by the base model's prefix."""
-    prefix, names, missing = f"{model.base_model_prefix}.", {}, []
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    for path, _ in model.named_parameters(remove_duplicate=False):
-        spellings: Sequence[str] = (path, path.removeprefix(prefix), prefix + path)
-        name = next((spelling for spelling in spellings if spelling in source.specs), None)
-        if name is not None:
-            names[path] = name
-        elif path not in tied:
-            missing.append(path)
-    if missing:
-        raise CheckpointError(f"the checkpoint has no tensor for '{missing[0]}' ({len(missing)} missing in all)")
-    return names

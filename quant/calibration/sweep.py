@@ -45,15 +45,15 @@ class BatchRunner:
             self._calls[size] = self.model.calls(self.tokens[:size])
         return self._calls[size]
 
-    def map(self, work: Callable[[int, int], torch.Tensor]) -> torch.Tensor:
-        """`work(start, stop)` over all sequences, joined on the CPU.
+    def map(self, work: Callable[[int, int], torch.Tensor], part: slice = slice(None)) -> torch.Tensor:
+        """`work(start, stop)` over all sequences, or over a `part` of them, joined on the CPU.
 
         Raises:
             ResourceError: the device's memory is full even with one sequence at a time.
         """
-        parts, start = [], 0
-        while start < len(self.tokens):
-            stop = min(start + self.batch, len(self.tokens))
+        parts, (start, end, _) = [], part.indices(len(self.tokens))
+        while start < end:
+            stop = min(start + self.batch, end)
             try:
                 parts.append(work(start, stop).cpu())
                 start = stop
@@ -89,16 +89,18 @@ class BlockVisit:
         hidden = self.inputs[start:stop].to(self.runner.model.device)
         return self.block.run(hidden, self.runner.calls(stop - start)[self.block.index])
 
-    def outputs(self) -> torch.Tensor:
-        """The block's output for all sequences, with its weights as they are now."""
-        return self.runner.map(self.run)
+    def outputs(self, part: slice = slice(None)) -> torch.Tensor:
+        """The block's output for all sequences, or a `part` of them, with its weights as they are now."""
+        return self.runner.map(self.run, part)
 
-    def observe(self, names: Sequence[str], with_hessian: bool) -> tuple[dict[str, LinearStatistics], torch.Tensor]:
+    def observe(
+        self, names: Sequence[str], with_hessian: bool, part: slice = slice(None)
+    ) -> tuple[dict[str, LinearStatistics], torch.Tensor]:
         """Statistics of what enters the linears `names`, and the block's outputs of the same run."""
         while True:
             batch = self.runner.batch
             with observed({name: self.block.linears[name] for name in names}, with_hessian) as watch:
-                outputs = self.outputs()
+                outputs = self.outputs(part)
             if self.runner.batch == batch:  # else a batch was run twice and counted twice
                 return watch.results(), outputs
 

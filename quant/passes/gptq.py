@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from edgepack.quant.codecs.ggml import quantize_rows
 from edgepack.quant.codecs.ggml_grid import GRID_TYPES, read_grid, write_quants
-from edgepack.quant.feedback import DAMPING, feedback_factor, feedback_sweep
+from edgepack.quant.feedback import DAMPING, damping_note, feedback_factor, feedback_sweep
 from edgepack.quant.passes.coded_rows import CodedRows
-from edgepack.quant.passes.run import PassOutcome, change_blocks
+from edgepack.quant.passes.run import PassOutcome, change_blocks, few
 
 if TYPE_CHECKING:
     from edgepack.quant.calibration.sweep import BlockVisit
@@ -105,7 +105,7 @@ def apply_gptq(checkpoint: Checkpoint, settings: GptqSettings, run: PassRun) -> 
     changed = change_blocks(checkpoint, run, walk, "gptq")
     figures: dict[str, Figure] = {"tensors": walk.rounded, "coded_rows": len(walk.coded), "damping": walk.damping}
     notes = [f"gptq: {name}: type {kind.name} has no grid; left to plain quantisation" for name, kind in walk.skipped]
-    return PassOutcome(changed, figures, tuple(notes), walk.coded)
+    return PassOutcome(changed, figures, (*notes, *few(walk.damped)), walk.coded)
 
 
 class _Walk:
@@ -115,6 +115,7 @@ class _Walk:
         self.settings, self.run = settings, run
         self.coded = CodedRows()
         self.skipped: list[tuple[str, GGMLType]] = []
+        self.damped: list[str] = []
         self.rounded = 0
         self.damping = 0.0
 
@@ -125,6 +126,8 @@ class _Walk:
             found, weight = statistics[name], visit.block.weight(name)
             assert found.hessian is not None
             factor = feedback_factor(torch.from_numpy(found.hessian).to(weight.device), self.settings.damping, name)
+            note = damping_note(name, found.count, weight.shape[1], factor, self.settings.damping)
+            self.damped += [note] if note else []
             importance = found.mean_square if self.run.with_importance else None
             kind = self.run.target_types[name]
             rows, _ = gptq_rows(weight, factor, kind, importance)

@@ -21,7 +21,7 @@ from edgepack.model import OverriddenTensors
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from edgepack.quant.calibration.sweep import BlockVisit
@@ -81,6 +81,12 @@ class PassOutcome:
     notes: tuple[str, ...] = ()
     coded: CodedRows | None = None
     low_rank: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
+
+
+def few(lines: Sequence[str], most: int = 3) -> list[str]:
+    """The first lines, and how many more there are."""
+    left = len(lines) - most
+    return [*lines[:most], *([f"… and {left} more of the same kind"] if left > 0 else [])]
 
 
 class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgepack.errors import RecipeError
 from edgepack.gguf.types import GGMLType, string
-from edgepack.pipeline_passes import source_names
+from edgepack.pipeline_passes_records import source_names
 from edgepack.progress import silent
 from edgepack.quantities import format_size
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edgepack.export.plan import PlannedTensor
+    from edgepack.export.plan import ExportPlan, PlannedTensor
+    from edgepack.gguf.types import Value
     from edgepack.pipeline_passes import PreparedExport
     from edgepack.progress import Progress
     from edgepack.recipe import PassStep
@@ -30,13 +31,25 @@ if TYPE_CHECKING:
 _MAX_RANK = 4096
 
 
-def corrected_tensors(prepared: PreparedExport) -> list[PlannedTensor]:
-    """The file's quantised matrices inside the blocks, whose errors a correction makes smaller."""
-    return [
+def corrected_tensors(plan: ExportPlan) -> list[PlannedTensor]:
+    """The file's quantised matrices inside the blocks, whose errors a correction makes smaller.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    found = [
         tensor
-        for tensor in prepared.plan.tensors
+        for tensor in plan.tensors
         if tensor.info.name.startswith("blk.") and len(tensor.info.shape) == 2 and tensor.info.type.is_quantized
     ]
+    if not found:
+        raise RecipeError("lowrank: nothing to correct: the target quantises no matrix inside the blocks")
+    return found
+
+
+def correction_bytes(plan: ExportPlan, step: PassStep) -> int:
+    """Bytes that the correction `step` of a file of `plan` will have, names and figures aside."""
+    return _Length(plan)(step.settings["rank"] or _rank_for_size(plan, step.settings["size"]))
 
 
 def write_correction(
@@ -60,10 +73,8 @@ def write_correction(
     from edgepack.export.low_rank_gguf import adapter_metadata, write_low_rank
     from edgepack.quant.passes.lowrank.factors import correction
 
-    tensors = corrected_tensors(prepared)
-    if not tensors:
-        raise RecipeError("lowrank: nothing to correct: the target quantises no matrix inside the blocks")
-    rank = step.settings["rank"] or _rank_for_size(prepared, tensors, step.settings["size"])
+    tensors = corrected_tensors(prepared.plan)
+    rank = step.settings["rank"] or _rank_for_size(prepared.plan, step.settings["size"])
     factors: dict[str, Pair] = {}
     with progress("correction", len(tensors), " tensors") as advance:
         for tensor in tensors:
@@ -72,8 +83,7 @@ def write_correction(
             found = correction(error, _moment(prepared, name, step.settings["covariance"]), rank)
             factors[name] = (found.left, found.right)
             advance(1)
-    extra = {"edgepack.recipe": string(prepared.plan.metadata["edgepack.recipe"].value)}
-    architecture = prepared.plan.metadata["general.architecture"]
+    architecture, extra = prepared.plan.metadata["general.architecture"], _recipe_of(prepared.plan)
     return write_low_rank(factors, adapter_metadata(architecture, f"correction of {model.name}", extra), path), rank
 
 
@@ -100,27 +110,62 @@ def _moment(prepared: PreparedExport, name: str, covariance: str) -> NDArray[np.
     return np.ones(rows.shape[-1], dtype=np.float32)
 
 
-def _rank_for_size(prepared: PreparedExport, tensors: list[PlannedTensor], size: int) -> int:
+class _Length:
+    """The length of a correction by its rank.
+
+    Args:
+        plan: of the file that is corrected.
+    """
+
+    def __init__(self, plan: ExportPlan) -> None:
+        from edgepack.export.low_rank_gguf import adapter_metadata
+
+        tensors = corrected_tensors(plan)
+        self.shapes = {tensor.info.name: (tensor.info.shape[0], tensor.info.shape[1]) for tensor in tensors}
+        name = "correction of " + "x" * 64
+        self.metadata = adapter_metadata(plan.metadata["general.architecture"], name, _recipe_of(plan))
+
+    def __call__(self, rank: int) -> int:
+        from edgepack.export.low_rank_gguf import adapter_bytes, adapter_infos
+
+        return adapter_bytes(adapter_infos(self.shapes, dict.fromkeys(self.shapes, rank), GGMLType.F16), self.metadata)
+
+
+def _rank_for_size(plan: ExportPlan, size: int) -> int:
     """The greatest rank whose adapter has at most `size` bytes."""
-    from edgepack.export.low_rank_gguf import adapter_bytes, adapter_infos, adapter_metadata
-
-    extra = {"edgepack.recipe": string(prepared.plan.metadata["edgepack.recipe"].value)}
-    metadata = adapter_metadata(prepared.plan.metadata["general.architecture"], "correction of " + "x" * 64, extra)
-    shapes = {tensor.info.name: (tensor.info.shape[0], tensor.info.shape[1]) for tensor in tensors}
-
-    def length(rank: int) -> int:
-        return adapter_bytes(adapter_infos(shapes, dict.fromkeys(shapes, rank), GGMLType.F16), metadata)
-
+    length = _Length(plan)
     if length(1) > size:
         raise RecipeError(
             f"lowrank.size: expected at least {format_size(length(1))} for rank 1, got {format_size(size)}"
         )
-    most = min(_MAX_RANK, *(min(shape) for shape in shapes.values()))
-    low, high = 1, most
+    low, high = 1, min(_MAX_RANK, *(min(shape) for shape in length.shapes.values()))
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if length(middle) <= size else (low, middle - 1)
     return low
+
+
+def _recipe_of(plan: ExportPlan) -> dict[str, Value]:
+    """What an adapter's metadata says of the recipe."""
+    return {"edgepack.recipe": string(plan.metadata["edgepack.recipe"].value)}
+
+
+def write_adapters(
+    prepared: PreparedExport, gguf: Path, progress: Progress = silent
+) -> tuple[tuple[Path, ...], tuple[int, ...]]:
+    """Write what belongs beside the finished file `gguf`: factors kept apart, corrections.
+
+    Returns:
+        (their paths, the ranks of the corrections).
+    """
+    paths, ranks = [], []
+    if prepared.low_rank:
+        paths.append(gguf.with_name(f"{gguf.stem}-factors-lora.gguf"))
+        write_factors_apart(prepared, paths[-1])
+    for step in prepared.corrections:
+        paths.append(gguf.with_name(f"{gguf.stem}-correction-lora.gguf"))
+        ranks.append(write_correction(prepared, step, gguf, paths[-1], progress)[1])
+    return tuple(paths), tuple(ranks)
 
 
 def write_factors_apart(prepared: PreparedExport, path: Path) -> int:
@@ -135,6 +180,6 @@ def write_factors_apart(prepared: PreparedExport, path: Path) -> int:
 
     low_rank = {name: LowRank(left, right) for name, (left, right) in prepared.low_rank.items()}
     mapped = adapter_factors(Adapter(path, 0.0, low_rank, {}), prepared.reference)
-    extra = {"edgepack.recipe": string(prepared.plan.metadata["edgepack.recipe"].value)}
-    metadata = adapter_metadata(prepared.plan.metadata["general.architecture"], path.stem, extra)
+    architecture, extra = prepared.plan.metadata["general.architecture"], _recipe_of(prepared.plan)
+    metadata = adapter_metadata(architecture, path.stem, extra)
     return write_low_rank({name: (pair.b, pair.a) for name, pair in mapped.items()}, metadata, path)

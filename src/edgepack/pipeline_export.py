@@ -110,8 +110,7 @@ def prepare(request: ExportRequest, progress: Progress = silent) -> PreparedExpo
     """
     if request.pack and request.shard_bytes:
         raise UsageError("--pack and --shard-size: an archive is one file, expected only one of them")
-    if request.target is None and request.max_bytes is None:
-        raise UsageError("export: expected --target, or --max-size to take the largest that fits")
+    refuse_no_goal(request.target, request.max_bytes)
     mapped, options = open_source(request, progress)
     plan = _plan(request, mapped, options)
     name = file_name(plan.metadata, plan.target.label)
@@ -162,10 +161,7 @@ def _plan(request: ExportRequest, mapped: MappedModel, options: PlanOptions) -> 
         return next(_fitting(request, mapped, options))
     plan = plan_export(mapped, request.target, options)
     if request.max_bytes is not None and not request.pack and plan.total_bytes > request.max_bytes:
-        raise UsageError(
-            f"--max-size: {request.target.name} makes {format_size(plan.total_bytes)},"
-            f" more than {format_size(request.max_bytes)}; leave out --target to take the largest that fits"
-        )
+        raise target_too_large(plan, plan.total_bytes, request.max_bytes)
     return plan
 
 
@@ -175,12 +171,43 @@ def _fitting(request: ExportRequest, mapped: MappedModel, options: PlanOptions) 
     smallest = plan_export(mapped, LADDER[-1], options)
     for target in LADDER:
         plan = plan_export(mapped, target, options)
-        share = _LEAST_PACKED_SHARE if target.default.is_quantized else _LEAST_PACKED_SHARE_OF_FLOATS
-        if plan.total_bytes * (share if request.pack else 1) <= request.max_bytes:
+        if worth_trying(plan, plan.total_bytes, request.max_bytes, pack=request.pack):
             yield plan
-    raise UsageError(
-        f"--max-size {format_size(request.max_bytes)}: the least possible is"
-        f" {format_size(smallest.total_bytes)} as {smallest.target.name}"
+    raise nothing_fits(smallest, smallest.total_bytes, request.max_bytes)
+
+
+def worth_trying(plan: ExportPlan, size: int, limit: int, *, pack: bool) -> bool:
+    """Whether what is shipped may have at most `limit` bytes, when the files of `plan` have `size`."""
+    share = _LEAST_PACKED_SHARE if plan.target.default.is_quantized else _LEAST_PACKED_SHARE_OF_FLOATS
+    return size * (share if pack else 1) <= limit
+
+
+def refuse_no_goal(target: Target | None, max_bytes: int | None) -> None:
+    """Raise UsageError when nothing says which type is wanted."""
+    if target is None and max_bytes is None:
+        raise UsageError("export: expected --target, or --max-size to take the largest that fits")
+
+
+def target_too_large(plan: ExportPlan, size: int, limit: int) -> UsageError:
+    """The target that was asked for makes more than the size that was asked for."""
+    return UsageError(
+        f"--max-size: {plan.target.name} makes {format_size(size)},"
+        f" more than {format_size(limit)}; leave out --target to take the largest that fits"
+    )
+
+
+def archive_too_large(plan: ExportPlan, limit: int) -> UsageError:
+    """The archive of the target that was asked for is larger than the size that was asked for."""
+    return UsageError(
+        f"--max-size: the archive as {plan.target.name} is larger than {format_size(limit)};"
+        " leave out --target to take the largest that fits"
+    )
+
+
+def nothing_fits(smallest: ExportPlan, size: int, limit: int) -> UsageError:
+    """Not even the smallest type, whose files have `size` bytes, meets the limit."""
+    return UsageError(
+        f"--max-size {format_size(limit)}: the least possible is {format_size(size)} as {smallest.target.name}"
     )
 
 
@@ -202,10 +229,7 @@ def write(prepared: PreparedExport, progress: Progress = silent) -> tuple[Export
         if _write_archive(attempt, prepared, progress):
             return attempt, [prepared.path]
     assert request.max_bytes is not None
-    raise UsageError(
-        f"--max-size: the archive as {plan.target.name} is larger than {format_size(request.max_bytes)};"
-        " leave out --target to take the largest that fits"
-    )
+    raise archive_too_large(plan, request.max_bytes)
 
 
 def _write_archive(plan: ExportPlan, prepared: PreparedExport, progress: Progress) -> bool:

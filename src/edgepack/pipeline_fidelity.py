@@ -46,6 +46,7 @@ class ScoringOptions:
         floor: measure the reference's own noise too.
         blockwise: load a checkpoint block by block; None decides by the machine's memory.
         greedy: beginnings of the text that both models continue on their own; 0 is none.
+        adapters: LoRA files that every candidate runs with, beside those in its own archive.
     """
 
     ctx: int | None = None
@@ -57,6 +58,7 @@ class ScoringOptions:
     floor: bool = True
     blockwise: bool | None = None
     greedy: int = PROMPTS
+    adapters: tuple[Path, ...] = ()
 
     @property
     def longest(self) -> int:
@@ -155,7 +157,7 @@ def open_candidate(
         threads=options.shares()[1] if threads is None else threads,
         n_gpu_layers=options.n_gpu_layers,
         kv_type=options.kv_type,
-        adapters=prepared.adapters,
+        adapters=(*prepared.adapters, *options.adapters),
     )
 
 

@@ -61,8 +61,9 @@ def export_smallest(
     plans = {target.name: plan_export(mapped, target, options) for target in LADDER}
     rungs = sorted({plan.total_bytes: name for name, plan in plans.items()}.items())
 
-    def make(name: str, path: Path) -> None:
+    def make(name: str, path: Path) -> tuple[Path, ...]:
         write_gguf(plans[find_target(name).name], path, threads=request.threads, progress=progress)
+        return ()
 
     folder = request.output.parent if request.output else Path()
     with tempfile.TemporaryDirectory(prefix=".edgepack-", dir=folder) as scratch:
@@ -77,10 +78,15 @@ def export_smallest(
 
 
 def _refuse_contradictions(request: ExportRequest) -> None:
-    if request.max_bytes is not None or request.shard_bytes is not None:
-        raise UsageError("--min-agreement and its like choose the target: expected no --max-size or --shard-size")
+    refuse_size_with_gates(request.max_bytes or request.shard_bytes)
     if not request.model.is_dir():
         raise UsageError(f"model '{request.model}': expected a Hugging Face folder to hold candidates against")
+
+
+def refuse_size_with_gates(size: int | None) -> None:
+    """Raise UsageError where a size is given beside gates that choose the target."""
+    if size is not None:
+        raise UsageError("--min-agreement and its like choose the target: expected no --max-size or --shard-size")
 
 
 def _ship(request: ExportRequest, plan: ExportPlan, made: Path, progress: Progress) -> Path:

@@ -33,7 +33,7 @@ class Rung:
 
     Attributes:
         target: its name, such as `gguf-q4km`.
-        bytes: of the file.
+        bytes: of the file and its adapters.
         validation: how it did; on the first chunks alone where that was enough to refuse it.
         passed: whether it cleared the gates.
     """
@@ -81,14 +81,15 @@ def rungs(model: Path, targets: Sequence[str] = LADDER) -> list[tuple[str, int]]
     return [(target, size) for size, target in sorted(sizes.items())]
 
 
-def export_rung(model: Path, target: str, path: Path, progress: Progress = silent) -> None:
-    """Export `model` plainly as `target`: how a rung is made when nobody says otherwise."""
+def export_rung(model: Path, target: str, path: Path, progress: Progress = silent) -> tuple[Path, ...]:
+    """Export `model` plainly as `target`: how a rung is made when nobody says otherwise. It has no adapters."""
     from edgepack.export.gguf_file import write_gguf
     from edgepack.export.mapped_model import open_model
     from edgepack.export.plan import plan_export
     from edgepack.quant.targets import find_target
 
     write_gguf(plan_export(open_model(model), find_target(target)), path, progress=progress)
+    return ()
 
 
 def climb(
@@ -99,7 +100,7 @@ def climb(
     options: ScoringOptions,
     folder: Path,
     *,
-    make: Callable[[str, Path], object] | None = None,
+    make: Callable[[str, Path], tuple[Path, ...]] | None = None,
     tell: Callable[[str], object] = lambda _line: None,
     progress: Progress = silent,
 ) -> Ladder:
@@ -112,7 +113,7 @@ def climb(
         text_path: what is scored; None is the reference's own samples.
         options: how it is scored.
         folder: where the files are made, as `TARGET.gguf`; on the same disk as their final place.
-        make: writes the file of a target; plain export when None.
+        make: writes the file of a target and returns the adapters that belong to it; plain export when None.
         tell: told one line a rung.
         progress: of exports and scoring.
 
@@ -126,12 +127,13 @@ def climb(
         chunking = choose_chunking(reference, text, options)
         for target, _bytes in targets:
             path = folder / f"{target}.gguf"
-            build(target, path)
-            tried.append(_judge(reference, target, path, text, chunking, gates, replace(options, ctx=chunking.ctx)))
+            made = replace(options, ctx=chunking.ctx, adapters=build(target, path))
+            tried.append(_judge(reference, target, path, text, chunking, gates, made))
             tell(str(tried[-1]))
             if tried[-1].passed:
                 return Ladder(tuple(tried), path)
-            path.unlink()
+            for file in (path, *made.adapters):
+                file.unlink()
     raise CheckFailedError(f"no type of file clears the gates; the largest tried: {tried[-1]}")
 
 
@@ -141,7 +143,8 @@ def _judge(
     """Score the text, or as much of it as shows that the file is far from the bar."""
     with closing(open_candidate(path, options)) as candidate:
         (found,) = validate(reference, [candidate], text, chunking, hopeless=lambda so_far: hopeless(so_far, gates))
-    return Rung(target, path.stat().st_size, found, found.passed(gates))
+    size = sum(file.stat().st_size for file in (path, *options.adapters))
+    return Rung(target, size, found, found.passed(gates))
 
 
 def hopeless(found: Validation, gates: Gates) -> bool:

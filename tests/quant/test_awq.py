@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,17 +13,28 @@ from edgepack.quant.calibration.blocks import BlockwiseModel, is_linear, whole_m
 from edgepack.quant.calibration.sweep import BlockVisit, sweep
 from edgepack.quant.passes.awq.clipping import clip_groups
 from edgepack.quant.passes.awq.folding import FOLDS, Fold, HeadCounts, apply_fold, gather_heads, spread_over_heads
-from edgepack.quant.passes.awq.rounding import LADDER, GGMLRounding, IntegerRounding, rounding_for
-from edgepack.quant.passes.awq.scales import FoldSearch, Sink, candidate_scales, weight_size
+from edgepack.quant.passes.awq.outputs import split_sequences, spread_batches
+from edgepack.quant.passes.awq.rounding import (
+    LADDER,
+    GGMLRounding,
+    IntegerRounding,
+    rounded_activations,
+    rounding_for,
+)
+from edgepack.quant.passes.awq.scales import FoldSearch, FoundScales, Sink, candidate_scales, weight_size
 from edgepack.quant.passes.awq.weights import AwqSettings, apply_awq
 from edgepack.quant.passes.run import PassRun
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
 
+from edgepack.errors import UsageError
 from edgepack.gguf.types import GGMLType
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
+
+AUTOAWQ = Path(__file__).resolve().parents[1] / "golden/awq/autoawq-0.2.9.safetensors"
 
 
 def source_channels(block: torch.nn.Module, fold: Fold, heads: HeadCounts) -> int:
@@ -85,6 +98,7 @@ class Halves:
     """A rounding so coarse that scales matter: to multiples of a quarter of the row's largest."""
 
     group = 8
+    activation_block = 0
 
     def __call__(self, weight: torch.Tensor, _importance: torch.Tensor | None) -> torch.Tensor:
         step = weight.abs().amax(1, keepdim=True) / 2
@@ -95,40 +109,102 @@ def test_the_search_finds_what_an_exhaustive_one_finds(tiny: Any, tokens: NDArra
     """Every candidate tried by hand on the whole block, with a forward of its own."""
     checkpoint, _ = tiny("llama")
     fold = FOLDS["llama"][2]
-    checked = []
+    helped = []
 
     def look(visit: BlockVisit) -> None:
-        if visit.block.index:
-            return
         names = [visit.block.names[f"{path}.weight"] for path in fold.sinks]
-        statistics, _ = visit.observe(names, True)
+        statistics, _ = visit.observe(names, False)
         sinks = [Sink(name, visit.block.linears[name], Halves(), statistics[name], False) for name in names]
-        scales, error, plain = FoldSearch(visit, fold, sinks, HeadCounts.of(checkpoint.config), 64).best()
+        found = FoldSearch(visit, fold, sinks, HeadCounts.of(checkpoint.config), len(tokens)).best()
         originals = [visit.block.weight(name).clone() for name in names]
-        outputs: list[torch.Tensor] = []
-        mlp = visit.block.module.mlp
-        handle = mlp.register_forward_hook(lambda _m, _a, output: outputs.append(output))
-        losses = {}
-        visit.run(0, 5)
-        candidates = [torch.ones(32), *candidate_scales(torch.from_numpy(statistics[names[0]].mean_abs),
-                                                        weight_size(originals))]  # fmt: skip
-        for number, candidate in enumerate(candidates):
+
+        def outputs(start: int, end: int) -> torch.Tensor:
+            seen: list[torch.Tensor] = []
+            handle = visit.block.module.mlp.register_forward_hook(lambda _m, _a, output: seen.append(output))
+            visit.run(start, end)
+            handle.remove()
+            return seen[0]
+
+        def loss(candidate: torch.Tensor) -> float:
+            exact = outputs(0, len(tokens))
             for name, weight in zip(names, originals, strict=True):
                 visit.block.set_weight(name, Halves()(weight * candidate, None) / candidate)
-            visit.run(0, 5)
-            losses[number] = float((outputs.pop() - outputs[0]).square().mean())
-        for name, weight in zip(names, originals, strict=True):
-            visit.block.set_weight(name, weight)
-        handle.remove()
-        best = min(losses, key=lambda number: losses[number])
-        torch.testing.assert_close(scales, candidates[best])
-        assert error == pytest.approx(losses[best], rel=1e-4)
-        assert plain == pytest.approx(losses[0], rel=1e-4)
-        assert error < plain
-        checked.append(best)
+            rounded = outputs(0, len(tokens))
+            for name, weight in zip(names, originals, strict=True):
+                visit.block.set_weight(name, weight)
+            return float((rounded - exact).square().sum(-1).mean())
+
+        mean_abs = torch.from_numpy(statistics[names[0]].mean_abs)
+        candidates = [torch.ones(32), *candidate_scales(mean_abs, weight_size(originals))]
+        losses = [loss(candidate) for candidate in candidates]
+        torch.testing.assert_close(found.scales, candidates[int(np.argmin(losses))])
+        assert found.error == pytest.approx(min(losses), rel=1e-4)
+        assert found.plain == pytest.approx(losses[0], rel=1e-4)
+        assert found.tried == len(candidates)
+        helped.append(found.helps)
 
     sweep(BlockwiseModel(checkpoint), torch.from_numpy(tokens), look)
-    assert checked
+    assert any(helped)
+
+
+def test_no_scale_at_all_is_among_what_is_tried(
+    tiny: Any, tokens: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, _ = tiny("llama")
+    fold = FOLDS["llama"][1]
+    seen: list[FoundScales] = []
+
+    def look(visit: BlockVisit) -> None:
+        name = visit.block.names[f"{fold.sinks[0]}.weight"]
+        statistics, _ = visit.observe([name], False)
+        sink = Sink(name, visit.block.linears[name], Halves(), statistics[name], False)
+        search = FoldSearch(visit, fold, [sink], HeadCounts.of(checkpoint.config), 2)
+        monkeypatch.setattr(search, "error", lambda scales: float((scales - 1).abs().max()))
+        seen.append(search.best())
+
+    sweep(BlockwiseModel(checkpoint), torch.from_numpy(tokens), look)
+    for found in seen:
+        assert not found.helps
+        assert torch.equal(found.scales, torch.ones_like(found.scales))
+
+
+@given(available=st.integers(1, 40), wanted=st.integers(1, 50), batch=st.integers(1, 9))
+def test_batches_are_spread_over_all_sequences_without_overlap(available: int, wanted: int, batch: int) -> None:
+    batches = spread_batches(available, wanted, batch)
+    assert all(0 < stop - start <= batch for start, stop in batches)
+    assert all(stop <= start for (_, stop), (start, _) in pairwise(batches))
+    assert batches[0][0] == 0
+    assert batches[-1][1] == available or len(batches) == 1
+    taken = sum(stop - start for start, stop in batches)
+    assert min(wanted, available) - len(batches) < taken <= min(wanted, available)
+
+
+@pytest.mark.parametrize("available", range(1, 12))
+def test_what_is_held_back_is_never_searched(available: int) -> None:
+    for wanted in range(1, 14):
+        (start, stop), (held_start, held_stop) = split_sequences(available, wanted)
+        assert 0 == start < stop <= min(wanted, available)
+        assert held_start < held_stop == available
+        assert stop <= held_start or available == 1
+
+
+@pytest.mark.parametrize(("kind", "block"), [(GGMLType.Q4_K, 256), (GGMLType.IQ4_XS, 256), (GGMLType.Q4_0, 32)])
+def test_activations_are_rounded_as_ggml_rounds_them(kind: GGMLType, block: int) -> None:
+    """Q8_0 is the same rounding in blocks of 32, but for its float16 scale; one block has no neighbours."""
+    inputs = torch.randn(3, 2 * block, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 2 * block)
+    assert GGMLRounding(kind).activation_block == block
+    rounded = rounded_activations(inputs, block)
+    step = inputs.unflatten(-1, (-1, block)).abs().amax(-1, keepdim=True) / 127
+    assert ((rounded - inputs).unflatten(-1, (-1, block)).abs() <= step * 0.5001).all()
+    torch.testing.assert_close(rounded_activations(rounded, block), rounded)
+    if block == 32:
+        expected = GGMLRounding(GGMLType.Q8_0)(inputs, None)
+        torch.testing.assert_close(rounded, expected, rtol=1e-3, atol=1e-30)
+
+
+def test_a_short_last_block_of_activations_has_its_own_scale() -> None:
+    inputs = torch.tensor([[100.0] * 32 + [1.0, 0.5]])
+    torch.testing.assert_close(rounded_activations(inputs, 32)[0, 32:], torch.tensor([1.0, 64 / 127]))
 
 
 def test_clipping_finds_what_trying_every_share_of_one_group_finds() -> None:
@@ -155,6 +231,7 @@ def test_the_importance_moves_with_the_scales() -> None:
 
     class Spy:
         group = 4
+        activation_block = 0
 
         def __call__(self, weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
             seen.append(importance)
@@ -216,6 +293,30 @@ def test_integer_rounding_is_its_own_fixed_point_and_reaches_both_ends() -> None
     once = rounding(weight)
     assert (once - weight).abs().max() <= scales.max() * 0.51
     torch.testing.assert_close(rounding(once), once, rtol=1e-3, atol=1e-3)
+
+
+def test_groups_that_do_not_fill_a_row_are_refused() -> None:
+    with pytest.raises(UsageError, match="a divisor of a row's 172 weights, got 128"):
+        IntegerRounding(4, 128)(torch.ones(2, 172))
+
+
+def test_integers_are_searched_for_where_the_recipe_says_so(
+    tiny: Any, tokens: NDArray[np.int64], tmp_path: Path
+) -> None:
+    """Files in float16 round nothing, but integers do."""
+    checkpoint, _ = tiny("llama")
+    run = PassRun(tmp_path, tokens, all_types(checkpoint, GGMLType.F16))
+    outcome = apply_awq(checkpoint, AwqSettings(integer_bits=3, group=16), run)
+    assert outcome.figures["folds_searched"] == 4 * 3
+
+
+@pytest.mark.parametrize("name", ["wide", "narrow"])
+def test_the_integer_rounding_is_autoawqs_bit_for_bit(name: str) -> None:
+    """The golden file was made by AutoAWQ's own functions (tools/make_golden_awq.py)."""
+    golden = load_file(AUTOAWQ)
+    weight, rounding = golden[f"{name}.original"], IntegerRounding(4, 128)
+    assert torch.equal(rounding(weight), golden[f"{name}.pseudo_quantized"])
+    assert torch.equal(rounding.quantise(weight)[0], golden[f"{name}.scales"].T)
 
 
 def test_linears_of_the_tables_exist(tiny: Any) -> None:

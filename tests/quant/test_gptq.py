@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from edgepack.quant.codecs.ggml import dequantize_rows, quantize_rows
 from edgepack.quant.codecs.ggml_grid import GRID_TYPES
-from edgepack.quant.feedback import feedback_factor
+from edgepack.quant.feedback import damping_note, feedback_factor
 from edgepack.quant.passes.coded_rows import CodedRows
 from edgepack.quant.passes.gptq import GptqSettings, apply_gptq, gptq_rows
 from edgepack.quant.passes.run import PassRun
@@ -87,3 +88,24 @@ def test_a_type_without_a_grid_is_left_and_told(tiny: Any, tokens: NDArray[np.in
     outcome = apply_gptq(tiny("llama")[0], GptqSettings(), run)
     assert outcome.notes == (f"gptq: {name}: type IQ4_NL has no grid; left to plain quantisation",)
     assert outcome.figures["tensors"] == 0
+
+
+def test_a_singular_hessian_is_damped_and_told(tiny: Any, tmp_path: Path) -> None:
+    """Seven tokens cannot span 32 channels."""
+    checkpoint, _ = tiny("llama")
+    types = {name: GGMLType.Q4_0 for name, spec in checkpoint.tensors.specs.items() if len(spec.shape) == 2}
+    outcome = apply_gptq(checkpoint, GptqSettings(), PassRun(tmp_path, np.arange(3, 10)[None], types))
+    assert outcome.notes[0] == (
+        "layer 'model.layers.0.self_attn.q_proj.weight': its Hessian is singular (7 tokens for 32 input channels),"
+        " damped by 0.01 of its mean diagonal"
+    )
+    assert re.fullmatch(r"… and \d+ more of the same kind", outcome.notes[-1])
+    undamped = apply_gptq(checkpoint, GptqSettings(0), PassRun(tmp_path / "0", np.arange(3, 10)[None], types))
+    assert undamped.figures["damping"] >= 1e-6
+
+
+def test_channels_that_copy_each_other_are_told() -> None:
+    row = torch.ones(1, 4)
+    factor = feedback_factor(row.T @ row, 0.0, "x")
+    assert "input channels depend on each other" in damping_note("x", 100, 4, factor, 0.0)
+    assert damping_note("x", 100, 4, feedback_factor(torch.eye(4), 0.01), 0.01) == ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +16,12 @@ from edgepack.quant.passes.prune.allocation import outlier_share, spread_sparsit
 from edgepack.quant.passes.prune.grid import Level, choose_level, measure_levels
 from edgepack.quant.passes.prune.layers import block_influence, drop_layers, keep_layers
 from edgepack.quant.passes.prune.masks import Pattern, magnitude_mask, sparsegpt, wanda_mask
-from edgepack.quant.passes.prune.weights import KEEPS_ZEROS, PruneSettings, prune_weights
+from edgepack.quant.passes.prune.weights import KEEPS_ZEROS, PruneSettings, comparison, prune_weights
 from edgepack.quant.passes.run import PassRun
 
 from edgepack.errors import CalibrationError, CheckFailedError, UsageError
 from edgepack.gguf.types import GGMLType
-from edgepack.model import read_tensor
+from edgepack.model import TensorSpec, read_tensor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -256,3 +258,10 @@ def test_the_grid_picks_the_smallest_archive_that_agrees_enough() -> None:
 def test_a_grid_outside_the_range_is_refused() -> None:
     with pytest.raises(UsageError, match=r"got \[1\.0\]"):
         measure_levels([1.0], LEVELS.__getitem__)
+
+
+def test_small_models_compare_over_a_matrix_and_large_ones_within_rows(tiny: Any) -> None:
+    checkpoint, _ = tiny("llama")
+    assert comparison(checkpoint) == "layer"
+    large = SimpleNamespace(specs={"x": TensorSpec("x", (50_000, 20_000), "bf16")})
+    assert comparison(replace(checkpoint, tensors=large)) == "row"

@@ -45,3 +45,13 @@ def clip_groups(
         best = torch.where(better[..., None], clipped, best)
         least = torch.where(better, loss, least)
     return best.reshape(out, columns)
+
+
+def output_error(error: torch.Tensor, hessian: torch.Tensor) -> float:
+    """Mean squared error of a linear's output, summed over channels, for a weight error: tr(E·H·Eᵀ).
+
+    Args:
+        error: [out, in].
+        hessian: XᵀX / tokens [in, in].
+    """
+    return float(((error @ hessian) * error).sum())

@@ -5,15 +5,16 @@ One block at a time; the walk over the model is left to `weights`. Source: AWQ, 
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from edgepack.quant.passes.awq.folding import HeadCounts, gather_heads, spread_over_heads
+from edgepack.quant.passes.awq.outputs import ParentOutputs, replaced, rounded_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from edgepack.quant.calibration.blocks import Block
     from edgepack.quant.calibration.statistics import LinearStatistics
@@ -73,92 +74,69 @@ def weight_size(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     return (joined / joined.amax(1, keepdim=True).clamp(min=1e-12)).mean(0)
 
 
+@dataclass(frozen=True)
+class FoundScales:
+    """What a search gives.
+
+    Attributes:
+        scales: of the source's channels; ones where no scale helps.
+        error: of the outputs.
+        plain: the same without any scale.
+        tried: how many scales were compared.
+    """
+
+    scales: torch.Tensor
+    error: float
+    plain: float
+    tried: int
+
+    @property
+    def helps(self) -> bool:
+        """Whether there is anything to fold."""
+        return self.error < self.plain
+
+
 class FoldSearch:
     """Finds the scales of one fold in one block.
+
+    No scale at all is one of those that are tried. That a scale must also help on sequences that were held back was
+    tried and did not help (docs/lab-notes.md).
 
     Args:
         visit: the block with its inputs.
         fold: where scales go.
         sinks: the fold's linears.
         heads: of the model.
-        sequences: how many sequences the parent's output is compared on.
+        sequences: how many sequences outputs are compared on.
     """
 
     def __init__(self, visit: BlockVisit, fold: Fold, sinks: Sequence[Sink], heads: HeadCounts, sequences: int) -> None:
         self.fold, self.sinks, self.heads = fold, sinks, heads
         self.block: Block = visit.block
-        self.originals = [self.block.weight(sink.name).clone() for sink in sinks]
-        self.calls = _parent_calls(visit, fold.parent, sequences) if fold.parent else []
-        self.targets = [self._parent(call).clone() for call in self.calls]
+        self.originals = {sink.name: self.block.weight(sink.name).clone() for sink in sinks}
+        self.outputs = ParentOutputs(visit, (fold.parent,) if fold.parent else fold.sinks, sequences)
 
-    def best(self) -> tuple[torch.Tensor, float, float]:
-        """(scales of the source's channels, error with them, error without any)."""
-        plain = self._loss(torch.ones_like(self._mean_abs()))
-        best, least = torch.ones_like(self._source_channels(self._mean_abs())), plain
-        size = weight_size(self.originals)
-        candidates = candidate_scales(self._source_channels(self._mean_abs()), self._source_channels(size))
-        for scales in candidates:
-            loss = self._loss(self._columns(scales))
-            if loss < least:
-                best, least = scales, loss
-        return best, least, plain
+    def best(self) -> FoundScales:
+        """The scales with the least error of the outputs."""
+        mean_abs = self._source_channels(self._mean_abs())
+        size = self._source_channels(weight_size(list(self.originals.values())))
+        tried = [torch.ones_like(mean_abs), *candidate_scales(mean_abs, size)]
+        errors = [self.error(scales) for scales in tried]
+        least = min(errors)
+        return FoundScales(tried[errors.index(least)], least, errors[0], len(tried))
+
+    def error(self, scales: torch.Tensor) -> float:
+        """Error of the outputs when the sinks are rounded with `scales` of the source's channels."""
+        columns = spread_over_heads(scales, self.heads) if self.fold.per_head else scales
+        rounded = {sink.name: sink.rounded(self.originals[sink.name], columns) for sink in self.sinks}
+        with replaced(self.block, rounded), ExitStack() as stack:
+            for sink in self.sinks:
+                stack.enter_context(rounded_inputs(sink.module, columns, sink.rounding.activation_block))
+            return self.outputs.error()
 
     def _mean_abs(self) -> torch.Tensor:
-        return torch.from_numpy(self.sinks[0].statistics.mean_abs).to(self.originals[0].device)
+        device = self.originals[self.sinks[0].name].device
+        return torch.from_numpy(self.sinks[0].statistics.mean_abs).to(device)
 
     def _source_channels(self, columns: torch.Tensor) -> torch.Tensor:
         return gather_heads(columns.clamp(min=_LEAST_SCALE), self.heads) if self.fold.per_head else columns
-
-    def _columns(self, scales: torch.Tensor) -> torch.Tensor:
-        return spread_over_heads(scales, self.heads) if self.fold.per_head else scales
-
-    def _loss(self, columns: torch.Tensor) -> float:
-        """Error of the parent's output, or of the sinks' own, when rounded with scales `columns` [in]."""
-        rounded = [sink.rounded(weight, columns) for sink, weight in zip(self.sinks, self.originals, strict=True)]
-        if not self.calls:
-            pairs = zip(self.sinks, self.originals, rounded, strict=True)
-            return sum(output_error(new - old, sink.statistics) for sink, old, new in pairs)
-        with self._replaced(rounded):
-            errors = [(self._parent(call) - target).square().mean() for call, target in self._compared()]
-        return float(torch.stack(errors).mean())
-
-    def _compared(self) -> Iterator[tuple[Any, torch.Tensor]]:
-        return zip(self.calls, self.targets, strict=True)
-
-    def _parent(self, call: tuple[tuple[Any, ...], Mapping[str, Any]]) -> torch.Tensor:
-        output = self.block.module.get_submodule(self.fold.parent)(*call[0], **call[1])
-        return output[0] if isinstance(output, tuple) else output
-
-    @contextmanager
-    def _replaced(self, weights: Sequence[torch.Tensor]) -> Iterator[None]:
-        for sink, weight in zip(self.sinks, weights, strict=True):
-            self.block.set_weight(sink.name, weight)
-        try:
-            yield
-        finally:
-            for sink, weight in zip(self.sinks, self.originals, strict=True):
-                self.block.set_weight(sink.name, weight)
-
-
-def output_error(error: torch.Tensor, statistics: LinearStatistics) -> float:
-    """Mean squared error of a linear's output for a weight error [out, in]: tr(E·H·Eᵀ)."""
-    assert statistics.hessian is not None
-    hessian = torch.from_numpy(statistics.hessian).to(error.device, error.dtype)
-    return float(((error @ hessian) * error).sum())
-
-
-def _parent_calls(visit: BlockVisit, parent: str, sequences: int) -> list[tuple[tuple[Any, ...], Mapping[str, Any]]]:
-    """What the module `parent` is called with for the first `sequences` sequences."""
-    calls: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = []
-
-    def keep(_module: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
-        calls.append((arguments, keywords))
-
-    handle = visit.block.module.get_submodule(parent).register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        limit = min(sequences, len(visit.inputs))
-        for start in range(0, limit, visit.runner.batch):
-            visit.run(start, min(start + visit.runner.batch, limit))
-    finally:
-        handle.remove()
-    return calls

@@ -27,7 +27,7 @@ class Pattern:
         group: 0 for any arrangement; otherwise, in every `group` consecutive weights of a row, the share goes:
             2:4 is sparsity 0.5 in groups of 4.
         compare: which scores compete where there is no group: those of one output row, or of the whole matrix.
-            Wanda's authors found rows better on 7B models; on a 6M model the whole matrix is (docs/lab-notes.md).
+            `weights.comparison` chooses where nobody says.
     """
 
     sparsity: float
@@ -105,7 +105,9 @@ class SparseGptRounder:
         return values.masked_fill(self._mask[:, column - self._start], 0.0)
 
 
-def sparsegpt(weight: torch.Tensor, hessian: torch.Tensor, pattern: Pattern, name: str) -> tuple[torch.Tensor, float]:
+def sparsegpt(
+    weight: torch.Tensor, hessian: torch.Tensor, pattern: Pattern, name: str
+) -> tuple[torch.Tensor, FeedbackFactor]:
     """Prune with error feedback: the weights that stay make good for those that go.
 
     Args:
@@ -115,9 +117,9 @@ def sparsegpt(weight: torch.Tensor, hessian: torch.Tensor, pattern: Pattern, nam
         name: of the layer, for messages.
 
     Returns:
-        (the pruned weight [out, in], the damping that the Hessian needed). Weights of channels that were never
-        active are zero, whatever the pattern says.
+        (the pruned weight [out, in], the factor of the Hessian, which tells the damping that it needed). Weights of
+        channels that were never active are zero, whatever the pattern says.
     """
     factor = feedback_factor(hessian, name=name)
     alive = weight.masked_fill(factor.dead, 0.0)
-    return feedback_sweep(alive, factor, SparseGptRounder(factor, pattern)).weights, factor.damping
+    return feedback_sweep(alive, factor, SparseGptRounder(factor, pattern)).weights, factor

@@ -6,18 +6,22 @@ GGUF is dense: zeros save bytes only in an archive, and only where the type can 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from edgepack.quant.feedback import DAMPING, damping_note
 from edgepack.quant.passes.prune.allocation import allocate_by_outliers
 from edgepack.quant.passes.prune.masks import magnitude_mask, sparsegpt, wanda_mask
-from edgepack.quant.passes.run import PassOutcome, change_blocks
+from edgepack.quant.passes.run import PassOutcome, change_blocks, few
 
 from edgepack.gguf.types import GGMLType
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from edgepack.quant.calibration.statistics import LinearStatistics
     from edgepack.quant.calibration.sweep import BlockVisit
     from edgepack.quant.passes.prune.masks import Pattern
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
     from edgepack.model import Checkpoint
 
+LARGE = 1_000_000_000
 Method = Literal["magnitude", "wanda", "sparsegpt"]
 # Types whose grids contain zero whatever the scale; a test holds this against ggml's own quantisers.
 KEEPS_ZEROS = frozenset({
@@ -65,16 +70,28 @@ def prune_weights(checkpoint: Checkpoint, settings: PruneSettings, run: PassRun)
         "zeros": pruner.zeros,
         "weights": pruner.weights,
     }
+    if settings.method != "sparsegpt" and not settings.pattern.group:
+        figures["compare"] = settings.pattern.compare
     if sparsities is not None:
         figures |= {"least_block_sparsity": min(sparsities), "greatest_block_sparsity": max(sparsities)}
     if pruner.damping:
         figures["damping"] = pruner.damping
-    return PassOutcome(changed, figures, tuple(_lost_zeros(run)))
+    return PassOutcome(changed, figures, tuple(few(pruner.damped)))
 
 
-def _lost_zeros(run: PassRun) -> list[str]:
-    """A line for each type of the file that cannot hold the zeros."""
-    lost = Counter(kind.name for kind in run.target_types.values() if kind not in KEEPS_ZEROS)
+def comparison(checkpoint: Checkpoint) -> Literal["row", "layer"]:
+    """Which scores compete where nobody says: those of a row in large models, as Wanda's authors found best at 7B.
+
+    In models with fewer than `LARGE` parameters, those of a whole matrix: better on those that we measured
+    (docs/passes.md). Nothing was measured in between.
+    """
+    parameters = sum(math.prod(spec.shape) for spec in checkpoint.tensors.specs.values())
+    return "row" if parameters >= LARGE else "layer"
+
+
+def lost_zeros(types: Iterable[GGMLType]) -> list[str]:
+    """A line for each of the file's tensor types that cannot hold exact zeros."""
+    lost = Counter(kind.name for kind in types if kind not in KEEPS_ZEROS)
     return [f"{count} tensors become {name}, which cannot hold exact zeros" for name, count in sorted(lost.items())]
 
 
@@ -85,6 +102,7 @@ class _Pruner:
         self.settings, self.sparsities = settings, sparsities
         self.zeros = self.weights = 0
         self.damping = 0.0
+        self.damped: list[str] = []
 
     def __call__(self, visit: BlockVisit) -> list[str]:
         block, names = visit.block, list(visit.block.linears)
@@ -110,6 +128,8 @@ class _Pruner:
             mean_square = torch.from_numpy(statistics.mean_square).to(weight.device)
             return weight.masked_fill(wanda_mask(weight, mean_square, pattern), 0.0)
         hessian = torch.from_numpy(statistics.hessian).to(weight.device)
-        pruned, damping = sparsegpt(weight, hessian, pattern, name)
-        self.damping = max(self.damping, damping)
+        pruned, factor = sparsegpt(weight, hessian, pattern, name)
+        self.damping = max(self.damping, factor.damping)
+        note = damping_note(name, statistics.count, weight.shape[1], factor, DAMPING)
+        self.damped += [note] if note else []
         return pruned

@@ -54,8 +54,7 @@ def command(model: Path, target: str | None, *, as_json: bool, **options: Any) -
     if options["recipe"] is not None or options["passes"]:
         from edgepack.cli.export_recipe import export_recipe
 
-        export_recipe(model, target, as_json=as_json, **options)
-        return 0
+        return export_recipe(model, target, as_json=as_json, **options)
     for only_for_passes in ("recipe", "passes", "device"):
         del options[only_for_passes]
     if target is not None and target.startswith("edge-"):
@@ -122,7 +121,7 @@ def _export_gguf(model: Path, target: str | None, *, as_json: bool, dry_run: boo
         files.append(
             write_separate_adapter(options["adapter"], request.model, prepared.mapped, prepared.path, dry_run=dry_run)
         )
-    judged = judge(prepared, options) if (gated or options["validate"]) and not dry_run else None
+    judged = judge(model, prepared.path, options) if (gated or options["validate"]) and not dry_run else None
     more = judged.as_json if judged else {}
     _report(prepared, files, time.monotonic() - started, as_json=as_json, dry_run=dry_run, more=more)
     return judged.report(quiet=as_json) if judged else 0

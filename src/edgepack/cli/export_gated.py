@@ -5,7 +5,7 @@ Scoring is `pipeline_fidelity`'s, the search for a target `pipeline_gated`'s.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,20 +16,24 @@ from edgepack.errors import CheckFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from edgepack.edge.validate import Gates
     from edgepack.edge.validate_run import FidelityRun
     from edgepack.pipeline_export import ExportRequest, PreparedExport
     from edgepack.pipeline_fidelity import ScoringOptions
+    from edgepack.pipeline_ladder import Ladder
 
 
-def _gates(options: Mapping[str, Any]) -> Gates:
+def gates_of(options: Mapping[str, Any]) -> Gates:
+    """The bars that the options set."""
     from edgepack.edge.validate import Gates
 
     return Gates(options["min_agreement"], options["max_kl"], None)
 
 
-def _scoring(options: Mapping[str, Any]) -> ScoringOptions:
+def scoring_options(options: Mapping[str, Any]) -> ScoringOptions:
+    """How the options want text scored."""
     from edgepack.pipeline_fidelity import ScoringOptions
 
     return ScoringOptions(max_chunks=options["chunks"], threads=options["threads"] or 0, floor=False)
@@ -40,8 +44,13 @@ def export_by_gate(request: ExportRequest, options: Mapping[str, Any]) -> tuple[
     from edgepack.pipeline_gated import export_smallest
 
     prepared, ladder = export_smallest(
-        request, _gates(options), options["text"], _scoring(options), tell=note, progress=terminal_progress
+        request, gates_of(options), options["text"], scoring_options(options), tell=note, progress=terminal_progress
     )
+    return prepared, tried_json(ladder)
+
+
+def tried_json(ladder: Ladder) -> dict[str, Any]:
+    """What was tried, under the key `tried`."""
     tried = [
         {
             "target": rung.target,
@@ -53,7 +62,7 @@ def export_by_gate(request: ExportRequest, options: Mapping[str, Any]) -> tuple[
         }
         for rung in ladder.tried
     ]
-    return prepared, {"tried": tried}
+    return {"tried": tried}
 
 
 @dataclass(frozen=True)
@@ -81,9 +90,9 @@ class Judged:
         return 0 if candidate.validation.passed(self.gates) else CheckFailedError.exit_code
 
 
-def judge(prepared: PreparedExport, options: Mapping[str, Any]) -> Judged:
-    """Hold what was written against the model that it was made from."""
+def judge(model: Path, path: Path, options: Mapping[str, Any], adapters: tuple[Path, ...] = ()) -> Judged:
+    """Hold what was written at `path`, with its adapters, against the model that it was made from."""
     from edgepack.pipeline_fidelity import run_validation
 
-    run = run_validation(prepared.request.model, [prepared.path], options["text"], _scoring(options), terminal_progress)
-    return Judged(run, _gates(options))
+    scoring = replace(scoring_options(options), adapters=adapters)
+    return Judged(run_validation(model, [path], options["text"], scoring, terminal_progress), gates_of(options))

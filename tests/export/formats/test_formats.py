@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from edgepack.errors import CheckpointError, UnsupportedModelError
 from edgepack.model import read_tensor
 
+AUTOAWQ = Path(__file__).resolve().parents[2] / "golden/awq/autoawq-0.2.9.safetensors"
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm", "zero_point": True}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": False}
 
@@ -68,6 +70,17 @@ def test_awq_weights_are_codes_less_zeros_times_scales(read_back):
     tensors = {"layer.qweight": pack_awq(codes), "layer.qzeros": pack_awq(zeros), "layer.scales": scales}
     expected = (codes - np.repeat(zeros, 64, axis=0)) * np.repeat(scales.float().numpy(), 64, axis=0)
     np.testing.assert_allclose(read_back(tensors, AWQ), expected.T, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["wide", "narrow"])
+def test_what_autoawq_packed_reads_as_what_autoawq_unpacks(read_back, name):
+    """Made by AutoAWQ's own code (tools/make_golden_awq.py); its product is rounded to float16, ours is exact."""
+    golden = load_file(AUTOAWQ)
+    parts = {f"layer.{part}": golden[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")}
+    weight = torch.from_numpy(read_back(parts, {**AWQ, "group_size": 128}))
+    assert torch.equal(weight.half(), golden[f"{name}.dequantized"])
+    steps = weight / golden[f"{name}.scales"].float().repeat_interleave(128, 0).T
+    assert torch.equal(steps, steps.round())
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
