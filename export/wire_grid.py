@@ -29,6 +29,8 @@ _MOST_MULTIPLE = 8  # of a column's step where it cannot be folded
 _LEAST_REACH = 3  # of a trellis: every subset then has an integer
 _MOST_DOUBLINGS = 0.5  # a group on average: beyond, the host's reach and not the step decides the error
 _MARGIN = 2.0  # standard deviations of what feedback adds, which must fit the host too
+_GROUPED_GAIN = 0.03  # all that unequal steps may lose in hosts of few integers: more was measured to cost all the gain
+_NARROWER = 0.65  # of a plain grid's steps; multiples that had to grow to fit the host take the trellis' room
 _TRELLIS_GAIN = 0.15  # bits a weight, of eight states and paths of 128 rows
 _UNION_STEP = 0.5625  # of a plain grid's step: eight states then have the plain grid's error (tools/trellis_gain.py)
 
@@ -48,6 +50,11 @@ class WireGrid:
     code: TrellisCode | None
     step: float
     multiples: torch.Tensor
+
+    @property
+    def typical_step(self) -> float:
+        """Geometric mean over columns."""
+        return self.step * float(self.multiples.double().log().mean().exp())
 
     def lattice(self, relative: torch.Tensor) -> Lattice:
         """For rows with relative steps [rows]; a host with multiples of its own holds them as factors."""
@@ -87,10 +94,25 @@ class GridChooser:
         if code is None:
             return plain
         paths = self._grid_of(weights, relative, wanted, WireGrid(host, code, scale * _UNION_STEP, torch.empty(0)))
-        spread = _MARGIN * waiting_errors(factor).cpu().sqrt()
-        doublings, lost = raised_steps(weights, paths.lattice(relative), spread * ERROR**0.5)
-        gained = _TRELLIS_GAIN + raised_steps(weights, plain.lattice(relative), spread / 12**0.5)[1]
-        return paths if lost < gained and doublings < _MOST_DOUBLINGS else plain
+        return paths if self._pays(paths, plain, weights, relative, waiting_errors(factor).cpu().sqrt()) else plain
+
+    def _pays(
+        self, paths: WireGrid, plain: WireGrid, weights: torch.Tensor, relative: torch.Tensor, spread: torch.Tensor
+    ) -> bool:
+        """Whether a trellis' smaller steps stay small in this host.
+
+        Args:
+            paths: with a trellis.
+            plain: without.
+            weights: a sample of rows [n, in].
+            relative: their relative steps [n].
+            spread: what feedback adds, over the root mean square of an error [in].
+        """
+        doublings, lost = raised_steps(weights, paths.lattice(relative), _MARGIN * spread * ERROR**0.5)
+        lost -= raised_steps(weights, plain.lattice(relative), _MARGIN * spread / 12**0.5)[1]
+        gain = _GROUPED_GAIN if paths.host.grouped else _TRELLIS_GAIN
+        narrower = paths.typical_step / plain.typical_step < _NARROWER
+        return narrower and lost < gain and doublings < _MOST_DOUBLINGS
 
     def _grid_of(self, weights: torch.Tensor, relative: torch.Tensor, wanted: torch.Tensor, grid: WireGrid) -> WireGrid:
         """With multiples chosen by a sample of rows."""
