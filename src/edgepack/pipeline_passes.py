@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.errors import UsageError
 from edgepack.pipeline_passes_records import importance_by_gguf_name, recipe_metadata, source_names
 from edgepack.pipeline_passes_steps import RUNNERS, calibration_tokens, given, short_text_note
 from edgepack.progress import silent
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from edgepack.export.mapped_model import MappedModel
     from edgepack.export.plan import ExportPlan, Importance
-    from edgepack.gguf.types import GGMLType
+    from edgepack.gguf.types import GGMLType, Value
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
     from edgepack.quant.calibration.collect import Calibration
@@ -84,6 +85,21 @@ class PreparedExport:
     corrections: tuple[PassStep, ...] = ()
 
 
+@dataclass(frozen=True)
+class ChangedModel:
+    """What passes that know of no target leave.
+
+    Attributes:
+        checkpoint: the changed model.
+        metadata: the recipe and every pass' figures, for the file.
+        notes: a line each on what was skipped and why.
+    """
+
+    checkpoint: Checkpoint
+    metadata: Mapping[str, Value]
+    notes: tuple[str, ...]
+
+
 class Passes:
     """A recipe on a checkpoint, for as many targets as are asked for. Does not modify the checkpoint.
 
@@ -110,6 +126,21 @@ class Passes:
     def outline(self, target: Target) -> ExportPlan:
         """The plan for `target` before the passes that depend on it: types and bytes of every tensor are final."""
         return self._common_work().for_target(target).outline()
+
+    def changed(self) -> ChangedModel:
+        """The model after the recipe, for files whose types are none of ggml's.
+
+        Raises:
+            UsageError: a pass that is made for ggml's types or leaves an adapter.
+            EdgepackError: whatever a pass finds wrong.
+        """
+        unfit = next((step.name for step in self.recipe.passes if step.is_correction or step.depends_on_target), None)
+        if unfit is not None:
+            raise UsageError(f"pass '{unfit}' rounds for or corrects ggml's types: expected a gguf target")
+        work = self._common_work()
+        if work.low_rank:
+            raise UsageError('pass \'lowrank\' with output = "adapter": expected a gguf target, or output = "merged"')
+        return ChangedModel(work.checkpoint, recipe_metadata(self.recipe, work.figures), tuple(work.notes))
 
     def prepare(self, target: Target) -> PreparedExport:
         """Run what is left of the recipe for `target` and plan the file.

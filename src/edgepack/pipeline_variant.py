@@ -13,7 +13,7 @@ import numpy as np
 
 from edgepack.atomic_file import check_output
 from edgepack.errors import UsageError
-from edgepack.export.mapped_model import open_merged, open_model
+from edgepack.export.mapped_model import map_checkpoint, open_merged, open_model
 from edgepack.export.naming import file_name
 from edgepack.export.rows import SourceRows
 from edgepack.export.variant import parse_tensor_codecs, plan_variant, settle_plan
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from edgepack.export.variant import VariantPlan
     from edgepack.export.variant_write import CodedReport
     from edgepack.gguf.types import Value
+    from edgepack.model import Checkpoint
+    from edgepack.pipeline_passes import ChangedModel
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,12 @@ class PreparedVariant:
     statistics: Mapping[str, Statistics]
 
 
-def prepare_variant(request: VariantRequest, progress: Progress = silent) -> PreparedVariant:
+def prepare_variant(
+    request: VariantRequest, progress: Progress = silent, changed: ChangedModel | None = None
+) -> PreparedVariant:
     """Open the source and plan; checks everything that can be checked before work.
+
+    Passes may have changed the model: then `changed` is coded in place of the request's.
 
     Collecting Hessians over `calibration` happens here: the plan stands on them.
 
@@ -101,14 +107,19 @@ def prepare_variant(request: VariantRequest, progress: Progress = silent) -> Pre
     _refuse_contradictions(request)
     target = find_edge_target(request.target)
     overrides = parse_tensor_codecs(request.tensor_codecs)
-    mapped = open_model(
-        request.model, pre=request.pre, adapter=request.adapter, allow_requantize=request.allow_requantize
-    )
+    if changed is not None:
+        mapped = map_checkpoint(changed.checkpoint, pre=request.pre)
+    else:
+        mapped = open_model(
+            request.model, pre=request.pre, adapter=request.adapter, allow_requantize=request.allow_requantize
+        )
     plan = plan_variant(mapped, target, overrides)
     name = file_name(plan.metadata, f"edge-{target.name}".replace(":", "-"))
     path = request.output or Path(f"{Path(name).stem}.edgepack" if request.pack else name)
     check_output(path)
-    statistics, record = _statistics(request, mapped, progress)
+    statistics, record = _statistics(request, mapped, progress, changed)
+    if changed is not None:
+        record = {**record, **changed.metadata}
     plan = settle_plan(replace(plan, metadata={**plan.metadata, **record}), statistics)
     limit = request.max_bytes
     if limit is not None and not request.pack and not request.skip_harmful and plan.total_bytes > limit:
@@ -157,11 +168,12 @@ def write_prepared(prepared: PreparedVariant, progress: Progress = silent) -> tu
 
 
 def _statistics(
-    request: VariantRequest, mapped: MappedModel, progress: Progress
+    request: VariantRequest, mapped: MappedModel, progress: Progress, changed: ChangedModel | None
 ) -> tuple[dict[str, Statistics], dict[str, Value]]:
     """GGUF name → what calibration knows of a matrix's inputs, and the keys that name an importance matrix."""
     if request.calibration is not None:
-        return _collected(request, mapped, progress), {}
+        checkpoint = open_merged(request.model, request.adapter) if changed is None else changed.checkpoint
+        return _collected(request.calibration, checkpoint, mapped, progress), {}
     if request.imatrix is None:
         return {}, {}
     from edgepack.quant.importance_file import importance_metadata, read_importance
@@ -173,15 +185,13 @@ def _statistics(
     return statistics, importance_metadata(matrix, request.imatrix)
 
 
-def _collected(request: VariantRequest, mapped: MappedModel, progress: Progress) -> dict[str, Statistics]:
-    """Hessians over the request's text, by the matrix's own name in the checkpoint."""
+def _collected(text: Path, checkpoint: Checkpoint, mapped: MappedModel, progress: Progress) -> dict[str, Statistics]:
+    """Hessians over a text, by the matrix's own name in the checkpoint."""
     from edgepack.pipeline_importance import read_text
     from edgepack.quant.calibration.collect import collect
     from edgepack.quant.calibration.text import text_sequences
 
-    assert request.calibration is not None
-    checkpoint = open_merged(request.model, request.adapter)
-    tokens = text_sequences(checkpoint, read_text(request.calibration))
+    tokens = text_sequences(checkpoint, read_text(text))
     known = collect(checkpoint, tokens, with_hessian=True, progress=progress).statistics
     found = {}
     for name, source in _checkpoint_names(mapped.tensors).items():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from edgepack.export.checkpoint import open_checkpoint
+from edgepack.export.mapped_model import open_model
 from edgepack.quant.targets import find_target
 from references.tiny_checkpoints import TinyModel, random_model, write_checkpoint
 
@@ -160,7 +161,6 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--target", "q6k", "--pack", "--shard-size", "2MB"], "an archive is one file"),
     (["--target", "q6k", "--shard-size", "2MB"], "--shard-size: not together with --recipe or --pass"),
     (["--target", "q6k", "--resume"], "--resume: not together with --recipe or --pass"),
-    (["--target", "edge-nf4"], "need a gguf target, got 'edge-nf4'"),
 ]
 
 
@@ -189,3 +189,37 @@ def test_a_text_that_gives_fewer_sequences_than_asked_for_is_told(export: Any, t
     (note,) = result["notes"]
     assert note.startswith("calibration text: gives ")
     assert note.endswith(" sequences of 128 tokens; 900 need 115200 tokens")
+
+
+def test_passes_change_what_a_codec_of_the_variant_codes(
+    export: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coded, native = tmp_path / "coded.gguf", tmp_path / "native.gguf"
+    code, result, _ = export(RECIPE, "--target", "edge-nf4", "-o", coded)
+    assert code == 0
+    assert result["bytes"] == coded.stat().st_size
+    metadata = read_header(coded).metadata
+    assert 'name = "prune"' in metadata["edgepack.recipe"].value
+    assert metadata["edgepack.pass.0.sparsity"].value == pytest.approx(0.3, abs=0.01)
+    assert run(["unpack", str(coded), "--native", "--native-type", "q8_0", "-o", str(native)]) == 0
+    capsys.readouterr()
+    rows = open_model(native, allow_requantize=True).tensors["blk.0.ffn_up.weight"]
+    assert (rows.read(0, rows.shape[0]) == 0).mean() >= 0.29
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        (RECIPE + '[[pass]]\nname = "gptq"\n', [], "pass 'gptq' rounds for or corrects ggml's types"),
+        (RECIPE + CORRECTION, [], "pass 'lowrank' rounds for or corrects ggml's types"),
+        (RECIPE, ["--resume"], "--resume: not together with --recipe or --pass"),
+        (RECIPE, ["--dry-run"], "--calibration: collecting is work"),
+    ],
+)
+def test_passes_that_no_codec_can_use_are_refused(
+    recipe: str, options: list[str], message: str, export: Any, tmp_path: Path
+) -> None:
+    code, result, told = export(recipe, "--target", "edge-nf4", *options, "-o", tmp_path / "m.gguf")
+    assert (code, result) == (2, None)
+    assert message in told
+    assert outputs(tmp_path) == set()

@@ -61,7 +61,7 @@ def test_a_size_means_the_archive_when_one_is_shipped(
         (["--max-size", "4MB", "--target", "q6k", "--pack"], "the archive as gguf-q6k is larger than 4 MB"),
         ([], "expected --target, or --max-size"),
         (["--target", "q6k", "--pack", "--shard-size", "2MB"], "an archive is one file"),
-        (["--target", "edge-nf4", "--max-size", "2MB"], "--max-size: expected a gguf target"),
+        (["--target", "edge-nf4", "--max-size", "2MB"], "--max-size: edge-nf4 makes"),
     ],
 )
 def test_sizes_that_cannot_be_met_are_refused_and_leave_nothing(

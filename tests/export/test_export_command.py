@@ -126,7 +126,7 @@ def test_ctrl_c_leaves_no_file(books: Path, tmp_path: Path) -> None:
         "from edgepack.export import gguf_file\n"
         "original = gguf_file.quantize_rows\n"
         "def slow(*arguments):\n"
-        "    os.write(1, b'started\\n'); time.sleep(0.05); return original(*arguments)\n"
+        "    os.write(1, b'started\\n'); time.sleep(0.5); return original(*arguments)\n"
         "gguf_file.quantize_rows = slow\n"
         "from edgepack.cli import main\n"
         "main(sys.argv[1:])\n"

@@ -51,14 +51,14 @@ def command(model: Path, target: str | None, *, as_json: bool, **options: Any) -
     for name in WIRE_OPTIONS:
         if options.pop(name) not in (None, False):
             raise UsageError(f"--{name.replace('_', '-')} needs --target wire, got '{target}'")
+    if target is not None and target.startswith("edge-"):
+        return _export_variant(model, target, as_json=as_json, **options)
     if options["recipe"] is not None or options["passes"]:
         from edgepack.cli.export_recipe import export_recipe
 
         return export_recipe(model, target, as_json=as_json, **options)
     for only_for_passes in ("recipe", "passes", "device"):
         del options[only_for_passes]
-    if target is not None and target.startswith("edge-"):
-        return _export_variant(model, target, as_json=as_json, **options)
     if options["tensor_codecs"] or options["skip_harmful"]:
         raise UsageError(f"--tensor-codec and --skip-harmful need an edge target, got '{target}'")
     return _export_gguf(model, target, as_json=as_json, **options)

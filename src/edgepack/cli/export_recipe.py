@@ -34,7 +34,7 @@ _TAKEN = {
 def export_recipe(model: Path, target: str | None, *, as_json: bool, **options: Any) -> int:
     """Run the passes that the options name on MODEL and write the file; gives the exit code."""
     started = time.monotonic()
-    recipe = _recipe(options)
+    recipe = recipe_of(options)
     _refuse_the_rest(model, target, options)
     gated = options["min_agreement"] is not None or options["max_kl"] is not None
     with tempfile.TemporaryDirectory(prefix="edgepack-passes-") as folder:
@@ -83,7 +83,7 @@ def _open(model: Path, target: str | None, recipe: Recipe, options: Mapping[str,
     return PassesExport(request, settings, terminal_progress)
 
 
-def _recipe(options: Mapping[str, Any]) -> Recipe:
+def recipe_of(options: Mapping[str, Any]) -> Recipe:
     """What `--recipe` or `--pass` say, with `--calibration` as the text where one is given."""
     from edgepack.recipe import inline_recipe, read_recipe
 
@@ -104,8 +104,6 @@ def _refuse_the_rest(model: Path, target: str | None, options: Mapping[str, Any]
     left = sorted(name for name, value in options.items() if name not in _TAKEN and value not in empty)
     if left:
         raise UsageError(f"--{left[0].replace('_', '-')}: not together with --recipe or --pass")
-    if target is not None and target.startswith("edge-"):
-        raise UsageError(f"--recipe and --pass need a gguf target, got '{target}'")
     if model.is_file():
         raise UsageError(f"--recipe and --pass: expected a Hugging Face folder, got the file '{model}'")
 

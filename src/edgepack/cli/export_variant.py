@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from contextlib import contextmanager
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,19 +17,19 @@ from edgepack.errors import UsageError
 from edgepack.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Mapping
 
     from edgepack.cli.export_gated import Judged
     from edgepack.export.variant import PlannedMatrix
     from edgepack.export.variant_write import CodedReport
     from edgepack.gguf.types import TensorInfo
+    from edgepack.pipeline_passes import ChangedModel
     from edgepack.pipeline_variant import PreparedVariant, VariantRequest
 
 # The options of `edgepack export` that make sense for a variant; the others need a gguf target.
 TAKEN = ("output", "pre", "adapter", "adapter_mode", "allow_requantize", "imatrix", "calibration", "tensor_codecs",
-         "skip_harmful", "validate", "min_agreement", "max_kl", "text", "chunks", "max_size", "pack", "resume",
-         "dry_run", "threads")  # fmt: skip
+         "skip_harmful", "recipe", "passes", "device", "validate", "min_agreement", "max_kl", "text", "chunks",
+         "max_size", "pack", "resume", "dry_run", "threads")  # fmt: skip
 
 
 def export_variant(model: Path, target: str, *, as_json: bool, **options: Any) -> int:
@@ -44,9 +47,10 @@ def export_variant(model: Path, target: str, *, as_json: bool, **options: Any) -
     dry_run, adapter = options["dry_run"], options["adapter"]
     _check_dry_run(options)
     started = time.monotonic()
-    prepared = prepare_variant(_request(model, target, options), terminal_progress)
-    check_output(prepared.path, None if dry_run else prepared.plan.total_bytes)
-    size, reports = (0, None) if dry_run else write_prepared(prepared, terminal_progress)
+    with _changed(model, options) as changed:
+        prepared = prepare_variant(_request(model, target, options), terminal_progress, changed)
+        check_output(prepared.path, None if dry_run else prepared.plan.total_bytes)
+        size, reports = (0, None) if dry_run else write_prepared(prepared, terminal_progress)
     more: dict[str, Any] = {}
     if adapter is not None and options["adapter_mode"] == "separate":
         beside = write_separate_adapter(adapter, model, prepared.mapped, prepared.path, dry_run=dry_run)
@@ -59,6 +63,29 @@ def export_variant(model: Path, target: str, *, as_json: bool, **options: Any) -
     else:
         _report(prepared, (size, reports), seconds, more, as_json=as_json)
     return judged.report(quiet=as_json) if judged else 0
+
+
+@contextmanager
+def _changed(model: Path, options: Mapping[str, Any]) -> Iterator[ChangedModel | None]:
+    """What `--recipe` or `--pass` make of the model, while the context is open; None without them."""
+    if options["recipe"] is None and not options["passes"]:
+        yield None
+        return
+    from edgepack.cli.export_recipe import recipe_of
+    from edgepack.export.checkpoint import open_checkpoint
+    from edgepack.pipeline_passes import Passes, RecipeOptions
+
+    for name in ("imatrix", "adapter", "resume", "dry_run"):
+        if options[name]:
+            raise UsageError(f"--{name.replace('_', '-')}: not together with --recipe or --pass")
+    if not model.is_dir():
+        raise UsageError(f"--recipe and --pass: expected a Hugging Face folder, got '{model}'")
+    with tempfile.TemporaryDirectory(prefix="edgepack-passes-") as folder:
+        settings = RecipeOptions(Path(folder), pre=options["pre"], device=options["device"], progress=terminal_progress)
+        changed = Passes(open_checkpoint(model), recipe_of(options), settings).changed()
+        for line in changed.notes:
+            note(line)
+        yield changed
 
 
 def _check_dry_run(options: Mapping[str, Any]) -> None:
