@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -87,6 +89,7 @@ def make_ours(run: WireRun, sizes: dict[str, int], folder: Path) -> list[tuple[P
     points = []
     for name, size in sizes.items():
         trial = run.reach_size(size)
+        print(f"{name}: {trial.archive_bytes} bytes after {len(run.trials)} tries", file=sys.stderr, flush=True)
         path = folder / f"wire-{len(points)}-{size}.gguf"
         run.gguf.rename(path)
         points.append((Point(name, trial.gguf_bytes, trial.archive_bytes, trial.result.loss), path))
@@ -161,6 +164,7 @@ def main() -> None:
     parser.add_argument("--at", default="Q5_K_M,Q4_K_M,Q3_K_M,Q2_K", help="peers whose bytes the wire gets")
     parser.add_argument("--sizes", default="", help="further sizes in bytes")
     parser.add_argument("--ablations-at", type=int, default=0, metavar="BYTES")
+    parser.add_argument("--ablations", default="", metavar="REGEX", help="only these")
     parser.add_argument("--sequences", type=int, default=SEQUENCES, help="to calibrate on")
     parser.add_argument("--length", type=int, help="of these, in tokens; default 512")
     parser.add_argument("--ctx", type=int, help="of scored chunks; default by what the model makes use of")
@@ -179,7 +183,8 @@ def main() -> None:
         settings = WireSettings(find_host(arguments.host))
         with WireRun(arguments.model, folder / "wire.gguf", settings, calibration) as run:
             ours = make_ours(run, sizes, folder)
-            for label, changes in ABLATIONS.items() if arguments.ablations_at else ():
+            chosen = {label: changes for label, changes in ABLATIONS.items() if re.search(arguments.ablations, label)}
+            for label, changes in chosen.items() if arguments.ablations_at else ():
                 run.use(replace(settings, **({"trellis": 0} if label in PLAIN else {}), **changes))
                 ours += make_ours(run, {label: arguments.ablations_at}, folder)
         found = []
