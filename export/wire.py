@@ -148,6 +148,10 @@ class WireModel:
                 advance(1)
         return work.result(self.base, self._about(scale) | (about or {}))
 
+    def keep_trellises(self, kept: bool) -> None:
+        """Whether later roundings leave it as it is which matrices have a trellis; nothing is kept at first."""
+        self._grids.keep(kept)
+
     def _round_layer(self, names: list[str], scale: float, work: Rounding) -> FoldedLayer:
         groups = self._groups(names)
         layer = self._folder.fold(groups)

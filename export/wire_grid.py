@@ -77,6 +77,12 @@ class GridChooser:
 
     def __init__(self, settings: WireSettings) -> None:
         self.settings = settings
+        self._pays_for: dict[str, bool] = {}  # first member of a stack → what was decided last
+        self._kept = False
+
+    def keep(self, kept: bool) -> None:
+        """Whether to leave what has been decided on trellises as it is: else sizes jump between two near scales."""
+        self._kept = kept
 
     def choose(self, stack: WireStack, host: Host, factor: FeedbackFactor, scale: float) -> WireGrid:
         """Steps and multiples, and whether a trellis gains more than its smaller steps lose to the host's reach.
@@ -94,7 +100,11 @@ class GridChooser:
         if code is None:
             return plain
         paths = self._grid_of(weights, relative, wanted, WireGrid(host, code, scale * _UNION_STEP, torch.empty(0)))
-        return paths if self._pays(paths, plain, weights, relative, waiting_errors(factor).cpu().sqrt()) else plain
+        name = stack.members[0].info.name
+        if not self._kept or name not in self._pays_for:
+            spread = waiting_errors(factor).cpu().sqrt()
+            self._pays_for[name] = self._pays(paths, plain, weights, relative, spread)
+        return paths if self._pays_for[name] else plain
 
     def _pays(
         self, paths: WireGrid, plain: WireGrid, weights: torch.Tensor, relative: torch.Tensor, spread: torch.Tensor

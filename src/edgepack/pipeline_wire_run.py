@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SEQUENCES = 40  # of 512 tokens: the curvature's pass takes three forward passes' time
 TOLERANCE = 0.005  # of a wanted size: the archive is at most so much smaller, and never larger
 _TRIES = 9
+_NEAR = 0.1  # of a wanted size: from there on a search moves only the scale
 _LEAST_KL, _MOST_KL = 1e-6, 1.5  # predicted divergences between which a scale makes sense
 
 
@@ -167,6 +168,7 @@ class WireRun:
             UsageError: even the coarsest scale gives more; the text says how much.
         """
         low, high = math.log2(self.scale_of(_LEAST_KL)), math.log2(self.scale_of(_MOST_KL))
+        self.model.keep_trellises(False)
         best, reach = None, 0.0  # how near `low` a scale counts as the finest
         per_bit = self._slope(self.model.weights / 8)  # bytes that a doubling of the scale saves; less at low rates
         at = min(max(self._start(wanted * (1 - TOLERANCE / 2), per_bit), low), high)
@@ -179,6 +181,8 @@ class WireRun:
                 low, at, reach = at, min(at + 1.0, high), 0.5
                 continue
             excess = trial.archive_bytes - wanted * (1 - TOLERANCE / 2)
+            if abs(excess) < _NEAR * wanted:
+                self.model.keep_trellises(True)
             if trial.archive_bytes <= wanted and (best is None or trial.scale <= best.scale):
                 best = trial
                 if trial.archive_bytes >= wanted * (1 - TOLERANCE):
