@@ -245,6 +245,10 @@ def test_a_matrix_that_would_outgrow_the_host_keeps_a_plain_grid(run: WireRun) -
 
     assert all(follow_paths(run.attempt(run.scale_of(3e-2))))
     assert not any(follow_paths(run.attempt(run.scale_of(1e-6))))
+    run.attempt(run.scale_of(3e-2))
+    run.model.keep_trellises(True)
+    assert all(follow_paths(run.attempt(run.scale_of(1e-4))))
+    run.model.keep_trellises(False)
 
 
 def test_a_certificate_repeats_how_a_file_of_the_wire_was_made(run: WireRun) -> None:
