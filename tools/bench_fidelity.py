@@ -90,7 +90,7 @@ def make_ours(run: WireRun, sizes: dict[str, int], folder: Path) -> list[tuple[P
     for name, size in sizes.items():
         trial = run.reach_size(size)
         print(f"{name}: {trial.archive_bytes} bytes after {len(run.trials)} tries", file=sys.stderr, flush=True)
-        path = folder / f"wire-{len(points)}-{size}.gguf"
+        path = folder / f"{name}.gguf"
         run.gguf.rename(path)
         points.append((Point(name, trial.gguf_bytes, trial.archive_bytes, trial.result.loss), path))
     return points
