@@ -56,6 +56,11 @@ class Lattice:
         """The lattice of some rows."""
         return replace(self, steps=self.steps[chosen], factors=self.factors[chosen])
 
+    @property
+    def weight_steps(self) -> torch.Tensor:
+        """Distance of neighbouring values at every weight, float32 [out, in]."""
+        return self.factors.repeat_interleave(self.group, 1) * self.multiples * self.steps[:, None]
+
     def column_steps(self, column: int) -> torch.Tensor:
         """Distance of neighbouring values in a column, float32 [out]."""
         return self.steps * self.factors[:, column // self.group] * int(self.multiples[column])
@@ -151,8 +156,7 @@ def raised_steps(weights: torch.Tensor, lattice: Lattice, margins: torch.Tensor)
     Returns:
         doublings a group on average, and bits a weight that unequal steps lose against equal ones at equal error.
     """
-    steps = lattice.factors.repeat_interleave(lattice.group, 1) * lattice.multiples * lattice.steps[:, None]
-    factors = fitted(weights.abs() + margins * steps, lattice).factors.double() / lattice.factors
+    factors = fitted(weights.abs() + margins * lattice.weight_steps, lattice).factors.double() / lattice.factors
     doublings = float(factors.log2().mean())
     return doublings, 0.5 * float(factors.square().mean().log2()) - doublings
 

@@ -65,8 +65,7 @@ class RateModel:
     @classmethod
     def of(cls, weights: torch.Tensor, factor: FeedbackFactor, lattice: Lattice) -> RateModel:
         """From weights [out, in] that will be swept; errors that wait to be made good widen later columns."""
-        steps = lattice.factors.repeat_interleave(lattice.group, 1) * lattice.multiples * lattice.steps[:, None]
-        squares = (weights / steps).square()
+        squares = (weights / lattice.weight_steps).square()
         mean = squares.mean().clamp_min(1e-12)
         return cls(squares.mean(1).sqrt(), (squares.mean(0) / mean).sqrt(), waiting_errors(factor))
 

@@ -112,18 +112,11 @@ def _request(model: Path, target: str, options: Mapping[str, Any]) -> VariantReq
 
 def _judged(prepared: PreparedVariant, options: Mapping[str, Any]) -> Judged | None:
     """How the file does against the model that it was made from, where that was asked for."""
-    gates = (options["min_agreement"], options["max_kl"])
-    if gates == (None, None) and not options["validate"]:
+    if options["min_agreement"] is None and options["max_kl"] is None and not options["validate"]:
         return None
-    from edgepack.cli.export_gated import Judged
-    from edgepack.edge.validate import Gates
-    from edgepack.pipeline_fidelity import ScoringOptions, run_validation
+    from edgepack.cli.export_gated import judge
 
-    scoring = ScoringOptions(max_chunks=options["chunks"], threads=options["threads"] or 0, floor=False)
-    model = prepared.request.model
-    return Judged(
-        run_validation(model, [prepared.path], options["text"], scoring, terminal_progress), Gates(*gates, None)
-    )
+    return judge(prepared.request.model, prepared.path, options)
 
 
 def _report_plan(prepared: PreparedVariant, seconds: float, more: Mapping[str, Any], *, as_json: bool) -> None:
