@@ -95,20 +95,26 @@ class DriftRun:
     def look(self, index: int) -> dict[str, Drifted]:
         """What the matrices of a block receive now, by checkpoint name; the original moves on to the next block.
 
-        Both runs have the original's weights, so that drift within the block is left out.
+        Both runs have the original's weights, so that drift within the block is left out. Matrices that read the same
+        tensor share their moments.
         """
         sums: dict[str, _Moments] = {}
+        owners: dict[str, str] = {}
         with self._model.block(index) as block:
 
             def both(start: int, stop: int) -> torch.Tensor:
                 output, before = self._watched(block, self._original, start, stop)
                 _, now = self._watched(block, self._now, start, stop)
-                for name in before:
-                    sums.setdefault(name, _Moments()).add(before[name], now[name])
+                first: dict[int, str] = {}
+                for name, inputs in before.items():
+                    owners[name] = first.setdefault(id(inputs), name)
+                    if owners[name] == name:
+                        sums.setdefault(name, _Moments()).add(inputs, now[name])
                 return output
 
             self._original = self._runner.map(both)
-        return {name: moments.result(name) for name, moments in sums.items()}
+        found = {name: moments.result(name) for name, moments in sums.items()}
+        return {name: found[owner] for name, owner in owners.items()}
 
     def _watched(
         self, block: Block, hidden: torch.Tensor, start: int, stop: int
@@ -117,7 +123,7 @@ class DriftRun:
         seen: dict[str, torch.Tensor] = {}
 
         def keep(name: str) -> Callable[[Any, tuple[torch.Tensor, ...]], None]:
-            return lambda _module, arguments: seen.update({name: arguments[0].detach()})
+            return lambda _module, arguments: seen.update({name: arguments[0]})
 
         handles = [module.register_forward_pre_hook(keep(name)) for name, module in block.linears.items()]
         try:

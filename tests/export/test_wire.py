@@ -208,6 +208,7 @@ def test_without_drift_nothing_is_mixed_and_inputs_are_those_of_calibration(mode
     found, _ = drifting(model, tokens, 0.0)
     collected = collect(open_checkpoint(model), tokens, with_hessian=True).statistics
     assert len(found) == 7
+    assert len({id(drifted) for drifted in found.values()}) == 4  # q, k, v and gate, up read the same tensor
     for name, drifted in found.items():
         assert torch.allclose(drifted.mixing, torch.eye(len(drifted.mixing)), atol=1e-4)
         np.testing.assert_allclose(drifted.inputs.numpy(), collected[name].hessian, rtol=1e-3, atol=1e-5)
