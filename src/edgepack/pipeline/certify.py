@@ -27,9 +27,9 @@ from edgepack.pipeline.fidelity import (
     open_candidate,
     open_reference,
     open_stored,
-    read_text,
     sample_text,
 )
+from edgepack.pipeline.text import text_to_score
 from edgepack.progress import silent
 from edgepack.version import __version__
 
@@ -91,7 +91,7 @@ def certify(
         EdgepackError: whatever opening, scoring or packing finds wrong; nothing is left behind.
     """
     check_output(output)
-    text = None if text_path is None else read_text(text_path)
+    text = None if text_path is None else text_to_score(text_path)
     with ExitStack() as opened:
         candidate = opened.enter_context(closing(open_candidate(candidate_path, options, progress=progress)))
         reference = opened.enter_context(closing(open_reference(reference_path, options)))

@@ -15,6 +15,8 @@ from edgepack.edge.fidelity.run import Candidate, FidelityRun, Text
 from edgepack.edge.fidelity.scorers.scorer import Chunking
 from edgepack.edge.fidelity.validate import Validation, validate
 from edgepack.errors import DependencyError, UsageError
+from edgepack.pipeline.text import text_to_score
+from edgepack.processors import default_threads
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from edgepack.edge.fidelity.scorers.stored import StoredScorer
     from edgepack.progress import Progress
 
+read_text = text_to_score  # its name before, for modules that are being replaced
 SAMPLED_SEQUENCES, SAMPLED_LENGTH = 128, 192  # 24,000 tokens in 191 steps; small models are lost in longer texts
 FLOOR_PRECISIONS = ("bfloat16", "float16")
 FLOOR_TOKENS = 2000
@@ -69,18 +72,8 @@ class ScoringOptions:
 
     def shares(self) -> tuple[int, int]:
         """Threads of the reference and of the candidates, which run at the same time."""
-        cores = self.threads or len(os.sched_getaffinity(0))
+        cores = self.threads or default_threads()
         return max(1, cores // 2), max(1, cores - cores // 2)
-
-
-def read_text(path: Path) -> Text:
-    """The text of a UTF-8 file; raises UsageError when it is not one."""
-    try:
-        return Text(path.read_text(encoding="utf-8"), path.name)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: expected UTF-8 text, byte {error.start} is not") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def open_reference(path: Path, options: ScoringOptions) -> Scorer:
@@ -186,7 +179,7 @@ def run_validation(
     Raises:
         EdgepackError: whatever opening or scoring finds wrong.
     """
-    text = None if text_path is None else read_text(text_path)
+    text = None if text_path is None else text_to_score(text_path)
     with ExitStack() as opened:
         candidates = []
         for path in candidate_paths:
