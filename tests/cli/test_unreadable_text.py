@@ -13,7 +13,7 @@ from edgepack.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BOOKS = Path(__file__).resolve().parents[1] / "data/tiny-books"
+BOOKS = Path(__file__).resolve().parents[1] / "data/books-llama-6m"
 ROUTES = {
     "imatrix": ["imatrix", "BOOKS", "--text", "TEXT"],
     "export --calibration": ["export", "BOOKS", "--target", "gguf-q4km", "--calibration", "TEXT"],
