@@ -23,8 +23,8 @@ from edgepack.edge.fidelity.scorers.scorer import Chunking
 from edgepack.edge.fidelity.stored_reference import encode
 from edgepack.edge.fidelity.validate import validate
 from edgepack.pipeline.fidelity import ScoringOptions, open_candidate, open_reference
-from edgepack.pipeline.text import read_text
 from edgepack.pipeline.ladder import export_rung
+from edgepack.pipeline.text import read_text
 
 if TYPE_CHECKING:
     from edgepack.edge.fidelity.scorers.scorer import Scorer

@@ -68,4 +68,3 @@ class Setting:
             end = "not included" if self.open_end else "included"
             raise RecipeError(f"{path}: expected {self.low:g} to {self.high:g} ({end}), got {value!r}")
         return value
-

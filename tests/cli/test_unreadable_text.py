@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from edgepack.cli import execute
 from edgepack.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 BOOKS = Path(__file__).resolve().parents[1] / "data/books-llama-6m"
 ROUTES = {
@@ -31,10 +27,10 @@ ROUTES = {
 
 
 @pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "m.gguf"
     assert execute(["export", str(BOOKS), "--target", "gguf-q8_0", "-o", str(path)]) == 0
-    yield path
+    return path
 
 
 @pytest.mark.parametrize("route", ROUTES)

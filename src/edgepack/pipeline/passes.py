@@ -14,7 +14,7 @@ import numpy as np
 
 from edgepack.errors import UsageError
 from edgepack.pipeline.calibration import calibration_tokens, short_text_note
-from edgepack.pipeline.passes_records import importance_by_gguf_name, recipe_metadata, source_names
+from edgepack.pipeline.passes_records import importance_by_gguf_name, recipe_metadata
 from edgepack.progress import silent
 from edgepack.quant.passes.registry import find_pass
 
@@ -256,7 +256,7 @@ class _Work:
         candidates = [Candidate(name, rows.shape, GGMLType.F32) for name, rows in mapped.tensors.items()]
         overrides = self.options.overrides or Overrides()
         types = choose_types(candidates, self.target, mapped.facts, overrides, has_importance=self.with_importance)
-        return {source: types[name] for name, rows in mapped.tensors.items() for source in source_names(rows)}
+        return {source: types[name] for name, rows in mapped.tensors.items() for source in rows.origin.names}
 
     def last_notes(self) -> list[str]:
         """A line where the text was short, and one for each type of the file that cannot hold a pruning's zeros."""
