@@ -104,7 +104,7 @@ def joined(origins: Sequence[RowOrigin]) -> RowOrigin:
     places = [np.array([names.index(name) for name in origin.names] + [COMPUTED], np.intp) for origin in origins]
     factors = None
     if any(origin.factors is not None for origin in origins):
-        factors = np.concatenate([origin.scaled(1.0).factors for origin in origins])  # type: ignore[arg-type]
+        factors = np.concatenate([origin.scaled(1.0).factors for origin in origins])
     return RowOrigin(
         names,
         np.concatenate([place[origin.parts] for place, origin in zip(places, origins, strict=True)]),
