@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 from itertools import islice
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from synthetic_checkpoint import BUNDLED_TOKENIZER, SyntheticTensors, bf16_specs
@@ -132,7 +133,7 @@ def main() -> None:
     started = time.monotonic()
     model = mapped_giant()
     print(
-        f"GLM-4.7: {model.n_parameters:,} parameters in {len(model.tensors)} tensors,"
+        f"GLM-4.7: {sum(prod(rows.shape) for rows in model.tensors.values()):,} parameters in {len(model.tensors)} tensors,"
         f" mapped in {time.monotonic() - started:.1f} s"
     )
     for target in targets:
