@@ -24,7 +24,7 @@ text_option = click.option(
 ctx_option = click.option(
     "--ctx", type=int, help="Tokens in a chunk; default 512, less where the reference gains nothing."
 )
-chunks_option = click.option("--chunks", "max_chunks", type=int, help="Score only the first N chunks.")
+chunks_option = click.option("--chunks", "max_chunks", type=click.IntRange(1), help="Score only the first N chunks.")
 threads_option = click.option("--threads", type=int, default=0, help="Cores in all; default every core.")
 gpu_option = click.option("--n-gpu-layers", type=int, default=0, help="llama.cpp's layers on the GPU; -1 is all.")
 blockwise_option = click.option(
