@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from edgepack.errors import TemplateError, UsageError
 from edgepack.gguf import keys
+from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -229,7 +230,7 @@ def _wanted(wanted: str, special: SpecialTokens) -> JinjaTemplate | NamedTemplat
         return NamedTemplate(wanted)
     path = Path(wanted)
     if path.is_file():
-        return JinjaTemplate(path.read_text(encoding="utf-8"), special, wanted)
+        return JinjaTemplate(read_text(path), special, wanted)
     raise UsageError(f"template '{wanted}': expected a file or one of {', '.join(named_templates())}")
 
 

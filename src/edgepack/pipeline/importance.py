@@ -18,9 +18,9 @@ from edgepack.errors import EdgepackError
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import string
-from edgepack.pipeline.text import read_text
 from edgepack.progress import silent
 from edgepack.quant.calibration.importance_file import read_importance, write_importance
+from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,10 +20,11 @@ from edgepack.pipeline.export import run_export
 from edgepack.pipeline.fidelity import ScoringOptions, choose_chunking, open_candidate, open_reference, sample_text
 from edgepack.pipeline.makers.opened import opened_checkpoint, read_request_recipe
 from edgepack.pipeline.request import ExportRequest
-from edgepack.pipeline.text import read_text, text_to_score
+from edgepack.pipeline.text import text_to_score
 from edgepack.progress import Progress, silent
 from edgepack.quant.passes.prune.grid import Level
 from edgepack.quant.types.targets import find_target
+from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
     import numpy as np
