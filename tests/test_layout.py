@@ -20,7 +20,7 @@ PARTS = ("export", "quant", "packaging", "edge")
 # A layer imports only layers with a smaller number (and itself).
 LAYERS = {
     "errors": 1, "version": 1, "quantities": 2, "progress": 2, "atomic_file": 2, "processors": 2, "gguf": 2, "kernels": 2, "trellis": 2, "model": 2,
-    "quant": 3, "packaging": 3, "export": 4, "edge": 4, "pipeline": 5, "cli": 6, "__main__": 7, "__init__": 7,
+    "quant": 3, "packaging": 3, "export": 4, "edge": 4, "pipeline": 5, "api": 6, "cli": 7, "__main__": 8, "__init__": 8,
 }  # fmt: skip
 SIBLINGS = ({"quant", "packaging"}, {"export", "edge"}, {"export", "packaging"})
 # A module of `edge` or `quant.codecs` that names one of these is a publisher's: nothing else there may import it.
