@@ -124,12 +124,20 @@ class Inspection:
 
     def json(self) -> dict[str, Any]:
         """The object that `edgepack inspect --json` prints: what only an archive has stands beside the rest."""
-        told = asdict(self)
-        archive, tensors = told.pop("archive"), told.pop("tensors")
-        if archive is None:  # a GGUF has no dictionaries and no digests: keys without a meaning are left out
+        told: dict[str, Any] = {
+            "format_version": self.format_version,
+            "bytes": self.bytes,
+            "original_bytes": self.original_bytes,
+            "members": [asdict(member) for member in self.members],
+            "streams": [asdict(stream) for stream in self.streams],
+        }
+        tensors = [asdict(tensor) for tensor in self.tensors or ()]
+        if self.archive is None:  # a GGUF has no dictionaries and no digests: keys without a meaning are left out
             told["streams"] = [_without(stream, "dictionary_gain") for stream in told["streams"]]
-            tensors = tensors and [_without(tensor, "sha256") for tensor in tensors]
-        return told | (archive or {}) | ({} if tensors is None else {"tensors": tensors})
+            tensors = [_without(tensor, "sha256") for tensor in tensors]
+        else:
+            told |= asdict(self.archive) | {"dictionaries": [asdict(entry) for entry in self.archive.dictionaries]}
+        return told if self.tensors is None else told | {"tensors": tensors}
 
 
 def _without(facts: dict[str, Any], key: str) -> dict[str, Any]:

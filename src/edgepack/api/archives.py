@@ -74,6 +74,11 @@ def pack(
 def estimate_pack(file: FilePath, *, include: Sequence[FilePath] = (), level: int = DEFAULT_LEVEL) -> Estimate:
     """How large `pack` would make its archive, from a sample of chunks; writes nothing.
 
+    Args:
+        file: the GGUF.
+        include: other files that would be put in.
+        level: zstd level, 1 to 19.
+
     Raises:
         GGUFError: `file` is not a whole GGUF.
         UsageError: a file is not there.
