@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from inspect import Signature
 
     from edgepack import errors, progress
-    from edgepack.api.archives import diff, estimate_pack, extract, pack, patch, unpack, unpack_native
+    from edgepack.api.archives import estimate_pack, extract, pack, unpack, unpack_native
     from edgepack.api.checking import generate_key, inspect, sign, verify
     from edgepack.api.fidelity import certify, compare, replay, validate
     from edgepack.api.importance import imatrix
     from edgepack.api.loading import load
     from edgepack.api.model import Model
     from edgepack.api.speed import bench, fit
+    from edgepack.api.updates import diff, patch
     from edgepack.edge.llama.options import Adapter, SamplingOptions
     from edgepack.pipeline.fidelity import ScoringOptions
 
@@ -40,7 +41,7 @@ _NAMES = {
     "bench": "api.speed",
     "certify": "api.fidelity",
     "compare": "api.fidelity",
-    "diff": "api.archives",
+    "diff": "api.updates",
     "errors": "",
     "estimate_pack": "api.archives",
     "extract": "api.archives",
@@ -50,7 +51,7 @@ _NAMES = {
     "inspect": "api.checking",
     "load": "api.loading",
     "pack": "api.archives",
-    "patch": "api.archives",
+    "patch": "api.updates",
     "progress": "",
     "replay": "api.fidelity",
     "sign": "api.checking",

@@ -1,4 +1,4 @@
-"""`edgepack.pack` and its like: archives made, restored, updated. Checking them is left to `checking`."""
+"""`edgepack.pack` and its like: archives made, restored, taken from. Checking them is left to `checking`, updates to `updates`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from edgepack.atomic_file import check_output
 from edgepack.errors import UsageError
 from edgepack.packaging.archive import Archive, is_archive, open_archive
 from edgepack.packaging.coding.streams import DEFAULT_LEVEL
-from edgepack.packaging.delta.diff import DiffResult, diff_files
-from edgepack.packaging.delta.patch import PatchResult, apply_patch
 from edgepack.packaging.estimate import Estimate, estimate_archive
 from edgepack.packaging.pack import PackResult, pack_archive
 from edgepack.packaging.restore.stream import unpack_stream
@@ -265,46 +263,3 @@ def _extract(file: Path, archive: Archive, name: str, folder: Path, progress: Pr
     target.parent.mkdir(parents=True, exist_ok=True)
     result = unpack_archive(file, target, member=name, progress=progress)
     return Extracted(target, result.bytes, result.sha256)
-
-
-def diff(
-    old: FilePath,
-    new: FilePath,
-    output: FilePath | None = None,
-    *,
-    level: int = DEFAULT_LEVEL,
-    progress: Progress = silent,
-) -> DiffResult:
-    """Write a patch that makes `new` from `old`, bit for bit; both are archives, or GGUFs, or any files.
-
-    Args:
-        old: the file that devices have.
-        new: the file that they shall have.
-        output: the patch; by default NEW.edgepatch.
-        level: zstd level, 1 to 19.
-        progress: told of bytes.
-
-    Raises:
-        UsageError: a file is not there, or the output folder is absent.
-    """
-    new = Path(new)
-    target = new.with_name(f"{new.name}.edgepatch") if output is None else Path(output)
-    return diff_files(Path(old), new, target, level=level, progress=progress)
-
-
-def patch(
-    old: FilePath, patch: FilePath, output: FilePath | None = None, *, progress: Progress = silent
-) -> PatchResult:
-    """Make the new file from `old` and a patch, bit for bit and verified.
-
-    Args:
-        old: the file that the patch was made for.
-        patch: what `diff` wrote.
-        output: the new file; by default its own name beside `old`.
-        progress: told of bytes.
-
-    Raises:
-        ArchiveError: the patch is truncated or hostile.
-        IntegrityError: `old` is another file, or bytes differ from their digest.
-    """
-    return apply_patch(Path(old), Path(patch), optional_path(output), progress=progress)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 
+from edgepack.api.questions import checked_message, sampling_of
 from edgepack.edge.chat.completion import Completion, CompletionStream, complete
 from edgepack.edge.chat.conversation import Conversation
 from edgepack.edge.fit.opening import runtime_options
 from edgepack.edge.llama.options import SamplingOptions
-from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -179,7 +179,7 @@ class Model:
             UsageError: the prompt is longer than the context, or the schema cannot be followed.
             ModelRuntimeError: llama.cpp fails.
         """
-        chosen = _sampling(sampling, temperature, seed, json_schema)
+        chosen = sampling_of(sampling, temperature, seed, json_schema)
         if stream:
             return CompletionStream(self.runtime, prompt, chosen, max_tokens, stops=stop, context_shift=context_shift)
         return complete(self.runtime, prompt, chosen, max_tokens, stops=stop, context_shift=context_shift)
@@ -228,9 +228,11 @@ class Model:
             UsageError: a message lacks a role or content, or the conversation is longer than the context.
             ModelRuntimeError: llama.cpp fails.
         """
-        chosen = _sampling(sampling, temperature, seed, json_schema)
+        chosen = sampling_of(sampling, temperature, seed, json_schema)
         conversation = self.conversation(chosen, stop=stop, context_shift=context_shift)
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else [*map(_message, messages)]
+        turns = (
+            [{"role": "user", "content": messages}] if isinstance(messages, str) else [*map(checked_message, messages)]
+        )
         if turns and turns[0]["role"] == "system":
             conversation.system = turns.pop(0)["content"]
         conversation.turns = turns
@@ -284,27 +286,3 @@ class Model:
             vector = model.embed(model.tokenize(text, parse_special=True))
             row[:] = vector / (float(np.linalg.norm(vector)) or 1.0) if normalize else vector
         return found
-
-
-def _sampling(
-    options: SamplingOptions | None, temperature: float | None, seed: int | None, json_schema: str | None
-) -> SamplingOptions:
-    """`options` with what was said beside them."""
-    chosen = options or SamplingOptions()
-    if temperature is not None:
-        chosen = replace(chosen, temperature=temperature)
-    if seed is not None:
-        chosen = replace(chosen, seed=seed)
-    if json_schema is None:
-        return chosen
-    if chosen.grammar is not None:
-        raise UsageError("grammar and JSON schema: expected one of them, got both")
-    from edgepack.edge.chat.constraints import schema_grammar
-
-    return replace(chosen, grammar=schema_grammar(json_schema))
-
-
-def _message(message: Mapping[str, str]) -> dict[str, str]:
-    if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-        raise UsageError(f"message: expected texts under role and content, got {dict(message)}")
-    return {"role": message["role"], "content": message["content"]}

@@ -17,7 +17,7 @@ from edgepack.cli.output import json_option, note, print_json, terminal_progress
 @json_option
 def command(old: Path, new: Path, output: Path | None, level: int, as_json: bool) -> None:
     """Write a patch that makes NEW from OLD, bit for bit; both are archives, or GGUFs, or any files."""
-    from edgepack.api.archives import diff
+    from edgepack.api.updates import diff
     from edgepack.quantities import format_duration, format_size
 
     result = diff(old, new, output, level=level, progress=terminal_progress)

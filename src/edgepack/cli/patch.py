@@ -16,7 +16,7 @@ from edgepack.cli.output import json_option, note, print_json, terminal_progress
 @json_option
 def command(old: Path, patch: Path, output: Path | None, as_json: bool) -> None:
     """Make the new file from OLD and PATCH, bit for bit and verified."""
-    from edgepack.api.archives import patch as apply
+    from edgepack.api.updates import patch as apply
     from edgepack.quantities import format_duration, format_size
 
     result = apply(old, patch, output, progress=terminal_progress)
