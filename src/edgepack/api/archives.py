@@ -1,4 +1,4 @@
-"""`edgepack.pack` and its like: archives made, restored, taken from. Checking them is left to `checking`, updates to `updates`."""
+"""`edgepack.pack` and its like: archives made, restored, taken from. Checking is left to `checking`, patches to `updates`."""
 
 from __future__ import annotations
 
