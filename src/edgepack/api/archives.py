@@ -1,4 +1,4 @@
-"""`edgepack.pack` and its like: archives made, restored, taken from. Checking is left to `checking`, patches to `updates`."""
+"""`edgepack.pack` and its like: archives made and restored; `checking` checks them, `updates` makes patches."""
 
 from __future__ import annotations
 
