@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.errors import UsageError
+from edgepack.pipeline.outline import ChangedModel
 from edgepack.pipeline.passes_records import importance_by_gguf_name, recipe_metadata, source_names
 from edgepack.pipeline.passes_steps import RUNNERS, calibration_tokens, given, short_text_note
 from edgepack.progress import silent
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from edgepack.export.mapped_model import MappedModel
     from edgepack.export.plan import ExportPlan, Importance
-    from edgepack.gguf.types import GGMLType, Value
+    from edgepack.gguf.types import GGMLType
     from edgepack.model import Checkpoint
     from edgepack.pipeline.recipe import PassStep, Recipe
     from edgepack.progress import Progress
@@ -83,21 +84,6 @@ class PreparedExport:
     notes: tuple[str, ...]
     low_rank: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
     corrections: tuple[PassStep, ...] = ()
-
-
-@dataclass(frozen=True)
-class ChangedModel:
-    """What passes that know of no target leave.
-
-    Attributes:
-        checkpoint: the changed model.
-        metadata: the recipe and every pass' figures, for the file.
-        notes: a line each on what was skipped and why.
-    """
-
-    checkpoint: Checkpoint
-    metadata: Mapping[str, Value]
-    notes: tuple[str, ...]
 
 
 class Passes:
