@@ -22,6 +22,16 @@ from edgepack.quantities import format_size
 COLUMNS = ("shape", "device", "memory", "KV cache", "layers on the GPU", "tokens/s", "largest context f16 / q8_0")
 
 
+def row(path: Path, name: str, device: str, ctx: int) -> list[str]:
+    """The cells of one shape on one device."""
+    found = edgepack.fit(path, device=device, ctx=ctx)
+    speed = "" if found.tokens_per_second is None else f"{found.tokens_per_second:.0f}"
+    contexts = [edgepack.fit(path, device=device, ctx=ctx, kv_type=kind) for kind in ("f16", "q8_0")]
+    largest = " / ".join(f"{fit.largest_ctx[fit.kv_type]:,}" for fit in contexts)
+    layers = f"{found.n_gpu_layers} of {found.layers}"
+    return [name, found.device_name, format_size(found.memory.total), found.kv_type, layers, speed, largest]
+
+
 def main() -> None:
     """Print a row for each shape on each device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -34,23 +44,7 @@ def main() -> None:
         for device in options.devices.split(","):
             for name in options.shapes.split(","):
                 path = write_sparse(Path(folder) / "model.gguf", FULL[name])
-                found = edgepack.fit(path, device=device, ctx=options.ctx)
-                speed = "" if found.tokens_per_second is None else f"{found.tokens_per_second:.0f}"
-                contexts = [
-                    edgepack.fit(path, device=device, ctx=options.ctx, kv_type=kind) for kind in ("f16", "q8_0")
-                ]
-                largest = " / ".join(f"{fit.largest_ctx[fit.kv_type]:,}" for fit in contexts)
-                layers = f"{found.n_gpu_layers} of {found.layers}"
-                cells = (
-                    name,
-                    found.device_name,
-                    format_size(found.memory.total),
-                    found.kv_type,
-                    layers,
-                    speed,
-                    largest,
-                )
-                print(f"| {' | '.join(cells)} |")
+                print(f"| {' | '.join(row(path, name, device, options.ctx))} |")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,16 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from figure_file import run_with_figure
 
 import edgepack
-from edgepack.api.validation import ValidationResult
 from edgepack.pipeline.export import run_export
 from edgepack.pipeline.request import ExportRequest
+
+if TYPE_CHECKING:
+    from edgepack.api.validation import ValidationResult
 
 TARGETS = "f32,bf16,q8,q6k,q5km,q4km,q3km,q2k"
 COLUMNS = ("file", "bytes", "agreement (95 % interval)", "mean KL", "99.9 % KL", "perplexity ratio")
