@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import figure_file
 import figures
 import pytest
 from figure_file import Figure, Machine
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ALL = figure_file.all_figures()
 FIGURE = Figure("one", ("a", "b"), (("1", ""), ("2", r"x \| y")), "abc1234", "2026-11-28", "python tools/bench_fit.py")
