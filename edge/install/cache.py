@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from edgepack.atomic_file import atomic_output, partial_path
 from edgepack.edge.install.cache_folder import cache_folder
 from edgepack.edge.install.lock import locked
+from edgepack.edge.install.stamp import Stamp, describe, stamp_of
 from edgepack.errors import IntegrityError, ResourceError
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import open_archive
@@ -34,23 +35,7 @@ if TYPE_CHECKING:
     from edgepack.packaging.archive import Archive
     from edgepack.packaging.index.contents import Member
 
-_HEADER_BYTES = 1 << 20  # of the beginning, hashed at each start: the header, or most of it
 _BLOCK = 8 << 20
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """What a later start compares before it trusts a file that was verified once.
-
-    Attributes:
-        bytes: length of the file.
-        mtime_ns: when it was last written.
-        head_sha256: of its first 2²⁰ bytes.
-    """
-
-    bytes: int
-    mtime_ns: int
-    head_sha256: str
 
 
 @dataclass(frozen=True)
@@ -233,7 +218,7 @@ class ModelCache:
             return self._adopt(sha256, progress)
         found = stamp_of(path)
         if found != expected:
-            return f"expected {_describe(expected)}, got {_describe(found)}"
+            return f"expected {describe(expected)}, got {describe(found)}"
         return self._full_problem(sha256, progress) if verify else None
 
     def _adopt(self, sha256: str, progress: Progress) -> str | None:
@@ -322,17 +307,6 @@ def _read_template(archive: Archive) -> str | None:
             except UnicodeDecodeError:
                 raise IntegrityError(f"'{archive.path}': member '{member.name}': expected UTF-8 text") from None
     return None
-
-
-def stamp_of(path: Path) -> Stamp:
-    """The stamp of a file as it is now."""
-    with path.open("rb") as stream:
-        status = os.fstat(stream.fileno())
-        return Stamp(status.st_size, status.st_mtime_ns, hashlib.sha256(stream.read(_HEADER_BYTES)).hexdigest())
-
-
-def _describe(stamp: Stamp) -> str:
-    return f"{stamp.bytes} bytes of {stamp.mtime_ns // 10**9} with {stamp.head_sha256[:8]}…"
 
 
 def _blocks(stream: BinaryIO) -> Iterator[bytes]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
     from edgepack.progress import Progress
     from edgepack.quant.calibration.importance import ImportanceMatrix
 
