@@ -6,7 +6,6 @@ Every kind of source becomes one of these (`mapped_model`, `gguf_source`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,8 +36,3 @@ class MappedModel:
     facts: ModelFacts
     sources: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
-
-    @property
-    def n_parameters(self) -> int:
-        """Weights in all tensors."""
-        return sum(prod(rows.shape) for rows in self.tensors.values())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from edgepack.errors import GGUFError
+from edgepack.file_digest import file_sha256
 from edgepack.gguf.reader import MAGIC, read_header
 from edgepack.packaging.inspection import Inspection, MemberFacts, StreamFacts, TensorFacts
 from edgepack.packaging.verify import Problem
@@ -14,8 +14,6 @@ from edgepack.progress import Progress, silent
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_BLOCK_BYTES = 4 << 20
 
 
 def is_gguf(path: Path) -> bool:
@@ -51,17 +49,7 @@ def inspect_gguf(path: Path, *, tensors: bool = False, progress: Progress = sile
         format_version=f"GGUF {header.version}",
         bytes=size,
         original_bytes=size,
-        members=(MemberFacts(path.name, "gguf", size, size, file_sha256(path, progress)),),
+        members=(MemberFacts(path.name, "gguf", size, size, file_sha256(path, progress=progress)),),
         streams=tuple(StreamFacts(kind, count, count) for kind, count in types.items()),
         tensors=listed if tensors else None,
     )
-
-
-def file_sha256(path: Path, progress: Progress = silent) -> str:
-    """SHA-256 of a file in hexadecimal; `progress` is told of bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream, progress("digesting", path.stat().st_size) as advance:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-            advance(len(block))
-    return digest.hexdigest()

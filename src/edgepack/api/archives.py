@@ -182,7 +182,7 @@ def unpack_native(
         CodecError: it is not of the variant, or made by a newer edgepack.
     """
     from edgepack.edge.install.native import plan_native, write_native
-    from edgepack.packaging.plain_gguf import file_sha256
+    from edgepack.file_digest import file_sha256
     from edgepack.quant.types.targets import find_type
 
     started = time.monotonic()
