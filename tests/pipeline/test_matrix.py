@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,16 @@ from wire_models import varied_text, write_small_llama
 from edgepack.errors import UsageError
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import open_archive
+from edgepack.pipeline import judging
 from edgepack.pipeline.accepted import check_request
 from edgepack.pipeline.export import run_export
 from edgepack.pipeline.request import ExportRequest
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from edgepack.edge.fidelity.scorers.scorer import Scorer
+    from edgepack.pipeline.fidelity import ScoringOptions
 
 TARGETS = {"gguf": "gguf-q8", "coded": "edge-nf4", "wire": "wire"}
 GOALS: dict[str, dict[str, Any]] = {
@@ -174,3 +179,36 @@ def test_what_does_not_go_together_is_one_line_from_one_table(
         check_request(ExportRequest(model, **options))
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_pre_tokenizer_named_by_hand_serves_every_kind(model: Path, text: Path, tmp_path: Path) -> None:
+    """A split expression that nobody knows: refused without `pre`, taken by every kind with it."""
+    folder = tmp_path / "unknown"
+    shutil.copytree(model, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    splits = [step for step in tokenizer["pre_tokenizer"]["pretokenizers"] if step["type"] == "Split"]
+    splits[0]["pattern"] = {"Regex": r"\p{L}+|\p{N}|[^\p{L}\p{N}]+"}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    for kind, goal in (("gguf", "given"), ("coded", "given"), ("wire", "bits")):
+        request = replace(request_of(kind, goal, "plain", folder, text, text), output=tmp_path / f"{kind}.gguf")
+        with pytest.raises(TokenizerError, match="--pre"):
+            run_export(request)
+        assert run_export(replace(request, pre="llama-bpe")).bytes > 0
+        assert read_header(tmp_path / f"{kind}.gguf").get("tokenizer.ggml.pre") == "llama-bpe"
+
+
+def test_a_gate_opens_its_original_once_for_all_tries(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+    real = judging.open_reference
+
+    def counted(path: Path, options: ScoringOptions) -> Scorer:
+        opened.append(options.threads)
+        return real(path, options)
+
+    monkeypatch.setattr(judging, "open_reference", counted)
+    request = request_of("wire", "gate", "plain", model, text, text)
+    result = run_export(replace(request, output=tmp_path / "x.gguf", max_kl=0.02))
+    assert len(result.tried) > 1
+    assert opened == [1]  # once, with the threads that were asked for

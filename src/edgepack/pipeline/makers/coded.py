@@ -128,9 +128,9 @@ def _collected(request: ExportRequest, checkpoint: Checkpoint, mapped: MappedMod
     from edgepack.quant.calibration.text import text_sequences
 
     tokens = text_sequences(checkpoint, read_text(Path(request.calibration or "")))
-    collected = collect(checkpoint, tokens, with_hessian=True, device=request.device, progress=request.progress)
-    found = {name: input_statistics(rows, collected.statistics) for name, rows in mapped.tensors.items()}
-    return {name: Statistics(known.mean_square, known.hessian) for name, known in found.items() if known is not None}
+    known = collect(checkpoint, tokens, with_hessian=True, device=request.device, progress=request.progress).statistics
+    found = {name: input_statistics(rows, known) for name, rows in mapped.tensors.items()}
+    return {name: Statistics(own.mean_square, own.hessian) for name, own in found.items() if own is not None}
 
 
 def _planned_row(tensor: PlannedMatrix) -> TensorRow:
