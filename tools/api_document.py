@@ -45,6 +45,8 @@ RESULTS = (
     "api.validation.ReplayResult",
     "pipeline.certify.Certified",
     "api.importance.ImportanceResult",
+    "api.analysis.Analysis",
+    "edge.fidelity.tasks.Comparison",
     "api.speed.FitResult",
     "api.speed.FitMemory",
     "edge.bench.BenchResult",

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from inspect import Signature
 
     from edgepack import errors, progress
+    from edgepack.api.analysis import analyze
     from edgepack.api.archives import estimate_pack, extract, pack, unpack, unpack_native
     from edgepack.api.checking import generate_key, inspect, sign, verify
-    from edgepack.api.fidelity import certify, compare, replay, validate
+    from edgepack.api.fidelity import certify, compare, evaluate, replay, validate
     from edgepack.api.importance import imatrix
     from edgepack.api.loading import load
     from edgepack.api.model import Model
@@ -38,12 +39,14 @@ _NAMES = {
     "Model": "api.model",
     "SamplingOptions": "edge.llama.options",
     "ScoringOptions": "pipeline.fidelity",
+    "analyze": "api.analysis",
     "bench": "api.speed",
     "certify": "api.fidelity",
     "compare": "api.fidelity",
     "diff": "api.updates",
     "errors": "",
     "estimate_pack": "api.archives",
+    "evaluate": "api.fidelity",
     "extract": "api.archives",
     "fit": "api.speed",
     "generate_key": "api.checking",
@@ -66,12 +69,14 @@ __all__ = [
     "SamplingOptions",
     "ScoringOptions",
     "__version__",
+    "analyze",
     "bench",
     "certify",
     "compare",
     "diff",
     "errors",
     "estimate_pack",
+    "evaluate",
     "extract",
     "fit",
     "generate_key",

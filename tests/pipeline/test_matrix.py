@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 from safetensors.numpy import save_file
 from wire_models import varied_text, write_small_llama
 
-from edgepack.errors import UsageError
+from edgepack.errors import TokenizerError, UsageError
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import open_archive
 from edgepack.pipeline import judging

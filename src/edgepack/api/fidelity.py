@@ -17,9 +17,10 @@ from edgepack.pipeline.fidelity import ScoringOptions, run_validation, with_find
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from edgepack.edge.fidelity.run import FidelityRun
+    from edgepack.edge.fidelity.tasks import Comparison
     from edgepack.pipeline.certify import Certified
     from edgepack.progress import Progress
 
@@ -203,6 +204,40 @@ def certify(
     return certificates.certify(
         candidate, Path(reference), optional_path(text), target, options, stored_tokens, progress
     )  # fmt: skip
+
+
+def evaluate(
+    candidate: FilePath,
+    reference: FilePath,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    ctx: int = 512,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Mapping[str, Mapping[str, Comparison]]:
+    """Answer the same items with a file and its original; count flips, judge them by McNemar's test.
+
+    Args:
+        candidate: a GGUF or an `.edgepack`.
+        reference: the original.
+        tasks: paths of JSONL files of items, or names of lm-evaluation-harness tasks where that is installed.
+        limit: only the first so many items of each.
+        ctx: the longest item, in tokens.
+        threads: cores in all; by default every core.
+        progress: told of items.
+
+    Returns:
+        task → measure → both models compared.
+
+    Raises:
+        UsageError: a file of items is not one.
+        DependencyError: a task's name, and lm-evaluation-harness is not installed.
+    """
+    from edgepack.pipeline import evaluate as tasks_of
+
+    options = ScoringOptions(ctx=ctx, threads=threads or 0)
+    return tasks_of.evaluate(Path(candidate), Path(reference), tasks, options, limit, progress)
 
 
 def _scoring(

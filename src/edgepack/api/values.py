@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
+    from edgepack.pipeline.outline import Json
+
 FilePath: TypeAlias = Union[str, "os.PathLike[str]"]
-Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 JsonObject: TypeAlias = "dict[str, Json]"
 
 

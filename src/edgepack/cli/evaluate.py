@@ -11,6 +11,8 @@ import click
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from edgepack.edge.fidelity.tasks import Comparison
 
 _PATH = click.Path(path_type=Path)
@@ -41,11 +43,9 @@ def command(
     as_json: bool,
 ) -> None:
     """Answer the same items with CANDIDATE and its original; count flips, judge them by McNemar's test."""
-    from edgepack.pipeline.evaluate import evaluate
-    from edgepack.pipeline.fidelity import ScoringOptions
+    from edgepack.api.fidelity import evaluate
 
-    options = ScoringOptions(ctx=ctx, threads=threads)
-    found = evaluate(candidate, reference, tasks, options, limit, terminal_progress)
+    found = evaluate(candidate, reference, tasks, limit=limit, ctx=ctx, threads=threads, progress=terminal_progress)
     if as_json:
         print_json({"tasks": {task: _measures(measures) for task, measures in found.items()}})
         return
@@ -54,7 +54,7 @@ def command(
             _print(task, measure, compared)
 
 
-def _measures(measures: dict[str, Comparison]) -> dict[str, Any]:
+def _measures(measures: Mapping[str, Comparison]) -> dict[str, Any]:
     return {measure: asdict(compared) for measure, compared in measures.items()}
 
 
