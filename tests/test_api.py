@@ -290,3 +290,41 @@ def test_progress_hears_every_byte(gguf: Path, tmp_path: Path) -> None:
 
     edgepack.pack(gguf, tmp_path / "a.edgepack", progress=progress)  # type: ignore[arg-type]
     assert heard["packing"] == [gguf.stat().st_size] * 2
+
+
+ABSENT = {
+    "analyze": ("absent",),
+    "bench": ("absent.gguf",),
+    "certify": ("absent.gguf", "absent"),
+    "compare": (["absent.gguf"], "absent"),
+    "diff": ("absent.gguf", "absent2.gguf"),
+    "estimate_pack": ("absent.gguf",),
+    "evaluate": ("absent.gguf", "absent", ["absent.jsonl"]),
+    "extract": ("absent.edgepack", ["LICENSE"]),
+    "fit": ("absent.gguf",),
+    "imatrix": ("absent", "absent.txt"),
+    "inspect": ("absent.gguf",),
+    "load": ("absent.edgepack",),
+    "pack": ("absent.gguf",),
+    "patch": ("absent.gguf", "absent.edgepatch"),
+    "replay": ("absent.edgepack",),
+    "sign": ("absent.edgepack", "absent.key"),
+    "unpack": ("absent.edgepack",),
+    "unpack_native": ("absent.gguf",),
+    "validate": ("absent.gguf", "absent"),
+}
+
+
+@pytest.mark.parametrize("name", ABSENT)
+def test_a_file_that_is_not_there_is_an_error_of_the_tree_and_leaves_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(errors.EdgepackError, match="absent"):
+        getattr(edgepack, name)(*ABSENT[name])
+    assert [path for path in tmp_path.iterdir() if path.name != "cache"] == []
+
+
+def test_every_function_was_tried_on_absent_files() -> None:
+    assert set(FUNCTIONS) - set(ABSENT) <= {"export", "generate_key", "verify"}
