@@ -96,7 +96,7 @@ class ArchiveFacts:
     chunks: int
     merkle_root: str
     signed: bool
-    attributes: Mapping[str, Any]
+    attributes: Mapping[str, object]
     dictionaries: tuple[DictionaryFacts, ...]
 
 
@@ -122,7 +122,7 @@ class Inspection:
     archive: ArchiveFacts | None = None
     tensors: tuple[TensorFacts, ...] | None = None
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> dict[str, object]:
         """The object that `edgepack inspect --json` prints: what only an archive has stands beside the rest."""
         told: dict[str, Any] = {
             "format_version": self.format_version,

@@ -91,6 +91,16 @@ def test_signatures_are_typed_without_any_and_without_open_ends(name: str) -> No
     assert signature.return_annotation is not signature.empty
 
 
+@pytest.mark.parametrize("dotted", ["api.model.Model", *api_document.RESULTS])
+def test_methods_of_what_is_given_back_are_typed_without_any(dotted: str) -> None:
+    for name, member in vars(api_document._by_name(dotted)).items():
+        function = member.fget if isinstance(member, property) else member
+        if inspect.isfunction(function) and not name.startswith("_"):
+            signature = inspect.signature(function)
+            assert "Any" not in str(signature), f"{name}{signature}"
+            assert signature.return_annotation is not signature.empty
+
+
 @pytest.mark.parametrize("dotted", api_document.RESULTS)
 def test_results_are_frozen(dotted: str) -> None:
     kind = api_document._by_name(dotted)

@@ -13,13 +13,18 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import edgepack
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs/api.md"
 BEGIN, END = "<!-- reference -->", "<!-- /reference -->"
 # What functions give back, in the order of the functions; a dotted name each.
 RESULTS = (
+    "pipeline.export.ExportResult",
     "packaging.pack.PackResult",
     "packaging.estimate.Estimate",
     "packaging.restore.unpack.UnpackResult",
@@ -87,14 +92,20 @@ def _function(name: str, value: object, level: str = "###") -> str:
 
 
 def _class(value: type, prefix: str) -> str:
-    parts = [f"### `{prefix}{value.__name__}`", *_document(inspect.getdoc(value) or "")]
+    types = inspect.get_annotations(value)
+    parts = [f"### `{prefix}{value.__name__}`", *_document(inspect.getdoc(value) or "", types)]
     members = {name: member for name, member in vars(value).items() if not name.startswith("_")}
     facts = [(name, member) for name, member in members.items() if isinstance(member, property)]
     if facts:
-        parts.append("\n".join(f"- `{name}`: {_first_words(inspect.getdoc(member))}" for name, member in facts))
+        parts.append("\n".join(_fact(name, member) for name, member in facts))
     methods = [(name, member) for name, member in members.items() if inspect.isfunction(member)]
     parts += [_function(f"{value.__name__}.{name}", member, "####") for name, member in methods]
     return "\n\n".join(parts)
+
+
+def _fact(name: str, member: property) -> str:
+    kind = inspect.signature(member.fget).return_annotation if member.fget else ""
+    return f"- `{name}: {kind}`: {_first_words(inspect.getdoc(member))}"
 
 
 def _first_words(document: str | None) -> str:
@@ -126,39 +137,40 @@ def _parameter(parameter: inspect.Parameter) -> str:
     return f"{text} = {default}"
 
 
-def _document(text: str) -> list[str]:
-    """Paragraphs and lists of a docstring's prose and sections."""
+def _document(text: str, types: Mapping[str, object] | None = None) -> list[str]:
+    """Paragraphs and lists of a docstring's prose and sections; attributes with their types."""
     parts: list[str] = []
     for block in re.split(r"\n\s*\n", text.strip()):
         first, _, rest = block.partition("\n")
         section = _SECTION.fullmatch(first.strip())
         if section:
-            parts.append(_section(_TITLES[section[1]], inspect.cleandoc(rest)))
+            parts.append(_section(_TITLES[section[1]], inspect.cleandoc(rest), types or {}))
         else:
             parts.append(" ".join(block.split()))
     return parts
 
 
-def _section(title: str, text: str) -> str:
+def _section(title: str, text: str, types: Mapping[str, object]) -> str:
     items: list[list[str]] = []
     for line in text.splitlines():
         if line.startswith(" ") and items:
             items[-1].append(line.strip())
         else:
             items.append([line.strip()])
-    lines = [_item(" ".join(item)) for item in items]
+    lines = [_item(" ".join(item), types) for item in items]
     if title and len(lines) == 1:
         return f"{title} {lines[0]}"
     listed = "\n".join(f"- {line}" for line in lines)
     return f"{title}:\n\n{listed}" if title else listed
 
 
-def _item(text: str) -> str:
-    """`name: what` with the names as code; other text as it is."""
+def _item(text: str, types: Mapping[str, object]) -> str:
+    """`name: what` with the names, and their types where they have one, as code; other text as it is."""
     names, colon, what = text.partition(": ")
     if not colon or not re.fullmatch(r"[\w.]+(, [\w.]+)*", names):
         return text
-    return f"{', '.join(f'`{name}`' for name in names.split(', '))}: {what}"
+    shown = [f"{name}: {types[name]}" if name in types else name for name in names.split(", ")]
+    return f"{', '.join(f'`{name}`' for name in shown)}: {what}"
 
 
 def rendered(document: str) -> str:
