@@ -40,11 +40,13 @@ def rendered(figure: Figure) -> str:
 
 def origin(figure: Figure) -> str:
     """Commit, day and machine in one line."""
-    machine = figure.machine
+    machine, note = figure.machine, figure.note and f"; {figure.note}"
     if machine is None:
-        return f"`{figure.name}`: put here by commit {figure.commit}, {figure.date}; the machine was not recorded"
-    where = f"{machine.cpu}, {machine.cores} cores, {format_size(machine.memory_bytes)}"
-    return f"`{figure.name}`: commit {figure.commit}, {figure.date}, {where}{figure.note and f'; {figure.note}'}"
+        told = f"put here by commit {figure.commit}, {figure.date}; the machine was not recorded"
+    else:
+        where = f"{machine.cpu}, {machine.cores} cores, {format_size(machine.memory_bytes)}"
+        told = f"commit {figure.commit}, {figure.date}, {where}"
+    return f"`{figure.name}`: {told}{note}"
 
 
 def _row(cells: tuple[str, ...]) -> str:
