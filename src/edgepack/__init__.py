@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgepack.api.analysis import analyze
     from edgepack.api.archives import estimate_pack, extract, pack, unpack, unpack_native
     from edgepack.api.checking import generate_key, inspect, sign, verify
+    from edgepack.api.export import export
     from edgepack.api.fidelity import certify, compare, evaluate, replay, validate
     from edgepack.api.importance import imatrix
     from edgepack.api.loading import load
@@ -47,6 +48,7 @@ _NAMES = {
     "errors": "",
     "estimate_pack": "api.archives",
     "evaluate": "api.fidelity",
+    "export": "api.export",
     "extract": "api.archives",
     "fit": "api.speed",
     "generate_key": "api.checking",
@@ -77,6 +79,7 @@ __all__ = [
     "errors",
     "estimate_pack",
     "evaluate",
+    "export",
     "extract",
     "fit",
     "generate_key",
@@ -136,6 +139,10 @@ class _CallablePart(ModuleType):
         from inspect import signature
 
         return signature(_defined(self.__name__.rpartition(".")[2]))
+
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return _defined(self.__name__.rpartition(".")[2]).__doc__
 
 
 class _Package(ModuleType):
