@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgepack.export.decoder_rules import LAYER, feed_forward_rules, one_row_as_vector
 from edgepack.export.family import Origin, TensorRule
 from edgepack.export.rows import SlicedExperts
 
@@ -53,6 +54,13 @@ def expert_rules(
         TensorRule("blk.{i}.ffn_up_exps.weight", up, rows, None, optional, when, (fused_up,)),
         TensorRule("blk.{i}.ffn_down_exps.weight", down, back, None, optional, when, (Origin(f"{fused}down_proj"),)),
     )
+
+
+GATED_SHARED_EXPERT = (
+    TensorRule("blk.{i}.ffn_gate_inp_shexp.weight", LAYER + "mlp.shared_expert_gate.weight", "d", one_row_as_vector),
+    *feed_forward_rules(module="mlp.shared_expert.", suffix="_shexp", width="shared"),
+)
+"""Qwen's expert that sees every token, behind a gate of its own."""
 
 
 def _gates(rows: Rows, _config: ModelConfig) -> Rows:
