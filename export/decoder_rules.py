@@ -13,7 +13,7 @@ from edgepack.export.permutations import interleave_keys, interleave_queries
 from edgepack.export.rows import ReshapedRows, ShiftedRows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from edgepack.export.config import ModelConfig
     from edgepack.export.family import Transform
@@ -152,6 +152,16 @@ def both(first: When, second: When | None) -> When:
 def restricted(rules: Iterable[TensorRule], when: When) -> tuple[TensorRule, ...]:
     """The rules for layers where `when` holds, beside their own conditions."""
     return tuple(replace(rule, when=both(when, rule.when)) for rule in rules)
+
+
+def resized(rules: Iterable[TensorRule], names: Mapping[str, str]) -> tuple[TensorRule, ...]:
+    """The rules with other names of dimensions, for layers of another size.
+
+    Args:
+        rules: as they are for the usual layers.
+        names: dimension → the one in its place.
+    """
+    return tuple(replace(rule, shape=" ".join(names.get(name, name) for name in rule.shape.split())) for rule in rules)
 
 
 def norm_rules(names: dict[str, str], transform: Transform | None = None) -> tuple[TensorRule, ...]:

@@ -125,6 +125,11 @@ def nothing_computed(_config: ModelConfig) -> dict[str, Rows]:
     return {}
 
 
+def nothing_superfluous(_config: ModelConfig) -> tuple[str, ...]:
+    """For families of which every layer reads all of its tensors."""
+    return ()
+
+
 def nothing_observed(_names: Collection[str]) -> dict[str, Any]:
     """For families whose configuration says everything."""
     return {}
@@ -148,6 +153,7 @@ class Family:
         dimensions: the names that rules' shapes use.
         computed: tensors that are not in the checkpoint, such as rope factors.
         unused: regular expressions of checkpoint tensors that carry nothing (buffers).
+        superfluous: more of them, such as the keys of layers that share those of another, by the configuration.
         tied_head: the head's checkpoint name: left out where the configuration ties it to the embedding.
         renames: other beginnings of names: (in the rules, in such checkpoints), tried in turn.
         nested: the settings stand under `text_config`, beside those of other modalities, which are left out.
@@ -164,6 +170,7 @@ class Family:
     dimensions: Callable[[ModelConfig], Dimensions] = standard_dimensions
     computed: Callable[[ModelConfig], dict[str, Rows]] = nothing_computed
     unused: tuple[str, ...] = BUFFERS
+    superfluous: Callable[[ModelConfig], tuple[str, ...]] = nothing_superfluous
     tied_head: str | None = "lm_head.weight"
     renames: tuple[tuple[str, str], ...] = ()
     nested: bool = False

@@ -115,7 +115,7 @@ def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> di
             )
         mapped[target] = rows
         used |= set(names)
-    _refuse_unknown(family, set(source.specs) - used)
+    _refuse_unknown(family, set(source.specs) - used, (*family.unused, *family.superfluous(config)))
     return mapped | family.computed(config)
 
 
@@ -163,8 +163,8 @@ def _joined(parts: list[Rows], *, stacked: bool) -> Rows:
     return JoinedRows(parts, (sum(part.shape[0] for part in parts), *parts[0].shape[1:]))
 
 
-def _refuse_unknown(family: Family, left: set[str]) -> None:
-    unknown = sorted(name for name in left if not any(re.search(pattern, name) for pattern in family.unused))
+def _refuse_unknown(family: Family, left: set[str], unused: tuple[str, ...]) -> None:
+    unknown = sorted(name for name in left if not any(re.search(pattern, name) for pattern in unused))
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise CheckpointError(f"checkpoint has tensor '{unknown[0]}'{more}, which {family.name} does not use")

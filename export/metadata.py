@@ -59,7 +59,7 @@ def common_metadata(
     keys[f"attention.{kind}_epsilon"] = f32(config.number(epsilon))
     if config.n_experts:
         keys["expert_count"] = u32(config.n_experts)
-        keys["expert_used_count"] = u32(config.count("num_experts_per_tok"))
+        keys["expert_used_count"] = u32(config.count("num_experts_per_tok", "top_k_experts"))
     keys["attention.key_length"] = u32(config.head_dim)
     keys["attention.value_length"] = u32(config.head_dim)
     keys["vocab_size"] = u32(config.vocab_size)

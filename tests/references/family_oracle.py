@@ -36,6 +36,23 @@ def llama_logits(path: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         return model.logits(ids)
 
 
+class TableGELU(torch.nn.Module):
+    """ggml's GELU: half-precision numbers looked up by half-precision numbers (`ggml_vec_gelu_f32`, vec.h)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().to(x.dtype)
+        return torch.where(x <= -10, torch.zeros_like(x), torch.where(x >= 10, x, y))
+
+
+def with_gelu_table(model: Any) -> Any:
+    """The model, every GELU of it replaced by ggml's."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if "GELU" in type(child).__name__:
+                setattr(module, name, TableGELU())
+    return model
+
+
 def torch_logits(model: Any, ids: NDArray[np.int64]) -> NDArray[np.float32]:
     """In float64, so that what differs is llama.cpp's arithmetic alone."""
     with torch.no_grad():

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from references.tiny_checkpoints import SIZES, TinyModel
+from references.tiny_checkpoints import SIZES, VOCABULARY, TinyModel
+
+GELU_TABLE = 6e-3
+"""ggml looks GELU up in a table of half-precision numbers."""
 
 DELTA_NET_ROUNDING = 5e-4
 """A delta net divides what it reads from its state by its size, rounding included. Over four seeds and both of
@@ -63,4 +66,46 @@ _DELTA_NETS = (
     ),
 )  # fmt: skip
 
-HYBRIDS = (*(replace(tiny, tolerance=DELTA_NET_ROUNDING) for tiny in _DELTA_NETS),)
+GEMMA4: dict[str, Any] = {
+    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 16,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "num_kv_shared_layers": 2,
+    "tie_word_embeddings": True,
+}
+GEMMA4_LARGE: dict[str, Any] = {
+    "hidden_size_per_layer_input": 0,
+    "num_kv_shared_layers": 0,
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1,
+    "final_logit_softcapping": 3.0,
+}
+GEMMA4_EXPERTS: dict[str, Any] = {
+    "enable_moe_block": True,
+    "num_experts": 8,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 48,
+}
+GEMMA4_EYES: dict[str, Any] = {
+    "vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                      "num_key_value_heads": 2, "head_dim": 8, "position_embedding_size": 16},
+    "audio_config": None,
+}  # fmt: skip
+_GEMMAS = (
+    TinyModel("gemma-4-e2b", "Gemma4", GEMMA4 | {"use_double_wide_mlp": True}, config="Gemma4TextConfig"),
+    TinyModel("gemma-4-31b", "Gemma4", GEMMA4 | GEMMA4_LARGE, config="Gemma4TextConfig"),
+    TinyModel("gemma-4-26b", "Gemma4", GEMMA4 | GEMMA4_LARGE | GEMMA4_EXPERTS, config="Gemma4TextConfig"),
+    TinyModel(
+        "gemma-4-with-eyes", "Gemma4", GEMMA4_EYES | {"text_config": SIZES | GEMMA4, "tie_word_embeddings": True},
+        "ForConditionalGeneration",
+    ),
+)  # fmt: skip
+
+HYBRIDS = (
+    *(replace(tiny, tolerance=GELU_TABLE, gelu_table=True) for tiny in _GEMMAS),
+    *(replace(tiny, tolerance=DELTA_NET_ROUNDING) for tiny in _DELTA_NETS),
+)
