@@ -47,6 +47,7 @@ class TensorRule:
         optional: the tensor may be missing from the checkpoint.
         when: whether layer i has this tensor; every layer where None.
         alternatives: tried in turn where the checkpoint lacks the first of `sources`.
+        stacked: several sources are stacked along a new first dimension, not joined.
     """
 
     target: str
@@ -56,6 +57,7 @@ class TensorRule:
     optional: bool = False
     when: Callable[[ModelConfig, int], bool] | None = None
     alternatives: tuple[Origin, ...] = ()
+    stacked: bool = False
 
     @property
     def origins(self) -> tuple[Origin, ...]:
@@ -151,7 +153,7 @@ class Family:
         metadata: the `{name}.*` keys, without the tokenizer's.
         requirements: settings that must hold.
         dimensions: the names that rules' shapes use.
-        computed: tensors that are not in the checkpoint, such as rope factors.
+        computed: tensors that are not in the checkpoint, such as rope factors; what the checkpoint has comes first.
         unused: regular expressions of checkpoint tensors that carry nothing (buffers).
         superfluous: more of them, such as the keys of layers that share those of another, by the configuration.
         tied_head: the head's checkpoint name: left out where the configuration ties it to the embedding.

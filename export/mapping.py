@@ -107,7 +107,7 @@ def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> di
         if origin.transform is not None:
             parts = [origin.transform(part, config) for part in parts]
         target = rule.target.format(i=layer)
-        rows, shape = _joined(parts, stacked="{e}" in origin.sources), _shape(rule, dimensions)
+        rows, shape = _joined(parts, stacked=rule.stacked or "{e}" in origin.sources), _shape(rule, dimensions)
         if rows.shape != shape:
             raise CheckpointError(
                 f"tensor '{names[0]}': config.json makes '{target}' {list(shape)},"
@@ -116,7 +116,7 @@ def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> di
         mapped[target] = rows
         used |= set(names)
     _refuse_unknown(family, set(source.specs) - used, (*family.unused, *family.superfluous(config)))
-    return mapped | family.computed(config)
+    return family.computed(config) | mapped
 
 
 def _instances(family: Family, config: ModelConfig) -> Iterator[tuple[TensorRule, int]]:

@@ -1,4 +1,4 @@
-"""Rows whose values a function changes, and rows whose columns stand in another order.
+"""Rows whose values a function changes, whose columns stand in another order, or that end before they should.
 
 As in `export.rows` each expression is lazy; which tensor needs which is data in `export.architectures`.
 """
@@ -60,6 +60,32 @@ class PermutedColumns:
     def read(self, start: int, stop: int) -> Matrix:
         """As `Rows.read`."""
         return self.base.read(start, stop)[:, self.order]
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """The rows of a matrix, and its first one again below them up to `count` rows."""
+
+    base: Rows
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As many rows as asked for, or the base's where it has more."""
+        return (max(self.count, self.base.shape[0]), *self.base.shape[1:])
+
+    @property
+    def dtype(self) -> str:
+        """The base's type."""
+        return self.base.dtype
+
+    def read(self, start: int, stop: int) -> Matrix:
+        """As `Rows.read`."""
+        held = max(start, min(stop, self.base.shape[0]))
+        parts = [self.base.read(start, held)] if held > start else []
+        if stop > held:
+            parts.append(np.repeat(self.base.read(0, 1), stop - held, axis=0))
+        return np.concatenate(parts)
 
 
 def _decay(logarithm: Matrix) -> Matrix:

@@ -21,7 +21,7 @@ from edgepack.export.decoder_rules import (
 )
 from edgepack.export.family import BUFFERS, Family, Requirement, TensorRule, standard_dimensions
 from edgepack.export.metadata import SLIDING_OR_FULL, common_metadata, layer_kinds
-from edgepack.export.per_layer import PER_LAYER_RULES, per_layer_dimensions
+from edgepack.export.per_layer import PER_LAYER_RULES, has_keys, n_shared, per_layer_dimensions, shares_as_llama_cpp
 from edgepack.export.rope_factors import rope_number
 from edgepack.export.rows import ArrayRows
 
@@ -50,20 +50,12 @@ def _is_full(config: ModelConfig, layer: int) -> bool:
     return not _slides(config, layer)
 
 
-def _n_shared(config: ModelConfig) -> int:
-    return config.count("num_kv_shared_layers") if config.get("num_kv_shared_layers") else 0
-
-
-def _has_keys(config: ModelConfig, layer: int) -> bool:
-    return layer < config.n_layers - _n_shared(config)
-
-
 def _has_values(config: ModelConfig, layer: int) -> bool:
-    return _has_keys(config, layer) and not (config.flag("attention_k_eq_v") and _is_full(config, layer))
+    return has_keys(config, layer) and not (config.flag("attention_k_eq_v") and _is_full(config, layer))
 
 
 def _is_wide(config: ModelConfig, layer: int) -> bool:
-    return config.flag("use_double_wide_mlp") and not _has_keys(config, layer)
+    return config.flag("use_double_wide_mlp") and not has_keys(config, layer)
 
 
 def _is_narrow(config: ModelConfig, layer: int) -> bool:
@@ -125,7 +117,7 @@ def _own_metadata(config: ModelConfig) -> dict[str, Value]:
         "feed_forward_length": array(ValueType.UINT32, widths),
         "attention.sliding_window": u32(config.count("sliding_window")),
         "attention.sliding_window_pattern": array(ValueType.BOOL, slides),
-        "attention.shared_kv_layers": u32(_n_shared(config)),
+        "attention.shared_kv_layers": u32(n_shared(config)),
         "embedding_length_per_layer_input": u32(_width_per_layer(config)),
         # llama.cpp caps at 30 where the key is absent
         "final_logit_softcapping": f32(config.number("final_logit_softcapping", default=0.0)),
@@ -179,20 +171,17 @@ def _computed(config: ModelConfig) -> dict[str, Rows]:
 
 def _shared_keys(config: ModelConfig) -> tuple[str, ...]:
     """Keys and values of layers that take those of an earlier one; published files hold them all the same."""
-    layers = "|".join(str(layer) for layer in range(config.n_layers) if not _has_keys(config, layer))
+    layers = "|".join(str(layer) for layer in range(config.n_layers) if not has_keys(config, layer))
     return (rf"\.layers\.({layers})\.self_attn\.[kv]_(proj|norm)\.",) if layers else ()
 
 
 def _sharable(config: ModelConfig) -> tuple[Any, ...]:
-    """The number of sharing layers, where those before them end as llama.cpp takes for granted."""
-    shared = config.get("num_kv_shared_layers")
-    ends = _kinds(config)[: config.n_layers - _n_shared(config)][-2:]
-    return (shared,) if not _n_shared(config) or ends == list(SLIDING_OR_FULL) else (0,)
+    return (config.get("num_kv_shared_layers"),) if shares_as_llama_cpp(config, _kinds(config)) else (0,)
 
 
 def _attention(kind: str) -> tuple[TensorRule, ...]:
     """Attention of one kind of layer; k and v only where the layer has its own."""
-    when = {"k": _has_keys, "v": _has_values}
+    when = {"k": has_keys, "v": _has_values}
     rules = []
     for rule in (*attention_rules(bias=False), *head_norm_rules()):
         part = rule.target.removeprefix("blk.{i}.attn_")[0]

@@ -95,7 +95,21 @@ GEMMA4_EYES: dict[str, Any] = {
                       "num_key_value_heads": 2, "head_dim": 8, "position_embedding_size": 16},
     "audio_config": None,
 }  # fmt: skip
+# llama.cpp fixes the depth, rank and widths of Gemma 3n.
+GEMMA3N: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 22,
+    "num_kv_shared_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "sliding_window": 16,
+    "vocab_size_per_layer_input": 4000,
+    "tie_word_embeddings": True,
+}
 _GEMMAS = (
+    TinyModel("gemma-3n", "Gemma3n", GEMMA3N, config="Gemma3nTextConfig"),
     TinyModel("gemma-4-e2b", "Gemma4", GEMMA4 | {"use_double_wide_mlp": True}, config="Gemma4TextConfig"),
     TinyModel("gemma-4-31b", "Gemma4", GEMMA4 | GEMMA4_LARGE, config="Gemma4TextConfig"),
     TinyModel("gemma-4-26b", "Gemma4", GEMMA4 | GEMMA4_LARGE | GEMMA4_EXPERTS, config="Gemma4TextConfig"),
@@ -106,6 +120,6 @@ _GEMMAS = (
 )  # fmt: skip
 
 HYBRIDS = (
-    *(replace(tiny, tolerance=GELU_TABLE, gelu_table=True) for tiny in _GEMMAS),
+    *(replace(tiny, tolerance=GELU_TABLE, as_ggml=True) for tiny in _GEMMAS),
     *(replace(tiny, tolerance=DELTA_NET_ROUNDING) for tiny in _DELTA_NETS),
 )
