@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     When = Callable[[ModelConfig, int], bool]
 
+GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
 LAYER = "model.layers.{i}."
 """How the names of a layer's tensors begin in most checkpoints."""
 
@@ -178,6 +179,7 @@ LLAMA_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layer
 def feed_forward_rules(
     *,
     module: str = "mlp.",
+    names: tuple[str, str, str] = GATE_UP_DOWN,
     suffix: str = "",
     width: str = "ff",
     bias: bool = False,
@@ -188,6 +190,7 @@ def feed_forward_rules(
 
     Args:
         module: between the layer and `gate_proj`.
+        names: of gate, up and down in the checkpoint.
         suffix: of the GGUF names, such as `_shexp` for a shared expert.
         width: its inner dimension.
         bias: the matrices may have one.
@@ -198,14 +201,14 @@ def feed_forward_rules(
     return tuple(
         TensorRule(
             f"blk.{{i}}.ffn_{part}{suffix}.{kind}",
-            f"{LAYER}{module}{part}_proj.{kind}",
+            f"{LAYER}{module}{name}.{kind}",
             shape if kind == "weight" else shape.split()[0],
             None,
             optional or kind == "bias",
             when,
         )
         for kind in ("weight", *(["bias"] if bias else []))
-        for part, shape in parts
+        for name, (part, shape) in zip(names, parts, strict=True)
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import LAYER, feed_forward_rules, one_row_as_vector
+from edgepack.export.decoder_rules import GATE_UP_DOWN, LAYER, feed_forward_rules, one_row_as_vector
 from edgepack.export.family import Origin, TensorRule
 from edgepack.export.rows import SlicedExperts
 
@@ -19,14 +19,12 @@ if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
 
-_GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
-
 
 def expert_rules(
     prefix: str,
     *,
     fused_prefix: str | None = None,
-    names: tuple[str, str, str] = _GATE_UP_DOWN,
+    names: tuple[str, str, str] = GATE_UP_DOWN,
     width: str = "moe",
     when: Callable[[ModelConfig, int], bool] | None = None,
     optional: bool = False,

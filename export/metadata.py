@@ -30,6 +30,7 @@ def common_metadata(
     rope_types: tuple[str, ...] = PLAIN_ROPE,
     window: int | None = None,
     epsilon: str = "rms_norm_eps",
+    rms: bool = False,
 ) -> dict[str, Value]:
     """Depth, width, heads, norms, rope and experts of a decoder under the prefix `name`.
 
@@ -39,6 +40,7 @@ def common_metadata(
         rope_types: those that the family's graph honours.
         window: of sliding attention that the graph does not have: the context ends where it would begin to differ.
         epsilon: the key of the norms' epsilon; another than RMSNorm's is one of LayerNorm.
+        rms: it is RMSNorm's whatever its name.
 
     Raises:
         UnsupportedModelError: rope scaling that llama.cpp does not have.
@@ -55,7 +57,7 @@ def common_metadata(
     keys["attention.head_count_kv"] = u32(config.n_kv_heads)
     if rope_types:
         keys |= rope_metadata(config, rope_types)
-    kind = "layer_norm_rms" if epsilon == "rms_norm_eps" else "layer_norm"
+    kind = "layer_norm_rms" if rms or epsilon == "rms_norm_eps" else "layer_norm"
     keys[f"attention.{kind}_epsilon"] = f32(config.number(epsilon))
     if config.n_experts:
         keys["expert_count"] = u32(config.n_experts)

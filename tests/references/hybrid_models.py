@@ -119,7 +119,29 @@ _GEMMAS = (
     ),
 )  # fmt: skip
 
+LFM2: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+    "norm_eps": 0.01,
+    "block_multiple_of": 32,
+    "tie_word_embeddings": True,
+}
+LFM2_EXPERTS = {key: each for key, each in LFM2.items() if key != "block_multiple_of"} | {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "num_dense_layers": 2,
+}
+_LFMS = (
+    TinyModel("lfm-2", "Lfm2", LFM2),
+    TinyModel("lfm-2.5", "Lfm2", LFM2 | {"block_auto_adjust_ff_dim": False, "tie_word_embeddings": False}),
+    TinyModel("lfm-2-moe", "Lfm2Moe", LFM2_EXPERTS),
+    TinyModel("lfm-2-moe-fused", "Lfm2Moe", LFM2_EXPERTS, fused_experts=True),
+)
+
 HYBRIDS = (
+    *_LFMS,
+    TinyModel("gemma-1", "Gemma", {"head_dim": 32, "tie_word_embeddings": True}, tolerance=GELU_TABLE),
     *(replace(tiny, tolerance=GELU_TABLE, as_ggml=True) for tiny in _GEMMAS),
     *(replace(tiny, tolerance=DELTA_NET_ROUNDING) for tiny in _DELTA_NETS),
 )
