@@ -54,6 +54,25 @@ def expert_rules(
     )
 
 
+def halves_of_experts(sources: tuple[str, ...], width: str = "ff") -> tuple[TensorRule, ...]:
+    """Rules for `ffn_gate_exps` and `ffn_up_exps` of checkpoints that hold the two as one stack, gates first.
+
+    Args:
+        sources: names of the stack [experts, 2 · width, d], those of other versions after the first.
+        width: the dimension of an expert's inner width.
+    """
+    return tuple(
+        TensorRule(
+            f"blk.{{i}}.ffn_{part}_exps.weight",
+            sources[0],
+            f"e {width} d",
+            half,
+            alternatives=tuple(Origin(source, half) for source in sources[1:]),
+        )
+        for part, half in (("gate", _gates), ("up", _ups))
+    )
+
+
 GATED_SHARED_EXPERT = (
     TensorRule("blk.{i}.ffn_gate_inp_shexp.weight", LAYER + "mlp.shared_expert_gate.weight", "d", one_row_as_vector),
     *feed_forward_rules(module="mlp.shared_expert.", suffix="_shexp", width="shared"),

@@ -127,6 +127,11 @@ def nothing_computed(_config: ModelConfig) -> dict[str, Rows]:
     return {}
 
 
+def no_other_family(_config: ModelConfig) -> Family | None:
+    """For classes that become one architecture, whatever their settings."""
+    return None
+
+
 def nothing_superfluous(_config: ModelConfig) -> tuple[str, ...]:
     """For families of which every layer reads all of its tensors."""
     return ()
@@ -160,6 +165,7 @@ class Family:
         renames: other beginnings of names: (in the rules, in such checkpoints), tried in turn.
         nested: the settings stand under `text_config`, beside those of other modalities, which are left out.
         blocks: how many values `{i}` takes.
+        instead: the family of a configuration of the same class that needs another graph; None where this one fits.
         observed: settings that only the names of the checkpoint's tensors tell, such as how many layers of
             prediction there are; they replace what the configuration says.
     """
@@ -177,5 +183,6 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     nested: bool = False
     blocks: Callable[[ModelConfig], int] = trunk_blocks
+    instead: Callable[[ModelConfig], Family | None] = no_other_family
     observed: Callable[[Collection[str]], Mapping[str, Any]] = nothing_observed
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -48,7 +48,8 @@ def find_family(config: ModelConfig) -> Family:
     known = families()
     if config.architecture not in known:
         raise UnsupportedModelError(f"unknown architecture '{config.architecture}'; known: {', '.join(sorted(known))}")
-    return known[config.architecture]
+    family = known[config.architecture]
+    return family.instead(config) or family
 
 
 def completed(config: ModelConfig, family: Family) -> ModelConfig:

@@ -6,6 +6,7 @@ As in `export.rows` each expression is lazy; which tensor needs which is data in
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,6 +64,28 @@ class PermutedColumns:
 
 
 @dataclass(frozen=True)
+class RefoldedRows:
+    """A small tensor under another shape of as many weights; every read reads the base whole."""
+
+    base: Rows
+    new_shape: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The new shape, or the base's where it has not as many weights."""
+        return self.new_shape if prod(self.new_shape) == prod(self.base.shape) else self.base.shape
+
+    @property
+    def dtype(self) -> str:
+        """The base's type."""
+        return self.base.dtype
+
+    def read(self, start: int, stop: int) -> Matrix:
+        """As `Rows.read`."""
+        return self.base.read(0, prod(self.base.shape[:-1])).reshape(-1, self.new_shape[-1])[start:stop]
+
+
+@dataclass(frozen=True)
 class PaddedRows:
     """The rows of a matrix, and its first one again below them up to `count` rows."""
 
@@ -96,3 +119,13 @@ def _decay(logarithm: Matrix) -> Matrix:
 def decay_rates(rows: Rows, _config: ModelConfig) -> Rows:
     """Decay rates of a recurrent state: checkpoints hold log(-a), ggml takes a."""
     return MappedRows(rows, _decay)
+
+
+def as_column(rows: Rows, _config: ModelConfig) -> Rows:
+    """HF: [n] → ggml: {1, n}."""
+    return RefoldedRows(rows, (*rows.shape, 1))
+
+
+def decay_column(rows: Rows, config: ModelConfig) -> Rows:
+    """`decay_rates`, HF: [n] → ggml: {1, n}."""
+    return as_column(decay_rates(rows, config), config)

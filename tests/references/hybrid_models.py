@@ -139,7 +139,36 @@ _LFMS = (
     TinyModel("lfm-2-moe-fused", "Lfm2Moe", LFM2_EXPERTS, fused_experts=True),
 )
 
+GRANITE: dict[str, Any] = {
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+}
+GRANITE_EXPERTS = GRANITE | {"num_local_experts": 8, "num_experts_per_tok": 2}
+GRANITE4: dict[str, Any] = GRANITE | {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "num_local_experts": 0,
+    "shared_intermediate_size": 80,
+    "mamba_n_heads": 8,
+    "mamba_d_state": 16,
+    "mamba_n_groups": 2,
+}
+GRANITE4_PLAIN = GRANITE4 | {"layer_types": ["full_attention"] * 3, "position_embedding_type": "rope"}
+_GRANITES = (
+    TinyModel("granite-moe", "GraniteMoe", GRANITE_EXPERTS),
+    TinyModel("granite-moe-fused", "GraniteMoe", GRANITE_EXPERTS, fused_experts=True),
+    TinyModel("granite-moe-shared", "GraniteMoeShared", GRANITE_EXPERTS | {"shared_intermediate_size": 80}),
+    TinyModel("granite-4-hybrid", "GraniteMoeHybrid", GRANITE4),
+    TinyModel("granite-4-hybrid-turned", "GraniteMoeHybrid", GRANITE4 | {"position_embedding_type": "rope"}),
+    TinyModel("granite-4-hybrid-moe", "GraniteMoeHybrid", GRANITE4 | GRANITE_EXPERTS),
+    TinyModel("granite-4-dense", "GraniteMoeHybrid", GRANITE4_PLAIN),
+    TinyModel("granite-4-moe", "GraniteMoeHybrid", GRANITE4_PLAIN | GRANITE_EXPERTS),
+)
+
 HYBRIDS = (
+    *_GRANITES,
     *_LFMS,
     TinyModel("gemma-1", "Gemma", {"head_dim": 32, "tie_word_embeddings": True}, tolerance=GELU_TABLE),
     *(replace(tiny, tolerance=GELU_TABLE, as_ggml=True) for tiny in _GEMMAS),
