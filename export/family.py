@@ -102,7 +102,7 @@ class Requirement:
 def standard_dimensions(config: ModelConfig) -> dict[str, int]:
     """D hidden · q query heads × head width · kv · ff feed-forward · v vocabulary · h head width · e experts.
 
-    A model of experts alone has no ff.
+    heads is the number of query heads; a model of experts alone has no ff.
     """
     sizes = {
         "d": config.hidden,
@@ -111,6 +111,7 @@ def standard_dimensions(config: ModelConfig) -> dict[str, int]:
         "v": config.vocab_size,
         "h": config.head_dim,
         "e": config.n_experts,
+        "heads": config.n_heads,
     }
     if config.get("intermediate_size") or not config.n_experts:
         sizes["ff"] = config.count("intermediate_size")

@@ -15,6 +15,7 @@ from edgepack.export.facts import model_facts
 from edgepack.export.mapping import completed, find_family, map_tensors, observed
 from edgepack.export.naming import Size, general_metadata
 from edgepack.export.notes import limits
+from edgepack.export.rows import StoredBlocks
 from edgepack.export.tokenizer.vocabulary import read_vocabulary
 
 from edgepack.errors import UsageError
@@ -43,6 +44,7 @@ class MappedModel:
         facts: what the choice of types asks.
         sources: the files that weights come from.
         notes: limits that the user should know of, a line each.
+        kept: tensors that keep the type in which the checkpoint stores them, unless a pattern names another.
     """
 
     label: str
@@ -51,6 +53,7 @@ class MappedModel:
     facts: ModelFacts
     sources: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    kept: frozenset[str] = frozenset()
 
     @property
     def n_parameters(self) -> int:
@@ -58,12 +61,13 @@ class MappedModel:
         return sum(prod(rows.shape) for rows in self.tensors.values())
 
 
-def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedModel:
+def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None, allow_requantize: bool = False) -> MappedModel:
     """A Hugging Face checkpoint under GGUF names; reads headers and the tokenizer, no weights.
 
     Args:
         checkpoint: the model.
         pre: the pre-tokenizer's name where its structure is not known.
+        allow_requantize: whether tensors that are stored in a type of ggml's may be quantised again.
 
     Raises:
         CheckpointError: missing, unknown or ill-shaped tensors, or a configuration without a needed key.
@@ -81,7 +85,8 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
     facts = model_facts(metadata, str(checkpoint.path))
     sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))
     notes = limits(family, config, metadata, checkpoint.tensors)
-    return MappedModel(str(checkpoint.path), metadata, tensors, facts, sources, notes)
+    stored = (name for name, rows in tensors.items() if isinstance(rows, StoredBlocks) and not allow_requantize)
+    return MappedModel(str(checkpoint.path), metadata, tensors, facts, sources, notes, frozenset(stored))
 
 
 def _size(tensors: Mapping[str, Rows], n_experts: int) -> Size:
@@ -98,7 +103,8 @@ def open_model(
         path: the folder or file.
         pre: the pre-tokenizer's name where its structure is not known.
         adapter: a PEFT LoRA's folder, merged into the weights.
-        allow_requantize: whether a GGUF's quantised tensors may be quantised again.
+        allow_requantize: whether quantised tensors of a GGUF, or of a checkpoint in a type of ggml's, may be quantised
+            again.
 
     Raises:
         AdapterError: the adapter is not a LoRA or does not belong to the model.
@@ -111,7 +117,7 @@ def open_model(
         if adapter is not None:
             raise UsageError(f"--adapter: expected a Hugging Face folder to merge into, got '{path}'")
         return map_gguf(path, allow_requantize=allow_requantize)
-    model = map_checkpoint(open_merged(path, adapter), pre=pre)
+    model = map_checkpoint(open_merged(path, adapter), pre=pre, allow_requantize=allow_requantize)
     if adapter is None:
         return model
     return replace(model, sources=(*model.sources, *sorted(adapter.glob("adapter_*"))))

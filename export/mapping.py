@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.export.rows import JoinedRows, SourceRows
+from edgepack.export.rows import JoinedRows
+from edgepack.export.stored_blocks import source_rows
 
 from edgepack.errors import CheckpointError, UnsupportedModelError
 
@@ -104,7 +105,7 @@ def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> di
             continue
         if missing:
             raise CheckpointError(f"checkpoint lacks tensor '{missing[0]}', which {family.name} needs")
-        parts: list[Rows] = [SourceRows(source, name) for name in names]
+        parts: list[Rows] = [source_rows(source, name) for name in names]
         if origin.transform is not None:
             parts = [origin.transform(part, config) for part in parts]
         target = rule.target.format(i=layer)

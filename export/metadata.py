@@ -31,6 +31,7 @@ def common_metadata(
     window: int | None = None,
     epsilon: str = "rms_norm_eps",
     rms: bool = False,
+    untruncated: bool = False,
 ) -> dict[str, Value]:
     """Depth, width, heads, norms, rope and experts of a decoder under the prefix `name`.
 
@@ -41,6 +42,7 @@ def common_metadata(
         window: of sliding attention that the graph does not have: the context ends where it would begin to differ.
         epsilon: the key of the norms' epsilon; another than RMSNorm's is one of LayerNorm.
         rms: it is RMSNorm's whatever its name.
+        untruncated: YaRN's ramp may begin and end between two frequencies, which llama.cpp rounds.
 
     Raises:
         UnsupportedModelError: rope scaling that llama.cpp does not have.
@@ -56,7 +58,7 @@ def common_metadata(
     keys["attention.head_count"] = u32(config.n_heads)
     keys["attention.head_count_kv"] = u32(config.n_kv_heads)
     if rope_types:
-        keys |= rope_metadata(config, rope_types)
+        keys |= rope_metadata(config, rope_types, untruncated=untruncated)
     kind = "layer_norm_rms" if rms or epsilon == "rms_norm_eps" else "layer_norm"
     keys[f"attention.{kind}_epsilon"] = f32(config.number(epsilon))
     if config.n_experts:
@@ -122,7 +124,9 @@ def sliding_metadata(config: ModelConfig, period: int) -> dict[str, Value]:
     }
 
 
-def rope_metadata(config: ModelConfig, types: tuple[str, ...] = PLAIN_ROPE) -> dict[str, Value]:
+def rope_metadata(
+    config: ModelConfig, types: tuple[str, ...] = PLAIN_ROPE, *, untruncated: bool = False
+) -> dict[str, Value]:
     """Rope width, base and scaling, without the prefix.
 
     Raises:
@@ -141,7 +145,11 @@ def rope_metadata(config: ModelConfig, types: tuple[str, ...] = PLAIN_ROPE) -> d
         )
     if kind == "linear":
         keys |= {"rope.scaling.type": string(kind), "rope.scaling.factor": f32(rope_number(rope, "factor", config))}
-    return keys | (_yarn(config) if kind == "yarn" else {}) | (_longrope(config) if kind in LONGROPE else {})
+    return (
+        keys
+        | (_yarn(config, untruncated=untruncated) if kind == "yarn" else {})
+        | (_longrope(config) if kind in LONGROPE else {})
+    )
 
 
 def _stretch(config: ModelConfig) -> tuple[float, float]:
@@ -156,14 +164,14 @@ def _magnitude(factor: float, scale: float = 1.0) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _yarn(config: ModelConfig) -> dict[str, Value]:
+def _yarn(config: ModelConfig, *, untruncated: bool) -> dict[str, Value]:
     """YaRN, as `_compute_yarn_parameters` of transformers has it.
 
     llama.cpp multiplies by `_magnitude(factor)` of its own accord, and reads the factor for the rest from
     `rope.scaling.attn_factor` (not from `yarn_attn_factor`, which it computes anew).
     """
     rope = config.rope
-    _refuse_ignored_yarn(rope, config)
+    _refuse_ignored_yarn({**rope, "truncate": None} if untruncated else rope, config)
     original, factor = _stretch(config)
     wanted = _magnitude(factor)
     if rope.get("attention_factor") is not None:

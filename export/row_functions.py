@@ -5,11 +5,12 @@ As in `export.rows` each expression is lazy; which tensor needs which is data in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
+from edgepack.export.formats.packed import KeptArrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +62,59 @@ class PermutedColumns:
     def read(self, start: int, stop: int) -> Matrix:
         """As `Rows.read`."""
         return self.base.read(start, stop)[:, self.order]
+
+
+@dataclass(frozen=True)
+class PickedColumns(PermutedColumns):
+    """As `PermutedColumns`, of an order that does not take all columns of the base."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As many columns as the order has."""
+        return (*self.base.shape[:-1], len(self.order))
+
+
+@dataclass(frozen=True)
+class TransposedExperts:
+    """The transpose of every matrix of a stack: base shape [experts, columns, rows].
+
+    A matrix is read whole; the few read last are kept, so that successive rows of it share one read.
+    """
+
+    base: Rows
+    _kept: KeptArrays = field(default_factory=KeptArrays, repr=False, compare=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[experts, rows, columns]; the base's where it is no stack."""
+        if len(self.base.shape) != 3:
+            return self.base.shape
+        experts, columns, rows = self.base.shape
+        return (experts, rows, columns)
+
+    @property
+    def dtype(self) -> str:
+        """The base's type."""
+        return self.base.dtype
+
+    def read(self, start: int, stop: int) -> Matrix:
+        """As `Rows.read`."""
+        per, pieces = self.shape[1], []
+        while start < stop:
+            expert, row = divmod(start, per)
+            end = min(stop, (expert + 1) * per)
+            pieces.append(self._expert(expert)[row : row + end - start])
+            start = end
+        return np.concatenate(pieces)
+
+    def _expert(self, expert: int) -> Matrix:
+        width = self.base.shape[1]
+
+        def load() -> Matrix:
+            return np.ascontiguousarray(self.base.read(expert * width, (expert + 1) * width).T)
+
+        matrix: Matrix = self._kept.get(str(expert), load)
+        return matrix
 
 
 @dataclass(frozen=True)

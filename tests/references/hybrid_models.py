@@ -167,7 +167,26 @@ _GRANITES = (
     TinyModel("granite-4-moe", "GraniteMoeHybrid", GRANITE4_PLAIN | GRANITE_EXPERTS),
 )
 
+GPT_OSS: dict[str, Any] = {
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "head_dim": 32,
+    "sliding_window": 16,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "truncate": True,
+    },
+}
+_OSS = (
+    TinyModel("gpt-oss", "GptOss", GPT_OSS),
+    TinyModel("gpt-oss-tied", "GptOss", GPT_OSS | {"tie_word_embeddings": True, "num_hidden_layers": 3}),
+)
+
 HYBRIDS = (
+    *_OSS,
     *_GRANITES,
     *_LFMS,
     TinyModel("gemma-1", "Gemma", {"head_dim": 32, "tie_word_embeddings": True}, tolerance=GELU_TABLE),
