@@ -140,6 +140,28 @@ class RefoldedRows:
 
 
 @dataclass(frozen=True)
+class RowScaledRows:
+    """Row i of a matrix times `factors[i]`; the base's own shape must have as many rows."""
+
+    base: Rows
+    factors: NDArray[np.float32]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The base's shape."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> str:
+        """float32: the values are computed."""
+        return "f32"
+
+    def read(self, start: int, stop: int) -> Matrix:
+        """As `Rows.read`."""
+        return self.base.read(start, stop) * self.factors[start:stop, None]
+
+
+@dataclass(frozen=True)
 class PaddedRows:
     """The rows of a matrix, and its first one again below them up to `count` rows."""
 

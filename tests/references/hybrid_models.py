@@ -185,7 +185,41 @@ _OSS = (
     TinyModel("gpt-oss-tied", "GptOss", GPT_OSS | {"tie_word_embeddings": True, "num_hidden_layers": 3}),
 )
 
+MAMBA2: dict[str, Any] = {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2}
+_MAMBAS = (
+    TinyModel("mamba", "Mamba", {"state_size": 8, "intermediate_size": 128, "tie_word_embeddings": True}),
+    TinyModel("mamba-2", "Mamba2", MAMBA2),
+    TinyModel("mamba-2-tied", "Mamba2", MAMBA2 | {"n_groups": 1, "tie_word_embeddings": True}),
+)
+
+FALCON_H1: dict[str, Any] = {
+    "mamba_d_ssm": 96,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 12,
+    "mamba_d_state": 16,
+    "mamba_n_groups": 2,
+    "mamba_expand": 2,
+    "embedding_multiplier": 2.5,
+    "lm_head_multiplier": 0.7,
+    "mlp_multipliers": [0.8, 1.3],
+    "ssm_multipliers": [0.6, 1.2, 0.9, 1.4, 0.7],
+    "attention_in_multiplier": 1.1,
+    "attention_out_multiplier": 0.9,
+    "key_multiplier": 0.5,
+    "ssm_in_multiplier": 1.25,
+    "ssm_out_multiplier": 0.75,
+}
+_FALCONS = (
+    TinyModel("falcon-h1", "FalconH1", FALCON_H1),
+    TinyModel(
+        "falcon-h1-tied-with-norms", "FalconH1",
+        FALCON_H1 | {"mamba_rms_norm": True, "mamba_norm_before_gate": False, "tie_word_embeddings": True},
+    ),
+)  # fmt: skip
+
 HYBRIDS = (
+    *_FALCONS,
+    *_MAMBAS,
     *_OSS,
     *_GRANITES,
     *_LFMS,
