@@ -128,9 +128,19 @@ def nothing_computed(_config: ModelConfig) -> dict[str, Rows]:
     return {}
 
 
+def nothing_derived(_config: ModelConfig) -> dict[str, Any]:
+    """For families whose settings stand where they are looked for."""
+    return {}
+
+
 def no_other_family(_config: ModelConfig) -> Family | None:
     """For classes that become one architecture, whatever their settings."""
     return None
+
+
+def nothing_to_remark(_config: ModelConfig) -> tuple[str, ...]:
+    """For families that llama.cpp computes as transformers does."""
+    return ()
 
 
 def nothing_superfluous(_config: ModelConfig) -> tuple[str, ...]:
@@ -166,7 +176,10 @@ class Family:
         renames: other beginnings of names: (in the rules, in such checkpoints), tried in turn.
         nested: the settings stand under `text_config`, beside those of other modalities, which are left out.
         blocks: how many values `{i}` takes.
+        derived: settings under other keys or in other forms, such as a pattern of letters for the kinds of layers,
+            as the family reads them; they replace what the configuration says.
         instead: the family of a configuration of the same class that needs another graph; None where this one fits.
+        remarks: lines that the user should know of where llama.cpp computes something else and no file can change it.
         observed: settings that only the names of the checkpoint's tensors tell, such as how many layers of
             prediction there are; they replace what the configuration says.
     """
@@ -184,6 +197,8 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     nested: bool = False
     blocks: Callable[[ModelConfig], int] = trunk_blocks
+    derived: Callable[[ModelConfig], Mapping[str, Any]] = nothing_derived
     instead: Callable[[ModelConfig], Family | None] = no_other_family
+    remarks: Callable[[ModelConfig], tuple[str, ...]] = nothing_to_remark
     observed: Callable[[Collection[str]], Mapping[str, Any]] = nothing_observed
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -63,6 +63,7 @@ def completed(config: ModelConfig, family: Family) -> ModelConfig:
     if family.nested:
         config = config.of_text()
     config = config.with_defaults(family.defaults)
+    config = replace(config, values={**config.values, **family.derived(config)})
     for requirement in family.requirements:
         violation = requirement.violation(config)
         if violation is not None:

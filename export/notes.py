@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING
-
-from edgepack.export.rope_factors import yarn_ramp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,18 +35,12 @@ def limits(family: Family, config: ModelConfig, metadata: Mapping[str, Value], s
             f"context: {written} tokens instead of {published}: the model's attention slides over {written},"
             " llama.cpp's does not, and the two agree up to there"
         )
-    ramp = yarn_ramp(config)
-    if ramp is not None:
-        found.append(
-            f"rope: the model's YaRN goes from pair {ramp[0]:.2f} to {ramp[1]:.2f}, llama.cpp's from"
-            f" {math.floor(ramp[0])} to {math.ceil(ramp[1])}: it knows whole pairs alone"
-        )
     if family.nested:
         left_out = sum(any(re.search(pattern, name) for pattern in family.unused) for name in source.specs)
         found.append(
             f"{left_out} tensors of other modalities are left out: this is the part that reads and writes text"
         )
-    return (*found, *_tokenizer_limits(metadata))
+    return (*found, *family.remarks(config), *_tokenizer_limits(metadata))
 
 
 def _tokenizer_limits(metadata: Mapping[str, Value]) -> list[str]:

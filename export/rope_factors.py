@@ -117,3 +117,12 @@ def yarn_ramp(config: ModelConfig) -> tuple[float, float] | None:
 
     fast, slow = (rope_number(rope, key, config, usual) for key, usual in (("beta_fast", 32.0), ("beta_slow", 1.0)))
     return max(pair(fast), 0.0), min(pair(slow), config.rotary_dim - 1.0)
+
+
+def ramp_remark(config: ModelConfig) -> tuple[str, ...]:
+    """What llama.cpp makes of a ramp between two pairs, as `Family.remarks` says it."""
+    ramp = yarn_ramp(config)
+    if ramp is None:
+        return ()
+    model, ours = f"{ramp[0]:.2f} to {ramp[1]:.2f}", f"{math.floor(ramp[0])} to {math.ceil(ramp[1])}"
+    return (f"rope: the model's YaRN goes from pair {model}, llama.cpp's from {ours}: it knows whole pairs alone",)

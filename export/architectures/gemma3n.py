@@ -43,20 +43,16 @@ _SPARSE = [0.95] * 10  # of the first layers, as its class says (models.h)
 _STREAMS = 4
 
 
-def _uniform(config: ModelConfig) -> ModelConfig:
-    """The configuration with one inner width where it has a list of equal ones."""
+def _uniform(config: ModelConfig) -> dict[str, Any]:
+    """One inner width where the configuration has a list of equal ones."""
     width = config.get("intermediate_size")
-    if isinstance(width, list) and width and width == [width[0]] * config.n_layers:
-        return replace(config, values={**config.values, "intermediate_size": width[0]})
-    return config
+    uniform = isinstance(width, list) and width and width == [width[0]] * config.n_layers
+    return {"intermediate_size": width[0]} if uniform else {}
 
 
-def _widths(config: ModelConfig) -> tuple[Any, ...]:
+def _width(config: ModelConfig) -> tuple[Any, ...]:
     width = config.get("intermediate_size")
-    return (
-        _uniform(config).get("intermediate_size"),
-        width if not isinstance(width, list) else width[:1] * config.n_layers,
-    )
+    return ("the same for every layer",) if isinstance(width, list) else (width,)
 
 
 def _kinds(config: ModelConfig) -> list[str]:
@@ -71,7 +67,6 @@ def _sharable(config: ModelConfig) -> tuple[Any, ...]:
 
 
 def _metadata(config: ModelConfig) -> dict[str, Value]:
-    config = _uniform(config)
     keys: dict[str, Value] = {
         **sliding_metadata(config, 5),
         "attention.shared_kv_layers": u32(n_shared(config)),
@@ -87,7 +82,7 @@ def _metadata(config: ModelConfig) -> dict[str, Value]:
 
 def _dimensions(config: ModelConfig) -> dict[str, int]:
     sizes = {"laurel": config.count("laurel_rank"), "a": _STREAMS, "aa": _STREAMS**2, "others": _STREAMS - 1}
-    return standard_dimensions(_uniform(config)) | per_layer_dimensions(config) | sizes
+    return standard_dimensions(config) | per_layer_dimensions(config) | sizes
 
 
 def _absent_keys(config: ModelConfig) -> dict[str, Rows]:
@@ -147,13 +142,14 @@ TEXT = Family(
         "laurel_rank": 64,
     },
     metadata=_metadata,
+    derived=_uniform,
     dimensions=_dimensions,
     computed=_absent_keys,
     requirements=(
         Requirement(("hidden_activation", "hidden_act"), GELU, "its graph uses GELU"),
         WHOLE_HEADS,
         NO_ATTENTION_BIAS,
-        Requirement("intermediate_size", _widths, "its graph has one inner width"),
+        Requirement("intermediate_size", _width, "its graph has one inner width"),
         Requirement("final_logit_softcapping", (30.0,), "its graph caps logits there"),
         Requirement("altup_num_inputs", (_STREAMS,), "its graph has as many streams"),
         Requirement("altup_active_idx", (0,), "its graph runs layers on the first stream"),

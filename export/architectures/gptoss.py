@@ -16,6 +16,7 @@ from edgepack.export.decoder_rules import (
 )
 from edgepack.export.family import Family, Origin, Requirement, TensorRule
 from edgepack.export.metadata import common_metadata, sliding_metadata
+from edgepack.export.rope_factors import ramp_remark
 from edgepack.export.row_functions import PickedColumns, TransposedExperts
 from edgepack.export.stored_blocks import alternate
 
@@ -86,6 +87,7 @@ FAMILY = Family(
         },
     },
     metadata=_metadata,
+    remarks=ramp_remark,
     requirements=(
         SILU,
         WHOLE_HEADS,

@@ -217,7 +217,55 @@ _FALCONS = (
     ),
 )  # fmt: skip
 
+NEMOTRON_H: dict[str, Any] = {
+    "num_hidden_layers": None,
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention", "mlp"],
+    "head_dim": 32,
+    "ssm_state_size": 16,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 12,
+    # llama.cpp does not clamp steps from below: none is small enough here for that to matter
+    "time_step_min": 1e-9,
+    "time_step_max": 1.0,
+    "time_step_floor": 0.5,
+    "n_groups": 2,
+}
+NEMOTRON_H_EXPERTS = NEMOTRON_H | {
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "moe_shared_expert_intermediate_size": 80,
+    "routed_scaling_factor": 2.5,
+    "n_group": 4,
+    "topk_group": 2,
+}
+_NEMOTRONS = (
+    TinyModel("nemotron-h", "NemotronH", NEMOTRON_H),
+    TinyModel("nemotron-h-with-biases", "NemotronH", NEMOTRON_H | {"mlp_bias": True}, fused_experts=True),
+    TinyModel("nemotron-3", "NemotronH", NEMOTRON_H_EXPERTS),
+    TinyModel(
+        "nemotron-3-latent", "NemotronH",
+        NEMOTRON_H_EXPERTS | {"moe_latent_size": 32, "n_group": 1, "topk_group": 1}, fused_experts=True,
+    ),
+)  # fmt: skip
+
+JAMBA: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "attn_layer_period": 3,
+    "attn_layer_offset": 1,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "mamba_d_state": 8,
+}
+_JAMBAS = (
+    TinyModel("jamba", "Jamba", JAMBA),
+    TinyModel("jamba-fused", "Jamba", JAMBA | {"tie_word_embeddings": True}, fused_experts=True),
+)
+
 HYBRIDS = (
+    *_JAMBAS,
+    *_NEMOTRONS,
     *_FALCONS,
     *_MAMBAS,
     *_OSS,
