@@ -10,14 +10,16 @@ from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from edgepack.export.formats.packed import KeptArrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Matrix, Rows
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)

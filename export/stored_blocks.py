@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
+
 from edgepack.export.rows import SourceRows, StoredBlocks
 
 if TYPE_CHECKING:
-    from edgepack.export.rows import Matrix, Rows
     from numpy.typing import NDArray
 
+    from edgepack.export.rows import Matrix, Rows
     from edgepack.gguf.types import GGMLType
     from edgepack.model import TensorSource
 

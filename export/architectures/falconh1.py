@@ -6,7 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from edgepack.export.decoder_rules import (
+
+from edgepack.errors import CheckpointError
+from edgepack.export.row_functions import RowScaledRows
+from edgepack.export.rows import ScaledRows
+from edgepack.export.rules.decoder import (
     LAYER,
     NO_ATTENTION_BIAS,
     SILU,
@@ -14,21 +18,16 @@ from edgepack.export.decoder_rules import (
     attention_rules,
     feed_forward_rules,
 )
-from edgepack.export.family import Family, Requirement, TensorRule, standard_dimensions
-from edgepack.export.metadata import common_metadata
-from edgepack.export.row_functions import RowScaledRows
-from edgepack.export.rows import ScaledRows
-from edgepack.export.state_space import NO_LIMIT, mamba2_dimensions, mamba2_metadata, mamba2_rules
-
-from edgepack.errors import CheckpointError
+from edgepack.export.rules.family import Family, Requirement, TensorRule, standard_dimensions
+from edgepack.export.rules.metadata import common_metadata
+from edgepack.export.rules.state_space import NO_LIMIT, mamba2_dimensions, mamba2_metadata, mamba2_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgepack.export.config import ModelConfig
-    from edgepack.export.family import Transform
     from edgepack.export.rows import Rows
-
+    from edgepack.export.rules.family import Transform
     from edgepack.gguf.types import Value
 
     Factor = Callable[[ModelConfig], float]

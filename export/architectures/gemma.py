@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     GELU,
     LLAMA_NORMS,
     NO_ATTENTION_BIAS,
@@ -15,12 +15,11 @@ from edgepack.export.decoder_rules import (
     norm_rules,
     plus_one,
 )
-from edgepack.export.family import Family, Requirement
-from edgepack.export.metadata import common_metadata
+from edgepack.export.rules.family import Family, Requirement
+from edgepack.export.rules.metadata import common_metadata
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.gguf.types import Value
 
 

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from edgepack.export.architectures.gemma2 import NORMS
 from edgepack.export.architectures.gemma3 import sliding_rope_base
-from edgepack.export.decoder_rules import (
+from edgepack.export.rows import ArrayRows
+from edgepack.export.rules.decoder import (
     GELU,
     LAYER,
     NO_ATTENTION_BIAS,
@@ -20,9 +22,9 @@ from edgepack.export.decoder_rules import (
     norm_rules,
     restricted,
 )
-from edgepack.export.family import BUFFERS, Family, Requirement, TensorRule, standard_dimensions
-from edgepack.export.metadata import SLIDING_OR_FULL, common_metadata, layer_kinds, sliding_metadata
-from edgepack.export.per_layer import (
+from edgepack.export.rules.family import BUFFERS, Family, Requirement, TensorRule, standard_dimensions
+from edgepack.export.rules.metadata import SLIDING_OR_FULL, common_metadata, layer_kinds, sliding_metadata
+from edgepack.export.rules.per_layer import (
     PER_LAYER_RULES,
     has_keys,
     n_shared,
@@ -30,8 +32,6 @@ from edgepack.export.per_layer import (
     shares_as_llama_cpp,
     shares_keys,
 )
-from edgepack.export.rows import ArrayRows
-
 from edgepack.gguf.types import Value, f32, u32
 
 if TYPE_CHECKING:

@@ -6,8 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from edgepack.errors import CheckpointError, UnsupportedModelError
 from edgepack.export.architectures.gemma2 import NORMS
-from edgepack.export.decoder_rules import (
+from edgepack.export.rows import ArrayRows
+from edgepack.export.rules.decoder import (
     GELU,
     LAYER,
     NO_ATTENTION_BIAS,
@@ -19,13 +22,16 @@ from edgepack.export.decoder_rules import (
     resized,
     restricted,
 )
-from edgepack.export.family import BUFFERS, Family, Requirement, TensorRule, standard_dimensions
-from edgepack.export.metadata import SLIDING_OR_FULL, common_metadata, layer_kinds
-from edgepack.export.per_layer import PER_LAYER_RULES, has_keys, n_shared, per_layer_dimensions, shares_as_llama_cpp
-from edgepack.export.rope_factors import rope_number
-from edgepack.export.rows import ArrayRows
-
-from edgepack.errors import CheckpointError, UnsupportedModelError
+from edgepack.export.rules.family import BUFFERS, Family, Requirement, TensorRule, standard_dimensions
+from edgepack.export.rules.metadata import SLIDING_OR_FULL, common_metadata, layer_kinds
+from edgepack.export.rules.per_layer import (
+    PER_LAYER_RULES,
+    has_keys,
+    n_shared,
+    per_layer_dimensions,
+    shares_as_llama_cpp,
+)
+from edgepack.export.rules.rope_factors import rope_number
 from edgepack.gguf.types import Value, ValueType, array, f32, u32
 
 if TYPE_CHECKING:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from edgepack.export.decoder_rules import (
+
+from edgepack.export.row_functions import PickedColumns, TransposedExperts
+from edgepack.export.rules.decoder import (
     LAYER,
     SILU,
     WHOLE_HEADS,
@@ -14,12 +16,10 @@ from edgepack.export.decoder_rules import (
     norm_rules,
     tied_head_copy,
 )
-from edgepack.export.family import Family, Origin, Requirement, TensorRule
-from edgepack.export.metadata import common_metadata, sliding_metadata
-from edgepack.export.rope_factors import ramp_remark
-from edgepack.export.row_functions import PickedColumns, TransposedExperts
+from edgepack.export.rules.family import Family, Origin, Requirement, TensorRule
+from edgepack.export.rules.metadata import common_metadata, sliding_metadata
+from edgepack.export.rules.rope_factors import ramp_remark
 from edgepack.export.stored_blocks import alternate
-
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:

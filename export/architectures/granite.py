@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.export.architectures.llama import FAMILY as LLAMA
-from edgepack.export.decoder_rules import LAYER, both, restricted
-from edgepack.export.experts import halves_of_experts
-from edgepack.export.family import Family, Origin, Requirement, TensorRule, standard_dimensions
-from edgepack.export.metadata import PLAIN_ROPE, common_metadata, layer_kinds
-from edgepack.export.rows import SlicedRows
-from edgepack.export.state_space import NO_LIMIT, mamba2_dimensions, mamba2_metadata, mamba2_rules
-
 from edgepack.errors import CheckpointError, UnsupportedModelError
+from edgepack.export.architectures.llama import FAMILY as LLAMA
+from edgepack.export.rows import SlicedRows
+from edgepack.export.rules.decoder import LAYER, both, restricted
+from edgepack.export.rules.experts import halves_of_experts
+from edgepack.export.rules.family import Family, Origin, Requirement, TensorRule, standard_dimensions
+from edgepack.export.rules.metadata import PLAIN_ROPE, common_metadata, layer_kinds
+from edgepack.export.rules.state_space import NO_LIMIT, mamba2_dimensions, mamba2_metadata, mamba2_rules
 from edgepack.gguf.types import Value, ValueType, array, boolean, f32, u32
 
 if TYPE_CHECKING:

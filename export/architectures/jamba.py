@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     EQUAL_HEADS,
     LAYER,
     NO_ATTENTION_BIAS,
@@ -15,11 +15,10 @@ from edgepack.export.decoder_rules import (
     restricted,
     router_rule,
 )
-from edgepack.export.experts import expert_rules
-from edgepack.export.family import Family, Requirement, TensorRule, standard_dimensions
-from edgepack.export.metadata import common_metadata
-from edgepack.export.state_space import mamba_rules
-
+from edgepack.export.rules.experts import expert_rules
+from edgepack.export.rules.family import Family, Requirement, TensorRule, standard_dimensions
+from edgepack.export.rules.metadata import common_metadata
+from edgepack.export.rules.state_space import mamba_rules
 from edgepack.gguf.types import Value, ValueType, array, u32
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     EQUAL_HEADS,
     LAYER,
     NO_ATTENTION_BIAS,
@@ -18,10 +18,9 @@ from edgepack.export.decoder_rules import (
     router_rule,
     squeezed,
 )
-from edgepack.export.experts import expert_rules
-from edgepack.export.family import Family, Requirement, TensorRule, standard_dimensions
-from edgepack.export.metadata import common_metadata, layer_kinds
-
+from edgepack.export.rules.experts import expert_rules
+from edgepack.export.rules.family import Family, Requirement, TensorRule, standard_dimensions
+from edgepack.export.rules.metadata import common_metadata, layer_kinds
 from edgepack.gguf.types import Value, ValueType, array, u32
 
 if TYPE_CHECKING:

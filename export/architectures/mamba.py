@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import SILU
-from edgepack.export.family import Family, Requirement, TensorRule
-from edgepack.export.state_space import NO_LIMIT, mamba2_dimensions, mamba2_metadata, mamba2_rules, mamba_rules
-
 from edgepack.errors import CheckpointError
+from edgepack.export.rules.decoder import SILU
+from edgepack.export.rules.family import Family, Requirement, TensorRule
+from edgepack.export.rules.state_space import NO_LIMIT, mamba2_dimensions, mamba2_metadata, mamba2_rules, mamba_rules
 from edgepack.gguf.types import Value, f32, u32
 
 if TYPE_CHECKING:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edgepack.export.decoder_rules import attention_rules, restricted
-from edgepack.export.family import Family, Origin, Requirement, TensorRule, standard_dimensions
-from edgepack.export.metadata import common_metadata, layer_kinds
-from edgepack.export.state_space import mamba2_dimensions, mamba2_metadata, mamba2_rules
-
 from edgepack.errors import CheckpointError
+from edgepack.export.rules.decoder import attention_rules, restricted
+from edgepack.export.rules.family import Family, Origin, Requirement, TensorRule, standard_dimensions
+from edgepack.export.rules.metadata import common_metadata, layer_kinds
+from edgepack.export.rules.state_space import mamba2_dimensions, mamba2_metadata, mamba2_rules
 from edgepack.gguf.types import Value, ValueType, array, boolean, f32, u32
 
 if TYPE_CHECKING:

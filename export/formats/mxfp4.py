@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from edgepack.export.formats.packed import RawTensors, expect, read_stored_rows
-from edgepack.quant.codecs.ggml import dequantize_rows
 
+from edgepack.export.formats.packed import RawTensors, expect, read_stored_rows
 from edgepack.gguf.types import GGMLType
 from edgepack.model import TensorSpec
+from edgepack.quant.codecs.ggml.codec import dequantize_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

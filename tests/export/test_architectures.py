@@ -9,11 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from edgepack.edge.runtime import LoadedModel
-from edgepack.edge.runtime_options import RuntimeOptions
-from edgepack.export.mapped_model import open_model
-from edgepack.export.mapping import families
-from edgepack.export.rows import ArrayRows, SlicedExperts
 from references.family_oracle import (
     as_ggml_computes,
     assert_equal_logits,
@@ -27,7 +22,12 @@ from references.hybrid_models import HYBRIDS
 from references.tiny_checkpoints import SIZES, TinyModel, random_model, write_checkpoint
 from safetensors.torch import load_file, save_file
 
+from edgepack.edge.llama.options import RuntimeOptions
+from edgepack.edge.llama.runtime import LoadedModel
 from edgepack.errors import UnsupportedModelError
+from edgepack.export.mapped_model import open_model
+from edgepack.export.rows import ArrayRows, SlicedExperts
+from edgepack.export.rules.mapping import families
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 import llama_cpp
 import pytest
 import torch
-from edgepack.edge.runtime_log import runtime_log
-from edgepack.export.mapped_model import open_model
 from references.family_oracle import (
     assert_equal_logits,
     assert_equal_types,
@@ -21,7 +19,9 @@ from references.hybrid_models import HYBRIDS
 from references.tiny_checkpoints import random_model, write_checkpoint
 from safetensors.torch import load_file, save_file
 
+from edgepack.edge.llama.log import runtime_log
 from edgepack.errors import UnsupportedModelError
+from edgepack.export.mapped_model import open_model
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from edgepack.edge.runtime import LoadedModel
-from edgepack.edge.runtime_options import RuntimeOptions
+from references.llama_quantize import llama_types
+from references.tiny_checkpoints import VOCABULARY
+
+from edgepack.edge.llama.options import RuntimeOptions
+from edgepack.edge.llama.runtime import LoadedModel
 from edgepack.export.gguf_file import write_gguf
 from edgepack.export.mapped_model import open_model
 from edgepack.export.plan import plan_export
-from edgepack.quant.targets import find_target
-from references.llama_quantize import llama_types
-from references.tiny_checkpoints import VOCABULARY
+from edgepack.quant.types.targets import find_target
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,13 +9,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from edgepack.export.gguf_file import write_gguf
-from edgepack.export.mapped_model import open_model
-from edgepack.export.plan import PlanOptions, plan_export
-from edgepack.export.rows import ArrayRows
-from edgepack.export.stored_blocks import alternate
-from edgepack.quant.targets import find_target
-from edgepack.quant.type_choice import Overrides
 from references.family_oracle import llama_logits, token_ids, torch_logits
 from references.hybrid_models import HYBRIDS
 from references.llama_quantize import tensors_of
@@ -24,7 +17,14 @@ from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from edgepack.errors import CheckpointError
+from edgepack.export.gguf_file import write_gguf
+from edgepack.export.mapped_model import open_model
+from edgepack.export.plan import PlanOptions, plan_export
+from edgepack.export.rows import ArrayRows
+from edgepack.export.stored_blocks import alternate
 from edgepack.gguf.types import GGMLType
+from edgepack.quant.types.choice import Overrides
+from edgepack.quant.types.targets import find_target
 
 if TYPE_CHECKING:
     from pathlib import Path
