@@ -1,8 +1,9 @@
 """Prints docs/sources.md's table of families: classes, the oracle's largest error, what edgepack does with them.
 
-    python tools/families_table.py                    the table, from the registry and docs/figures/families.json
-    python tools/families_table.py --measure          measure every family first, and keep the figures
+    python tools/families_table.py                    the table, from the registry and tests/data/families.json
+    python tools/families_table.py --measure          measure every family first, and keep what was found there
     python tools/families_table.py --measure qwen     those whose tiny models' names contain `qwen`
+    python tools/families_table.py --figure families  keep the table for the document (then: make figures)
 
 The oracle is transformers in float64 on tiny random checkpoints against the f32 export run by llama.cpp.
 """
@@ -16,14 +17,16 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
+from figure_file import run_with_figure
+
 ROOT = Path(__file__).resolve().parent.parent
-FIGURES = ROOT / "docs/figures/families.json"
+FOUND = ROOT / "tests/data/families.json"
 HEADER = "| architecture | classes | largest error | tolerance | {} |\n|---|---|---|---|{}"
 
 
 def read_figures() -> dict[str, Any]:
     """The figures that were kept: architecture → errors of its tiny models, classes, cells."""
-    return json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
+    return json.loads(FOUND.read_text()) if FOUND.is_file() else {}
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -103,10 +106,9 @@ def main() -> None:
     figures = read_figures()
     if pattern is not None:
         measure(pattern, figures)
-        FIGURES.parent.mkdir(exist_ok=True)
-        FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+        FOUND.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
     print(table(figures))
 
 
 if __name__ == "__main__":
-    main()
+    run_with_figure(main)
