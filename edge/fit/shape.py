@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.fit.simulated import SimulatedModel
 from edgepack.errors import GGUFError, UnsupportedModelError
+from edgepack.gguf import keys
 
 if TYPE_CHECKING:
     from edgepack.gguf.reader import GGUFHeader
@@ -114,7 +115,7 @@ class _Keys:
 
     def __init__(self, header: GGUFHeader) -> None:
         self.header = header
-        self.architecture = str(header.get("general.architecture"))
+        self.architecture = str(header.get(keys.ARCHITECTURE))
 
     def raw(self, name: str) -> Any:
         return self.header.get(f"{self.architecture}.{name}")

@@ -16,6 +16,7 @@ from edgepack.edge.llama.handles import open_context, open_model
 from edgepack.edge.llama.interrupt import AbortFlag
 from edgepack.edge.llama.log import runtime_log
 from edgepack.edge.llama.options import RuntimeOptions
+from edgepack.gguf import keys
 from edgepack.gguf.types import string, u32
 from edgepack.gguf.writer import GGUFWriter
 
@@ -83,12 +84,12 @@ class SimulatedModel:
 
     def _write(self, path: Path) -> None:
         """A file of the model's length with its header, without contents and vocabulary."""
-        name = str(self._header.get("general.architecture"))
+        name = str(self._header.get(keys.ARCHITECTURE))
         kept = {key: value for key, value in self._header.metadata.items() if key.startswith(f"{name}.")}
         kept |= {
-            "general.architecture": string(name),
+            keys.ARCHITECTURE: string(name),
             f"{name}.vocab_size": u32(self._n_vocab),
-            "tokenizer.ggml.model": string("none"),
+            keys.TOKENIZER_MODEL: string("none"),
         }
         with path.open("wb") as stream:
             writer = GGUFWriter(stream, kept, list(self._header.tensors))

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import ROOT
-from edgepack.export.rules.mapping import families
 from families_table import read_figures
 from references.family_cells import CELLS, run_cell
 from references.hybrid_models import HYBRIDS
 from references.tiny_checkpoints import TinyModel, random_model, write_checkpoint
+
+from edgepack.export.rules.mapping import families
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
