@@ -44,13 +44,22 @@ def _sliding(config: ModelConfig) -> dict[str, Value]:
     keys = sliding_metadata(config, 6)
     if not any(keys["attention.sliding_window_pattern"].value):
         return {}
+    return keys | {"rope.freq_base_swa": f32(sliding_rope_base(config))}
+
+
+def sliding_rope_base(config: ModelConfig) -> float:
+    """The base of sliding layers' rope.
+
+    Raises:
+        UnsupportedModelError: it is scaled.
+    """
     rope = config.sliding_rope
     if rope.get("rope_type", "default") != "default":
         raise UnsupportedModelError(
             f"{config.label}: rope_parameters.sliding_attention.rope_type is {rope['rope_type']!r}:"
             " llama.cpp needs 'default', because its graph scales the rope of full layers alone"
         )
-    return keys | {"rope.freq_base_swa": f32(rope_number(rope, "rope_theta", config, default=10000.0))}
+    return rope_number(rope, "rope_theta", config, default=10000.0)
 
 
 TEXT = Family(

@@ -13,6 +13,7 @@ from edgepack.export.formats.bitsandbytes import find_bitsandbytes
 from edgepack.export.formats.compressed_tensors import find_compressed
 from edgepack.export.formats.float8 import block_size, find_scaled, hidden_scales
 from edgepack.export.formats.gptq import find_gptq
+from edgepack.export.formats.mxfp4 import find_mxfp4
 from edgepack.export.formats.packed import DequantizedTensors, PackedWeight, RawTensors
 from edgepack.export.formats.vptq import find_vptq
 
@@ -34,6 +35,7 @@ FORMATS: Mapping[str, Finder] = {
     "bitsandbytes": find_bitsandbytes,
     "compressed-tensors": find_compressed,
     "vptq": find_vptq,
+    "mxfp4": find_mxfp4,
     "fp8": _find_float8,
     "fbgemm_fp8": _find_float8,
 }

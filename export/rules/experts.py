@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckpointError
 from edgepack.export.rows import SlicedExperts
+from edgepack.export.rules.decoder import GATE_UP_DOWN, LAYER, feed_forward_rules, one_row_as_vector
 from edgepack.export.rules.family import Origin, TensorRule
 
 if TYPE_CHECKING:
@@ -17,14 +18,12 @@ if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
 
-_GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
-
 
 def expert_rules(
     prefix: str,
     *,
     fused_prefix: str | None = None,
-    names: tuple[str, str, str] = _GATE_UP_DOWN,
+    names: tuple[str, str, str] = GATE_UP_DOWN,
     width: str = "moe",
     when: Callable[[ModelConfig, int], bool] | None = None,
     optional: bool = False,
@@ -52,6 +51,32 @@ def expert_rules(
         TensorRule("blk.{i}.ffn_up_exps.weight", up, rows, None, optional, when, (fused_up,)),
         TensorRule("blk.{i}.ffn_down_exps.weight", down, back, None, optional, when, (Origin(f"{fused}down_proj"),)),
     )
+
+
+def halves_of_experts(sources: tuple[str, ...], width: str = "ff") -> tuple[TensorRule, ...]:
+    """Rules for `ffn_gate_exps` and `ffn_up_exps` of checkpoints that hold the two as one stack, gates first.
+
+    Args:
+        sources: names of the stack [experts, 2 · width, d], those of other versions after the first.
+        width: the dimension of an expert's inner width.
+    """
+    return tuple(
+        TensorRule(
+            f"blk.{{i}}.ffn_{part}_exps.weight",
+            sources[0],
+            f"e {width} d",
+            half,
+            alternatives=tuple(Origin(source, half) for source in sources[1:]),
+        )
+        for part, half in (("gate", _gates), ("up", _ups))
+    )
+
+
+GATED_SHARED_EXPERT = (
+    TensorRule("blk.{i}.ffn_gate_inp_shexp.weight", LAYER + "mlp.shared_expert_gate.weight", "d", one_row_as_vector),
+    *feed_forward_rules(module="mlp.shared_expert.", suffix="_shexp", width="shared"),
+)
+"""Qwen's expert that sees every token, behind a gate of its own."""
 
 
 def _gates(rows: Rows, _config: ModelConfig) -> Rows:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckpointError, UnsupportedModelError
-from edgepack.export.rows import JoinedRows, SourceRows
+from edgepack.export.rows import JoinedRows
+from edgepack.export.rules.without_graph import WITHOUT_GRAPH
+from edgepack.export.stored_blocks import source_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
@@ -40,12 +43,18 @@ def find_family(config: ModelConfig) -> Family:
     """The family of a configuration.
 
     Raises:
-        UnsupportedModelError: the architecture is unknown (the known are listed).
+        UnsupportedModelError: llama.cpp has no graph of the architecture, or it is unknown (the known are listed).
     """
-    known = families()
-    if config.architecture not in known:
-        raise UnsupportedModelError(f"unknown architecture '{config.architecture}'; known: {', '.join(sorted(known))}")
-    return known[config.architecture]
+    known, name = families(), config.architecture
+    if name in WITHOUT_GRAPH:
+        raise UnsupportedModelError(f"{name}: the installed llama.cpp has no graph of this architecture")
+    if name not in known:
+        raise UnsupportedModelError(
+            f"unknown architecture '{name}': give a GGUF of the model instead, which may have any architecture that"
+            f" llama.cpp knows (llama.cpp's convert_hf_to_gguf.py makes one); known: {', '.join(sorted(known))}"
+        )
+    family = known[name]
+    return family.instead(config) or family
 
 
 def completed(config: ModelConfig, family: Family) -> ModelConfig:
@@ -58,11 +67,23 @@ def completed(config: ModelConfig, family: Family) -> ModelConfig:
     if family.nested:
         config = config.of_text()
     config = config.with_defaults(family.defaults)
+    config = replace(config, values={**config.values, **family.derived(config)})
     for requirement in family.requirements:
         violation = requirement.violation(config)
         if violation is not None:
             raise UnsupportedModelError(f"{config.label}: {violation}")
     return config
+
+
+def observed(config: ModelConfig, family: Family, names: Collection[str]) -> ModelConfig:
+    """The configuration with what the checkpoint's tensors themselves say (`Family.observed`).
+
+    Args:
+        config: completed.
+        family: of the model.
+        names: of the checkpoint's tensors.
+    """
+    return replace(config, values={**config.values, **family.observed(names)})
 
 
 def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> dict[str, Rows]:
@@ -89,11 +110,11 @@ def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> di
             continue
         if missing:
             raise CheckpointError(f"checkpoint lacks tensor '{missing[0]}', which {family.name} needs")
-        parts: list[Rows] = [SourceRows(source, name) for name in names]
+        parts: list[Rows] = [source_rows(source, name) for name in names]
         if origin.transform is not None:
             parts = [origin.transform(part, config) for part in parts]
         target = rule.target.format(i=layer)
-        rows, shape = _joined(parts, stacked="{e}" in origin.sources), _shape(rule, dimensions)
+        rows, shape = _joined(parts, stacked=rule.stacked or "{e}" in origin.sources), _shape(rule, dimensions)
         if rows.shape != shape:
             raise CheckpointError(
                 f"tensor '{names[0]}': config.json makes '{target}' {list(shape)},"
@@ -101,8 +122,8 @@ def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> di
             )
         mapped[target] = rows
         used |= set(names)
-    _refuse_unknown(family, set(source.specs) - used)
-    return mapped | family.computed(config)
+    _refuse_unknown(family, set(source.specs) - used, (*family.unused, *family.superfluous(config)))
+    return family.computed(config) | mapped
 
 
 def _instances(family: Family, config: ModelConfig) -> Iterator[tuple[TensorRule, int]]:
@@ -130,7 +151,7 @@ def _source_names(sources: str | tuple[str, ...], layer: int, config: ModelConfi
     names = []
     for pattern in (sources,) if isinstance(sources, str) else sources:
         experts = range(config.n_experts) if "{e}" in pattern else range(1)
-        names += [pattern.format(i=layer, e=expert) for expert in experts]
+        names += [pattern.format(i=layer, e=expert, n=layer - config.n_layers) for expert in experts]
     return names
 
 
@@ -149,8 +170,8 @@ def _joined(parts: list[Rows], *, stacked: bool) -> Rows:
     return JoinedRows(parts, (sum(part.shape[0] for part in parts), *parts[0].shape[1:]))
 
 
-def _refuse_unknown(family: Family, left: set[str]) -> None:
-    unknown = sorted(name for name in left if not any(re.search(pattern, name) for pattern in family.unused))
+def _refuse_unknown(family: Family, left: set[str], unused: tuple[str, ...]) -> None:
+    unknown = sorted(name for name in left if not any(re.search(pattern, name) for pattern in unused))
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise CheckpointError(f"checkpoint has tensor '{unknown[0]}'{more}, which {family.name} does not use")

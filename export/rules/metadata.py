@@ -13,10 +13,11 @@ from edgepack.export.rules.rope_factors import LONGROPE, rope_number
 from edgepack.gguf.types import Value, ValueType, array, f32, string, u32
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from edgepack.export.config import ModelConfig
 
+SLIDING_OR_FULL = ("sliding_attention", "full_attention")
 PLAIN_ROPE = ("default", "dynamic", "linear", "yarn")
 """Rope types that need no tensor. Dynamic scaling changes nothing within `max_position_embeddings`."""
 
@@ -28,6 +29,8 @@ def common_metadata(
     rope_types: tuple[str, ...] = PLAIN_ROPE,
     window: int | None = None,
     epsilon: str = "rms_norm_eps",
+    rms: bool = False,
+    untruncated: bool = False,
 ) -> dict[str, Value]:
     """Depth, width, heads, norms, rope and experts of a decoder under the prefix `name`.
 
@@ -37,6 +40,8 @@ def common_metadata(
         rope_types: those that the family's graph honours.
         window: of sliding attention that the graph does not have: the context ends where it would begin to differ.
         epsilon: the key of the norms' epsilon; another than RMSNorm's is one of LayerNorm.
+        rms: it is RMSNorm's whatever its name.
+        untruncated: YaRN's ramp may begin and end between two frequencies, which llama.cpp rounds.
 
     Raises:
         UnsupportedModelError: rope scaling that llama.cpp does not have.
@@ -52,12 +57,12 @@ def common_metadata(
     keys["attention.head_count"] = u32(config.n_heads)
     keys["attention.head_count_kv"] = u32(config.n_kv_heads)
     if rope_types:
-        keys |= rope_metadata(config, rope_types)
-    kind = "layer_norm_rms" if epsilon == "rms_norm_eps" else "layer_norm"
+        keys |= rope_metadata(config, rope_types, untruncated=untruncated)
+    kind = "layer_norm_rms" if rms or epsilon == "rms_norm_eps" else "layer_norm"
     keys[f"attention.{kind}_epsilon"] = f32(config.number(epsilon))
     if config.n_experts:
         keys["expert_count"] = u32(config.n_experts)
-        keys["expert_used_count"] = u32(config.count("num_experts_per_tok"))
+        keys["expert_used_count"] = u32(config.count("num_experts_per_tok", "top_k_experts"))
     keys["attention.key_length"] = u32(config.head_dim)
     keys["attention.value_length"] = u32(config.head_dim)
     keys["vocab_size"] = u32(config.vocab_size)
@@ -74,6 +79,30 @@ def attention_window(config: ModelConfig) -> int | None:
     return config.count("sliding_window")
 
 
+def layer_kinds(config: ModelConfig, known: tuple[str, ...], usual: Callable[[int], str]) -> list[str]:
+    """The kind of each layer, from `layer_types`.
+
+    Args:
+        config: the configuration.
+        known: the kinds that the graph has.
+        usual: the kind of layer i where the configuration has no list.
+
+    Raises:
+        CheckpointError: no list with an entry for each layer.
+        UnsupportedModelError: a kind that is not among `known`.
+    """
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return [usual(layer) for layer in range(config.n_layers)]
+    if not isinstance(kinds, list) or len(kinds) != config.n_layers:
+        raise CheckpointError(f"{config.label}: layer_types: expected a list of {config.n_layers}, got {kinds!r}")
+    for kind in kinds:
+        if kind not in known:
+            expected = " or ".join(each.removesuffix("_attention") for each in known)
+            raise UnsupportedModelError(f"{config.label}: layer_types: expected {expected}, got {kind!r}")
+    return kinds
+
+
 def sliding_metadata(config: ModelConfig, period: int) -> dict[str, Value]:
     """Window of sliding attention and the layers that have it, without the prefix.
 
@@ -85,24 +114,18 @@ def sliding_metadata(config: ModelConfig, period: int) -> dict[str, Value]:
         CheckpointError: `layer_types` is no list with an entry for each layer.
         UnsupportedModelError: a kind of layer that is neither sliding nor full.
     """
-    kinds = config.get("layer_types")
-    if kinds is None:
-        period = config.count("sliding_window_pattern", "_sliding_window_pattern", default=period)
-        slides = [(layer + 1) % period != 0 for layer in range(config.n_layers)]
-    else:
-        if not isinstance(kinds, list) or len(kinds) != config.n_layers:
-            raise CheckpointError(f"{config.label}: layer_types: expected a list of {config.n_layers}, got {kinds!r}")
-        unknown = [kind for kind in kinds if kind not in ("sliding_attention", "full_attention")]
-        if unknown:
-            raise UnsupportedModelError(f"{config.label}: layer_types: expected sliding or full, got {unknown[0]!r}")
-        slides = [kind == "sliding_attention" for kind in kinds]
+    period = config.count("sliding_window_pattern", "_sliding_window_pattern", default=period)
+    kinds = layer_kinds(config, SLIDING_OR_FULL, lambda layer: SLIDING_OR_FULL[(layer + 1) % period == 0])
+    slides = [kind == "sliding_attention" for kind in kinds]
     return {
         "attention.sliding_window": u32(config.count("sliding_window")),
         "attention.sliding_window_pattern": array(ValueType.BOOL, slides),
     }
 
 
-def rope_metadata(config: ModelConfig, types: tuple[str, ...] = PLAIN_ROPE) -> dict[str, Value]:
+def rope_metadata(
+    config: ModelConfig, types: tuple[str, ...] = PLAIN_ROPE, *, untruncated: bool = False
+) -> dict[str, Value]:
     """Rope width, base and scaling, without the prefix.
 
     Raises:
@@ -121,7 +144,11 @@ def rope_metadata(config: ModelConfig, types: tuple[str, ...] = PLAIN_ROPE) -> d
         )
     if kind == "linear":
         keys |= {"rope.scaling.type": string(kind), "rope.scaling.factor": f32(rope_number(rope, "factor", config))}
-    return keys | (_yarn(config) if kind == "yarn" else {}) | (_longrope(config) if kind in LONGROPE else {})
+    return (
+        keys
+        | (_yarn(config, untruncated=untruncated) if kind == "yarn" else {})
+        | (_longrope(config) if kind in LONGROPE else {})
+    )
 
 
 def _stretch(config: ModelConfig) -> tuple[float, float]:
@@ -136,14 +163,14 @@ def _magnitude(factor: float, scale: float = 1.0) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _yarn(config: ModelConfig) -> dict[str, Value]:
+def _yarn(config: ModelConfig, *, untruncated: bool) -> dict[str, Value]:
     """YaRN, as `_compute_yarn_parameters` of transformers has it.
 
     llama.cpp multiplies by `_magnitude(factor)` of its own accord, and reads the factor for the rest from
     `rope.scaling.attn_factor` (not from `yarn_attn_factor`, which it computes anew).
     """
     rope = config.rope
-    _refuse_ignored_yarn(rope, config)
+    _refuse_ignored_yarn({**rope, "truncate": None} if untruncated else rope, config)
     original, factor = _stretch(config)
     wanted = _magnitude(factor)
     if rope.get("attention_factor") is not None:

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from edgepack.export.coded.write import CodedReport
     from edgepack.export.mapped import MappedModel
     from edgepack.export.recipe.changed import ChangedModel
-    from edgepack.pipeline.outline import Json
     from edgepack.export.recipe.work import Passes
     from edgepack.gguf.types import TensorInfo, Value
     from edgepack.model import Checkpoint
+    from edgepack.pipeline.outline import Json
     from edgepack.pipeline.request import ExportRequest
 
 
