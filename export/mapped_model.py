@@ -79,7 +79,7 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
     metadata |= read_vocabulary(checkpoint.path, config.values, pre=pre)
     facts = ModelFacts(family.name, family.blocks(config), config.n_heads, config.n_kv_heads, config.n_experts)
     sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))
-    notes = limits(family, config, metadata, checkpoint.tensors)
+    notes = (*checkpoint.notes, *limits(family, config, metadata, checkpoint.tensors))
     return MappedModel(str(checkpoint.path), metadata, tensors, facts, sources, notes)
 
 

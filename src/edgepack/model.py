@@ -75,12 +75,14 @@ class Checkpoint:
         config: parsed `config.json`.
         tensors: the weights.
         generation_config: parsed `generation_config.json`, empty when there is none.
+        notes: where its files say different things: which one was taken, a line each.
     """
 
     path: Path
     config: Mapping[str, Any]
     tensors: TensorSource
     generation_config: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
