@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgepack.errors import CheckpointError
 from edgepack.export.formats.quantized_checkpoint import dequantized
 from edgepack.export.json_file import read_json
 from edgepack.export.ties import settle_ties
 from edgepack.export.weight_files import ShardedTensors, open_weights, refuse_other_folder
-
-from edgepack.errors import CheckpointError
 from edgepack.file_kinds import describe_file
 from edgepack.model import Checkpoint
 

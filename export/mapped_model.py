@@ -9,23 +9,21 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
+from edgepack.errors import UsageError
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.config import ModelConfig
-from edgepack.export.mapping import completed, find_family, map_tensors
 from edgepack.export.naming import Size, general_metadata
 from edgepack.export.notes import limits
+from edgepack.export.rules.mapping import completed, find_family, map_tensors
 from edgepack.export.tokenizer.vocabulary import read_vocabulary
-from edgepack.quant.mixtures import ModelFacts
-
-from edgepack.errors import UsageError
 from edgepack.gguf.types import Value, string
+from edgepack.quant.types.mixtures import ModelFacts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from edgepack.export.rows import Rows
-
     from edgepack.model import Checkpoint
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
@@ -126,6 +124,6 @@ def open_merged(path: Path, adapter: Path | None) -> Checkpoint:
     checkpoint = open_checkpoint(path)
     if adapter is None:
         return checkpoint
-    from edgepack.export.adapter import AdaptedTensors, read_adapter
+    from edgepack.export.lora.adapter import AdaptedTensors, read_adapter
 
     return replace(checkpoint, tensors=AdaptedTensors(checkpoint.tensors, read_adapter(adapter, checkpoint.tensors)))

@@ -9,8 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from edgepack.export.config import ModelConfig
-    from edgepack.export.family import Family
-
+    from edgepack.export.rules.family import Family
     from edgepack.gguf.types import Value
     from edgepack.model import TensorSource
 

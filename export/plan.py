@@ -12,8 +12,11 @@ from io import BytesIO
 from math import prod
 from typing import TYPE_CHECKING
 
-from edgepack.export.safetensors_file import ITEM_BYTES
-from edgepack.quant.type_choice import (
+from edgepack.errors import CalibrationError
+from edgepack.export.formats.safetensors_file import ITEM_BYTES
+from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType, u32
+from edgepack.gguf.writer import GGUFWriter
+from edgepack.quant.types.choice import (
     Candidate,
     Overrides,
     choose_types,
@@ -21,19 +24,16 @@ from edgepack.quant.type_choice import (
     needs_importance_matrix,
 )
 
-from edgepack.errors import CalibrationError
-from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType, u32
-from edgepack.gguf.writer import GGUFWriter
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     import numpy as np
+    from numpy.typing import NDArray
+
     from edgepack.export.mapped_model import MappedModel
     from edgepack.export.rows import Rows
-    from edgepack.quant.targets import Target
-    from numpy.typing import NDArray
+    from edgepack.quant.types.targets import Target
 
     Importance = Mapping[str, NDArray[np.float32]]
 

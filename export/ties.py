@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from edgepack.export.config import ModelConfig
-from edgepack.export.mapping import completed, families
+from edgepack.export.rules.mapping import completed, families
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edgepack.export.family import Family
     from numpy.typing import NDArray
 
+    from edgepack.export.rules.family import Family
     from edgepack.model import Checkpoint, TensorSource, TensorSpec
 
 _TIE = "tie_word_embeddings"
@@ -69,7 +70,7 @@ def settle_ties(checkpoint: Checkpoint) -> Checkpoint:
         return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note))
     if has != (True, True) or equal_tensors(checkpoint.tensors, embedding, head):
         return checkpoint
-    note = f"ties: '{head}' differs from '{embedding}': it is kept apart, as transformers does, although config.json ties"
+    note = f"ties: '{head}' differs from '{embedding}': kept apart, as transformers does, though config.json ties"
     return replace(checkpoint, config=untied(checkpoint.config), notes=(*checkpoint.notes, note))
 
 

@@ -7,24 +7,23 @@ Order: `_get_resolved_checkpoint_files` of transformers 5 (modeling_utils.py).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from edgepack.export.json_file import read_json
-from edgepack.export.safetensors_file import SafetensorsFile
-
 from edgepack.errors import CheckpointError
+from edgepack.export.formats.safetensors_file import SafetensorsFile
+from edgepack.export.json_file import read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy as np
-    from edgepack.export.formats.packed import RawTensors
-    from edgepack.export.formats.torch_file import TorchFile
     from numpy.typing import NDArray
 
+    from edgepack.export.formats.packed import RawTensors
+    from edgepack.export.formats.torch_file import TorchFile
     from edgepack.model import TensorSpec
 
     WeightFile = SafetensorsFile | TorchFile
@@ -44,10 +43,8 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin)$")
 _OTHERS = (
     (r"^adapter_config\.json$", "an adapter lies there: give its base as MODEL and this folder with --adapter"),
     (r"\.gguf$", "a GGUF lies there: give the file itself as MODEL"),
-    (r"^(consolidated.*|params\.json)$", "the publisher's own layout lies there (consolidated files): expected the"
-     " Hugging Face one, config.json with model.safetensors"),
-    (r"^(tf_model\.h5|model\.ckpt.*|flax_model.*\.msgpack)$", "weights of TensorFlow or Flax lie there: save them with"
-     " save_pretrained from torch"),
+    (r"^(consolidated.*|params\.json)$", "the publisher's own layout lies there: expected Hugging Face's"),
+    (r"^(tf_model\.h5|model\.ckpt.*|flax_model.*\.msgpack)$", "weights of TensorFlow or Flax lie there: save torch's"),
     (r"^(model|pytorch_model)\.[\w-]+\.(safetensors|bin)$", "a variant lies there: rename it to model.safetensors"),
     (r"\.(pt|pth|ckpt)$", "a training checkpoint lies there: save the model with save_pretrained"),
     (r"\.onnx$", "an ONNX model lies there: expected the weights that it was made from"),

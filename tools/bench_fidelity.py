@@ -23,15 +23,14 @@ from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.gguf_file import write_gguf
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, plan_export
-from edgepack.export.wire import WireSettings
-from edgepack.export.wire_origins import Origins
+from edgepack.export.wire.origins import Origins
+from edgepack.export.wire.plan import WireSettings
 from edgepack.packaging.pack import pack_archive
+from edgepack.pipeline.fidelity import ScoringOptions, run_validation
+from edgepack.pipeline.wire_run import SEQUENCES, WireRun, read_calibration
 from edgepack.quant.calibration.collect import collect
-from edgepack.quant.codecs.host_grids import find_host
-from edgepack.quant.targets import find_target
-
-from edgepack.pipeline_fidelity import ScoringOptions, run_validation
-from edgepack.pipeline_wire_run import SEQUENCES, WireRun, read_calibration
+from edgepack.quant.codecs.ggml.host_grids import find_host
+from edgepack.quant.types.targets import find_target
 
 if TYPE_CHECKING:
     import numpy as np

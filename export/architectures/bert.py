@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import EQUAL_HEADS, GELU
-from edgepack.export.family import Family, Origin, Requirement, TensorRule, standard_dimensions
-from edgepack.export.json_file import read_json
-from edgepack.export.metadata import common_metadata
-
 from edgepack.errors import UnsupportedModelError
+from edgepack.export.json_file import read_json
+from edgepack.export.rules.decoder import EQUAL_HEADS, GELU
+from edgepack.export.rules.family import Family, Origin, Requirement, TensorRule, standard_dimensions
+from edgepack.export.rules.metadata import common_metadata
 from edgepack.gguf.types import Value, boolean, u32
 
 if TYPE_CHECKING:

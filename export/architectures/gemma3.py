@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgepack.errors import UnsupportedModelError
 from edgepack.export.architectures.gemma2 import NORMS, attention_scalars
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     GELU,
     NO_ATTENTION_BIAS,
     WHOLE_HEADS,
@@ -17,11 +18,9 @@ from edgepack.export.decoder_rules import (
     norm_rules,
     plus_one,
 )
-from edgepack.export.family import Family, Requirement
-from edgepack.export.metadata import common_metadata, sliding_metadata
-from edgepack.export.rope_factors import rope_number
-
-from edgepack.errors import UnsupportedModelError
+from edgepack.export.rules.family import Family, Requirement
+from edgepack.export.rules.metadata import common_metadata, sliding_metadata
+from edgepack.export.rules.rope_factors import rope_number
 from edgepack.gguf.types import Value, f32
 
 if TYPE_CHECKING:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.architectures.llama import FAMILY as LLAMA
-from edgepack.export.family import Family
-from edgepack.export.metadata import PLAIN_ROPE, common_metadata
-
 from edgepack.errors import UnsupportedModelError
+from edgepack.export.architectures.llama import FAMILY as LLAMA
+from edgepack.export.rules.family import Family
+from edgepack.export.rules.metadata import PLAIN_ROPE, common_metadata
 from edgepack.gguf.types import Value, f32
 
 if TYPE_CHECKING:

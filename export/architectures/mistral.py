@@ -10,11 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgepack.export.architectures.llama import FAMILY as LLAMA
-from edgepack.export.metadata import attention_window, common_metadata
+from edgepack.export.rules.metadata import attention_window, common_metadata
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.gguf.types import Value
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgepack.errors import UnsupportedModelError
 from edgepack.export.formats.awq import find_awq
 from edgepack.export.formats.bitsandbytes import find_bitsandbytes
 from edgepack.export.formats.compressed_tensors import find_compressed
@@ -14,8 +15,6 @@ from edgepack.export.formats.float8 import block_size, find_scaled, hidden_scale
 from edgepack.export.formats.gptq import find_gptq
 from edgepack.export.formats.packed import DequantizedTensors, PackedWeight, RawTensors
 from edgepack.export.formats.vptq import find_vptq
-
-from edgepack.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -134,7 +134,7 @@ def _plain(path: Path, name: Any, value: Any) -> Any:
         raise CheckpointError(f"{path}: expected names with dense tensors, got {what}{nested}")
     try:
         if value.is_meta:
-            raise CheckpointError(f"{path}: tensor '{name}' has a shape and no weights: it was saved from device 'meta'")
+            raise CheckpointError(f"{path}: tensor '{name}' has no weights: it was saved from device 'meta'")
         if value.layout is not torch.strided or value.is_nested or value.is_quantized:
             kind = "quantised" if value.is_quantized else "nested" if value.is_nested else str(value.layout)
             raise CheckpointError(f"{path}: expected names with dense tensors, got {what}, {kind}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edgepack.cli import execute as run
-from edgepack.pipeline_export import LADDER, ExportRequest, prepare
+from edgepack.pipeline.export import LADDER, ExportRequest, prepare
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from edgepack.edge.scorer import Chunking
-from edgepack.edge.validate import LOOKS, Gates, validate
 from references.scorers_of_arrays import TableScorer
 
+from edgepack.edge.fidelity.scorers.scorer import Chunking
+from edgepack.edge.fidelity.validate import LOOKS, Gates, validate
 from edgepack.errors import CheckFailedError
-from edgepack.pipeline_fidelity import ScoringOptions
-from edgepack.pipeline_ladder import climb, hopeless, rungs
+from edgepack.pipeline.fidelity import ScoringOptions
+from edgepack.pipeline.ladder import climb, hopeless, rungs
 
 if TYPE_CHECKING:
     from pathlib import Path

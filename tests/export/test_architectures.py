@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from edgepack.edge.runtime import LoadedModel
-from edgepack.edge.runtime_options import RuntimeOptions
-from edgepack.export.gguf_file import write_gguf
-from edgepack.export.mapped_model import open_model
-from edgepack.export.mapping import families
-from edgepack.export.plan import plan_export
-from edgepack.export.rows import ArrayRows, SlicedExperts
-from edgepack.quant.targets import find_target
 from references.llama_quantize import llama_types
 from references.tiny_checkpoints import SIZES, VOCABULARY, TinyModel, random_model, write_checkpoint
 from safetensors.torch import load_file, save_file
 
+from edgepack.edge.llama.options import RuntimeOptions
+from edgepack.edge.llama.runtime import LoadedModel
 from edgepack.errors import UnsupportedModelError
+from edgepack.export.gguf_file import write_gguf
+from edgepack.export.mapped_model import open_model
+from edgepack.export.plan import plan_export
+from edgepack.export.rows import ArrayRows, SlicedExperts
+from edgepack.export.rules.mapping import families
+from edgepack.quant.types.targets import find_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 
 torch = pytest.importorskip("torch")
 
-from edgepack.edge.runtime import LoadedModel  # noqa: E402
-from edgepack.export.checkpoint import open_checkpoint  # noqa: E402
-from edgepack.export.mapped_model import map_checkpoint  # noqa: E402
-from edgepack.export.wire import WireSettings  # noqa: E402
-from edgepack.export.wire_drift import Drifted, DriftRun  # noqa: E402
-from edgepack.export.wire_origins import Origins  # noqa: E402
-from edgepack.packaging.pack import pack_archive  # noqa: E402
-from edgepack.packaging.trellis_symbols import as_indices  # noqa: E402
-from edgepack.packaging.unpack import unpack_archive  # noqa: E402
-from edgepack.quant.calibration.blocks import whole_model  # noqa: E402
-from edgepack.quant.calibration.collect import collect  # noqa: E402
-from edgepack.quant.codecs.host_grids import HOSTS  # noqa: E402
-from edgepack.quant.wire.curvature import check_tokens, measure  # noqa: E402
 from wire_models import BOOKS, varied_text, write_small_llama  # noqa: E402
 
 from edgepack.cli import main  # noqa: E402
+from edgepack.edge.llama.runtime import LoadedModel  # noqa: E402
+from edgepack.export.checkpoint import open_checkpoint  # noqa: E402
+from edgepack.export.mapped_model import map_checkpoint  # noqa: E402
+from edgepack.export.wire.drift import Drifted, DriftRun  # noqa: E402
+from edgepack.export.wire.origins import Origins  # noqa: E402
+from edgepack.export.wire.plan import WireSettings  # noqa: E402
 from edgepack.gguf.types import GGMLType  # noqa: E402
 from edgepack.model import read_tensor  # noqa: E402
-from edgepack.pipeline_certify import wire_facts  # noqa: E402
-from edgepack.pipeline_wire import Goal  # noqa: E402
-from edgepack.pipeline_wire_host import fits_device  # noqa: E402
-from edgepack.pipeline_wire_run import Calibration, Trial, WireRun  # noqa: E402
+from edgepack.packaging.coding.trellis_symbols import as_indices  # noqa: E402
+from edgepack.packaging.pack import pack_archive  # noqa: E402
+from edgepack.packaging.restore.unpack import unpack_archive  # noqa: E402
+from edgepack.pipeline.certify import wire_facts  # noqa: E402
+from edgepack.pipeline.wire import Goal  # noqa: E402
+from edgepack.pipeline.wire_host import fits_device  # noqa: E402
+from edgepack.pipeline.wire_run import Calibration, Trial, WireRun  # noqa: E402
+from edgepack.quant.calibration.blocks import whole_model  # noqa: E402
+from edgepack.quant.calibration.collect import collect  # noqa: E402
+from edgepack.quant.calibration.curvature import check_tokens, measure  # noqa: E402
+from edgepack.quant.codecs.ggml.host_grids import HOSTS  # noqa: E402
 from edgepack.trellis import TrellisCode  # noqa: E402
 
 
@@ -328,7 +328,7 @@ def test_wrong_usage_is_one_line(
 
 
 def test_a_host_too_large_for_the_device_names_the_largest_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgepack import pipeline_wire_host
+    from edgepack.pipeline import wire_host as pipeline_wire_host
 
     fitting = {"q5k", "q4k"}
     monkeypatch.setattr(

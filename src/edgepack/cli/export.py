@@ -1,4 +1,4 @@
-"""`edgepack export`: a checkpoint becomes a GGUF, or an archive of one. The work is `pipeline_export`'s."""
+"""`edgepack export`: a checkpoint becomes a GGUF, or an archive of one. The work is `pipeline.export`'s."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from edgepack.export.plan import ExportPlan
-    from edgepack.pipeline_export import ExportRequest, PreparedExport
+    from edgepack.pipeline.export import ExportRequest, PreparedExport
 
 
 @click.command("export", context_settings={"help_option_names": ["-h", "--help"]})
@@ -75,8 +75,8 @@ def _export_variant(model: Path, target: str, *, as_json: bool, **options: Any) 
 
 
 def _request(model: Path, target: str | None, options: Mapping[str, Any]) -> ExportRequest:
-    from edgepack.pipeline_export import ExportRequest
-    from edgepack.quant.targets import find_target
+    from edgepack.pipeline.export import ExportRequest
+    from edgepack.quant.types.targets import find_target
 
     return ExportRequest(
         model,
@@ -102,7 +102,7 @@ def _export_gguf(model: Path, target: str | None, *, as_json: bool, dry_run: boo
     from edgepack.atomic_file import check_output
     from edgepack.cli.export_adapter import write_separate_adapter
     from edgepack.cli.export_gated import export_by_gate, judge
-    from edgepack.pipeline_export import prepare, write
+    from edgepack.pipeline.export import prepare, write
 
     if dry_run and options["calibration"]:
         raise UsageError("--calibration: collecting is work; with --dry-run give --imatrix FILE")

@@ -1,4 +1,4 @@
-"""`edgepack export --adapter-mode separate`: the adapter as a GGUF of its own; the work is `export.adapter_gguf`'s."""
+"""`edgepack export --adapter-mode separate`: the adapter as a GGUF of its own; the work is `export.lora.gguf`'s."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def write_separate_adapter(adapter: Path, model: Path, mapped: MappedModel, path
         UsageError: the model is a GGUF.
         AdapterError: not a LoRA, or another model's.
     """
-    from edgepack.export.adapter import read_adapter
-    from edgepack.export.adapter_gguf import adapter_factors, write_adapter
     from edgepack.export.checkpoint import open_checkpoint
+    from edgepack.export.lora.adapter import read_adapter
+    from edgepack.export.lora.gguf import adapter_factors, write_adapter
 
     if model.is_file():
         raise UsageError(f"--adapter: expected a Hugging Face folder, got '{model}'")

@@ -1,6 +1,6 @@
 """The options of `edgepack export` by what they decide: the source, types, the output.
 
-What they mean for an export is left to `edgepack.pipeline_export`.
+What they mean for an export is left to `edgepack.pipeline.export`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgepack.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgepack.quant.type_choice import Overrides
+    from edgepack.quant.types.choice import Overrides
 
     Decorated = Callable[..., Any]
 
@@ -100,8 +100,8 @@ def parse_overrides(
     Raises:
         UsageError: an expression or a type that is none.
     """
-    from edgepack.quant.targets import find_type
-    from edgepack.quant.type_choice import Overrides
+    from edgepack.quant.types.choice import Overrides
+    from edgepack.quant.types.targets import find_type
 
     patterns = []
     for text in tensor_types:

@@ -1,6 +1,6 @@
 """`edgepack export --recipe` and `--pass`: passes change the weights before the file is written.
 
-The work is `pipeline_passes_goals`'.
+The work is `pipeline.passes_goals`'.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from edgepack.export.plan import ExportPlan
-    from edgepack.pipeline_passes_goals import PassesExport, Written
-    from edgepack.recipe import Recipe
+    from edgepack.pipeline.passes_goals import PassesExport, Written
+    from edgepack.pipeline.recipe import Recipe
 
 # Options of `edgepack export` that mean something together with passes.
 _TAKEN = {
@@ -60,11 +60,11 @@ def export_recipe(model: Path, target: str | None, *, as_json: bool, **options: 
 
 def _open(model: Path, target: str | None, recipe: Recipe, options: Mapping[str, Any], folder: Path) -> PassesExport:
     """The export that the options ask for; with `--dry-run`, without passes."""
-    from edgepack.quant.targets import find_target
+    from edgepack.quant.types.targets import find_target
 
     try:
-        from edgepack.pipeline_passes import RecipeOptions
-        from edgepack.pipeline_passes_goals import PassesExport, PassesRequest
+        from edgepack.pipeline.passes import RecipeOptions
+        from edgepack.pipeline.passes_goals import PassesExport, PassesRequest
     except ModuleNotFoundError as error:
         needed = "use pip install 'edgepack[compress]'"
         raise DependencyError(f"passes: '{error.name}' is not installed, {needed}") from None
@@ -85,7 +85,7 @@ def _open(model: Path, target: str | None, recipe: Recipe, options: Mapping[str,
 
 def recipe_of(options: Mapping[str, Any]) -> Recipe:
     """What `--recipe` or `--pass` say, with `--calibration` as the text where one is given."""
-    from edgepack.recipe import inline_recipe, read_recipe
+    from edgepack.pipeline.recipe import inline_recipe, read_recipe
 
     if options["recipe"] is not None and options["passes"]:
         raise UsageError("--recipe and --pass: expected one of them, got both")

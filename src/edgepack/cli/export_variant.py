@@ -1,4 +1,4 @@
-"""`edgepack export --target edge-…`: a checkpoint becomes a GGUF of the variant; `pipeline_variant` does the work."""
+"""`edgepack export --target edge-…`: a checkpoint becomes a GGUF of the variant; `pipeline.variant` does the work."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from edgepack.cli.export_gated import Judged
-    from edgepack.export.variant import PlannedMatrix
-    from edgepack.export.variant_write import CodedReport
+    from edgepack.export.coded.plan import PlannedMatrix
+    from edgepack.export.coded.write import CodedReport
     from edgepack.gguf.types import TensorInfo
-    from edgepack.pipeline_passes import ChangedModel
-    from edgepack.pipeline_variant import PreparedVariant, VariantRequest
+    from edgepack.pipeline.passes import ChangedModel
+    from edgepack.pipeline.variant import PreparedVariant, VariantRequest
 
 # The options of `edgepack export` that make sense for a variant; the others need a gguf target.
 TAKEN = ("output", "pre", "adapter", "adapter_mode", "allow_requantize", "imatrix", "calibration", "tensor_codecs",
@@ -42,7 +42,7 @@ def export_variant(model: Path, target: str, *, as_json: bool, **options: Any) -
         options: those of `edgepack export` in `TAKEN`.
     """
     from edgepack.cli.export_adapter import write_separate_adapter
-    from edgepack.pipeline_variant import prepare_variant, write_prepared
+    from edgepack.pipeline.variant import prepare_variant, write_prepared
 
     dry_run, adapter = options["dry_run"], options["adapter"]
     _check_dry_run(options)
@@ -73,7 +73,7 @@ def _changed(model: Path, options: Mapping[str, Any]) -> Iterator[ChangedModel |
         return
     from edgepack.cli.export_recipe import recipe_of
     from edgepack.export.checkpoint import open_checkpoint
-    from edgepack.pipeline_passes import Passes, RecipeOptions
+    from edgepack.pipeline.passes import Passes, RecipeOptions
 
     for name in ("imatrix", "adapter", "resume", "dry_run"):
         if options[name]:
@@ -97,7 +97,7 @@ def _check_dry_run(options: Mapping[str, Any]) -> None:
 
 
 def _request(model: Path, target: str, options: Mapping[str, Any]) -> VariantRequest:
-    from edgepack.pipeline_variant import VariantRequest
+    from edgepack.pipeline.variant import VariantRequest
 
     same = ("output", "pre", "allow_requantize", "imatrix", "calibration", "tensor_codecs", "skip_harmful", "pack",
             "resume", "threads")  # fmt: skip

@@ -1,4 +1,4 @@
-"""`edgepack export --target wire`: the smallest archive at a fidelity; the work is `edgepack.pipeline_wire`'s."""
+"""`edgepack export --target wire`: the smallest archive at a fidelity; the work is `edgepack.pipeline.wire`'s."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgepack.trellis import STATES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgepack.pipeline_wire import WireOutcome
+    from edgepack.pipeline.wire import WireOutcome
 
     Decorated = Callable[..., Any]
 
@@ -48,11 +48,11 @@ def wire_options(function: Decorated) -> Decorated:
 
 def export_wire(model: Path, *, as_json: bool, **options: Any) -> None:
     """Search the one scalar that reaches the goal and say what it gave."""
-    from edgepack.export.wire_rounding import DEFAULT_TRELLIS, WireSettings
-    from edgepack.pipeline_wire import Goal
-    from edgepack.pipeline_wire import export_wire as run
-    from edgepack.pipeline_wire_host import check_host, choose_host
-    from edgepack.quant.codecs.host_grids import find_host
+    from edgepack.export.wire.rounding import DEFAULT_TRELLIS, WireSettings
+    from edgepack.pipeline.wire import Goal
+    from edgepack.pipeline.wire import export_wire as run
+    from edgepack.pipeline.wire_host import check_host, choose_host
+    from edgepack.quant.codecs.ggml.host_grids import find_host
 
     left = sorted(
         name for name, value in options.items() if name not in _TAKEN and value not in (None, False, (), "merge")

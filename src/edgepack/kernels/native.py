@@ -5,6 +5,7 @@ What the functions do is left to the modules that call them; those check sizes b
 
 from __future__ import annotations
 
+import importlib
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 # Equals EDGEPACK_ABI in abi.h; raised with every change of a signature.
 ABI = 1
+_EXTENSION = "edgepack.kernels._native"
 
 
 @lru_cache(maxsize=1)
@@ -25,12 +27,12 @@ def library() -> Any:
         DependencyError: the extension was not built, or belongs to another edgepack.
     """
     try:
-        from edgepack.kernels import _native
+        native: Any = importlib.import_module(_EXTENSION)
     except ImportError as error:
         raise DependencyError(f"edgepack's kernels are not built ({error}); install edgepack with pip") from error
-    if (got := _native.lib.edgepack_abi()) != ABI:
+    if (got := native.lib.edgepack_abi()) != ABI:
         raise DependencyError(f"edgepack's kernels: expected build {ABI}, got {got}; install edgepack again")
-    return _native.lib
+    return native.lib
 
 
 def pointer(array: np.ndarray, declared: str) -> Any:
@@ -47,6 +49,4 @@ def pointer(array: np.ndarray, declared: str) -> Any:
         raise ValueError(f"a kernel needs a contiguous array, got strides {array.strides} of shape {array.shape}")
     if not array.flags.writeable and not declared.startswith("const "):
         raise ValueError(f"a kernel's {declared!r} is written to, got a read-only array")
-    from edgepack.kernels import _native
-
-    return _native.ffi.cast(declared, array.ctypes.data)
+    return importlib.import_module(_EXTENSION).ffi.cast(declared, array.ctypes.data)

@@ -1,0 +1,68 @@
+"""Expert stacks: the three matrices of every routed expert of a layer, in either form that checkpoints have.
+
+Which expert is used, and the router, are the families' data.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgepack.errors import CheckpointError
+from edgepack.export.rows import SlicedExperts
+from edgepack.export.rules.family import Origin, TensorRule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgepack.export.config import ModelConfig
+    from edgepack.export.rows import Rows
+
+_GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
+
+
+def expert_rules(
+    prefix: str,
+    *,
+    fused_prefix: str | None = None,
+    names: tuple[str, str, str] = _GATE_UP_DOWN,
+    width: str = "moe",
+    when: Callable[[ModelConfig, int], bool] | None = None,
+    optional: bool = False,
+) -> tuple[TensorRule, ...]:
+    """Rules for `ffn_gate_exps`, `ffn_up_exps` and `ffn_down_exps`.
+
+    Published: a matrix an expert, `{prefix}{e}.gate_proj.weight` [width, d]. As transformers 5 holds them (and
+    writes them with `save_original_format=False`): `gate_up_proj` [experts, 2 · width, d] with the gates first,
+    and `down_proj` [experts, d, width].
+
+    Args:
+        prefix: of the published names, up to the expert's number.
+        fused_prefix: of the fused names; `prefix` where None.
+        names: of gate, up and down in the published names.
+        width: the dimension of an expert's inner width.
+        when: as `TensorRule.when`.
+        optional: as `TensorRule.optional`.
+    """
+    gate, up, down = (f"{prefix}{{e}}.{name}.weight" for name in names)
+    fused = prefix if fused_prefix is None else fused_prefix
+    rows, back = f"e {width} d", f"e d {width}"
+    fused_gate, fused_up = (Origin(f"{fused}gate_up_proj", half) for half in (_gates, _ups))
+    return (
+        TensorRule("blk.{i}.ffn_gate_exps.weight", gate, rows, None, optional, when, (fused_gate,)),
+        TensorRule("blk.{i}.ffn_up_exps.weight", up, rows, None, optional, when, (fused_up,)),
+        TensorRule("blk.{i}.ffn_down_exps.weight", down, back, None, optional, when, (Origin(f"{fused}down_proj"),)),
+    )
+
+
+def _gates(rows: Rows, _config: ModelConfig) -> Rows:
+    return SlicedExperts(rows, 0, _half(rows))
+
+
+def _ups(rows: Rows, _config: ModelConfig) -> Rows:
+    return SlicedExperts(rows, _half(rows), rows.shape[1])
+
+
+def _half(rows: Rows) -> int:
+    if len(rows.shape) != 3 or rows.shape[1] % 2:
+        raise CheckpointError(f"gate_up_proj: expected [experts, 2 × width, hidden], got {list(rows.shape)}")
+    return rows.shape[1] // 2

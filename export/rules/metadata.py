@@ -1,0 +1,181 @@
+"""The architecture keys that most families share.
+
+General keys (`general.*`) are left to `export.naming`, the vocabulary to `export.tokenizer`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from edgepack.errors import CheckpointError, UnsupportedModelError
+from edgepack.export.rules.rope_factors import LONGROPE, rope_number
+from edgepack.gguf.types import Value, ValueType, array, f32, string, u32
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from edgepack.export.config import ModelConfig
+
+PLAIN_ROPE = ("default", "dynamic", "linear", "yarn")
+"""Rope types that need no tensor. Dynamic scaling changes nothing within `max_position_embeddings`."""
+
+
+def common_metadata(
+    config: ModelConfig,
+    name: str,
+    *,
+    rope_types: tuple[str, ...] = PLAIN_ROPE,
+    window: int | None = None,
+    epsilon: str = "rms_norm_eps",
+) -> dict[str, Value]:
+    """Depth, width, heads, norms, rope and experts of a decoder under the prefix `name`.
+
+    Args:
+        config: the configuration.
+        name: `general.architecture`.
+        rope_types: those that the family's graph honours.
+        window: of sliding attention that the graph does not have: the context ends where it would begin to differ.
+        epsilon: the key of the norms' epsilon; another than RMSNorm's is one of LayerNorm.
+
+    Raises:
+        UnsupportedModelError: rope scaling that llama.cpp does not have.
+    """
+    context = config.count("max_position_embeddings", "n_positions", "n_ctx")
+    keys: dict[str, Value] = {
+        "block_count": u32(config.n_layers),
+        "context_length": u32(min(context, window or context)),
+        "embedding_length": u32(config.hidden),
+    }
+    if config.get("intermediate_size"):
+        keys["feed_forward_length"] = u32(config.count("intermediate_size"))
+    keys["attention.head_count"] = u32(config.n_heads)
+    keys["attention.head_count_kv"] = u32(config.n_kv_heads)
+    if rope_types:
+        keys |= rope_metadata(config, rope_types)
+    kind = "layer_norm_rms" if epsilon == "rms_norm_eps" else "layer_norm"
+    keys[f"attention.{kind}_epsilon"] = f32(config.number(epsilon))
+    if config.n_experts:
+        keys["expert_count"] = u32(config.n_experts)
+        keys["expert_used_count"] = u32(config.count("num_experts_per_tok"))
+    keys["attention.key_length"] = u32(config.head_dim)
+    keys["attention.value_length"] = u32(config.head_dim)
+    keys["vocab_size"] = u32(config.vocab_size)
+    return {f"{name}.{key}": value for key, value in keys.items()}
+
+
+def attention_window(config: ModelConfig) -> int | None:
+    """The window of sliding attention where the configuration switches it on, else None.
+
+    Qwen's files carry a window that `use_sliding_window` switches; Mistral's and Phi's have no switch.
+    """
+    if not config.flag("use_sliding_window", default=True) or not config.get("sliding_window"):
+        return None
+    return config.count("sliding_window")
+
+
+def sliding_metadata(config: ModelConfig, period: int) -> dict[str, Value]:
+    """Window of sliding attention and the layers that have it, without the prefix.
+
+    Args:
+        config: with `layer_types`, or the older `sliding_window_pattern`.
+        period: every so many layers one attends to everything, where the configuration has neither.
+
+    Raises:
+        CheckpointError: `layer_types` is no list with an entry for each layer.
+        UnsupportedModelError: a kind of layer that is neither sliding nor full.
+    """
+    kinds = config.get("layer_types")
+    if kinds is None:
+        period = config.count("sliding_window_pattern", "_sliding_window_pattern", default=period)
+        slides = [(layer + 1) % period != 0 for layer in range(config.n_layers)]
+    else:
+        if not isinstance(kinds, list) or len(kinds) != config.n_layers:
+            raise CheckpointError(f"{config.label}: layer_types: expected a list of {config.n_layers}, got {kinds!r}")
+        unknown = [kind for kind in kinds if kind not in ("sliding_attention", "full_attention")]
+        if unknown:
+            raise UnsupportedModelError(f"{config.label}: layer_types: expected sliding or full, got {unknown[0]!r}")
+        slides = [kind == "sliding_attention" for kind in kinds]
+    return {
+        "attention.sliding_window": u32(config.count("sliding_window")),
+        "attention.sliding_window_pattern": array(ValueType.BOOL, slides),
+    }
+
+
+def rope_metadata(config: ModelConfig, types: tuple[str, ...] = PLAIN_ROPE) -> dict[str, Value]:
+    """Rope width, base and scaling, without the prefix.
+
+    Raises:
+        UnsupportedModelError: a scaling type that is not among `types`, or a setting of it that llama.cpp ignores.
+    """
+    rope = config.rope
+    keys: dict[str, Value] = {
+        "rope.dimension_count": u32(config.rotary_dim),
+        "rope.freq_base": f32(rope_number(rope, "rope_theta", config, default=10000.0)),
+    }
+    kind = rope.get("rope_type") or "default"
+    if kind not in types:
+        raise UnsupportedModelError(
+            f"{config.label}: rope type is {kind!r}: llama.cpp needs {' or '.join(map(repr, types))},"
+            " because its graph of this architecture knows no other"
+        )
+    if kind == "linear":
+        keys |= {"rope.scaling.type": string(kind), "rope.scaling.factor": f32(rope_number(rope, "factor", config))}
+    return keys | (_yarn(config) if kind == "yarn" else {}) | (_longrope(config) if kind in LONGROPE else {})
+
+
+def _stretch(config: ModelConfig) -> tuple[float, float]:
+    """The context before scaling, and the factor by which scaling stretches it."""
+    rope, context = config.rope, config.count("max_position_embeddings")
+    original = rope_number(rope, "original_max_position_embeddings", config, default=context)
+    return original, rope_number(rope, "factor", config, default=context / original)
+
+
+def _magnitude(factor: float, scale: float = 1.0) -> float:
+    """YaRN's growth of attention logits (`get_mscale` of transformers and llama.cpp)."""
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _yarn(config: ModelConfig) -> dict[str, Value]:
+    """YaRN, as `_compute_yarn_parameters` of transformers has it.
+
+    llama.cpp multiplies by `_magnitude(factor)` of its own accord, and reads the factor for the rest from
+    `rope.scaling.attn_factor` (not from `yarn_attn_factor`, which it computes anew).
+    """
+    rope = config.rope
+    _refuse_ignored_yarn(rope, config)
+    original, factor = _stretch(config)
+    wanted = _magnitude(factor)
+    if rope.get("attention_factor") is not None:
+        wanted = rope_number(rope, "attention_factor", config)
+    elif rope.get("mscale") and rope.get("mscale_all_dim"):
+        scales = (rope_number(rope, key, config) for key in ("mscale", "mscale_all_dim"))
+        above, below = (_magnitude(factor, scale) for scale in scales)
+        wanted = above / below
+    return {
+        "rope.scaling.type": string("yarn"),
+        "rope.scaling.factor": f32(factor),
+        "rope.scaling.original_context_length": u32(int(original)),
+        "rope.scaling.attn_factor": f32(wanted / _magnitude(factor)),
+    }
+
+
+def _refuse_ignored_yarn(rope: Mapping[str, Any], config: ModelConfig) -> None:
+    for key, fixed in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True)):
+        if rope.get(key) is not None and rope[key] != fixed:
+            raise UnsupportedModelError(
+                f"{config.label}: rope_parameters.{key} is {rope[key]!r}: llama.cpp needs {fixed!r},"
+                " because its yarn knows no other value"
+            )
+
+
+def _longrope(config: ModelConfig) -> dict[str, Value]:
+    """Longrope's scalars, as `_compute_longrope_parameters` of transformers has them; its lists are tensors."""
+    rope = config.rope
+    original, factor = _stretch(config)
+    usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return {
+        "rope.scaling.type": string("longrope"),
+        "rope.scaling.original_context_length": u32(int(original)),
+        "rope.scaling.attn_factor": f32(rope_number(rope, "attention_factor", config, default=usual)),
+    }
