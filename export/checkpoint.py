@@ -6,6 +6,7 @@ the tokenizer to `export.tokenizer`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import CheckpointError
@@ -38,7 +39,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
     weights = open_weights(path, config)
     tensors = dequantized(weights.tensors, config)
     generation_config = read_json(generation) if generation.is_file() else {}
-    return settle_ties(Checkpoint(path, config, tensors, generation_config, weights.notes + notes))
+    checkpoint = settle_ties(Checkpoint(path, config, tensors, generation_config, weights.notes + notes))
+    return _with_own_adapter(checkpoint)
+
+
+def _with_own_adapter(checkpoint: Checkpoint) -> Checkpoint:
+    """With the adapter that lies in the model's own folder merged, as transformers loads such a folder."""
+    folder = checkpoint.path
+    if not (folder / "adapter_config.json").is_file():
+        return checkpoint
+    if not any((folder / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
+        note = "adapter: adapter_config.json lies beside the model without weights: passed over"
+        return replace(checkpoint, notes=(*checkpoint.notes, note))
+    from edgepack.export.lora.merging import merge_adapter
+
+    note = "adapter: the one that lies in the model's own folder is merged, as transformers does"
+    return merge_adapter(replace(checkpoint, notes=(*checkpoint.notes, note)), folder)
 
 
 def _with_quantization(config: dict[str, Any], folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -74,7 +74,7 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
     size = _size(tensors, config.n_experts)
     metadata = general_metadata(checkpoint.path, family.name, size)
     metadata = {"general.architecture": string(family.name)} | metadata | family.metadata(config)
-    metadata |= read_vocabulary(checkpoint.path, config.values, pre=pre)
+    metadata |= read_vocabulary(checkpoint.tokenizer or checkpoint.path, config.values, pre=pre)
     facts = ModelFacts(family.name, family.blocks(config), config.n_heads, config.n_kv_heads, config.n_experts)
     sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))
     notes = (*checkpoint.notes, *limits(family, config, metadata, checkpoint.tensors))
@@ -124,6 +124,6 @@ def open_merged(path: Path, adapter: Path | None) -> Checkpoint:
     checkpoint = open_checkpoint(path)
     if adapter is None:
         return checkpoint
-    from edgepack.export.lora.adapter import AdaptedTensors, read_adapter
+    from edgepack.export.lora.merging import merge_adapter
 
-    return replace(checkpoint, tensors=AdaptedTensors(checkpoint.tensors, read_adapter(adapter, checkpoint.tensors)))
+    return merge_adapter(checkpoint, adapter)

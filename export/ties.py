@@ -51,16 +51,9 @@ def settle_ties(checkpoint: Checkpoint) -> Checkpoint:
     Reads embedding and head where both are there and tied by the configuration. A family that is not known is left
     as it is: it is refused later.
     """
-    config = ModelConfig(checkpoint.config)
-    classes = checkpoint.config.get("architectures")
-    family = families().get(str(classes[0])) if isinstance(classes, list) and classes else None
-    if family is None:
-        return checkpoint
     checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *_contradiction(checkpoint.config)))
-    if not completed(config, family).tied:
-        return checkpoint
-    names = _both_names(family, checkpoint.tensors)
-    if names is None:
+    names = embedding_and_head(checkpoint)
+    if names is None or not is_tied(checkpoint):
         return checkpoint
     embedding, head = names
     has = tuple(name in checkpoint.tensors.specs for name in names)
@@ -81,6 +74,23 @@ def _contradiction(config: Mapping[str, Any]) -> tuple[str, ...]:
     if whole is None or own is None or own == whole:
         return ()
     return (f"ties: {_TIE} is {whole!r}, as the whole model says, not {own!r} as text_config does",)
+
+
+def is_tied(checkpoint: Checkpoint) -> bool:
+    """Whether the configuration of a known family makes the head the embedding."""
+    family = _family(checkpoint)
+    return family is not None and completed(ModelConfig(checkpoint.config), family).tied
+
+
+def embedding_and_head(checkpoint: Checkpoint) -> tuple[str, str] | None:
+    """The names of both as this checkpoint has them, None for a family that is not known or has no head."""
+    family = _family(checkpoint)
+    return None if family is None else _both_names(family, checkpoint.tensors)
+
+
+def _family(checkpoint: Checkpoint) -> Family | None:
+    classes = checkpoint.config.get("architectures")
+    return families().get(str(classes[0])) if isinstance(classes, list) and classes else None
 
 
 def untied(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,8 @@ class Checkpoint:
         tensors: the weights.
         generation_config: parsed `generation_config.json`, empty when there is none.
         notes: where its files say different things: which one was taken, a line each.
+        tokenizer: the folder of its tokenizer, where that is another.
+        template: the folder of its chat template, where that is another.
     """
 
     path: Path
@@ -83,6 +85,8 @@ class Checkpoint:
     tensors: TensorSource
     generation_config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    tokenizer: Path | None = None
+    template: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,11 @@ def write_separate_adapter(adapter: Path, model: Path, mapped: MappedModel, path
     from edgepack.export.checkpoint import open_checkpoint
     from edgepack.export.lora.adapter import read_adapter
     from edgepack.export.lora.gguf import adapter_factors, write_adapter
+    from edgepack.export.lora.merging import adaptable
 
     if model.is_file():
         raise UsageError(f"--adapter: expected a Hugging Face folder, got '{model}'")
-    update = read_adapter(adapter, open_checkpoint(model).tensors)
+    update = read_adapter(adapter, adaptable(open_checkpoint(model)).tensors)
     beside = path.with_name(f"{path.stem}-lora.gguf")
     if dry_run:
         adapter_factors(update, mapped)
