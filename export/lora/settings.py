@@ -1,4 +1,4 @@
-"""What `adapter_config.json` of a PEFT LoRA says: every setting that changes the function is honoured or refused by name.
+"""What `adapter_config.json` of a LoRA says: every setting that changes the function is honoured or refused by name.
 
 Settings: `LoraConfig` and `PeftConfig` of peft 0.21. Reading the tensors is left to `export.lora.adapter`.
 """
