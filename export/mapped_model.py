@@ -105,6 +105,8 @@ def open_model(
     if path.is_file():
         from edgepack.export.gguf_source import map_gguf
 
+        if pre is not None:
+            raise UsageError(f"--pre: a GGUF has its tokenizer, got '{path}'")
         if adapter is not None:
             raise UsageError(f"--adapter: expected a Hugging Face folder to merge into, got '{path}'")
         return map_gguf(path, allow_requantize=allow_requantize)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgepack.errors import TokenizerError
+from edgepack.errors import TokenizerError, UsageError
 from edgepack.export.tokenizer.bpe import is_byte_level, read_byte_level_bpe
 from edgepack.export.tokenizer.chat_templates import chat_template_metadata
 from edgepack.export.tokenizer.escaped_bpe import read_escaped_bpe
 from edgepack.export.tokenizer.files import TokenizerFiles, kind_of, member, read_files
+from edgepack.export.tokenizer.pre_names import check_pre
 from edgepack.export.tokenizer.sentencepiece import FILE_NAMES, read_sentencepiece_vocabulary
 from edgepack.export.tokenizer.special_tokens import special_token_metadata
 from edgepack.export.tokenizer.unigram import read_unigram_json
@@ -43,7 +44,11 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], *, pre: str | None 
 
 def _read_tokens(files: TokenizerFiles, pre: str | None) -> dict[str, Value]:
     kind = kind_of(member(files.tokenizer, "model", dict, "tokenizer.json"))
-    byte_level = kind == "BPE" and (pre is not None or is_byte_level(files.tokenizer))
+    byte_level = kind == "BPE" and is_byte_level(files.tokenizer)
+    if pre is not None:
+        check_pre(pre)
+        if not byte_level:
+            raise UsageError(f"--pre '{pre}': only byte-level BPE has a pre-tokenizer by name, this is another kind")
     model_file = next((files.folder / name for name in FILE_NAMES if (files.folder / name).is_file()), None)
     if model_file is not None and not byte_level:
         return read_sentencepiece_vocabulary(files, model_file)

@@ -15,7 +15,7 @@ from edgepack.errors import UsageError
 from edgepack.export.gguf_file import write_shards
 from edgepack.export.mapped_model import MappedModel, open_model
 from edgepack.export.naming import file_name
-from edgepack.export.plan import ExportPlan, PlanOptions, plan_export, split_plan
+from edgepack.export.plan import ExportPlan, PlanOptions, collectable_importance, plan_export, split_plan
 from edgepack.progress import Progress, silent
 from edgepack.quant.types.choice import Overrides
 from edgepack.quant.types.targets import Target, find_target
@@ -147,6 +147,8 @@ def _with_importance(
         matrix = read_importance(request.imatrix)
     elif request.calibration is not None:
         beside = request.output or Path(file_name(mapped.metadata, "imatrix"))
+        if request.target is not None:  # what the plan refuses, it refuses before the text is run
+            _plan(request, mapped, PlanOptions(request.overrides, collectable_importance(mapped)))
         run = ImportanceRun(request.model, request.calibration, beside, pre=request.pre, adapter=request.adapter)
         matrix = run.collect(resume=True, progress=progress)
     else:
