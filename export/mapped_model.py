@@ -15,7 +15,7 @@ from edgepack.export.config import ModelConfig
 from edgepack.export.naming import Size, general_metadata
 from edgepack.export.notes import limits
 from edgepack.export.rules.mapping import completed, find_family, map_tensors
-from edgepack.export.tokenizer.vocabulary import read_vocabulary
+from edgepack.export.tokenizer.vocabulary import open_vocabulary
 from edgepack.gguf.types import Value, string
 from edgepack.quant.types.mixtures import ModelFacts
 
@@ -74,10 +74,17 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
     size = _size(tensors, config.n_experts)
     metadata = general_metadata(checkpoint.path, family.name, size)
     metadata = {"general.architecture": string(family.name)} | metadata | family.metadata(config)
-    metadata |= read_vocabulary(checkpoint.tokenizer or checkpoint.path, config.values, pre=pre)
+    vocabulary = open_vocabulary(
+        checkpoint.tokenizer or checkpoint.path,
+        config.values,
+        pre=pre,
+        model=checkpoint.path,
+        templates=checkpoint.template,
+    )
+    metadata |= vocabulary.metadata
     facts = ModelFacts(family.name, family.blocks(config), config.n_heads, config.n_kv_heads, config.n_experts)
     sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))
-    notes = (*checkpoint.notes, *limits(family, config, metadata, checkpoint.tensors))
+    notes = (*checkpoint.notes, *vocabulary.notes, *limits(family, config, metadata, checkpoint.tensors))
     return MappedModel(str(checkpoint.path), metadata, tensors, facts, sources, notes)
 
 

@@ -45,7 +45,7 @@ def find_family(config: ModelConfig) -> Family:
     known = families()
     if config.architecture not in known:
         raise UnsupportedModelError(
-            f"unknown architecture '{config.architecture}'; a GGUF of it, as llama.cpp's convert_hf_to_gguf.py makes one,"
+            f"unknown architecture '{config.architecture}'; a GGUF of it, as llama.cpp's convert_hf_to_gguf.py makes,"
             f" can be exported like a folder; known as folders: {', '.join(sorted(known))}"
         )
     return known[config.architecture]
