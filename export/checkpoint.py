@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgepack.errors import CheckpointError
 from edgepack.export.formats.quantized_checkpoint import dequantized
 from edgepack.export.json_file import read_json
+from edgepack.export.sentence_modules import transformer_folder
 from edgepack.export.ties import settle_ties
 from edgepack.export.weight_files import ShardedTensors, open_weights, refuse_other_folder
 from edgepack.file_kinds import describe_file
@@ -33,6 +34,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         what = describe_file(path)
         got = f"a file, {what}" if what else "a file" if path.exists() else "nothing there"
         raise CheckpointError(f"model '{path}': expected a folder with config.json and safetensors, got {got}")
+    if not (path / "config.json").is_file():
+        path = transformer_folder(path) or path
     refuse_other_folder(path)
     config, notes = _with_quantization(read_json(path / "config.json"), path)
     generation = path / "generation_config.json"

@@ -18,14 +18,28 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: absent, unreadable, not JSON or not an object.
     """
-    try:
-        raw = path.read_bytes()
-        value = json.loads(raw)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: file not found") from None
-    except (OSError, ValueError, RecursionError) as error:
-        got = describe(raw) if isinstance(error, ValueError) and is_pointer(raw) else error
-        raise CheckpointError(f"{path}: expected JSON: {got}") from error
+    value = _read(path)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """A JSON list from a file; raises as `read_json`."""
+    value = _read(path)
+    if not isinstance(value, list):
+        raise CheckpointError(f"{path}: expected a JSON list, got {type(value).__name__}")
+    return value
+
+
+def _read(path: Path) -> Any:
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: file not found") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: expected JSON: {error}") from error
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: expected JSON: {describe(raw) if is_pointer(raw) else error}") from error

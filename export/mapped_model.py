@@ -15,6 +15,7 @@ from edgepack.export.config import ModelConfig
 from edgepack.export.naming import Size, general_metadata
 from edgepack.export.notes import limits
 from edgepack.export.rules.mapping import completed, find_family, map_tensors
+from edgepack.export.rules.pooling import dense_tensors, pooling_metadata, pooling_notes, with_lowercasing
 from edgepack.export.tokenizer.vocabulary import open_vocabulary
 from edgepack.gguf.types import Value, string
 from edgepack.quant.types.mixtures import ModelFacts
@@ -70,10 +71,11 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
     published = ModelConfig(checkpoint.config, folder=checkpoint.path)
     family = find_family(published)
     config = completed(published, family)
-    tensors = map_tensors(family, config, checkpoint.tensors)
+    tensors = map_tensors(family, config, checkpoint.tensors) | dense_tensors(config, family.name)
     size = _size(tensors, config.n_experts)
     metadata = general_metadata(checkpoint.path, family.name, size)
-    metadata = {"general.architecture": string(family.name)} | metadata | family.metadata(config)
+    metadata = {"general.architecture": string(family.name)} | metadata
+    metadata |= pooling_metadata(config, family.name) | family.metadata(config)  # a head's own pooling decides
     vocabulary = open_vocabulary(
         checkpoint.tokenizer or checkpoint.path,
         config.values,
@@ -81,10 +83,11 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
         model=checkpoint.path,
         templates=checkpoint.template,
     )
-    metadata |= vocabulary.metadata
+    metadata |= with_lowercasing(vocabulary.metadata, config)
     facts = ModelFacts(family.name, family.blocks(config), config.n_heads, config.n_kv_heads, config.n_experts)
     sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))
-    notes = (*checkpoint.notes, *vocabulary.notes, *limits(family, config, metadata, checkpoint.tensors))
+    notes = (*checkpoint.notes, *vocabulary.notes, *pooling_notes(config))
+    notes += limits(family, config, metadata, checkpoint.tensors)
     return MappedModel(str(checkpoint.path), metadata, tensors, facts, sources, notes)
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.errors import CheckpointError, UnsupportedModelError
 from edgepack.export.config import ModelConfig
-from edgepack.export.rules.mapping import completed, families
+from edgepack.export.rules.mapping import completed, find_family
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,8 +90,10 @@ def embedding_and_head(checkpoint: Checkpoint) -> tuple[str, str] | None:
 
 
 def _family(checkpoint: Checkpoint) -> Family | None:
-    classes = checkpoint.config.get("architectures")
-    return families().get(str(classes[0])) if isinstance(classes, list) and classes else None
+    try:
+        return find_family(ModelConfig(checkpoint.config, folder=checkpoint.path))
+    except (CheckpointError, UnsupportedModelError):  # refused later, by what it is
+        return None
 
 
 def untied(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def _origin(
     """The first origin that the checkpoint has, with its names there; the rule's own where it has none."""
     for origin in rule.origins:
         names = _source_names(origin.sources, layer, config)
-        for ours, theirs in (("", ""), *family.renames):
+        for ours, theirs in (("", ""), *family.renames, ("model.", "")):
             if names[0].startswith(ours) and theirs + names[0].removeprefix(ours) in source.specs:
                 return origin, [theirs + name.removeprefix(ours) for name in names]
     return rule.origins[0], _source_names(rule.sources, layer, config)
