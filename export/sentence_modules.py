@@ -139,7 +139,7 @@ def _leads_out(name: str) -> bool:
 
 
 def _read_pooling(folder: Path) -> tuple[tuple[str, ...], bool]:
-    """The modes in either spelling, a flag each (to version 5) or `pooling_mode` (from 6); the mean where none is on."""
+    """The modes, a flag each (to version 5) or `pooling_mode` (from 6), the mean where none is on."""
     settings = read_json(folder / "config.json")
     mode = settings.get("pooling_mode")
     if mode is None:
