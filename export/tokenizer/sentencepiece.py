@@ -15,6 +15,7 @@ from edgepack.errors import TokenizerError
 from edgepack.export.tokenizer.bpe import merge_added
 from edgepack.export.tokenizer.classes import BACKEND, CLASSES
 from edgepack.export.tokenizer.escaped_bpe import BYTE_VALUES, count_bytes
+from edgepack.export.tokenizer.files import kind_of
 from edgepack.export.tokenizer.sentencepiece_model import UNIGRAM, SentencePieceModel, read_sentencepiece
 from edgepack.export.tokenizer.tokens import (
     ADDED_SCORE,
@@ -107,12 +108,17 @@ def read_json_beside_model(files: TokenizerFiles, path: Path, reader: Reader | N
 
 
 def whitespace_notes(files: TokenizerFiles) -> tuple[str, ...]:
-    """A line where a space is put before the text alone, and llama.cpp puts one behind special tokens too."""
+    """A line where llama.cpp puts a space before text that the original leaves as it is (Metaspace's schemes)."""
     step = files.tokenizer.get("pre_tokenizer")
-    first = isinstance(step, dict) and step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first"
-    if not first:
+    scheme = step.get("prepend_scheme", "always") if isinstance(step, dict) and kind_of(step) == "Metaspace" else None
+    if scheme not in ("first", "always"):
         return ()
-    return ("tokenizer: llama.cpp puts a space before text behind a special token, the original only at the beginning",)
+    return (_prefix_note(behind_special=scheme == "first"),)
+
+
+def _prefix_note(*, behind_special: bool) -> str:
+    where = "begins with one or stands behind a special token" if behind_special else "begins with one"
+    return f"tokenizer: llama.cpp puts a space before text that {where}, the original does not"
 
 
 def _same_pieces(files: TokenizerFiles, path: Path) -> bool:
@@ -164,7 +170,8 @@ def _spaces(files: TokenizerFiles, model: SentencePieceModel, path: Path) -> tup
         f"tokenizer: {path.name} and transformers' {name} differ in whether it {what}: {name} decides"
         for what in differences
     )
-    return chosen, tuple(notes)
+    own = (_prefix_note(behind_special=files.settings.get("legacy") is not True),) if chosen.prefix else ()
+    return chosen, (*notes, *own)
 
 
 def _check_options(model: SentencePieceModel, spaces: _Spaces, path: Path) -> None:
