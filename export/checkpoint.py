@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import CheckpointError
+from edgepack.export.formats.packed import DequantizedTensors
 from edgepack.export.formats.quantized_checkpoint import dequantized
 from edgepack.export.json_file import read_json
 from edgepack.export.sentence_modules import transformer_folder
@@ -41,6 +42,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     generation = path / "generation_config.json"
     weights = open_weights(path, config)
     tensors = dequantized(weights.tensors, config)
+    if isinstance(tensors, DequantizedTensors) and not tensors.packed:
+        method = config["quantization_config"].get("quant_method")
+        notes += (f"quantisation: config.json says {method!r}, but no tensor is packed: they are taken as they are",)
     generation_config = read_json(generation) if generation.is_file() else {}
     checkpoint = settle_ties(Checkpoint(path, config, tensors, generation_config, weights.notes + notes))
     return _with_own_adapter(checkpoint)

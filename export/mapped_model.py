@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from edgepack.errors import UsageError
+from edgepack.errors import CheckpointError, UsageError
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.config import ModelConfig
 from edgepack.export.naming import Size, general_metadata
 from edgepack.export.notes import limits
+from edgepack.export.rows import SourceRows
 from edgepack.export.rules.mapping import completed, find_family, map_tensors
 from edgepack.export.rules.pooling import dense_tensors, pooling_metadata, pooling_notes, with_lowercasing
 from edgepack.export.tokenizer.vocabulary import open_vocabulary
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from edgepack.export.rows import Rows
     from edgepack.model import Checkpoint
 
+_INTEGERS = frozenset({"i64", "i32", "i16", "i8", "u64", "u32", "u16", "u8", "bool"})
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
@@ -72,6 +74,7 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
     family = find_family(published)
     config = completed(published, family)
     tensors = map_tensors(family, config, checkpoint.tensors) | dense_tensors(config, family.name)
+    _refuse_integers(tensors)
     size = _size(tensors, config.n_experts)
     metadata = general_metadata(checkpoint.path, family.name, size)
     metadata = {"general.architecture": string(family.name)} | metadata
@@ -89,6 +92,16 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
     notes = (*checkpoint.notes, *vocabulary.notes, *pooling_notes(config))
     notes += limits(family, config, metadata, checkpoint.tensors)
     return MappedModel(str(checkpoint.path), metadata, tensors, facts, sources, notes)
+
+
+def _refuse_integers(tensors: Mapping[str, Rows]) -> None:
+    """Raise CheckpointError for a weight of whole numbers: without a quantisation in config.json it means nothing."""
+    for rows in tensors.values():
+        if isinstance(rows, SourceRows) and rows.dtype in _INTEGERS:
+            raise CheckpointError(
+                f"tensor '{rows.name}': expected floats, got {rows.dtype}: config.json has no quantization_config that"
+                " says what they mean"
+            )
 
 
 def _size(tensors: Mapping[str, Rows], n_experts: int) -> Size:
