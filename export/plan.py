@@ -196,7 +196,7 @@ def _is_prediction(name: str, model: MappedModel) -> bool:
     if block is None or any(value is None or type(value.value) is not int for value in found):
         return False
     blocks, extra = (value.value for value in found if value is not None)
-    return int(block[1]) >= blocks - extra
+    return bool(int(block[1]) >= blocks - extra)
 
 
 def _remedy(name: str, model: MappedModel, *, given: bool) -> str:

@@ -153,12 +153,17 @@ def _read_pooling(folder: Path) -> tuple[tuple[str, ...], bool]:
 
 def _read_dense(folder: Path) -> Dense:
     settings = read_json(folder / "config.json")
-    sizes = [settings.get(key) for key in ("in_features", "out_features")]
-    if any(type(size) is not int or size < 1 for size in sizes):
-        raise CheckpointError(f"{folder.name}/config.json: expected in_features and out_features, got {sizes}")
+    inner, outer = (_size(settings, key, folder) for key in ("in_features", "out_features"))
     activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
     name = "Identity" if activation is None else str(activation).rpartition(".")[2]
-    return Dense(folder, *sizes, settings.get("bias") is not False, name, settings.get("use_residual") is True)
+    return Dense(folder, inner, outer, settings.get("bias") is not False, name, settings.get("use_residual") is True)
+
+
+def _size(settings: Mapping[str, Any], key: str, folder: Path) -> int:
+    value = settings.get(key)
+    if type(value) is not int or value < 1:
+        raise CheckpointError(f"{folder.name}/config.json: expected {key} to be a positive number, got {value!r}")
+    return value
 
 
 def _read_prompts(root: Path) -> tuple[dict[str, str], str | None]:

@@ -133,7 +133,7 @@ def _is_byte_level(tokenizer: Json) -> bool:
 
 def _differ(one: Any, other: Any) -> bool:
     """Whether two steps differ in more than what changes no id (offsets)."""
-    return _plain(one) != _plain(other)
+    return bool(_plain(one) != _plain(other))
 
 
 def _plain(step: Any) -> Any:
