@@ -39,14 +39,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
         path = transformer_folder(path) or path
     refuse_other_folder(path)
     config, notes = _with_quantization(read_json(path / "config.json"), path)
-    generation = path / "generation_config.json"
     weights = open_weights(path, config)
     tensors = dequantized(weights.tensors, config)
     if isinstance(tensors, DequantizedTensors) and not tensors.packed:
         method = config["quantization_config"].get("quant_method")
         notes += (f"quantisation: config.json says {method!r}, but no tensor is packed: they are taken as they are",)
-    generation_config = read_json(generation) if generation.is_file() else {}
-    checkpoint = settle_ties(Checkpoint(path, config, tensors, generation_config, weights.notes + notes))
+    checkpoint = settle_ties(Checkpoint(path, config, tensors, weights.notes + notes))
     return _with_own_adapter(checkpoint)
 
 

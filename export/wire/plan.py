@@ -88,7 +88,7 @@ class WireModel:
         self._drifted: dict[str, Drifted] = {}  # of the layer in hand
         self.model = map_checkpoint(checkpoint, pre=pre)
         self.curvatures, self.settings = curvatures, settings
-        self._origins = Origins(checkpoint)
+        self._origins = Origins(checkpoint, pre=pre)
         self._head = int(checkpoint.config.get("head_dim") or 0) or (
             int(checkpoint.config.get("hidden_size", 0)) // max(1, self.model.facts.n_heads)
         )

@@ -5,7 +5,7 @@ Values and protocols only. How files hold tensors is left to `export`; what is d
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -74,7 +74,6 @@ class Checkpoint:
         path: the folder (or file) it came from.
         config: parsed `config.json`.
         tensors: the weights.
-        generation_config: parsed `generation_config.json`, empty when there is none.
         notes: where its files say different things: which one was taken, a line each.
         tokenizer: the folder of its tokenizer, where that is another.
         template: the folder of its chat template, where that is another.
@@ -83,7 +82,6 @@ class Checkpoint:
     path: Path
     config: Mapping[str, Any]
     tensors: TensorSource
-    generation_config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     tokenizer: Path | None = None
     template: Path | None = None
