@@ -91,7 +91,9 @@ def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> di
         if missing and rule.optional:
             continue
         if missing:
-            raise CheckpointError(f"checkpoint lacks tensor '{missing[0]}', which {family.name} needs")
+            hint = "; if the head is the embedding, config.json must say tie_word_embeddings: true"
+            more = hint if rule.sources == family.tied_head else ""
+            raise CheckpointError(f"checkpoint lacks tensor '{missing[0]}', which {family.name} needs{more}")
         parts: list[Rows] = [SourceRows(source, name) for name in names]
         if origin.transform is not None:
             parts = [origin.transform(part, config) for part in parts]

@@ -115,6 +115,8 @@ def as_loaded(name: str | None, settings: Json, tokenizer: Json) -> tuple[Json, 
             f" {chosen.model} of it: expected a class that fits, or PreTrainedTokenizerFast"
         )
     loaded = {**tokenizer, **chosen.steps(settings, tokenizer)}
+    if _splits_digits_more(tokenizer.get("pre_tokenizer"), loaded["pre_tokenizer"]) and _digits_are_alone(model):
+        loaded["pre_tokenizer"] = tokenizer["pre_tokenizer"]  # the ids are the same, and llama.cpp has a name for it
     changed = [key for key in ("normalizer", "pre_tokenizer") if _differ(loaded.get(key), tokenizer.get(key))]
     if not changed:
         return loaded, ()
@@ -129,6 +131,20 @@ def default_names(name: str | None) -> Json:
 
 def _is_byte_level(tokenizer: Json) -> bool:
     return any("'ByteLevel'" in str(tokenizer.get(key)) for key in ("pre_tokenizer", "decoder"))
+
+
+def _splits_digits_more(stored: Any, own: Any) -> bool:
+    """Whether tokenizer.json cuts digits apart before the one step that the class has (SmolLM, StarCoder 2)."""
+    steps = stored.get("pretokenizers") if isinstance(stored, dict) else None
+    digits = {"type": "Digits", "individual_digits": True}
+    return isinstance(steps, list) and len(steps) == 2 and steps[0] == digits and not _differ(steps[1], own)
+
+
+def _digits_are_alone(model: Json) -> bool:
+    """Whether no token holds a digit beside another character: cutting digits apart then changes nothing."""
+    vocab = model.get("vocab")
+    texts = vocab if isinstance(vocab, dict) else {}
+    return not any(len(text) > 1 and any(character in "0123456789" for character in text) for text in texts)
 
 
 def _differ(one: Any, other: Any) -> bool:

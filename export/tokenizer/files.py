@@ -80,6 +80,9 @@ def read_files(folder: Path, config: Mapping[str, Any], *, model: Path | None = 
     # a token without a row in the embedding can never be used; llama.cpp's converter leaves it out too
     size = config.get("vocab_size")
     usable = {i: token for i, token in added.items() if type(size) is not int or i < size}
+    if len(usable) < len(added):
+        left = added[max(added.keys() - usable.keys())]
+        notes += (f"tokenizer: {len(added) - len(usable)} added tokens beyond vocab_size {size}: left out, {left.text!r}",)
     return TokenizerFiles(folder, tokenizer, settings, usable, config, generation, name, model, (*notes, *changes))
 
 
