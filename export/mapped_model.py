@@ -1,24 +1,26 @@
-"""A model as a GGUF will hold it, before types are chosen: metadata, tensors by their GGUF names, key facts.
+"""Opens a source as a `MappedModel`: a Hugging Face checkpoint under GGUF names, or a GGUF as it is.
 
-Every kind of source becomes one of these; `export.plan` takes it from here.
+What a mapped model is stands in `mapped`; `export.plan` takes it from here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckpointError, UsageError
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.config import ModelConfig
+from edgepack.export.mapped import MappedModel
 from edgepack.export.naming import Size, general_metadata
 from edgepack.export.notes import limits
 from edgepack.export.rows import SourceRows
 from edgepack.export.rules.mapping import completed, find_family, map_tensors
 from edgepack.export.rules.pooling import dense_tensors, pooling_metadata, pooling_notes, with_lowercasing
 from edgepack.export.tokenizer.vocabulary import open_vocabulary
-from edgepack.gguf.types import Value, string
+from edgepack.gguf import keys
+from edgepack.gguf.types import string
 from edgepack.quant.types.mixtures import ModelFacts
 
 if TYPE_CHECKING:
@@ -30,27 +32,6 @@ if TYPE_CHECKING:
 
 _INTEGERS = frozenset({"i64", "i32", "i16", "i8", "u64", "u32", "u16", "u8", "bool"})
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
-
-
-@dataclass(frozen=True)
-class MappedModel:
-    """What is exported.
-
-    Attributes:
-        label: names the source in messages.
-        metadata: every key but `general.file_type` and `general.quantization_version`.
-        tensors: GGUF name → rows.
-        facts: what the choice of types asks.
-        sources: the files that weights come from.
-        notes: limits that the user should know of, a line each.
-    """
-
-    label: str
-    metadata: Mapping[str, Value]
-    tensors: Mapping[str, Rows]
-    facts: ModelFacts
-    sources: tuple[Path, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedModel:
@@ -72,7 +53,7 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
     _refuse_integers(tensors)
     size = _size(tensors, config.n_experts)
     metadata = general_metadata(checkpoint.path, family.name, size)
-    metadata = {"general.architecture": string(family.name)} | metadata
+    metadata = {keys.ARCHITECTURE: string(family.name)} | metadata
     metadata |= pooling_metadata(config, family.name) | family.metadata(config)  # a head's own pooling decides
     vocabulary = open_vocabulary(
         checkpoint.tokenizer or checkpoint.path,

@@ -13,6 +13,7 @@ from edgepack.errors import CheckpointError, UnsupportedModelError
 from edgepack.export.formats.safetensors_file import SafetensorsFile
 from edgepack.export.rows import SourceRows
 from edgepack.export.sentence_modules import Dense, SentenceModules, read_modules
+from edgepack.gguf import keys
 from edgepack.gguf.types import Value, boolean, string, u32
 
 if TYPE_CHECKING:
@@ -23,14 +24,7 @@ if TYPE_CHECKING:
 
 _POOLING = {"mean": 1, "cls": 2, "lasttoken": 3}  # enum llama_pooling_type
 _WITH_DENSE = "gemma-embedding"  # the architecture whose loader reads dense_2 and dense_3
-_LOWERCASE_KEY = "tokenizer.ggml.normalizer.lowercase"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-NORMALIZE_KEY = "edgepack.embedding.normalize"
-"""Whether embeddings are scaled to length 1, as the model's Normalize module does."""
-DEFAULT_PROMPT_KEY = "edgepack.embedding.default_prompt"
-"""The name of the prompt that is taken when none is named."""
-PROMPT_KEY = "edgepack.embedding.prompt."
-"""Begins the key of every named prompt."""
 
 
 def pooling_metadata(config: ModelConfig, name: str) -> dict[str, Value]:
@@ -42,19 +36,19 @@ def pooling_metadata(config: ModelConfig, name: str) -> dict[str, Value]:
     modules = sentence_modules(config)
     if modules is None:
         return {}
-    keys: dict[str, Value] = {}
+    found: dict[str, Value] = {}
     pooling = _pooling_of(modules)
     if pooling is not None:
-        keys[f"{name}.pooling_type"] = u32(pooling)
+        found[f"{name}.pooling_type"] = u32(pooling)
     for number, dense in _dense_of(modules, config, name).items():
-        keys[f"{name}.dense_{number}_feat_in"] = u32(dense.inner)
-        keys[f"{name}.dense_{number}_feat_out"] = u32(dense.outer)
+        found[f"{name}.dense_{number}_feat_in"] = u32(dense.inner)
+        found[f"{name}.dense_{number}_feat_out"] = u32(dense.outer)
     if modules.normalizes:
-        keys[NORMALIZE_KEY] = boolean(True)
-    keys |= {f"{PROMPT_KEY}{prompt}": string(text) for prompt, text in sorted(modules.prompts.items())}
+        found[keys.EMBEDDING_NORMALIZE] = boolean(True)
+    found |= {f"{keys.EMBEDDING_PROMPT}{prompt}": string(text) for prompt, text in sorted(modules.prompts.items())}
     if modules.default_prompt in modules.prompts and modules.default_prompt is not None:
-        keys[DEFAULT_PROMPT_KEY] = string(modules.default_prompt)
-    return keys
+        found[keys.EMBEDDING_DEFAULT_PROMPT] = string(modules.default_prompt)
+    return found
 
 
 def pooling_type(config: ModelConfig) -> int | None:
@@ -106,9 +100,9 @@ def with_lowercasing(tokenizer: Mapping[str, Value], config: ModelConfig) -> dic
     modules = sentence_modules(config)
     if modules is None or not modules.lowercases:
         return dict(tokenizer)
-    if _LOWERCASE_KEY not in tokenizer:
+    if keys.NORMALIZER_LOWERCASE not in tokenizer:
         raise UnsupportedModelError("sentence_bert_config.json: do_lower_case: llama.cpp lower-cases for BERT's alone")
-    return {**tokenizer, _LOWERCASE_KEY: boolean(True)}
+    return {**tokenizer, keys.NORMALIZER_LOWERCASE: boolean(True)}
 
 
 def sentence_modules(config: ModelConfig) -> SentenceModules | None:

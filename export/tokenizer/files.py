@@ -82,7 +82,9 @@ def read_files(folder: Path, config: Mapping[str, Any], *, model: Path | None = 
     usable = {i: token for i, token in added.items() if type(size) is not int or i < size}
     if len(usable) < len(added):
         left = added[max(added.keys() - usable.keys())]
-        notes += (f"tokenizer: {len(added) - len(usable)} added tokens beyond vocab_size {size}: left out, {left.text!r}",)
+        notes += (
+            f"tokenizer: {len(added) - len(usable)} added tokens beyond vocab_size {size}: left out, {left.text!r}",
+        )
     return TokenizerFiles(folder, tokenizer, settings, usable, config, generation, name, model, (*notes, *changes))
 
 

@@ -16,7 +16,7 @@ from edgepack.export.lora.merging import adaptable
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
     from edgepack.pipeline.outline import Made, Outline
 
 Step_contra = TypeVar("Step_contra", contravariant=True)
