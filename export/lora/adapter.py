@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _WEIGHTS = "adapter_model.safetensors"
 _TORCH_WEIGHTS = "adapter_model.bin"
+_CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")
 _WITH_A_ROW_A_TOKEN = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
 
 
@@ -128,12 +129,14 @@ class AdaptedTensors:
         return rows
 
 
-def read_adapter(folder: Path, model: TensorSource) -> Adapter:
+def read_adapter(folder: Path, model: TensorSource, *, conv1d: bool | None = None) -> Adapter:
     """Read a PEFT LoRA and find the model's tensors that it changes.
 
     Args:
         folder: with adapter_config.json and adapter_model.safetensors.
         model: the tensors of the model that it was trained on.
+        conv1d: whether its layers are GPT-2's, which store weights as [in, out]; None to believe `fan_in_fan_out`, of
+            which peft takes no notice where the layers say otherwise.
 
     Raises:
         AdapterError: not a LoRA, of a kind that cannot be merged, or made for another model.
@@ -141,7 +144,7 @@ def read_adapter(folder: Path, model: TensorSource) -> Adapter:
     """
     settings = read_settings(folder)
     tensors = _open_weights(folder)
-    reader = _Reader(settings, tensors, model, read_keys(tensors.specs))
+    reader = _Reader(settings, tensors, model, read_keys(tensors.specs), conv1d)
     replaced = reader.read_whole()
     low_rank = reader.read_pairs({name: array.shape for name, array in replaced.items()})
     rows = reader.read_tokens({name: array.shape for name, array in replaced.items()})
@@ -175,6 +178,13 @@ class _Reader:
     tensors: RawTensors
     model: TensorSource
     keys: list[AdapterKey]
+    conv1d: bool | None
+
+    def is_transposed(self, module: str) -> bool:
+        """Whether the module's weight is stored as [in, out]."""
+        if self.conv1d is None:
+            return self.settings.transposed
+        return self.conv1d and module.rpartition(".")[2] in _CONV1D
 
     def target(self, name: str) -> TensorSpec:
         """The model's tensor that `name` means."""
@@ -225,7 +235,7 @@ class _Reader:
             shapes = f"{list(first.shape)} and {list(second.shape)}"
             raise self.settings.error(f"module '{module}': expected [rank, in] and [out, rank], got {shapes}")
         spec = self.target(f"{module}.weight")
-        transposed = embedding or self.settings.transposed
+        transposed = embedding or self.is_transposed(module)
         down, up = (first.T, second.T) if transposed else (second, first)
         shape = (down.shape[0], up.shape[1])
         if shape != replaced.get(spec.name, spec.shape):

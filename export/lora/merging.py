@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt")
 _TEMPLATE = "chat_template.jinja"
+_CONV1D_TYPE = "gpt2"
 
 
 def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
@@ -33,7 +34,7 @@ def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         CheckpointError: a file that is missing, truncated or hostile.
     """
     model = adaptable(checkpoint)
-    adapter = read_adapter(folder, model.tensors)
+    adapter = read_adapter(folder, model.tensors, conv1d=model.conv1d)
     adapter, config, notes = _with_ties(adapter, model, checkpoint.config)
     base = model.tensors if config is not checkpoint.config else checkpoint.tensors
     config, resized = _with_vocabulary(adapter, model, config)
@@ -57,25 +58,27 @@ class Adaptable:
         embedding: its name, None where the family is not known or has no head.
         head: likewise.
         tied: whether both are one matrix.
+        conv1d: whether its layers store weights as [in, out].
     """
 
     tensors: TensorSource
     embedding: str | None = None
     head: str | None = None
     tied: bool = False
+    conv1d: bool = False
 
 
 def adaptable(checkpoint: Checkpoint) -> Adaptable:
     """What an adapter may change: a tied head has a name too."""
-    names = embedding_and_head(checkpoint)
+    names, conv1d = embedding_and_head(checkpoint), checkpoint.config.get("model_type") == _CONV1D_TYPE
     if names is None:
-        return Adaptable(checkpoint.tensors)
+        return Adaptable(checkpoint.tensors, conv1d=conv1d)
     embedding, head = names
     tied = is_tied(checkpoint)
     tensors = checkpoint.tensors
     if tied and head not in tensors.specs and embedding in tensors.specs:
         tensors = AliasedTensors(tensors, {head: embedding})
-    return Adaptable(tensors, embedding, head, tied)
+    return Adaptable(tensors, embedding, head, tied, conv1d)
 
 
 def _with_ties(

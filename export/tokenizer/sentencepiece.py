@@ -16,6 +16,7 @@ from edgepack.export.tokenizer.bpe import merge_added
 from edgepack.export.tokenizer.classes import BACKEND, CLASSES
 from edgepack.export.tokenizer.escaped_bpe import BYTE_VALUES, count_bytes
 from edgepack.export.tokenizer.files import kind_of
+from edgepack.export.tokenizer.pretokenizer import flatten
 from edgepack.export.tokenizer.sentencepiece_model import UNIGRAM, SentencePieceModel, read_sentencepiece
 from edgepack.export.tokenizer.tokens import (
     ADDED_SCORE,
@@ -110,6 +111,10 @@ def read_json_beside_model(files: TokenizerFiles, path: Path, reader: Reader | N
 def whitespace_notes(files: TokenizerFiles) -> tuple[str, ...]:
     """A line where llama.cpp puts a space before text that the original leaves as it is (Metaspace's schemes)."""
     step = files.tokenizer.get("pre_tokenizer")
+    kinds = {kind_of(each) for each in flatten(step, "pretokenizers")}
+    compiled = any(kind_of(each) == "Precompiled" for each in flatten(files.tokenizer.get("normalizer"), "normalizers"))
+    if "WhitespaceSplit" in kinds and not compiled:
+        return ("tokenizer: the original cuts words at any white space, llama.cpp only at spaces",)
     scheme = step.get("prepend_scheme", "always") if isinstance(step, dict) and kind_of(step) == "Metaspace" else None
     if scheme not in ("first", "always"):
         return ()

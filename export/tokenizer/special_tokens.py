@@ -27,6 +27,7 @@ _KEYS = {
     "eot": "eot_token_id",
     "eom": "eom_token_id",
 }
+_AROUND_WORDPIECE = {"cls_token": "[CLS]", "sep_token": "[SEP]"}
 _END_OF_MESSAGE = "<|eom_id|>"
 # Texts by which llama.cpp knows an end of generation (llama_vocab::impl::load in llama-vocab.cpp of 0.3.36).
 KNOWN_ENDS = frozenset({
@@ -36,29 +37,60 @@ KNOWN_ENDS = frozenset({
 })  # fmt: skip
 
 
-def special_token_metadata(files: TokenizerFiles, tokens: Sequence[str]) -> tuple[dict[str, Value], tuple[str, ...]]:
+def special_token_metadata(
+    files: TokenizerFiles, tokens: Sequence[str], *, wordpiece: bool = False
+) -> tuple[dict[str, Value], tuple[str, ...]]:
     """The `*_token_id` and `add_*_token` keys, and a line for each thing that they cannot say.
 
     Args:
         files: the tokenizer's files.
         tokens: the finished table, id → text.
+        wordpiece: llama.cpp will put its bos and sep around every text, whatever the keys say.
 
     Raises:
-        TokenizerError: a special token's id beyond the vocabulary.
+        TokenizerError: a special token's id beyond the vocabulary; WordPiece without what llama.cpp puts around texts.
     """
-    names = _special_names(files)
+    names = _special_names(files, _AROUND_WORDPIECE if wordpiece else {})
     ids = {role: tokens.index(text) for role, text in names.items() if text in tokens}
     for role in _KEYS:
         configured = _configured_id(files.config, role)
         if role not in ids and configured is not None:
             ids[role] = _within(configured, role, len(tokens))
     ends, notes = end_tokens(files, ids, tokens)
+    notes = (*_other_ids(files, ids), *notes)
     ids |= ends
     metadata = {f"tokenizer.ggml.{_KEYS[role]}": u32(ids[role]) for role in _KEYS if role in ids}
-    for role, added in _added_roles(files, names).items():
+    roles = _added_roles(files, names)
+    for role, added in roles.items():
         if not added or role in ids:
             metadata[f"tokenizer.ggml.add_{role}_token"] = boolean(added)
+    if wordpiece:
+        notes = (*notes, *_wordpiece_notes(ids, roles, tokens))
     return metadata, (*notes, *_surplus(files, names))
+
+
+def _wordpiece_notes(ids: Mapping[str, int], roles: Mapping[str, bool], tokens: Sequence[str]) -> tuple[str, ...]:
+    """A line where llama.cpp puts tokens around a text and the original does not."""
+    missing = [role for role in ("bos", "sep") if role not in ids]
+    if missing:
+        raise TokenizerError(
+            "tokenizer: llama.cpp's WordPiece puts a first and a last token around every text: expected cls_token and"
+            " sep_token, found none in the vocabulary"
+        )
+    if not roles or (roles.get("bos") and roles.get("eos")):
+        return ()
+    first, last = tokens[ids["bos"]], tokens[ids["sep"]]
+    return (f"tokenizer: llama.cpp puts {first} and {last} around every text, the original does not",)
+
+
+def _other_ids(files: TokenizerFiles, ids: Mapping[str, int]) -> tuple[str, ...]:
+    """A line where config.json has another id for what begins or pads a text than the tokenizer."""
+    notes = []
+    for role in ("bos", "pad"):
+        configured = _configured_id(files.config, role)
+        if configured is not None and ids.get(role, configured) != configured:
+            notes.append(f"special tokens: {role} is the tokenizer's {ids[role]}, not config.json's {configured}")
+    return tuple(notes)
 
 
 def token_text(entry: Any) -> str | None:
@@ -68,12 +100,12 @@ def token_text(entry: Any) -> str | None:
     return entry if isinstance(entry, str) else None
 
 
-def _special_names(files: TokenizerFiles) -> dict[str, str]:
+def _special_names(files: TokenizerFiles, usual: Mapping[str, str]) -> dict[str, str]:
     """Role → text. BERT names its first and last token cls and sep alone."""
-    settings = {**default_names(files.class_name), **files.settings}
+    settings = {**usual, **default_names(files.class_name), **files.settings}
     names = {role: token_text(settings.get(f"{role}_token")) for role in _KEYS}
     first, last = _template_ends(files.tokenizer)
-    names["bos"] = names["bos"] or names["cls"] or first
+    names["bos"] = first if first is not None and first == names["cls"] else names["bos"] or names["cls"] or first
     if last is not None and last != names["eos"] and names["eos"] is not None:
         names["eot"], names["eos"] = names["eot"] or names["eos"], last
     names["eos"] = names["eos"] or names["sep"] or last

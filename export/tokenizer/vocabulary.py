@@ -76,7 +76,8 @@ def open_vocabulary(
     if model_file is not None and not files.tokenizer:
         files = with_own_names(files, model_file)
     metadata, notes = _read_tokens(files, pre, model_file)
-    special, more = special_token_metadata(files, metadata["tokenizer.ggml.tokens"].value)
+    wordpiece = metadata["tokenizer.ggml.model"].value == "bert"
+    special, more = special_token_metadata(files, metadata["tokenizer.ggml.tokens"].value, wordpiece=wordpiece)
     texts = chat_template_metadata(files)
     return Vocabulary({**metadata, **special, **texts}, (*files.notes, *notes, *more, *template_notes(files)))
 

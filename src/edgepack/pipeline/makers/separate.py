@@ -58,7 +58,8 @@ class SeparateAdapter:
     """
 
     def __init__(self, adapter: Path, model: Path) -> None:
-        self._update = read_adapter(adapter, adaptable(open_checkpoint(model)).tensors)
+        base = adaptable(open_checkpoint(model))
+        self._update = read_adapter(adapter, base.tensors, conv1d=base.conv1d)
 
     def bytes_for(self, mapped: MappedModel) -> int:
         """Of its factors; raises AdapterError where they cannot be rearranged."""
