@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.errors import UnsupportedModelError
-from edgepack.export.checkpoint import read_json
 from edgepack.export.rules.decoder import EQUAL_HEADS, GELU
 from edgepack.export.rules.family import Family, Origin, Requirement, TensorRule, standard_dimensions
 from edgepack.export.rules.metadata import common_metadata
@@ -18,8 +16,6 @@ if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
 
 _LAYER = "bert.encoder.layer.{i}."
-_POOLING = {"mean_tokens": 1, "cls_token": 2, "lasttoken": 3}  # enum llama_pooling_type
-_POOLING_FILE = "1_Pooling/config.json"
 
 
 def _metadata(config: ModelConfig) -> dict[str, Value]:
@@ -27,25 +23,7 @@ def _metadata(config: ModelConfig) -> dict[str, Value]:
         "bert.attention.causal": boolean(False),
         "tokenizer.ggml.token_type_count": u32(config.count("type_vocab_size")),
     }
-    pooling = _pooling(config)
-    if pooling is not None:
-        keys["bert.pooling_type"] = u32(pooling)
     return common_metadata(config, "bert", rope_types=(), epsilon="layer_norm_eps") | keys
-
-
-def _pooling(config: ModelConfig) -> int | None:
-    """What sentence-transformers does with the tokens' embeddings; None where it says nothing."""
-    if config.folder is None or not (config.folder / _POOLING_FILE).is_file():
-        return None
-    settings = read_json(config.folder / _POOLING_FILE)
-    chosen = sorted(
-        key.removeprefix("pooling_mode_") for key, on in settings.items() if on is True and key.startswith("pooling_")
-    )
-    if len(chosen) != 1 or chosen[0] not in _POOLING:
-        raise UnsupportedModelError(
-            f"{_POOLING_FILE}: pooling is {' and '.join(chosen) or 'none'}: llama.cpp needs {' or '.join(_POOLING)}"
-        )
-    return _POOLING[chosen[0]]
 
 
 def _dimensions(config: ModelConfig) -> dict[str, int]:
