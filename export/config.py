@@ -117,6 +117,12 @@ class ModelConfig:
         return names[0]
 
     @property
+    def model_type(self) -> str:
+        """`model_type` of the part that reads text, empty where the configuration has none."""
+        text = self._object("text_config", self.values.get("text_config"))
+        return str(text.get("model_type") or self.values.get("model_type") or "")
+
+    @property
     def rope(self) -> Mapping[str, Any]:
         """Rope parameters: transformers 5's `rope_parameters`, or 4's `rope_scaling` joined with `rope_theta`.
 

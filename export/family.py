@@ -115,6 +115,11 @@ def trunk_blocks(config: ModelConfig) -> int:
     return config.n_layers
 
 
+def always(_config: ModelConfig) -> bool:
+    """For classes that one family has to itself."""
+    return True
+
+
 def nothing_computed(_config: ModelConfig) -> dict[str, Rows]:
     """For families without computed tensors."""
     return {}
@@ -138,6 +143,7 @@ class Family:
         renames: other beginnings of names: (in the rules, in such checkpoints), tried in turn.
         nested: the settings stand under `text_config`, beside those of other modalities, which are left out.
         blocks: how many values `{i}` takes.
+        applies: of families that share a class, the first whose `applies` holds for config.json is taken.
     """
 
     name: str
@@ -152,4 +158,5 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     nested: bool = False
     blocks: Callable[[ModelConfig], int] = trunk_blocks
+    applies: Callable[[ModelConfig], bool] = always
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 
 @cache
-def families() -> dict[str, Family]:
-    """Model class → family, from every file in `export/architectures`."""
+def families() -> dict[str, tuple[Family, ...]]:
+    """Model class → its families, from every file in `export/architectures`; mostly one, see `Family.applies`."""
     folder = Path(__file__).parent / "architectures"
-    found: dict[str, Family] = {}
+    found: dict[str, tuple[Family, ...]] = {}
     for path in sorted(folder.glob("*.py")):
         module = importlib.import_module(f"edgepack.export.architectures.{path.stem}")
         for family in getattr(module, "FAMILIES", None) or (module.FAMILY,):
-            found |= dict.fromkeys(family.classes, family)
+            found |= {name: (*found.get(name, ()), family) for name in family.classes}
     return found
 
 
@@ -42,12 +42,15 @@ def find_family(config: ModelConfig) -> Family:
     """The family of a configuration.
 
     Raises:
-        UnsupportedModelError: the architecture is unknown (the known are listed).
+        UnsupportedModelError: the architecture is unknown (the known are listed), or of a kind that no family is for.
     """
     known = families()
     if config.architecture not in known:
         raise UnsupportedModelError(f"unknown architecture '{config.architecture}'; known: {', '.join(sorted(known))}")
-    return known[config.architecture]
+    for family in known[config.architecture]:
+        if family.applies(config):
+            return family
+    raise UnsupportedModelError(f"{config.label}: no family is for {config.architecture} of type '{config.model_type}'")
 
 
 def completed(config: ModelConfig, family: Family) -> ModelConfig:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from edgepack.export.config import ModelConfig
 
+_YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
 PLAIN_ROPE = ("default", "dynamic", "linear", "yarn")
 """Rope types that need no tensor. Dynamic scaling changes nothing within `max_position_embeddings`."""
 
@@ -29,6 +30,7 @@ def common_metadata(
     rope_types: tuple[str, ...] = PLAIN_ROPE,
     window: int | None = None,
     epsilon: str = "rms_norm_eps",
+    yarn_betas: bool = False,
 ) -> dict[str, Value]:
     """Depth, width, heads, norms, rope and experts of a decoder under the prefix `name`.
 
@@ -38,6 +40,7 @@ def common_metadata(
         rope_types: those that the family's graph honours.
         window: of sliding attention that the graph does not have: the context ends where it would begin to differ.
         epsilon: the key of the norms' epsilon; another than RMSNorm's is one of LayerNorm.
+        yarn_betas: the graph reads where yarn's ramp begins and ends.
 
     Raises:
         UnsupportedModelError: rope scaling that llama.cpp does not have.
@@ -53,7 +56,7 @@ def common_metadata(
     keys["attention.head_count"] = u32(config.n_heads)
     keys["attention.head_count_kv"] = u32(config.n_kv_heads)
     if rope_types:
-        keys |= rope_metadata(config, rope_types)
+        keys |= rope_metadata(config, rope_types, yarn_betas=yarn_betas)
     kind = "layer_norm_rms" if epsilon == "rms_norm_eps" else "layer_norm"
     keys[f"attention.{kind}_epsilon"] = f32(config.number(epsilon))
     if config.n_experts:
@@ -103,8 +106,15 @@ def sliding_metadata(config: ModelConfig, period: int) -> dict[str, Value]:
     }
 
 
-def rope_metadata(config: ModelConfig, types: tuple[str, ...] = PLAIN_ROPE) -> dict[str, Value]:
+def rope_metadata(
+    config: ModelConfig, types: tuple[str, ...] = PLAIN_ROPE, *, yarn_betas: bool = False
+) -> dict[str, Value]:
     """Rope width, base and scaling, without the prefix.
+
+    Args:
+        config: the configuration.
+        types: those that the family's graph honours.
+        yarn_betas: as `common_metadata`.
 
     Raises:
         UnsupportedModelError: a scaling type that is not among `types`, or a setting of it that llama.cpp ignores.
@@ -122,7 +132,9 @@ def rope_metadata(config: ModelConfig, types: tuple[str, ...] = PLAIN_ROPE) -> d
         )
     if kind == "linear":
         keys |= {"rope.scaling.type": string(kind), "rope.scaling.factor": f32(rope_number(rope, "factor", config))}
-    return keys | (_yarn(config) if kind == "yarn" else {}) | (_longrope(config) if kind in LONGROPE else {})
+    if kind == "yarn":
+        keys |= _yarn(config, betas=yarn_betas)
+    return keys | (_longrope(config) if kind in LONGROPE else {})
 
 
 def _stretch(config: ModelConfig) -> tuple[float, float]:
@@ -137,14 +149,14 @@ def _magnitude(factor: float, scale: float = 1.0) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _yarn(config: ModelConfig) -> dict[str, Value]:
+def _yarn(config: ModelConfig, *, betas: bool) -> dict[str, Value]:
     """YaRN, as `_compute_yarn_parameters` of transformers has it.
 
     llama.cpp multiplies by `_magnitude(factor)` of its own accord, and reads the factor for the rest from
     `rope.scaling.attn_factor` (not from `yarn_attn_factor`, which it computes anew).
     """
     rope = config.rope
-    _refuse_ignored_yarn(rope, config)
+    _refuse_ignored_yarn(rope, config, betas=betas)
     original, factor = _stretch(config)
     wanted = _magnitude(factor)
     if rope.get("attention_factor") is not None:
@@ -153,16 +165,18 @@ def _yarn(config: ModelConfig) -> dict[str, Value]:
         scales = (rope_number(rope, key, config) for key in ("mscale", "mscale_all_dim"))
         above, below = (_magnitude(factor, scale) for scale in scales)
         wanted = above / below
+    written = {f"rope.scaling.yarn_{key}": rope_number(rope, key, config, fixed) for key, fixed in _YARN_BETAS.items()}
     return {
         "rope.scaling.type": string("yarn"),
         "rope.scaling.factor": f32(factor),
         "rope.scaling.original_context_length": u32(int(original)),
         "rope.scaling.attn_factor": f32(wanted / _magnitude(factor)),
+        **({key: f32(value) for key, value in written.items()} if betas else {}),
     }
 
 
-def _refuse_ignored_yarn(rope: Mapping[str, Any], config: ModelConfig) -> None:
-    for key, fixed in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True)):
+def _refuse_ignored_yarn(rope: Mapping[str, Any], config: ModelConfig, *, betas: bool) -> None:
+    for key, fixed in (({} if betas else _YARN_BETAS) | {"truncate": True}).items():
         if rope.get(key) is not None and rope[key] != fixed:
             raise UnsupportedModelError(
                 f"{config.label}: rope_parameters.{key} is {rope[key]!r}: llama.cpp needs {fixed!r},"

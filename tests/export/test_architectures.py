@@ -19,6 +19,7 @@ from edgepack.export.rows import ArrayRows, SlicedExperts
 from edgepack.quant.targets import find_target
 from references.llama_quantize import llama_types
 from references.tiny_checkpoints import SIZES, VOCABULARY, TinyModel, random_model, write_checkpoint
+from references.tiny_decoders import DECODERS
 from safetensors.torch import load_file, save_file
 
 from edgepack.errors import UnsupportedModelError
@@ -141,6 +142,7 @@ MODELS = (
     TinyModel("olmo-2", "Olmo2"),
     TinyModel("olmo-2-tied", "Olmo2", {"tie_word_embeddings": True}),
     TinyModel("starcoder-2", "Starcoder2", tolerance=GELU_TABLE),
+    *DECODERS,
 )
 EMBEDDERS = (TinyModel("bert", "Bert", head="Model"), TinyModel("bert-for-masked-lm", "Bert", head="ForMaskedLM"))
 
