@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgepack.export.expert_rows import TransposedExperts
 from edgepack.export.family import Origin, TensorRule
 from edgepack.export.rows import SlicedExperts
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgepack.export.config import ModelConfig
+    from edgepack.export.family import Transform
     from edgepack.export.rows import Rows
 
 _GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
@@ -53,6 +55,44 @@ def expert_rules(
         TensorRule("blk.{i}.ffn_up_exps.weight", up, rows, None, optional, when, (fused_up,)),
         TensorRule("blk.{i}.ffn_down_exps.weight", down, back, None, optional, when, (Origin(f"{fused}down_proj"),)),
     )
+
+
+def transposed_expert_rules(
+    prefix: str, *, width: str = "moe", when: Callable[[ModelConfig, int], bool] | None = None
+) -> tuple[TensorRule, ...]:
+    """As `expert_rules` for fused experts alone, published transposed: `gate_up_proj` [experts, d, 2 · width].
+
+    transformers 5 turns them while it reads, unless the shape is already the one that it holds; so does this.
+
+    Args:
+        prefix: of the names.
+        width: the dimension of an expert's inner width.
+        when: as `TensorRule.when`.
+    """
+    rows, back = f"e {width} d", f"e d {width}"
+
+    def halves(half: Transform) -> Transform:
+        return lambda rows, config: half(_turned(rows, config.hidden), config)
+
+    return (
+        TensorRule("blk.{i}.ffn_gate_exps.weight", f"{prefix}gate_up_proj", rows, halves(_gates), when=when),
+        TensorRule("blk.{i}.ffn_up_exps.weight", f"{prefix}gate_up_proj", rows, halves(_ups), when=when),
+        TensorRule("blk.{i}.ffn_down_exps.weight", f"{prefix}down_proj", back, _turned_back, when=when),
+    )
+
+
+def _turned(rows: Rows, columns: int) -> Rows:
+    """Experts with rows of `columns`; as they are where they have them already."""
+    if len(rows.shape) == 3 and rows.shape[2] != columns and rows.shape[1] == columns:
+        return TransposedExperts(rows)
+    return rows
+
+
+def _turned_back(rows: Rows, config: ModelConfig) -> Rows:
+    """Experts [experts, d, width]; as they are where the second dimension is d."""
+    if len(rows.shape) == 3 and rows.shape[1] != config.hidden and rows.shape[2] == config.hidden:
+        return TransposedExperts(rows)
+    return rows
 
 
 def _gates(rows: Rows, _config: ModelConfig) -> Rows:

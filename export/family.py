@@ -120,6 +120,11 @@ def always(_config: ModelConfig) -> bool:
     return True
 
 
+def nothing_left_out(_config: ModelConfig) -> tuple[str, ...]:
+    """For families whose graph does all that the model does."""
+    return ()
+
+
 def nothing_computed(_config: ModelConfig) -> dict[str, Rows]:
     """For families without computed tensors."""
     return {}
@@ -143,6 +148,7 @@ class Family:
         renames: other beginnings of names: (in the rules, in such checkpoints), tried in turn.
         nested: the settings stand under `text_config`, beside those of other modalities, which are left out.
         blocks: how many values `{i}` takes.
+        limits: lines on what llama.cpp's graph leaves out, for the user to know.
         applies: of families that share a class, the first whose `applies` holds for config.json is taken.
     """
 
@@ -158,5 +164,6 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     nested: bool = False
     blocks: Callable[[ModelConfig], int] = trunk_blocks
+    limits: Callable[[ModelConfig], tuple[str, ...]] = nothing_left_out
     applies: Callable[[ModelConfig], bool] = always
     defaults: Mapping[str, Any] = field(default_factory=dict)

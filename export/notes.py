@@ -40,7 +40,7 @@ def limits(family: Family, config: ModelConfig, metadata: Mapping[str, Value], s
         found.append(
             f"{left_out} tensors of other modalities are left out: this is the part that reads and writes text"
         )
-    return (*found, *_tokenizer_limits(metadata))
+    return (*found, *family.limits(config), *_tokenizer_limits(metadata))
 
 
 def _tokenizer_limits(metadata: Mapping[str, Value]) -> list[str]:

@@ -33,6 +33,32 @@ PIXTRAL: dict[str, Any] = {
 }
 MISTRAL_TEXT = SIZES | {"model_type": "mistral", "sliding_window": None}
 MINISTRAL3_TEXT = SIZES | MINISTRAL3 | {"model_type": "ministral3", "tie_word_embeddings": True}
+QWEN_EYES: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "depth": 1,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+}
+QWEN2_EYES: dict[str, Any] = {"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 64}
+# Sections are of 8 pairs; llama.cpp's graph of Qwen 2 VL leaves the epsilon out: with that of the published models, 1e-6, logits differ by 5e-4.
+QWEN2_VL_TEXT = SIZES | {
+    "rms_norm_eps": 1e-12,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+}
+QWEN2_VL_YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "mrope_section": [2, 3, 3],
+}
+QWEN3_VL_TEXT = SIZES | {
+    "head_dim": 32,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [6, 5, 5]},
+}
+QWEN3_VL_EYES = QWEN_EYES | {"deepstack_visual_indexes": [0]}
+QWEN3_VL_EXPERTS: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 
 DECODERS = (
     TinyModel("ministral", "Ministral", {"sliding_window": 64, "head_dim": 32}),
@@ -47,6 +73,45 @@ DECODERS = (
         "ministral-3-of-multimodal",
         "Mistral3",
         {"text_config": MINISTRAL3_TEXT, "vision_config": PIXTRAL, "tie_word_embeddings": True},
+        "ForConditionalGeneration",
+        fused_experts=True,
+    ),
+    TinyModel(
+        "qwen-2-vl", "Qwen2VL", {"text_config": QWEN2_VL_TEXT, "vision_config": QWEN2_EYES}, "ForConditionalGeneration"
+    ),
+    TinyModel(
+        "qwen-2.5-vl",
+        "Qwen2_5_VL",
+        {"text_config": QWEN2_VL_TEXT, "vision_config": QWEN_EYES},
+        "ForConditionalGeneration",
+    ),
+    TinyModel(
+        "qwen-2.5-vl-yarn",
+        "Qwen2_5_VL",
+        {"text_config": QWEN2_VL_TEXT | {"rope_parameters": QWEN2_VL_YARN}, "vision_config": QWEN_EYES},
+        "ForConditionalGeneration",
+        fused_experts=True,
+    ),
+    TinyModel(
+        "qwen-3-vl",
+        "Qwen3VL",
+        {"text_config": QWEN3_VL_TEXT, "vision_config": QWEN3_VL_EYES, "tie_word_embeddings": False},
+        "ForConditionalGeneration",
+    ),
+    TinyModel(
+        "qwen-3-vl-moe",
+        "Qwen3VLMoe",
+        {"text_config": QWEN3_VL_TEXT | QWEN3_VL_EXPERTS, "vision_config": QWEN3_VL_EYES, "tie_word_embeddings": False},
+        "ForConditionalGeneration",
+    ),
+    TinyModel(
+        "qwen-3-vl-moe-as-held",
+        "Qwen3VLMoe",
+        {
+            "text_config": QWEN3_VL_TEXT | QWEN3_VL_EXPERTS | {"tie_word_embeddings": True},
+            "vision_config": QWEN3_VL_EYES,
+            "tie_word_embeddings": True,
+        },
         "ForConditionalGeneration",
         fused_experts=True,
     ),
