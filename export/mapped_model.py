@@ -14,6 +14,7 @@ from edgepack.export.config import ModelConfig
 from edgepack.export.mapping import completed, find_family, map_tensors
 from edgepack.export.naming import Size, general_metadata
 from edgepack.export.notes import limits
+from edgepack.export.pooling import pooling_metadata
 from edgepack.export.tokenizer.vocabulary import read_vocabulary
 from edgepack.quant.mixtures import ModelFacts
 
@@ -75,7 +76,8 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
     tensors = map_tensors(family, config, checkpoint.tensors)
     size = _size(tensors, config.n_experts)
     metadata = general_metadata(checkpoint.path, family.name, size)
-    metadata = {"general.architecture": string(family.name)} | metadata | family.metadata(config)
+    metadata = {"general.architecture": string(family.name)} | metadata
+    metadata |= pooling_metadata(config, family.name) | family.metadata(config)  # a head's own pooling decides
     metadata |= read_vocabulary(checkpoint.path, config.values, pre=pre)
     facts = ModelFacts(family.name, family.blocks(config), config.n_heads, config.n_kv_heads, config.n_experts)
     sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))

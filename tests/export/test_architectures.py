@@ -20,6 +20,7 @@ from edgepack.quant.targets import find_target
 from references.llama_quantize import llama_types
 from references.tiny_checkpoints import SIZES, VOCABULARY, TinyModel, random_model, write_checkpoint
 from references.tiny_decoders import DECODERS
+from references.tiny_encoders import EMBEDDERS, RANKERS
 from safetensors.torch import load_file, save_file
 
 from edgepack.errors import UnsupportedModelError
@@ -144,7 +145,6 @@ MODELS = (
     TinyModel("starcoder-2", "Starcoder2", tolerance=GELU_TABLE),
     *DECODERS,
 )
-EMBEDDERS = (TinyModel("bert", "Bert", head="Model"), TinyModel("bert-for-masked-lm", "Bert", head="ForMaskedLM"))
 
 
 @pytest.fixture(autouse=True)
@@ -204,21 +204,13 @@ def test_logits_equal_those_of_transformers_and_types_those_of_llama_quantize(
 
 
 def test_every_architecture_has_a_line() -> None:
-    tested = {tiny.family + tiny.head for tiny in (*MODELS, *EMBEDDERS)}
+    tested = {tiny.family + tiny.head for tiny in (*MODELS, *EMBEDDERS, *RANKERS)}
     assert tested == set(families()) - {"LLaMAForCausalLM"}
 
 
 def llama_embedding(path: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:
     with LoadedModel(path, RuntimeOptions(n_ctx=256, embeddings=True, flash_attention="off", threads=1)) as model:
         return model.embed(ids.tolist())
-
-
-def torch_embedding(model: Any, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Mean over the tokens, as sentence-transformers pools by default."""
-    with torch.no_grad():
-        hidden = model.base_model(torch.tensor(ids)[None]).last_hidden_state[0]
-    mean: NDArray[np.float32] = hidden.mean(0).numpy()
-    return mean
 
 
 def cosine(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
@@ -320,12 +312,3 @@ def test_what_a_file_lacks_is_noted(books: Path, tmp_path: Path) -> None:
     assert re.match(r"[1-9]\d* tensors of other modalities are left out", left_out)
     plain = write_checkpoint(random_model(named("qwen-2")), tmp_path / "plain", books)
     assert open_model(plain).notes == ()
-
-
-@pytest.mark.parametrize("tiny", EMBEDDERS, ids=lambda tiny: tiny.name)
-def test_embeddings_equal_those_of_transformers(tiny: TinyModel, books: Path, tmp_path: Path) -> None:
-    model, ids = random_model(tiny), token_ids()
-    folder = write_checkpoint(model, tmp_path / "model", books)
-    got = llama_embedding(exported(folder, tmp_path / "model.gguf"), ids)
-    assert cosine(got, torch_embedding(model, ids)) >= 0.9999
-    assert cosine(got, torch_embedding(model, token_ids()[::-1].copy())) < 0.9999

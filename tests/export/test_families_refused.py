@@ -8,6 +8,7 @@ import pytest
 from edgepack.export.config import ModelConfig
 from edgepack.export.mapping import completed, find_family
 from references.tiny_decoders import DECODERS
+from references.tiny_encoders import EMBEDDERS, RANKERS
 
 from edgepack.errors import EdgepackError
 
@@ -17,6 +18,8 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("qwen-2.5-vl", {"rms_norm_eps": 1e-4}, "rms_norm_eps is 0.0001"),
     ("qwen-2.5-vl", {"mrope_section": [2, 3, 2]}, r"mrope_section is \[2, 3, 2\]"),
     ("qwen-3-vl", {"mrope_section": [6, 5, 4]}, r"mrope_section is \[6, 5, 4\]"),
+    ("roberta", {"pad_token_id": None}, "pad_token_id: expected a token below 255, got None"),
+    ("bert-ranker", {"id2label": {"1": "yes"}}, "id2label: expected names by number"),
     ("qwen-3-vl", {"vision_config": {"deepstack_visual_indexes": 1}}, "expected a list, got 1"),
 )
 
@@ -37,7 +40,7 @@ def changed(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def test_a_setting_that_the_graph_cannot_honour_is_refused_by_name(
     name: str, changes: dict[str, Any], message: str
 ) -> None:
-    tiny = next(tiny for tiny in DECODERS if tiny.name == name)
+    tiny = next(tiny for tiny in (*DECODERS, *EMBEDDERS, *RANKERS) if tiny.name == name)
     config = tiny.configuration().to_dict() | {"architectures": [tiny.family + tiny.head]}
     assert metadata_of(config)
     with pytest.raises(EdgepackError, match=message) as refusal:

@@ -1,0 +1,78 @@
+"""Each family of embedders and rerankers, exported to f32 and run by llama.cpp, gives what transformers computes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from edgepack.export.gguf_file import write_gguf
+from edgepack.export.mapped_model import open_model
+from edgepack.export.plan import plan_export
+from edgepack.quant.targets import find_target
+from references.llama_embeddings import llama_pooled, llama_token_embeddings
+from references.llama_quantize import llama_types
+from references.tiny_checkpoints import VOCABULARY, TinyModel, random_model, write_checkpoint
+from references.tiny_encoders import EMBEDDERS, RANKERS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+TOKENS = np.random.default_rng(1).integers(3, VOCABULARY, 48)
+
+
+def exported(tiny: TinyModel, tokenizer: Path, folder: Path) -> tuple[Any, Path]:
+    """The model of torch, and its file."""
+    model = random_model(tiny)
+    write_checkpoint(model, folder / "model", tokenizer, fused_experts=tiny.fused_experts)
+    write_gguf(plan_export(open_model(folder / "model"), find_target("f32")), folder / "model.gguf")
+    return model, folder / "model.gguf"
+
+
+def torch_embeddings(model: Any, _tiny: TinyModel) -> NDArray[np.float32]:
+    """The last hidden state of every token: [tokens, d]."""
+    with torch.no_grad():
+        hidden: NDArray[np.float32] = model.base_model(torch.tensor(TOKENS)[None]).last_hidden_state[0].numpy()
+    return hidden
+
+
+def torch_scores(model: Any, _tiny: TinyModel, texts: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Scores of every text: [texts, labels]."""
+    with torch.no_grad():
+        scores: NDArray[np.float32] = model(torch.tensor(texts)).logits.numpy()
+    return scores
+
+
+def assert_close(got: NDArray[np.float32], expected: NDArray[np.float32], spread: float, tolerance: float) -> None:
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).max() <= tolerance * spread
+
+
+def assert_equal_types(folder: Path) -> None:
+    mapped = open_model(folder / "model")
+    for label in ("Q4_K_M", "IQ3_M"):
+        target = find_target(label)
+        types = {info.name: info.type.name for info in plan_export(mapped, target).infos}
+        assert types == llama_types(folder / "model.gguf", target.file_type)
+
+
+@pytest.mark.parametrize("tiny", EMBEDDERS, ids=lambda tiny: tiny.name)
+def test_embeddings_of_every_token_equal_those_of_transformers(tiny: TinyModel, books: Path, tmp_path: Path) -> None:
+    model, path = exported(tiny, books, tmp_path)
+    expected = torch_embeddings(model, tiny)
+    assert_close(llama_token_embeddings(path, TOKENS), expected, expected.std(), tiny.tolerance)
+    assert_equal_types(tmp_path)
+
+
+@pytest.mark.parametrize("tiny", RANKERS, ids=lambda tiny: tiny.name)
+def test_scores_equal_those_of_transformers(tiny: TinyModel, books: Path, tmp_path: Path) -> None:
+    """The spread of scores is that over several texts: one text may have a single score."""
+    model, path = exported(tiny, books, tmp_path)
+    texts = np.random.default_rng(2).integers(3, VOCABULARY, (8, 32))
+    expected = torch_scores(model, tiny, texts)
+    for text, scores in zip(texts[:3], expected[:3], strict=True):
+        assert_close(llama_pooled(path, text), scores, expected.std(), tiny.tolerance)
+    assert_equal_types(tmp_path)
