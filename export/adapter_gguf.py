@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from edgepack.export.row_functions import PermutedColumns
 from edgepack.export.rows import (
     JoinedRows,
     PermutedRows,
@@ -92,6 +93,8 @@ def _factors(rows: Rows, adapter: Adapter) -> Factors | None:
         return pair
     if isinstance(rows, PermutedRows):
         return Factors(pair.a, pair.b[rows.order])
+    if isinstance(rows, PermutedColumns):
+        return Factors(pair.a[:, rows.order], pair.b)
     if isinstance(rows, SlicedRows):
         return Factors(pair.a, pair.b[rows.start : rows.stop])
     if isinstance(rows, ScaledRows):

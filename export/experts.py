@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgepack.export.decoder_rules import LAYER, feed_forward_rules, one_row_as_vector
 from edgepack.export.expert_rows import TransposedExperts
 from edgepack.export.family import Origin, TensorRule
 from edgepack.export.rows import SlicedExperts
@@ -93,6 +94,13 @@ def _turned_back(rows: Rows, config: ModelConfig) -> Rows:
     if len(rows.shape) == 3 and rows.shape[1] != config.hidden and rows.shape[2] == config.hidden:
         return TransposedExperts(rows)
     return rows
+
+
+GATED_SHARED_EXPERT = (
+    TensorRule("blk.{i}.ffn_gate_inp_shexp.weight", LAYER + "mlp.shared_expert_gate.weight", "d", one_row_as_vector),
+    *feed_forward_rules(module="mlp.shared_expert.", suffix="_shexp", width="shared"),
+)
+"""Qwen's expert that sees every token, behind a gate of its own."""
 
 
 def _gates(rows: Rows, _config: ModelConfig) -> Rows:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
@@ -41,7 +41,7 @@ class TensorRule:
     Attributes:
         target: GGUF name; `{i}` is the layer.
         sources: checkpoint names; several are joined along their first dimension; `{e}` in a name stacks
-            the experts along a new first dimension.
+            the experts along a new first dimension, `{n}` is the number of a layer behind the last (of prediction).
         shape: names of dimensions, such as `q d`, that the result must have (see `standard_dimensions`).
         transform: rows in, rows out, applied to each source before they are joined.
         optional: the tensor may be missing from the checkpoint.
@@ -98,16 +98,21 @@ class Requirement:
 
 
 def standard_dimensions(config: ModelConfig) -> dict[str, int]:
-    """D hidden · q query heads × head width · kv · ff feed-forward · v vocabulary · h head width · e experts."""
-    return {
+    """D hidden · q query heads × head width · kv · ff feed-forward · v vocabulary · h head width · e experts.
+
+    A model of experts alone has no ff.
+    """
+    sizes = {
         "d": config.hidden,
         "q": config.n_heads * config.head_dim,
         "kv": config.n_kv_heads * config.head_dim,
-        "ff": config.count("intermediate_size"),
         "v": config.vocab_size,
         "h": config.head_dim,
         "e": config.n_experts,
     }
+    if config.get("intermediate_size") or not config.n_experts:
+        sizes["ff"] = config.count("intermediate_size")
+    return sizes
 
 
 def trunk_blocks(config: ModelConfig) -> int:
@@ -130,6 +135,15 @@ def nothing_computed(_config: ModelConfig) -> dict[str, Rows]:
     return {}
 
 
+def nothing_observed(_names: Collection[str]) -> dict[str, Any]:
+    """For families whose configuration says everything."""
+    return {}
+
+
+BUFFERS = (r"rotary_emb\.inv_freq$", r"\.attn\.(masked_)?bias$")
+"""Checkpoint tensors that the configuration makes anew."""
+
+
 @dataclass(frozen=True)
 class Family:
     """One architecture of llama.cpp and the checkpoints that become it.
@@ -150,6 +164,8 @@ class Family:
         blocks: how many values `{i}` takes.
         limits: lines on what llama.cpp's graph leaves out, for the user to know.
         applies: of families that share a class, the first whose `applies` holds for config.json is taken.
+        observed: settings that only the names of the checkpoint's tensors tell, such as how many layers of
+            prediction there are; they replace what the configuration says.
     """
 
     name: str
@@ -159,11 +175,12 @@ class Family:
     requirements: tuple[Requirement, ...] = ()
     dimensions: Callable[[ModelConfig], Dimensions] = standard_dimensions
     computed: Callable[[ModelConfig], dict[str, Rows]] = nothing_computed
-    unused: tuple[str, ...] = (r"rotary_emb\.inv_freq$", r"\.attn\.(masked_)?bias$")
+    unused: tuple[str, ...] = BUFFERS
     tied_head: str | None = "lm_head.weight"
     renames: tuple[tuple[str, str], ...] = ()
     nested: bool = False
     blocks: Callable[[ModelConfig], int] = trunk_blocks
     limits: Callable[[ModelConfig], tuple[str, ...]] = nothing_left_out
     applies: Callable[[ModelConfig], bool] = always
+    observed: Callable[[Collection[str]], Mapping[str, Any]] = nothing_observed
     defaults: Mapping[str, Any] = field(default_factory=dict)

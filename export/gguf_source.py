@@ -12,10 +12,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from edgepack.export.facts import model_facts
 from edgepack.export.mapped_model import MappedModel
 from edgepack.export.rows import SourceRows
 from edgepack.quant.codecs.ggml import dequantize_rows
-from edgepack.quant.mixtures import ModelFacts
 
 from edgepack.errors import GGUFError, UnsupportedModelError, UsageError
 from edgepack.gguf.reader import GGUFHeader, read_header
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgepack.export.rows import Rows
     from numpy.typing import NDArray
 
-    from edgepack.gguf.types import TensorInfo, Value
+    from edgepack.gguf.types import TensorInfo
 
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _MAX_SPLITS = 99_999
@@ -138,7 +138,7 @@ def map_gguf(path: Path, *, allow_requantize: bool = False) -> MappedModel:
         _check_type(path, tensors.info(name), allow_requantize)
     metadata = {key: value for key, value in first.metadata.items() if not _DROPPED.match(key)}
     rows: dict[str, Rows] = {name: StoredRows(tensors, name, tensors) for name in tensors.specs}
-    return MappedModel(str(path), metadata, rows, _facts(first.metadata, path), tuple(h.path for h in headers))
+    return MappedModel(str(path), metadata, rows, model_facts(first.metadata, path), tuple(h.path for h in headers))
 
 
 def _check_type(path: Path, info: TensorInfo, allow_requantize: bool) -> None:
@@ -163,24 +163,3 @@ def _read_split(path: Path) -> list[GGUFHeader]:
     stem = path.name[: match.start()]
     others = [path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(2, count + 1)]
     return [header, *map(read_header, others)]
-
-
-def _facts(metadata: Mapping[str, Value], path: Path) -> ModelFacts:
-    name = metadata["general.architecture"].value if "general.architecture" in metadata else None
-    if not isinstance(name, str):
-        raise GGUFError(f"{path}: expected general.architecture, got {name!r}")
-    heads = _count(metadata, f"{name}.attention.head_count", path, default=1)
-    kv_heads = _count(metadata, f"{name}.attention.head_count_kv", path, default=heads)
-    experts = _count(metadata, f"{name}.expert_count", path, default=0)
-    return ModelFacts(name, _count(metadata, f"{name}.block_count", path), heads, kv_heads, experts)
-
-
-def _count(metadata: Mapping[str, Value], key: str, path: Path, default: int | None = None) -> int:
-    """A count, the first layer's where each layer has its own."""
-    found = metadata.get(key)
-    value = default if found is None else found.value
-    if isinstance(value, list) and value:
-        value = value[0]
-    if type(value) is not int or value < 0:
-        raise GGUFError(f"{path}: expected {key} to be a count, got {value!r}")
-    return value

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.config import ModelConfig
-from edgepack.export.mapping import completed, find_family, map_tensors
+from edgepack.export.facts import model_facts
+from edgepack.export.mapping import completed, find_family, map_tensors, observed
 from edgepack.export.naming import Size, general_metadata
 from edgepack.export.notes import limits
 from edgepack.export.pooling import pooling_metadata
 from edgepack.export.tokenizer.vocabulary import read_vocabulary
-from edgepack.quant.mixtures import ModelFacts
 
 from edgepack.errors import UsageError
 from edgepack.gguf.types import Value, string
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.export.rows import Rows
+    from edgepack.quant.mixtures import ModelFacts
 
     from edgepack.model import Checkpoint
 
@@ -72,14 +73,14 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
     """
     published = ModelConfig(checkpoint.config, folder=checkpoint.path)
     family = find_family(published)
-    config = completed(published, family)
+    config = observed(completed(published, family), family, checkpoint.tensors.specs)
     tensors = map_tensors(family, config, checkpoint.tensors)
     size = _size(tensors, config.n_experts)
     metadata = general_metadata(checkpoint.path, family.name, size)
     metadata = {"general.architecture": string(family.name)} | metadata
     metadata |= pooling_metadata(config, family.name) | family.metadata(config)  # a head's own pooling decides
     metadata |= read_vocabulary(checkpoint.path, config.values, pre=pre)
-    facts = ModelFacts(family.name, family.blocks(config), config.n_heads, config.n_kv_heads, config.n_experts)
+    facts = model_facts(metadata, str(checkpoint.path))
     sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))
     notes = limits(family, config, metadata, checkpoint.tensors)
     return MappedModel(str(checkpoint.path), metadata, tensors, facts, sources, notes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from edgepack.export.rows import JoinedRows, SourceRows
 from edgepack.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from edgepack.export.config import ModelConfig
     from edgepack.export.family import Dimensions, Family, Origin, TensorRule
@@ -68,6 +69,17 @@ def completed(config: ModelConfig, family: Family) -> ModelConfig:
         if violation is not None:
             raise UnsupportedModelError(f"{config.label}: {violation}")
     return config
+
+
+def observed(config: ModelConfig, family: Family, names: Collection[str]) -> ModelConfig:
+    """The configuration with what the checkpoint's tensors themselves say (`Family.observed`).
+
+    Args:
+        config: completed.
+        family: of the model.
+        names: of the checkpoint's tensors.
+    """
+    return replace(config, values={**config.values, **family.observed(names)})
 
 
 def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> dict[str, Rows]:
@@ -135,7 +147,7 @@ def _source_names(sources: str | tuple[str, ...], layer: int, config: ModelConfi
     names = []
     for pattern in (sources,) if isinstance(sources, str) else sources:
         experts = range(config.n_experts) if "{e}" in pattern else range(1)
-        names += [pattern.format(i=layer, e=expert) for expert in experts]
+        names += [pattern.format(i=layer, e=expert, n=layer - config.n_layers) for expert in experts]
     return names
 
 

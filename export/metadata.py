@@ -14,11 +14,12 @@ from edgepack.errors import CheckpointError, UnsupportedModelError
 from edgepack.gguf.types import Value, ValueType, array, f32, string, u32
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from edgepack.export.config import ModelConfig
 
 _YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
+SLIDING_OR_FULL = ("sliding_attention", "full_attention")
 PLAIN_ROPE = ("default", "dynamic", "linear", "yarn")
 """Rope types that need no tensor. Dynamic scaling changes nothing within `max_position_embeddings`."""
 
@@ -78,6 +79,30 @@ def attention_window(config: ModelConfig) -> int | None:
     return config.count("sliding_window")
 
 
+def layer_kinds(config: ModelConfig, known: tuple[str, ...], usual: Callable[[int], str]) -> list[str]:
+    """The kind of each layer, from `layer_types`.
+
+    Args:
+        config: the configuration.
+        known: the kinds that the graph has.
+        usual: the kind of layer i where the configuration has no list.
+
+    Raises:
+        CheckpointError: no list with an entry for each layer.
+        UnsupportedModelError: a kind that is not among `known`.
+    """
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return [usual(layer) for layer in range(config.n_layers)]
+    if not isinstance(kinds, list) or len(kinds) != config.n_layers:
+        raise CheckpointError(f"{config.label}: layer_types: expected a list of {config.n_layers}, got {kinds!r}")
+    for kind in kinds:
+        if kind not in known:
+            expected = " or ".join(each.removesuffix("_attention") for each in known)
+            raise UnsupportedModelError(f"{config.label}: layer_types: expected {expected}, got {kind!r}")
+    return kinds
+
+
 def sliding_metadata(config: ModelConfig, period: int) -> dict[str, Value]:
     """Window of sliding attention and the layers that have it, without the prefix.
 
@@ -89,17 +114,9 @@ def sliding_metadata(config: ModelConfig, period: int) -> dict[str, Value]:
         CheckpointError: `layer_types` is no list with an entry for each layer.
         UnsupportedModelError: a kind of layer that is neither sliding nor full.
     """
-    kinds = config.get("layer_types")
-    if kinds is None:
-        period = config.count("sliding_window_pattern", "_sliding_window_pattern", default=period)
-        slides = [(layer + 1) % period != 0 for layer in range(config.n_layers)]
-    else:
-        if not isinstance(kinds, list) or len(kinds) != config.n_layers:
-            raise CheckpointError(f"{config.label}: layer_types: expected a list of {config.n_layers}, got {kinds!r}")
-        unknown = [kind for kind in kinds if kind not in ("sliding_attention", "full_attention")]
-        if unknown:
-            raise UnsupportedModelError(f"{config.label}: layer_types: expected sliding or full, got {unknown[0]!r}")
-        slides = [kind == "sliding_attention" for kind in kinds]
+    period = config.count("sliding_window_pattern", "_sliding_window_pattern", default=period)
+    kinds = layer_kinds(config, SLIDING_OR_FULL, lambda layer: SLIDING_OR_FULL[(layer + 1) % period == 0])
+    slides = [kind == "sliding_attention" for kind in kinds]
     return {
         "attention.sliding_window": u32(config.count("sliding_window")),
         "attention.sliding_window_pattern": array(ValueType.BOOL, slides),

@@ -13,21 +13,18 @@ from edgepack.export.decoder_rules import (
     WHOLE_HEADS,
     attention_rules,
     embedding_rules,
-    feed_forward_rules,
     norm_rules,
     router_rule,
     tied_head_copy,
 )
-from edgepack.export.experts import expert_rules
-from edgepack.export.family import Family, Requirement, TensorRule, standard_dimensions
+from edgepack.export.experts import GATED_SHARED_EXPERT, expert_rules
+from edgepack.export.family import Family, Requirement, standard_dimensions
 from edgepack.export.metadata import attention_window, common_metadata
-from edgepack.export.rows import ReshapedRows
 
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-    from edgepack.export.rows import Rows
 
 
 def _metadata(config: ModelConfig) -> dict[str, Value]:
@@ -42,11 +39,6 @@ def _dimensions(config: ModelConfig) -> dict[str, int]:
         "moe": config.count("moe_intermediate_size"),
         "shared": config.count("shared_expert_intermediate_size"),
     }
-
-
-def _as_vector(rows: Rows, config: ModelConfig) -> Rows:
-    """HF: [1, d] → ggml: {d}."""
-    return ReshapedRows(rows, (config.hidden,)) if rows.shape == (1, config.hidden) else rows
 
 
 FAMILY = Family(
@@ -79,7 +71,6 @@ FAMILY = Family(
         *attention_rules(),
         router_rule(LAYER + "mlp.gate.weight"),
         *expert_rules(LAYER + "mlp.experts."),
-        TensorRule("blk.{i}.ffn_gate_inp_shexp.weight", LAYER + "mlp.shared_expert_gate.weight", "d", _as_vector),
-        *feed_forward_rules(module="mlp.shared_expert.", suffix="_shexp", width="shared"),
+        *GATED_SHARED_EXPERT,
     ),
 )

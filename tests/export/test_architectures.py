@@ -11,14 +11,19 @@ import pytest
 import torch
 from edgepack.edge.runtime import LoadedModel
 from edgepack.edge.runtime_options import RuntimeOptions
-from edgepack.export.gguf_file import write_gguf
 from edgepack.export.mapped_model import open_model
 from edgepack.export.mapping import families
-from edgepack.export.plan import plan_export
 from edgepack.export.rows import ArrayRows, SlicedExperts
-from edgepack.quant.targets import find_target
-from references.llama_quantize import llama_types
-from references.tiny_checkpoints import SIZES, VOCABULARY, TinyModel, random_model, write_checkpoint
+from references.family_oracle import (
+    assert_equal_logits,
+    assert_equal_types,
+    exported,
+    llama_logits,
+    token_ids,
+    torch_logits,
+)
+from references.hybrid_models import HYBRIDS
+from references.tiny_checkpoints import SIZES, TinyModel, random_model, write_checkpoint
 from references.tiny_decoders import DECODERS
 from references.tiny_encoders import EMBEDDERS, RANKERS
 from safetensors.torch import load_file, save_file
@@ -144,6 +149,7 @@ MODELS = (
     TinyModel("olmo-2-tied", "Olmo2", {"tie_word_embeddings": True}),
     TinyModel("starcoder-2", "Starcoder2", tolerance=GELU_TABLE),
     *DECODERS,
+    *HYBRIDS,
 )
 
 
@@ -154,42 +160,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def token_ids(count: int = 48) -> NDArray[np.int64]:
-    return np.random.default_rng(1).integers(3, VOCABULARY, count)
-
-
-def exported(folder: Path, out: Path) -> Path:
-    write_gguf(plan_export(open_model(folder), find_target("f32")), out)
-    return out
-
-
-def llama_logits(path: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    options = RuntimeOptions(n_ctx=256, kv_type_k="f32", kv_type_v="f32", flash_attention="off", threads=1)
-    with LoadedModel(path, options) as model:
-        return model.logits(ids)
-
-
-def torch_logits(model: Any, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    with torch.no_grad():
-        logits: NDArray[np.float32] = model(torch.tensor(ids)[None]).logits[0].numpy()
-    return logits
-
-
-def assert_equal_logits(got: NDArray[np.float32], expected: NDArray[np.float32], tolerance: float) -> None:
-    assert got.shape == expected.shape
-    assert np.abs(got - expected).max() <= tolerance * expected.std()
-    assert np.array_equal(got.argmax(1), expected.argmax(1))
-
-
-def assert_equal_types(folder: Path, path: Path) -> None:
-    """What the configuration says of depth, heads and experts is what llama.cpp reads from the metadata."""
-    mapped = open_model(folder)
-    for label in ("Q4_K_M", "Q3_K_M", "IQ3_M"):
-        target = find_target(label)
-        plan = plan_export(mapped, target)
-        assert {info.name: info.type.name for info in plan.infos} == llama_types(path, target.file_type)
 
 
 @pytest.mark.parametrize("tiny", MODELS, ids=lambda tiny: tiny.name)

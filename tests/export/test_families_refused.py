@@ -42,7 +42,9 @@ def test_a_setting_that_the_graph_cannot_honour_is_refused_by_name(
     name: str, changes: dict[str, Any], message: str
 ) -> None:
     tiny = next(tiny for tiny in (*DECODERS, *EMBEDDERS, *RANKERS) if tiny.name == name)
-    config = json.loads(tiny.configuration().to_json_string(use_diff=False)) | {"architectures": [tiny.family + tiny.head]}
+    config = json.loads(tiny.configuration().to_json_string(use_diff=False)) | {
+        "architectures": [tiny.family + tiny.head]
+    }
     assert metadata_of(config)
     with pytest.raises(EdgepackError, match=message) as refusal:
         metadata_of(changed(config, changes))
