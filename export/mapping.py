@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepack.export.pooling import pooling_type
 from edgepack.export.rows import JoinedRows, SourceRows
 
 from edgepack.errors import CheckpointError, UnsupportedModelError
@@ -102,7 +103,7 @@ def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> di
             used |= set(names)
             continue
         missing = [name for name in names if name not in source.specs]
-        if missing and rule.optional:
+        if missing and (rule.optional or (rule.sources == family.tied_head and _gives_embeddings(family, config))):
             continue
         if missing:
             raise CheckpointError(f"checkpoint lacks tensor '{missing[0]}', which {family.name} needs")
@@ -120,6 +121,11 @@ def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> di
         used |= set(names)
     _refuse_unknown(family, set(source.specs) - used)
     return mapped | family.computed(config)
+
+
+def _gives_embeddings(family: Family, config: ModelConfig) -> bool:
+    """Whether the model may lack a head: its class has none, or sentence-transformers pools what it gives."""
+    return family.headless and (config.architecture.endswith("Model") or pooling_type(config) is not None)
 
 
 def _instances(family: Family, config: ModelConfig) -> Iterator[tuple[TensorRule, int]]:

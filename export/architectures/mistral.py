@@ -31,7 +31,7 @@ def _ministral_metadata(config: ModelConfig) -> dict[str, Value]:
 
 FAMILY = replace(
     LLAMA,
-    classes=("MistralForCausalLM",),
+    classes=("MistralForCausalLM", "MistralModel"),
     defaults={
         "num_key_value_heads": 8,
         "rms_norm_eps": 1e-6,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,11 +40,15 @@ def torch_embeddings(model: Any, _tiny: TinyModel) -> NDArray[np.float32]:
     return hidden
 
 
-def torch_scores(model: Any, _tiny: TinyModel, texts: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Scores of every text: [texts, labels]."""
+def torch_scores(model: Any, tiny: TinyModel, texts: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Scores of every text: [texts, labels]; of Qwen 3 their probabilities, a single one's against 0."""
     with torch.no_grad():
-        scores: NDArray[np.float32] = model(torch.tensor(texts)).logits.numpy()
-    return scores
+        scores = model(torch.tensor(texts)).logits
+    if tiny.family == "Qwen3":
+        scores = scores if scores.shape[1] > 1 else torch.cat((scores, torch.zeros_like(scores)), 1)
+        scores = scores.softmax(1)
+    found: NDArray[np.float32] = scores.numpy()
+    return found
 
 
 def assert_close(got: NDArray[np.float32], expected: NDArray[np.float32], spread: float, tolerance: float) -> None:
@@ -76,3 +81,21 @@ def test_scores_equal_those_of_transformers(tiny: TinyModel, books: Path, tmp_pa
     for text, scores in zip(texts[:3], expected[:3], strict=True):
         assert_close(llama_pooled(path, text), scores, expected.std(), tiny.tolerance)
     assert_equal_types(tmp_path)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_reranker_that_answers_gives_the_probability_of_yes(tied: bool, books: Path, tmp_path: Path) -> None:
+    """Known by its name alone, as Qwen3-Reranker is; the bundled vocabulary's last word makes room for its yes."""
+    tiny = TinyModel("reranker", "Qwen3", {"head_dim": 32, "tie_word_embeddings": tied})
+    model, folder = random_model(tiny), tmp_path / "Qwen3-Reranker-tiny"
+    write_checkpoint(model, folder, books)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["yes"] = vocabulary.pop("".join(tokenizer["model"]["merges"].pop()))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    ids = [vocabulary["yes"], vocabulary["no"]]
+    write_gguf(plan_export(open_model(folder), find_target("f32")), tmp_path / "model.gguf")
+    with torch.no_grad():
+        answers = model(torch.tensor(TOKENS)[None]).logits[0, -1, ids].softmax(0).numpy()
+    assert_close(llama_pooled(tmp_path / "model.gguf", TOKENS), answers, 1.0, 1e-4)
+    assert "{query}" in open_model(folder).metadata["tokenizer.chat_template.rerank"].value

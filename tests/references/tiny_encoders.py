@@ -8,6 +8,14 @@ from references.tiny_checkpoints import TinyModel
 
 GELU_TABLE = 6e-3  # as in tests/export/test_architectures.py
 PADDED: dict[str, Any] = {"pad_token_id": 1}
+EMBEDDING_GEMMA: dict[str, Any] = {
+    "head_dim": 32,
+    "query_pre_attn_scalar": 32,
+    "sliding_window": 16,
+    "num_hidden_layers": 7,
+    "tie_word_embeddings": True,
+    "use_bidirectional_attention": True,
+}
 
 EMBEDDERS = (
     TinyModel("bert", "Bert", head="Model", tolerance=GELU_TABLE),
@@ -16,6 +24,18 @@ EMBEDDERS = (
     TinyModel("roberta-for-masked-lm", "Roberta", PADDED, "ForMaskedLM", tolerance=GELU_TABLE),
     TinyModel("xlm-roberta", "XLMRoberta", PADDED, "Model", tolerance=GELU_TABLE),
     TinyModel("xlm-roberta-for-masked-lm", "XLMRoberta", PADDED, "ForMaskedLM", tolerance=GELU_TABLE),
+    TinyModel("qwen-3-embedding", "Qwen3", {"head_dim": 32}, "Model"),
+    TinyModel("qwen-2-embedding", "Qwen2", head="Model"),
+    TinyModel("llama-embedding", "Llama", head="Model"),
+    TinyModel("mistral-embedding", "Mistral", {"sliding_window": None}, "Model"),
+    TinyModel(
+        "embedding-gemma",
+        "Gemma3",
+        EMBEDDING_GEMMA,
+        "TextModel",
+        config="Gemma3TextConfig",
+        tolerance=GELU_TABLE,
+    ),
 )
 RANKERS = (
     TinyModel("bert-ranker", "Bert", {"num_labels": 1}, "ForSequenceClassification", tolerance=GELU_TABLE),
@@ -28,4 +48,6 @@ RANKERS = (
         "ForSequenceClassification",
         tolerance=GELU_TABLE,
     ),
+    TinyModel("qwen-3-ranker", "Qwen3", {"head_dim": 32, "num_labels": 1}, "ForSequenceClassification"),
+    TinyModel("qwen-3-classifier", "Qwen3", {"head_dim": 32, "num_labels": 3}, "ForSequenceClassification"),
 )
