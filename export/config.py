@@ -41,6 +41,11 @@ class ModelConfig:
         """The same with values for absent keys; a key that is present stays, even if it is null."""
         return replace(self, values={**defaults, **self.values})
 
+    def respelt(self, spellings: Mapping[str, str]) -> ModelConfig:
+        """The same with settings under the names that the keys of `spellings` are, where their values alone stand."""
+        found = {ours: self.values[theirs] for ours, theirs in spellings.items() if theirs in self.values}
+        return replace(self, values={**found, **self.values})
+
     def of_text(self) -> ModelConfig:
         """The settings under `text_config` before those beside it.
 

@@ -162,6 +162,7 @@ class Family:
         renames: other beginnings of names: (in the rules, in such checkpoints), tried in turn.
         nested: the settings stand under `text_config`, beside those of other modalities, which are left out.
         blocks: how many values `{i}` takes.
+        spellings: other names of settings: as the rules call them → as some config.json do.
         headless: the graph runs without a head, so that a model which gives embeddings may lack one.
         limits: lines on what llama.cpp's graph leaves out, for the user to know.
         applies: of families that share a class, the first whose `applies` holds for config.json is taken.
@@ -181,6 +182,7 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     nested: bool = False
     blocks: Callable[[ModelConfig], int] = trunk_blocks
+    spellings: Mapping[str, str] = field(default_factory=dict)
     headless: bool = False
     limits: Callable[[ModelConfig], tuple[str, ...]] = nothing_left_out
     applies: Callable[[ModelConfig], bool] = always

@@ -64,7 +64,7 @@ def completed(config: ModelConfig, family: Family) -> ModelConfig:
     """
     if family.nested:
         config = config.of_text()
-    config = config.with_defaults(family.defaults)
+    config = config.respelt(family.spellings).with_defaults(family.defaults)
     for requirement in family.requirements:
         violation = requirement.violation(config)
         if violation is not None:

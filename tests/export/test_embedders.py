@@ -16,6 +16,7 @@ from references.llama_embeddings import llama_pooled, llama_token_embeddings
 from references.llama_quantize import llama_types
 from references.tiny_checkpoints import VOCABULARY, TinyModel, random_model, write_checkpoint
 from references.tiny_encoders import EMBEDDERS, RANKERS
+from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,3 +100,61 @@ def test_a_reranker_that_answers_gives_the_probability_of_yes(tied: bool, books:
         answers = model(torch.tensor(TOKENS)[None]).logits[0, -1, ids].softmax(0).numpy()
     assert_close(llama_pooled(tmp_path / "model.gguf", TOKENS), answers, 1.0, 1e-4)
     assert "{query}" in open_model(folder).metadata["tokenizer.chat_template.rerank"].value
+
+
+def written(folder: Path, out: Path) -> bytes:
+    write_gguf(plan_export(open_model(folder), find_target("f32")), out)
+    return out.read_bytes()
+
+
+NOMIC_AS_PUBLISHED = {
+    "architectures": ["NomicBertModel"],
+    "model_type": "nomic_bert",
+    "vocab_size": VOCABULARY,
+    "n_embd": 64,
+    "n_head": 4,
+    "n_inner": 96,
+    "n_layer": 2,
+    "n_positions": 1024,
+    "max_trained_positions": 256,
+    "layer_norm_epsilon": 0.01,
+    "activation_function": "swiglu",
+    "rotary_emb_base": 1000,
+    "rotary_emb_fraction": 1.0,
+    "rotary_emb_interleaved": False,
+    "qkv_proj_bias": False,
+    "prenorm": False,
+    "causal": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def test_a_nomic_bert_as_published_is_the_same_file(books: Path, tmp_path: Path) -> None:
+    tiny = next(tiny for tiny in EMBEDDERS if tiny.name == "nomic-bert")
+    folder = write_checkpoint(random_model(tiny), tmp_path / "model", books)
+    expected = written(folder, tmp_path / "expected.gguf")
+    (folder / "config.json").write_text(json.dumps(NOMIC_AS_PUBLISHED))
+    assert written(folder, tmp_path / "published.gguf") == expected
+
+
+def test_a_jina_3_as_published_is_the_same_file_without_its_adapters(books: Path, tmp_path: Path) -> None:
+    tiny = next(tiny for tiny in EMBEDDERS if tiny.name == "jina-3")
+    folder = write_checkpoint(random_model(tiny), tmp_path / "model", books)
+    expected = written(folder, tmp_path / "expected.gguf")
+    adapted = ("_embeddings.weight", "Wqkv.weight", "out_proj.weight", "fc1.weight", "fc2.weight")
+    tensors = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if name.endswith(adapted):
+            module = "roberta." + name.removesuffix("weight") + "parametrizations.weight."
+            tensors |= {module + "original": tensor, module + "0.lora_A": torch.ones(5, 4, 2)}
+        else:
+            tensors["roberta." + name] = tensor
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    del config["rope_parameters"]
+    config |= {"architectures": ["XLMRobertaModel"], "rotary_emb_base": 20000.0, "lora_adaptations": ["a", "b"]}
+    (folder / "config.json").write_text(json.dumps(config | {"position_embedding_type": "rotary"}))
+    assert written(folder, tmp_path / "published.gguf") == expected
+    assert open_model(folder).notes[0] == "2 adapters for tasks are left out"

@@ -23,6 +23,11 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("embedding-gemma", {"use_bidirectional_attention": False}, "use_bidirectional_attention is False"),
     ("embedding-gemma", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar is 64"),
     ("embedding-gemma", {"layer_types": ["full_attention"] * 7}, "no layer slides"),
+    ("modern-bert", {"norm_bias": True}, "norm_bias is True"),
+    ("modern-bert", {"rope_type": "linear"}, "rope type is 'linear'"),
+    ("modern-bert-ranker", {"classifier_bias": True}, "classifier_bias is True"),
+    ("nomic-bert", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    ("jina-3", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
     ("bert-ranker", {"id2label": {"1": "yes"}}, "id2label: expected names by number"),
     ("qwen-3-vl", {"vision_config": {"deepstack_visual_indexes": 1}}, "expected a list, got 1"),
 )

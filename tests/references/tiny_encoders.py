@@ -16,6 +16,13 @@ EMBEDDING_GEMMA: dict[str, Any] = {
     "tie_word_embeddings": True,
     "use_bidirectional_attention": True,
 }
+MODERN: dict[str, Any] = {
+    "local_attention": 16,
+    "num_hidden_layers": 5,
+    "norm_eps": 0.01,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+}
 
 EMBEDDERS = (
     TinyModel("bert", "Bert", head="Model", tolerance=GELU_TABLE),
@@ -36,6 +43,13 @@ EMBEDDERS = (
         config="Gemma3TextConfig",
         tolerance=GELU_TABLE,
     ),
+    TinyModel("modern-bert", "ModernBert", MODERN, "Model", tolerance=GELU_TABLE),
+    TinyModel("modern-bert-with-silu", "ModernBert", MODERN | {"hidden_activation": "silu"}, "ForMaskedLM"),
+    TinyModel("nomic-bert", "NomicBert", head="Model"),
+    TinyModel("nomic-bert-as-held", "NomicBert", {"tie_word_embeddings": True}, "ForMaskedLM", fused_experts=True),
+    TinyModel("jina-3", "JinaEmbeddingsV3", PADDED, "Model", tolerance=GELU_TABLE),
+    TinyModel("jina-3-as-held", "JinaEmbeddingsV3", PADDED, "Model", fused_experts=True, tolerance=GELU_TABLE),
+    TinyModel("jina-3-for-masked-lm", "JinaEmbeddingsV3", PADDED, "ForMaskedLM", tolerance=GELU_TABLE),
 )
 RANKERS = (
     TinyModel("bert-ranker", "Bert", {"num_labels": 1}, "ForSequenceClassification", tolerance=GELU_TABLE),
@@ -50,4 +64,12 @@ RANKERS = (
     ),
     TinyModel("qwen-3-ranker", "Qwen3", {"head_dim": 32, "num_labels": 1}, "ForSequenceClassification"),
     TinyModel("qwen-3-classifier", "Qwen3", {"head_dim": 32, "num_labels": 3}, "ForSequenceClassification"),
+    TinyModel(
+        "modern-bert-ranker",
+        "ModernBert",
+        MODERN | {"num_labels": 1, "classifier_pooling": "mean"},
+        "ForSequenceClassification",
+        tolerance=GELU_TABLE,
+    ),
+    TinyModel("modern-bert-classifier", "ModernBert", MODERN, "ForSequenceClassification", tolerance=GELU_TABLE),
 )
