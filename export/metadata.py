@@ -154,14 +154,14 @@ def rope_metadata(
     return keys | (_longrope(config) if kind in LONGROPE else {})
 
 
-def _stretch(config: ModelConfig) -> tuple[float, float]:
+def yarn_stretch(config: ModelConfig) -> tuple[float, float]:
     """The context before scaling, and the factor by which scaling stretches it."""
     rope, context = config.rope, config.count("max_position_embeddings")
     original = rope_number(rope, "original_max_position_embeddings", config, default=context)
     return original, rope_number(rope, "factor", config, default=context / original)
 
 
-def _magnitude(factor: float, scale: float = 1.0) -> float:
+def yarn_magnitude(factor: float, scale: float = 1.0) -> float:
     """YaRN's growth of attention logits (`get_mscale` of transformers and llama.cpp)."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
@@ -169,27 +169,32 @@ def _magnitude(factor: float, scale: float = 1.0) -> float:
 def _yarn(config: ModelConfig, *, betas: bool) -> dict[str, Value]:
     """YaRN, as `_compute_yarn_parameters` of transformers has it.
 
-    llama.cpp multiplies by `_magnitude(factor)` of its own accord, and reads the factor for the rest from
+    llama.cpp multiplies by `yarn_magnitude(factor)` of its own accord, and reads the factor for the rest from
     `rope.scaling.attn_factor` (not from `yarn_attn_factor`, which it computes anew).
     """
     rope = config.rope
     _refuse_ignored_yarn(rope, config, betas=betas)
-    original, factor = _stretch(config)
-    wanted = _magnitude(factor)
-    if rope.get("attention_factor") is not None:
-        wanted = rope_number(rope, "attention_factor", config)
-    elif rope.get("mscale") and rope.get("mscale_all_dim"):
-        scales = (rope_number(rope, key, config) for key in ("mscale", "mscale_all_dim"))
-        above, below = (_magnitude(factor, scale) for scale in scales)
-        wanted = above / below
+    original, factor = yarn_stretch(config)
     written = {f"rope.scaling.yarn_{key}": rope_number(rope, key, config, fixed) for key, fixed in _YARN_BETAS.items()}
     return {
         "rope.scaling.type": string("yarn"),
         "rope.scaling.factor": f32(factor),
         "rope.scaling.original_context_length": u32(int(original)),
-        "rope.scaling.attn_factor": f32(wanted / _magnitude(factor)),
+        "rope.scaling.attn_factor": f32(rope_growth(config) / yarn_magnitude(factor)),
         **({key: f32(value) for key, value in written.items()} if betas else {}),
     }
+
+
+def rope_growth(config: ModelConfig) -> float:
+    """What yarn multiplies rope by: the configuration's own factor, what its `mscale`s give, or the usual growth."""
+    rope, (_, factor) = config.rope, yarn_stretch(config)
+    if rope.get("attention_factor") is not None:
+        return rope_number(rope, "attention_factor", config)
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        scales = (rope_number(rope, key, config) for key in ("mscale", "mscale_all_dim"))
+        above, below = (yarn_magnitude(factor, scale) for scale in scales)
+        return above / below
+    return yarn_magnitude(factor)
 
 
 def _refuse_ignored_yarn(rope: Mapping[str, Any], config: ModelConfig, *, betas: bool) -> None:
@@ -204,7 +209,7 @@ def _refuse_ignored_yarn(rope: Mapping[str, Any], config: ModelConfig, *, betas:
 def _longrope(config: ModelConfig) -> dict[str, Value]:
     """Longrope's scalars, as `_compute_longrope_parameters` of transformers has them; its lists are tensors."""
     rope = config.rope
-    original, factor = _stretch(config)
+    original, factor = yarn_stretch(config)
     usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return {
         "rope.scaling.type": string("longrope"),

@@ -197,7 +197,7 @@ def rewrite_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], di
 
 
 def with_prediction_layer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """GLM-4.5 and later as published: one layer more, with its own embedding and head."""
+    """GLM-4.5 and later and DeepSeek 3 as published: one layer more, with its own embedding and head."""
     last = {name: tensor for name, tensor in tensors.items() if name.startswith("model.layers.2.")}
     more = {name.replace("layers.2", "layers.3"): tensor.clone() for name, tensor in last.items()}
     layer, embedding = "model.layers.3.", tensors["model.embed_tokens.weight"]
@@ -206,8 +206,9 @@ def with_prediction_layer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.T
     return tensors | more | {f"{layer}eh_proj.weight": torch.randn(64, 128)}
 
 
-def test_layers_of_prediction_are_taken_over_and_change_nothing(books: Path, tmp_path: Path) -> None:
-    tiny = named("glm-4-moe")
+@pytest.mark.parametrize("name", ["glm-4-moe", "deepseek-3", "glm-4.7-flash"])
+def test_layers_of_prediction_are_taken_over_and_change_nothing(name: str, books: Path, tmp_path: Path) -> None:
+    tiny = named(name)
     model, ids = random_model(tiny), token_ids()
     folder = write_checkpoint(model, tmp_path / "model", books)
     plain = set(open_model(folder).tensors)

@@ -28,6 +28,11 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("modern-bert-ranker", {"classifier_bias": True}, "classifier_bias is True"),
     ("nomic-bert", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ("jina-3", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
+    ("deepseek-2", {"topk_method": "group_limited_greedy"}, "topk_method is 'group_limited_greedy'"),
+    ("deepseek-2", {"num_hidden_layers": 27}, "q_lora_rank with 27 layers"),
+    ("deepseek-3", {"attention_bias": True}, "attention_bias is True"),
+    ("glm-4.7-flash", {"mlp_layer_types": ["sparse", "dense", "sparse"]}, "dense layers first"),
+    ("glm-4.7-flash", {"mlp_layer_types": ["sparse"]}, "mlp_layer_types: expected a list of 3"),
     ("bert-ranker", {"id2label": {"1": "yes"}}, "id2label: expected names by number"),
     ("qwen-3-vl", {"vision_config": {"deepstack_visual_indexes": 1}}, "expected a list, got 1"),
 )

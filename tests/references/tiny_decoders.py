@@ -59,6 +59,31 @@ QWEN3_VL_TEXT = SIZES | {
 }
 QWEN3_VL_EYES = QWEN_EYES | {"deepstack_visual_indexes": [0]}
 QWEN3_VL_EXPERTS: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+LATENT: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-6,  # the latents' norms have no other
+    "q_lora_rank": 48,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 24,
+    "v_head_dim": 20,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 48,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.5,
+    "n_group": 1,
+    "topk_group": 1,
+}
+LATENT_YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 32,
+}
+GLM_FLASH = {key: value for key, value in LATENT.items() if key != "first_k_dense_replace"}
 
 DECODERS = (
     TinyModel("ministral", "Ministral", {"sliding_window": 64, "head_dim": 32}),
@@ -115,4 +140,29 @@ DECODERS = (
         "ForConditionalGeneration",
         fused_experts=True,
     ),
+    TinyModel("deepseek-2", "DeepseekV2", LATENT),
+    TinyModel(
+        "deepseek-2-lite",
+        "DeepseekV2",
+        LATENT | {"q_lora_rank": None, "rope_parameters": LATENT_YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}},
+    ),
+    TinyModel("deepseek-2-tied", "DeepseekV2", LATENT | {"tie_word_embeddings": True}, fused_experts=True),
+    TinyModel(
+        "deepseek-3",
+        "DeepseekV3",
+        LATENT
+        | {
+            "n_group": 4,
+            "topk_group": 2,
+            "rope_parameters": LATENT_YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    TinyModel(
+        "deepseek-3-growing",
+        "DeepseekV3",
+        LATENT | {"rope_parameters": LATENT_YARN | {"mscale": 1.5, "mscale_all_dim": 0.5}, "norm_topk_prob": False},
+    ),
+    TinyModel("deepseek-3-plain-yarn", "DeepseekV3", LATENT | {"rope_parameters": LATENT_YARN, "q_lora_rank": None}),
+    TinyModel("deepseek-3-in-halves", "DeepseekV3", LATENT | {"rope_interleave": False}, fused_experts=True),
+    TinyModel("glm-4.7-flash", "Glm4MoeLite", GLM_FLASH),
 )
