@@ -123,6 +123,20 @@ def sliding_metadata(config: ModelConfig, period: int) -> dict[str, Value]:
     }
 
 
+def refuse_own_sliding_rope(config: ModelConfig) -> None:
+    """For graphs that turn sliding layers by the base of the others, and do not scale them.
+
+    Raises:
+        UnsupportedModelError: sliding layers have a base of their own, or scaling.
+    """
+    rope, base = config.sliding_rope, config.rope.get("rope_theta")
+    if rope.get("rope_type", "default") != "default" or rope.get("rope_theta", base) != base:
+        raise UnsupportedModelError(
+            f"{config.label}: rope_parameters.sliding_attention is {dict(rope)!r}: llama.cpp needs the base of full"
+            " layers and no scaling, because its graph knows no other"
+        )
+
+
 def rope_metadata(
     config: ModelConfig, types: tuple[str, ...] = PLAIN_ROPE, *, yarn_betas: bool = False
 ) -> dict[str, Value]:

@@ -33,6 +33,12 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("deepseek-3", {"attention_bias": True}, "attention_bias is True"),
     ("glm-4.7-flash", {"mlp_layer_types": ["sparse", "dense", "sparse"]}, "dense layers first"),
     ("glm-4.7-flash", {"mlp_layer_types": ["sparse"]}, "mlp_layer_types: expected a list of 3"),
+    ("olmo-3-yarn", {"sliding_attention": {"rope_theta": 5e5}}, "rope_parameters.sliding_attention is"),
+    ("olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0"),
+    ("olmoe", {"num_key_value_heads": 2}, "num_key_value_heads is 2"),
+    ("exaone-4", {"sliding_window": 16}, "sliding_window is 16 with 2 layers"),
+    ("exaone-4-32b", {"sliding_window": None}, "sliding_window is None with 64 layers"),
+    ("exaone-4-32b", {"layer_types": None, "sliding_window_pattern": "LLLX"}, "expected letters L and G"),
     ("bert-ranker", {"id2label": {"1": "yes"}}, "id2label: expected names by number"),
     ("qwen-3-vl", {"vision_config": {"deepstack_visual_indexes": 1}}, "expected a list, got 1"),
 )

@@ -9,6 +9,15 @@ from typing import Any
 
 from references.tiny_checkpoints import SIZES, TinyModel
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 MINISTRAL3: dict[str, Any] = {
     "head_dim": 32,
     "rope_parameters": {
@@ -84,6 +93,11 @@ LATENT_YARN: dict[str, Any] = {
     "original_max_position_embeddings": 32,
 }
 GLM_FLASH = {key: value for key, value in LATENT.items() if key != "first_k_dense_replace"}
+EXAONE_32B: dict[str, Any] = {  # known to llama.cpp by its layers
+    "num_hidden_layers": 64,
+    "sliding_window": 16,
+    "rope_parameters": LLAMA3,
+}
 
 DECODERS = (
     TinyModel("ministral", "Ministral", {"sliding_window": 64, "head_dim": 32}),
@@ -165,4 +179,28 @@ DECODERS = (
     TinyModel("deepseek-3-plain-yarn", "DeepseekV3", LATENT | {"rope_parameters": LATENT_YARN, "q_lora_rank": None}),
     TinyModel("deepseek-3-in-halves", "DeepseekV3", LATENT | {"rope_interleave": False}, fused_experts=True),
     TinyModel("glm-4.7-flash", "Glm4MoeLite", GLM_FLASH),
+    TinyModel("olmo-3", "Olmo3", {"num_hidden_layers": 5, "sliding_window": 16}),
+    TinyModel(
+        "olmo-3-yarn",
+        "Olmo3",
+        {
+            "num_hidden_layers": 5,
+            "sliding_window": 16,
+            "rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_theta": 10000.0}},
+        },
+    ),
+    TinyModel("olmo-3-without-window", "Olmo3", {"layer_types": ["full_attention"] * 2}),
+    TinyModel("olmoe", "Olmoe", {"num_key_value_heads": 4, "num_experts": 8, "num_experts_per_tok": 2}),
+    TinyModel(
+        "olmoe-tied-and-fused",
+        "Olmoe",
+        {"num_key_value_heads": 4, "num_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": True},
+        fused_experts=True,
+    ),
+    TinyModel(
+        "exaone-4",
+        "Exaone4",
+        {"sliding_window": None, "tie_word_embeddings": True, "layer_types": ["full_attention"] * 2},
+    ),
+    TinyModel("exaone-4-32b", "Exaone4", EXAONE_32B),
 )
