@@ -39,6 +39,12 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("exaone-4", {"sliding_window": 16}, "sliding_window is 16 with 2 layers"),
     ("exaone-4-32b", {"sliding_window": None}, "sliding_window is None with 64 layers"),
     ("exaone-4-32b", {"layer_types": None, "sliding_window_pattern": "LLLX"}, "expected letters L and G"),
+    ("hunyuan-moe-fused", {"moe_topk": [3, 2]}, r"moe_topk is \[3, 2\]"),
+    ("ernie-4.5", {"use_bias": True}, "use_bias is True"),
+    ("ernie-4.5-moe", {"moe_layer_interval": 2}, "moe_layer_interval is 2"),
+    ("ernie-4.5-moe", {"moe_layer_end_index": 1}, "moe_layer_end_index is 1"),
+    ("cohere-2", {"tie_word_embeddings": False}, "tie_word_embeddings is False"),
+    ("seed-oss", {"mlp_bias": True}, "mlp_bias is True"),
     ("bert-ranker", {"id2label": {"1": "yes"}}, "id2label: expected names by number"),
     ("qwen-3-vl", {"vision_config": {"deepstack_visual_indexes": 1}}, "expected a list, got 1"),
 )

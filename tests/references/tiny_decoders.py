@@ -98,6 +98,15 @@ EXAONE_32B: dict[str, Any] = {  # known to llama.cpp by its layers
     "sliding_window": 16,
     "rope_parameters": LLAMA3,
 }
+HUNYUAN_ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 50.0}
+HUNYUAN_MOE: dict[str, Any] = {"head_dim": 32, "num_experts": 8, "rope_parameters": HUNYUAN_ALPHA}
+ERNIE_MOE: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "moe_num_experts": 8,
+    "moe_k": 2,
+    "moe_intermediate_size": 48,
+    "moe_layer_end_index": 2,
+}
 
 DECODERS = (
     TinyModel("ministral", "Ministral", {"sliding_window": 64, "head_dim": 32}),
@@ -203,4 +212,22 @@ DECODERS = (
         {"sliding_window": None, "tie_word_embeddings": True, "layer_types": ["full_attention"] * 2},
     ),
     TinyModel("exaone-4-32b", "Exaone4", EXAONE_32B),
+    TinyModel("hunyuan", "HunYuanDenseV1", {"head_dim": 32, "tie_word_embeddings": True}),
+    TinyModel("hunyuan-alpha", "HunYuanDenseV1", {"head_dim": 32, "rope_parameters": HUNYUAN_ALPHA}),
+    TinyModel("hunyuan-moe", "HunYuanMoEV1", HUNYUAN_MOE | {"moe_topk": 2}),
+    TinyModel("hunyuan-moe-fused", "HunYuanMoEV1", HUNYUAN_MOE | {"moe_topk": [3, 3]}, fused_experts=True),
+    TinyModel("ernie-4.5", "Ernie4_5", {"head_dim": 32}),
+    TinyModel("ernie-4.5-moe", "Ernie4_5_Moe", ERNIE_MOE),
+    TinyModel(
+        "ernie-4.5-moe-fused",
+        "Ernie4_5_Moe",
+        ERNIE_MOE | {"moe_layer_start_index": 0, "moe_num_shared_experts": 0},
+        fused_experts=True,
+    ),
+    TinyModel(
+        "cohere-2",
+        "Cohere2",
+        {"num_hidden_layers": 5, "sliding_window": 16, "tie_word_embeddings": True, "logit_scale": 0.25},
+    ),
+    TinyModel("seed-oss", "SeedOss", {"head_dim": 32, "attention_out_bias": False}),
 )
