@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgepack.export.rows import Rows
 
     from edgepack.gguf.types import Value
+    from edgepack.model import TensorSource
 
     Transform = Callable[[Rows, ModelConfig], Rows]
     Dimensions = Mapping[str, int]
@@ -41,7 +42,8 @@ class TensorRule:
     Attributes:
         target: GGUF name; `{i}` is the layer.
         sources: checkpoint names; several are joined along their first dimension; `{e}` in a name stacks
-            the experts along a new first dimension, `{n}` is the number of a layer behind the last (of prediction).
+            the experts along a new first dimension (`{h}` query heads, `{k}` key-value heads), `{n}` is the number
+            of a layer behind the last (of prediction).
         shape: names of dimensions, such as `q d`, that the result must have (see `standard_dimensions`).
         transform: rows in, rows out, applied to each source before they are joined.
         optional: the tensor may be missing from the checkpoint.
@@ -100,7 +102,7 @@ class Requirement:
 def standard_dimensions(config: ModelConfig) -> dict[str, int]:
     """D hidden · q query heads × head width · kv · ff feed-forward · v vocabulary · h head width · e experts.
 
-    A model of experts alone has no ff.
+    Of heads and kv_heads it says how many. A model of experts alone has no ff.
     """
     sizes = {
         "d": config.hidden,
@@ -109,6 +111,8 @@ def standard_dimensions(config: ModelConfig) -> dict[str, int]:
         "v": config.vocab_size,
         "h": config.head_dim,
         "e": config.n_experts,
+        "heads": config.n_heads,
+        "kv_heads": config.n_kv_heads,
     }
     if config.get("intermediate_size") or not config.n_experts:
         sizes["ff"] = config.count("intermediate_size")
@@ -132,6 +136,11 @@ def nothing_left_out(_config: ModelConfig) -> tuple[str, ...]:
 
 def nothing_computed(_config: ModelConfig) -> dict[str, Rows]:
     """For families without computed tensors."""
+    return {}
+
+
+def nothing_stored(_config: ModelConfig, _source: TensorSource) -> dict[str, Value]:
+    """For families whose metadata comes from the configuration alone."""
     return {}
 
 
@@ -162,6 +171,8 @@ class Family:
         renames: other beginnings of names: (in the rules, in such checkpoints), tried in turn.
         nested: the settings stand under `text_config`, beside those of other modalities, which are left out.
         blocks: how many values `{i}` takes.
+        stored: keys whose values stand in tensors, such as an activation's parameters.
+        refused: why llama.cpp's graph does not compute what these checkpoints are, where it does not.
         spellings: other names of settings: as the rules call them → as some config.json do.
         headless: the graph runs without a head, so that a model which gives embeddings may lack one.
         limits: lines on what llama.cpp's graph leaves out, for the user to know.
@@ -182,6 +193,8 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     nested: bool = False
     blocks: Callable[[ModelConfig], int] = trunk_blocks
+    stored: Callable[[ModelConfig, TensorSource], dict[str, Value]] = nothing_stored
+    refused: str | None = None
     spellings: Mapping[str, str] = field(default_factory=dict)
     headless: bool = False
     limits: Callable[[ModelConfig], tuple[str, ...]] = nothing_left_out

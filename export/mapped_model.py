@@ -79,6 +79,7 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
     metadata = general_metadata(checkpoint.path, family.name, size)
     metadata = {"general.architecture": string(family.name)} | metadata
     metadata |= pooling_metadata(config, family.name) | family.metadata(config)  # a head's own pooling decides
+    metadata |= family.stored(config, checkpoint.tensors)
     metadata |= read_vocabulary(checkpoint.path, config.values, pre=pre)
     facts = model_facts(metadata, str(checkpoint.path))
     sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))

@@ -19,13 +19,20 @@ from edgepack.export.rows import JoinedRows, SourceRows
 from edgepack.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from edgepack.export.config import ModelConfig
     from edgepack.export.family import Dimensions, Family, Origin, TensorRule
     from edgepack.export.rows import Rows
 
     from edgepack.model import TensorSource
+
+
+_STACKS: dict[str, Callable[[ModelConfig], int]] = {
+    "{e}": lambda config: config.n_experts,
+    "{h}": lambda config: config.n_heads,
+    "{k}": lambda config: config.n_kv_heads,
+}
 
 
 @cache
@@ -48,9 +55,12 @@ def find_family(config: ModelConfig) -> Family:
     """
     known = families()
     if config.architecture not in known:
-        raise UnsupportedModelError(f"unknown architecture '{config.architecture}'; known: {', '.join(sorted(known))}")
+        runs = sorted(name for name, those in known.items() if those[0].refused is None)
+        raise UnsupportedModelError(f"unknown architecture '{config.architecture}'; known: {', '.join(runs)}")
     for family in known[config.architecture]:
         if family.applies(config):
+            if family.refused is not None:
+                raise UnsupportedModelError(f"{config.label}: {config.architecture}: {family.refused}")
             return family
     raise UnsupportedModelError(f"{config.label}: no family is for {config.architecture} of type '{config.model_type}'")
 
@@ -111,7 +121,10 @@ def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> di
         if origin.transform is not None:
             parts = [origin.transform(part, config) for part in parts]
         target = rule.target.format(i=layer)
-        rows, shape = _joined(parts, stacked="{e}" in origin.sources), _shape(rule, dimensions)
+        rows, shape = (
+            _joined(parts, stacked=any(stack in origin.sources for stack in _STACKS)),
+            _shape(rule, dimensions),
+        )
         if rows.shape != shape:
             raise CheckpointError(
                 f"tensor '{names[0]}': config.json makes '{target}' {list(shape)},"
@@ -152,8 +165,9 @@ def _origin(
 def _source_names(sources: str | tuple[str, ...], layer: int, config: ModelConfig) -> list[str]:
     names = []
     for pattern in (sources,) if isinstance(sources, str) else sources:
-        experts = range(config.n_experts) if "{e}" in pattern else range(1)
-        names += [pattern.format(i=layer, e=expert, n=layer - config.n_layers) for expert in experts]
+        stack = next((stack for stack in _STACKS if stack in pattern), None)
+        numbers = range(1 if stack is None else _STACKS[stack](config))
+        names += [pattern.format(i=layer, n=layer - config.n_layers, e=n, h=n, k=n) for n in numbers]
     return names
 
 

@@ -175,7 +175,8 @@ def test_logits_equal_those_of_transformers_and_types_those_of_llama_quantize(
 
 def test_every_architecture_has_a_line() -> None:
     tested = {tiny.family + tiny.head for tiny in (*MODELS, *EMBEDDERS, *RANKERS)}
-    assert tested == set(families()) - {"LLaMAForCausalLM", "Ernie4_5_ForCausalLM"}  # other spellings of one
+    runs = {name for name, those in families().items() if those[0].refused is None}
+    assert tested == runs - {"LLaMAForCausalLM", "Ernie4_5_ForCausalLM", "StableLMEpochForCausalLM"}  # once so called
 
 
 def llama_embedding(path: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:

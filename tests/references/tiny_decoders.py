@@ -107,6 +107,8 @@ ERNIE_MOE: dict[str, Any] = {
     "moe_intermediate_size": 48,
     "moe_layer_end_index": 2,
 }
+GELU_TABLE = 6e-3  # as in tests/export/test_architectures.py
+BIASED: dict[str, Any] = {"attention_bias": True, "mlp_bias": True}
 
 DECODERS = (
     TinyModel("ministral", "Ministral", {"sliding_window": 64, "head_dim": 32}),
@@ -230,4 +232,13 @@ DECODERS = (
         {"num_hidden_layers": 5, "sliding_window": 16, "tie_word_embeddings": True, "logit_scale": 0.25},
     ),
     TinyModel("seed-oss", "SeedOss", {"head_dim": 32, "attention_out_bias": False}),
+    TinyModel("phi-2", "Phi", tolerance=GELU_TABLE),
+    TinyModel("phi-2-tied", "Phi", {"tie_word_embeddings": True, "num_key_value_heads": 4}, tolerance=GELU_TABLE),
+    TinyModel("stablelm", "StableLm", {"use_qkv_bias": True}),
+    TinyModel("stablelm-12b", "StableLm", {"qk_layernorm": True, "use_parallel_residual": True}),
+    TinyModel("apertus", "Apertus", {"rope_parameters": LLAMA3}),
+    TinyModel("apertus-tied", "Apertus", {"tie_word_embeddings": True, "attention_bias": True}),
+    TinyModel("arcee", "Arcee", {"head_dim": 32, "rope_parameters": YARN}),
+    TinyModel("nemotron", "Nemotron", {"norm_eps": 0.01}),
+    TinyModel("nemotron-with-biases", "Nemotron", BIASED | {"tie_word_embeddings": True}),
 )
