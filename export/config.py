@@ -41,6 +41,10 @@ class ModelConfig:
         """The same with values for absent keys; a key that is present stays, even if it is null."""
         return replace(self, values={**defaults, **self.values})
 
+    def changed(self, **settings: Any) -> ModelConfig:
+        """The same with other values for `settings`."""
+        return replace(self, values={**self.values, **settings})
+
     def respelt(self, spellings: Mapping[str, str]) -> ModelConfig:
         """The same with settings under the names that the keys of `spellings` are, where their values alone stand."""
         found = {ours: self.values[theirs] for ours, theirs in spellings.items() if theirs in self.values}

@@ -59,32 +59,37 @@ def expert_rules(
 
 
 def transposed_expert_rules(
-    prefix: str, *, width: str = "moe", when: Callable[[ModelConfig, int], bool] | None = None
+    prefix: str, *, held: bool = True, width: str = "moe", when: Callable[[ModelConfig, int], bool] | None = None
 ) -> tuple[TensorRule, ...]:
     """As `expert_rules` for fused experts alone, published transposed: `gate_up_proj` [experts, d, 2 · width].
 
-    transformers 5 turns them while it reads, unless the shape is already the one that it holds; so does this.
-
     Args:
         prefix: of the names.
+        held: transformers 5 turns them while it reads, unless the shape is already the one that it holds; so does
+            this. Where False they are always transposed.
         width: the dimension of an expert's inner width.
         when: as `TensorRule.when`.
     """
     rows, back = f"e {width} d", f"e d {width}"
+    turned, turned_back = (_turned, _turned_back) if held else (_transposed, _transposed)
 
     def halves(half: Transform) -> Transform:
-        return lambda rows, config: half(_turned(rows, config.hidden), config)
+        return lambda rows, config: half(turned(rows, config), config)
 
     return (
         TensorRule("blk.{i}.ffn_gate_exps.weight", f"{prefix}gate_up_proj", rows, halves(_gates), when=when),
         TensorRule("blk.{i}.ffn_up_exps.weight", f"{prefix}gate_up_proj", rows, halves(_ups), when=when),
-        TensorRule("blk.{i}.ffn_down_exps.weight", f"{prefix}down_proj", back, _turned_back, when=when),
+        TensorRule("blk.{i}.ffn_down_exps.weight", f"{prefix}down_proj", back, turned_back, when=when),
     )
 
 
-def _turned(rows: Rows, columns: int) -> Rows:
-    """Experts with rows of `columns`; as they are where they have them already."""
-    if len(rows.shape) == 3 and rows.shape[2] != columns and rows.shape[1] == columns:
+def _transposed(rows: Rows, _config: ModelConfig) -> Rows:
+    return TransposedExperts(rows) if len(rows.shape) == 3 else rows
+
+
+def _turned(rows: Rows, config: ModelConfig) -> Rows:
+    """Experts with rows of d; as they are where they have them already."""
+    if len(rows.shape) == 3 and rows.shape[2] != config.hidden and rows.shape[1] == config.hidden:
         return TransposedExperts(rows)
     return rows
 

@@ -6,7 +6,6 @@ Families choose from these rules and add their keys; what yarn does to the scale
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +29,7 @@ NORM_EPSILON = 1e-6  # of the latents' norms in transformers, whatever `rms_norm
 
 def with_rope_heads(config: ModelConfig) -> ModelConfig:
     """The same with the part of a head that rope turns as its width."""
-    return replace(config, values={**config.values, "head_dim": config.count("qk_rope_head_dim")})
+    return config.changed(head_dim=config.count("qk_rope_head_dim"))
 
 
 def query_width(config: ModelConfig) -> int:

@@ -125,8 +125,7 @@ def _groups(config: ModelConfig) -> dict[str, Value]:
 
 
 def _softmax_metadata(config: ModelConfig) -> dict[str, Value]:
-    greedy = replace(config, values={**config.values, "n_group": None})  # whatever groups there are
-    return _metadata(greedy, _SOFTMAX)
+    return _metadata(config.changed(n_group=None), _SOFTMAX)  # greedy, whatever groups there are
 
 
 def _sigmoid_metadata(config: ModelConfig) -> dict[str, Value]:

@@ -53,14 +53,15 @@ def _constant(config: ModelConfig, key: str) -> int:
     if isinstance(value, list) and value:
         if any(each != value[0] for each in value):
             raise UnsupportedModelError(f"{config.label}: {key} is {value!r}: llama.cpp needs the same in every layer")
-        config = replace(config, values={**config.values, key: value[0]})
+        config = config.changed(**{key: value[0]})
     return config.count(key)
 
 
 def _flat(config: ModelConfig) -> ModelConfig:
     """The counts of experts as single numbers, under the names that others give them."""
-    counts = {"num_experts": _constant(config, "num_experts"), "num_experts_per_tok": _constant(config, "moe_topk")}
-    return replace(config, values={**config.values, **counts})
+    return config.changed(
+        num_experts=_constant(config, "num_experts"), num_experts_per_tok=_constant(config, "moe_topk")
+    )
 
 
 def _with_experts(config: ModelConfig) -> dict[str, Value]:

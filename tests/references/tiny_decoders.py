@@ -109,6 +109,43 @@ ERNIE_MOE: dict[str, Any] = {
 }
 GELU_TABLE = 6e-3  # as in tests/export/test_architectures.py
 BIASED: dict[str, Any] = {"attention_bias": True, "mlp_bias": True}
+LLAMA4: dict[str, Any] = {
+    "num_hidden_layers": 5,
+    "head_dim": 32,
+    "intermediate_size": 48,
+    "intermediate_size_mlp": 96,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "interleave_moe_layer_step": 2,
+    "rope_parameters": LLAMA3,
+}
+LLAMA4_EYES: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vision_output_dim": 16,
+    "projector_input_dim": 16,
+    "projector_output_dim": 16,
+}
+LLAMA4_WITHOUT_NORMS: dict[str, Any] = {  # known to llama.cpp by its experts
+    "num_local_experts": 128,
+    "intermediate_size": 32,
+    "num_experts_per_tok": 1,
+    "use_qk_norm": False,
+}
+MINICPM3: dict[str, Any] = {key: LATENT[key] for key in LATENT if "expert" not in key and "group" not in key} | {
+    "dim_model_base": 256
+}
+LATENT_LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "long_factor": [1.0 + 0.5 * i for i in range(4)],
+    "short_factor": [1.0 + 0.1 * i for i in range(4)],
+    "original_max_position_embeddings": 32,
+}
+FALCON: dict[str, Any] = {"ffn_hidden_size": 96, "tie_word_embeddings": True}
+FALCON_40B: dict[str, Any] = {"new_decoder_architecture": True, "num_kv_heads": 2}
 
 DECODERS = (
     TinyModel("ministral", "Ministral", {"sliding_window": 64, "head_dim": 32}),
@@ -241,4 +278,17 @@ DECODERS = (
     TinyModel("arcee", "Arcee", {"head_dim": 32, "rope_parameters": YARN}),
     TinyModel("nemotron", "Nemotron", {"norm_eps": 0.01}),
     TinyModel("nemotron-with-biases", "Nemotron", BIASED | {"tie_word_embeddings": True}),
+    TinyModel("llama-4", "Llama4", LLAMA4, config="Llama4TextConfig"),
+    TinyModel("llama-4-without-norms", "Llama4", LLAMA4 | LLAMA4_WITHOUT_NORMS, config="Llama4TextConfig"),
+    TinyModel(
+        "llama-4-of-multimodal",
+        "Llama4",
+        {"text_config": SIZES | LLAMA4, "vision_config": LLAMA4_EYES},
+        "ForConditionalGeneration",
+    ),
+    TinyModel("minicpm-3", "MiniCPM3", MINICPM3),
+    TinyModel("minicpm-3-long", "MiniCPM3", MINICPM3 | {"rope_parameters": LATENT_LONGROPE}),
+    TinyModel("falcon-7b", "Falcon", FALCON, tolerance=GELU_TABLE),
+    TinyModel("falcon-40b", "Falcon", FALCON | FALCON_40B | {"tie_word_embeddings": False}, tolerance=GELU_TABLE),
+    TinyModel("falcon-11b", "Falcon", FALCON | FALCON_40B | {"num_ln_in_parallel_attn": 1}, tolerance=GELU_TABLE),
 )
