@@ -58,6 +58,8 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("minicpm-3", {"scale_emb": 1}, "scale_emb is 1"),
     ("falcon-7b", {"alibi": True}, "alibi is True"),
     ("falcon-7b", {"parallel_attn": False}, "parallel_attn is False"),
+    ("bitnet", {"hidden_act": "relu2"}, "hidden_act is 'relu2'"),
+    ("bitnet", {"tie_word_embeddings": False}, "tie_word_embeddings is False"),
     ("bert-ranker", {"id2label": {"1": "yes"}}, "id2label: expected names by number"),
     ("qwen-3-vl", {"vision_config": {"deepstack_visual_indexes": 1}}, "expected a list, got 1"),
 )

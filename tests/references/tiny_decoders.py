@@ -291,4 +291,5 @@ DECODERS = (
     TinyModel("falcon-7b", "Falcon", FALCON, tolerance=GELU_TABLE),
     TinyModel("falcon-40b", "Falcon", FALCON | FALCON_40B | {"tie_word_embeddings": False}, tolerance=GELU_TABLE),
     TinyModel("falcon-11b", "Falcon", FALCON | FALCON_40B | {"num_ln_in_parallel_attn": 1}, tolerance=GELU_TABLE),
+    TinyModel("bitnet", "BitNet", {"hidden_act": "silu", "tie_word_embeddings": True}),
 )
