@@ -28,7 +28,7 @@ pytest: $(VENV)/.installed
 
 # llama-cpp-python is compiled here the first time (about 8 minutes on two cores).
 # torch is taken from the configured index if it has a CPU build, else from PyTorch's own CPU index.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard src/edgepack/kernels/*.[ch] src/edgepack/kernels/build.py)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); the first time llama-cpp-python is compiled (about 8 minutes on two cores) ..."
 	$(BIN)/python -m pip install -qq --upgrade pip

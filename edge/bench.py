@@ -11,15 +11,16 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from edgepack.edge.cache_folder import cache_folder
+
 from edgepack.edge.evaluation_time import evaluation_seconds
-from edgepack.edge.runtime import LoadedModel
+from edgepack.edge.install.cache_folder import cache_folder
+from edgepack.edge.llama.runtime import LoadedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from edgepack.edge.runtime_options import RuntimeOptions
+    from edgepack.edge.llama.options import RuntimeOptions
 
 PROMPT_TOKENS, GENERATED_TOKENS = 512, 128  # pp512 and tg128, llama-bench's defaults
 _SEED = 1

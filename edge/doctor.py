@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgepack.edge.bench import library_version
-from edgepack.edge.cache_folder import cache_folder
-from edgepack.edge.cpu_threads import physical_cores
-from edgepack.edge.devices import Device, cpu_features, installed_gpus, this_cpu
-from edgepack.edge.fit import Fitter, FitWish
-from edgepack.edge.fit_shape import LayerShape, ModelShape
-
+from edgepack.edge.fit.choice import Fitter, FitWish
+from edgepack.edge.fit.devices import Device, cpu_features, installed_gpus, this_cpu
+from edgepack.edge.fit.shape import LayerShape, ModelShape
+from edgepack.edge.install.cache_folder import cache_folder
+from edgepack.edge.llama.cpu_threads import physical_cores
 from edgepack.version import __version__
 
 _CUDA_BUILD = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --no-binary :all: --force-reinstall llama-cpp-python'

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgepack.edge.runtime import LoadedModel
     from numpy.typing import NDArray
+
+    from edgepack.edge.llama.runtime import LoadedModel
 
 
 def evaluation_seconds(model: LoadedModel, pieces: Sequence[NDArray[Any]]) -> float:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from edgepack.export.formats.quantized_checkpoint import dequantized
-from edgepack.export.safetensors_file import SafetensorsFile
-
 from edgepack.errors import CheckpointError
+from edgepack.export.formats.quantized_checkpoint import dequantized
+from edgepack.export.formats.safetensors_file import SafetensorsFile
 from edgepack.model import Checkpoint
 
 if TYPE_CHECKING:
@@ -21,10 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-    from edgepack.export.formats.packed import RawTensors
-    from edgepack.export.formats.torch_file import TorchFile
     from numpy.typing import NDArray
 
+    from edgepack.export.formats.packed import RawTensors
+    from edgepack.export.formats.torch_file import TorchFile
     from edgepack.model import TensorSpec
 
 _SINGLE = "model.safetensors"

@@ -213,7 +213,7 @@ class ModelConfig:
     @property
     def tied(self) -> bool:
         """Whether the head is the embedding."""
-        return self.flag("tie_word_embeddings", default=False)
+        return self.flag("tie_embedding", "tie_word_embeddings", default=False)  # the first is LFM 2's
 
     @property
     def vocab_size(self) -> int:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.quant.mixtures import ModelFacts
-
 from edgepack.errors import GGUFError
+from edgepack.quant.types.mixtures import ModelFacts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

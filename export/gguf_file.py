@@ -12,24 +12,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from edgepack.errors import NumericError
 from edgepack.export.interrupted import plan_digest, resumable_output, tensors_on_disk
 from edgepack.export.plan import shard_path
 from edgepack.export.rows import StoredBlocks
-from edgepack.quant.codecs.ggml import quantize_rows, valid_rows
-
-from edgepack.errors import NumericError
 from edgepack.gguf.writer import GGUFWriter
 from edgepack.processors import default_threads
 from edgepack.progress import silent
+from edgepack.quant.codecs.ggml.codec import quantize_rows, valid_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
     from pathlib import Path
 
-    from edgepack.export.plan import ExportPlan, PlannedTensor
     from numpy.typing import NDArray
 
+    from edgepack.export.plan import ExportPlan, PlannedTensor
     from edgepack.progress import Progress
 
 # Weights in a chunk: 4 MB of float32, so that a few in flight stay small and a call lasts some milliseconds.

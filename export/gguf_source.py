@@ -12,23 +12,23 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from edgepack.errors import GGUFError, UnsupportedModelError, UsageError
 from edgepack.export.facts import model_facts
 from edgepack.export.mapped_model import MappedModel
 from edgepack.export.rows import SourceRows
-from edgepack.quant.codecs.ggml import dequantize_rows
-
-from edgepack.errors import GGUFError, UnsupportedModelError, UsageError
 from edgepack.gguf.reader import GGUFHeader, read_header
 from edgepack.gguf.types import GGMLType
 from edgepack.model import TensorSpec
+from edgepack.quant.codecs.ggml.codec import dequantize_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from edgepack.export.rows import Rows
     from numpy.typing import NDArray
 
+    from edgepack.export.rows import Rows
     from edgepack.gguf.types import TensorInfo
 
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")

@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
+from edgepack.errors import UsageError
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.config import ModelConfig
 from edgepack.export.facts import model_facts
-from edgepack.export.mapping import completed, find_family, map_tensors, observed
 from edgepack.export.naming import Size, general_metadata
 from edgepack.export.notes import limits
-from edgepack.export.pooling import pooling_metadata
+from edgepack.export.rows import StoredBlocks
+from edgepack.export.rules.mapping import completed, find_family, map_tensors, observed
+from edgepack.export.rules.pooling import pooling_metadata
 from edgepack.export.tokenizer.vocabulary import read_vocabulary
-
-from edgepack.errors import UsageError
 from edgepack.gguf.types import Value, string
 
 if TYPE_CHECKING:
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.export.rows import Rows
-    from edgepack.quant.mixtures import ModelFacts
-
     from edgepack.model import Checkpoint
+    from edgepack.quant.types.mixtures import ModelFacts
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
@@ -44,6 +43,7 @@ class MappedModel:
         facts: what the choice of types asks.
         sources: the files that weights come from.
         notes: limits that the user should know of, a line each.
+        kept: tensors that keep the type in which the checkpoint stores them, unless a pattern names another.
     """
 
     label: str
@@ -52,6 +52,7 @@ class MappedModel:
     facts: ModelFacts
     sources: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    kept: frozenset[str] = frozenset()
 
     @property
     def n_parameters(self) -> int:
@@ -59,12 +60,13 @@ class MappedModel:
         return sum(prod(rows.shape) for rows in self.tensors.values())
 
 
-def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedModel:
+def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None, allow_requantize: bool = False) -> MappedModel:
     """A Hugging Face checkpoint under GGUF names; reads headers and the tokenizer, no weights.
 
     Args:
         checkpoint: the model.
         pre: the pre-tokenizer's name where its structure is not known.
+        allow_requantize: whether tensors that are stored in a type of ggml's may be quantised again.
 
     Raises:
         CheckpointError: missing, unknown or ill-shaped tensors, or a configuration without a needed key.
@@ -84,7 +86,8 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
     facts = model_facts(metadata, str(checkpoint.path))
     sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))
     notes = limits(family, config, metadata, checkpoint.tensors)
-    return MappedModel(str(checkpoint.path), metadata, tensors, facts, sources, notes)
+    stored = (name for name, rows in tensors.items() if isinstance(rows, StoredBlocks) and not allow_requantize)
+    return MappedModel(str(checkpoint.path), metadata, tensors, facts, sources, notes, frozenset(stored))
 
 
 def _size(tensors: Mapping[str, Rows], n_experts: int) -> Size:
@@ -101,7 +104,8 @@ def open_model(
         path: the folder or file.
         pre: the pre-tokenizer's name where its structure is not known.
         adapter: a PEFT LoRA's folder, merged into the weights.
-        allow_requantize: whether a GGUF's quantised tensors may be quantised again.
+        allow_requantize: whether quantised tensors of a GGUF, or of a checkpoint in a type of ggml's, may be quantised
+            again.
 
     Raises:
         AdapterError: the adapter is not a LoRA or does not belong to the model.
@@ -114,7 +118,7 @@ def open_model(
         if adapter is not None:
             raise UsageError(f"--adapter: expected a Hugging Face folder to merge into, got '{path}'")
         return map_gguf(path, allow_requantize=allow_requantize)
-    model = map_checkpoint(open_merged(path, adapter), pre=pre)
+    model = map_checkpoint(open_merged(path, adapter), pre=pre, allow_requantize=allow_requantize)
     if adapter is None:
         return model
     return replace(model, sources=(*model.sources, *sorted(adapter.glob("adapter_*"))))
@@ -130,6 +134,6 @@ def open_merged(path: Path, adapter: Path | None) -> Checkpoint:
     checkpoint = open_checkpoint(path)
     if adapter is None:
         return checkpoint
-    from edgepack.export.adapter import AdaptedTensors, read_adapter
+    from edgepack.export.lora.adapter import AdaptedTensors, read_adapter
 
     return replace(checkpoint, tensors=AdaptedTensors(checkpoint.tensors, read_adapter(adapter, checkpoint.tensors)))

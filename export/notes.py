@@ -9,8 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from edgepack.export.config import ModelConfig
-    from edgepack.export.family import Family
-
+    from edgepack.export.rules.family import Family
     from edgepack.gguf.types import Value
     from edgepack.model import TensorSource
 
@@ -40,7 +39,7 @@ def limits(family: Family, config: ModelConfig, metadata: Mapping[str, Value], s
         found.append(
             f"{left_out} tensors of other modalities are left out: this is the part that reads and writes text"
         )
-    return (*found, *family.limits(config), *_tokenizer_limits(metadata))
+    return (*found, *family.remarks(config), *_tokenizer_limits(metadata))
 
 
 def _tokenizer_limits(metadata: Mapping[str, Value]) -> list[str]:

@@ -12,8 +12,12 @@ from io import BytesIO
 from math import prod
 from typing import TYPE_CHECKING
 
-from edgepack.export.safetensors_file import ITEM_BYTES
-from edgepack.quant.type_choice import (
+from edgepack.errors import CalibrationError
+from edgepack.export.formats.safetensors_file import ITEM_BYTES
+from edgepack.export.rows import StoredBlocks
+from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType, u32
+from edgepack.gguf.writer import GGUFWriter
+from edgepack.quant.types.choice import (
     Candidate,
     Overrides,
     choose_types,
@@ -21,19 +25,16 @@ from edgepack.quant.type_choice import (
     needs_importance_matrix,
 )
 
-from edgepack.errors import CalibrationError
-from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType, u32
-from edgepack.gguf.writer import GGUFWriter
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     import numpy as np
+    from numpy.typing import NDArray
+
     from edgepack.export.mapped_model import MappedModel
     from edgepack.export.rows import Rows
-    from edgepack.quant.targets import Target
-    from numpy.typing import NDArray
+    from edgepack.quant.types.targets import Target
 
     Importance = Mapping[str, NDArray[np.float32]]
 
@@ -129,6 +130,7 @@ def plan_export(model: MappedModel, target: Target, options: PlanOptions = PlanO
     types = choose_types(
         candidates, target, model.facts, options.overrides, has_importance=options.importance is not None
     )
+    types |= _kept_types(model, options.overrides)
     importance = options.importance or {}
     _check_importance(model, types, target, importance)
     tensors = tuple(
@@ -141,6 +143,12 @@ def plan_export(model: MappedModel, target: Target, options: PlanOptions = PlanO
     metadata["general.quantization_version"] = u32(_QUANTIZATION_VERSION)
     metadata["general.file_type"] = u32(target.file_type)
     return ExportPlan(model.label, target, metadata, tensors, model.sources)
+
+
+def _kept_types(model: MappedModel, overrides: Overrides) -> dict[str, GGMLType]:
+    """Types of tensors that the checkpoint stores in one of ggml's; what is quantised once is not quantised again."""
+    kept = {name: model.tensors[name] for name in model.kept if overrides.matching(name) is None}
+    return {name: rows.stored_type for name, rows in kept.items() if isinstance(rows, StoredBlocks)}
 
 
 def split_plan(plan: ExportPlan, shard_bytes: int) -> list[ExportPlan]:

@@ -11,16 +11,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from edgepack.packaging import chunks, index, records
-from edgepack.packaging import format as archive_format
-from edgepack.packaging.contents import Chunk, Member, Segment, place_members
-from edgepack.packaging.format import FOOTER_BYTES, HEADER_BYTES, Role
-from edgepack.packaging.parallel import ordered_map
-from edgepack.packaging.stored_dictionaries import StoredDictionaries
-from edgepack.packaging.streams import StreamDecoder
 
 from edgepack.errors import ArchiveError, IntegrityError, UsageError
 from edgepack.gguf.reader import GGUFHeader, parse_header
+from edgepack.packaging import format as archive_format
+from edgepack.packaging import records
+from edgepack.packaging.coding import chunks
+from edgepack.packaging.coding.stored_dictionaries import StoredDictionaries
+from edgepack.packaging.coding.streams import StreamDecoder
+from edgepack.packaging.format import FOOTER_BYTES, HEADER_BYTES, Role
+from edgepack.packaging.index import table as index
+from edgepack.packaging.index.contents import Chunk, Member, Segment, place_members
+from edgepack.packaging.parallel import ordered_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,10 +6,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgepack.packaging import chunks
+from edgepack.packaging.coding import chunks
+from edgepack.packaging.coding.streams import DEFAULT_LEVEL, StreamEncoder
 from edgepack.packaging.format import CHUNK_ENTRY, MEMBER_ENTRY, SEGMENT_ENTRY
 from edgepack.packaging.segments import plan_member
-from edgepack.packaging.streams import DEFAULT_LEVEL, StreamEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgepack.packaging.layouts import LAYOUTS, kind_name
+from edgepack.packaging.coding.layouts import LAYOUTS, kind_name
 
 if TYPE_CHECKING:
     from edgepack.packaging.archive import Archive
-    from edgepack.packaging.contents import Member
+    from edgepack.packaging.index.contents import Member
 
 
 def _stored_bytes(archive: Archive, member: Member) -> int:

@@ -16,25 +16,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from edgepack.packaging import chunks, index, records
-from edgepack.packaging import format as archive_format
-from edgepack.packaging.archive import open_archive
-from edgepack.packaging.base import BaseArchive
-from edgepack.packaging.dictionaries import Dictionary, encoder_dictionaries, train_dictionaries
-from edgepack.packaging.merkle import merkle_root
-from edgepack.packaging.parallel import ordered_map
-from edgepack.packaging.segments import MemberPlan, Segment, plan_member
-from edgepack.packaging.streams import DEFAULT_LEVEL, StreamEncoder
 
 from edgepack.atomic_file import atomic_output
 from edgepack.errors import UsageError
+from edgepack.packaging import format as archive_format
+from edgepack.packaging import records
+from edgepack.packaging.archive import open_archive
+from edgepack.packaging.coding import chunks
+from edgepack.packaging.coding.dictionaries import Dictionary, encoder_dictionaries, train_dictionaries
+from edgepack.packaging.coding.streams import DEFAULT_LEVEL, StreamEncoder
+from edgepack.packaging.delta.base import BaseArchive
+from edgepack.packaging.index import table as index
+from edgepack.packaging.index.merkle import merkle_root
+from edgepack.packaging.parallel import ordered_map
+from edgepack.packaging.segments import MemberPlan, Segment, plan_member
 from edgepack.progress import Progress, silent
 from edgepack.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from edgepack.packaging.chunks import EncodedChunk
+    from edgepack.packaging.coding.chunks import EncodedChunk
 
 STANDARD_STREAM = Path("-")
 

@@ -6,10 +6,9 @@ import hashlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from edgepack.packaging.verify import Problem
-
 from edgepack.errors import GGUFError
 from edgepack.gguf.reader import MAGIC, read_header
+from edgepack.packaging.verify import Problem
 from edgepack.progress import Progress, silent
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgepack.errors import ArchiveError
 from edgepack.packaging.format import (
     CHUNK_HEAD,
     CHUNK_OVERHEAD,
@@ -25,8 +26,6 @@ from edgepack.packaging.format import (
     seal,
     unseal,
 )
-
-from edgepack.errors import ArchiveError
 
 
 @dataclass(frozen=True)

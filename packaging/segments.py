@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from edgepack.packaging.format import Role
-from edgepack.packaging.layouts import BYTES, METADATA, TEXT, Layout, grid_layout_of, layout_of
-from edgepack.packaging.member_names import check_member_name
-
 from edgepack.errors import GGUFError, UsageError
 from edgepack.gguf.reader import MAGIC, GGUFHeader, read_header
+from edgepack.packaging.coding.layouts import BYTES, METADATA, TEXT, Layout, grid_layout_of, layout_of
+from edgepack.packaging.format import Role
+from edgepack.packaging.index.member_names import check_member_name
 from edgepack.trellis import STATES, TrellisCode, trellis_of
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from edgepack.packaging import records
-from edgepack.packaging.archive import Archive, open_archive
-from edgepack.packaging.format import MAX_SIGNATURES, SIGNING_CONTEXT, Footer, sha256
 
 from edgepack.atomic_file import atomic_output, check_output
 from edgepack.errors import CheckFailedError, UsageError
+from edgepack.packaging import records
+from edgepack.packaging.archive import Archive, open_archive
+from edgepack.packaging.format import MAX_SIGNATURES, SIGNING_CONTEXT, Footer, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,22 +10,21 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgepack.errors import ArchiveError, IntegrityError
 from edgepack.packaging import format as archive_format
 from edgepack.packaging import records
 from edgepack.packaging.archive import Archive, open_archive
+from edgepack.packaging.coding.stored_dictionaries import dictionary_places, read_dictionary
 from edgepack.packaging.format import sha256
 from edgepack.packaging.parallel import ordered_map
-from edgepack.packaging.stored_dictionaries import dictionary_places, read_dictionary
-
-from edgepack.errors import ArchiveError, IntegrityError
 from edgepack.progress import Progress, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from edgepack.packaging.contents import Chunk, Member, Segment
-    from edgepack.packaging.index import DictionaryEntry
+    from edgepack.packaging.index.contents import Chunk, Member, Segment
+    from edgepack.packaging.index.table import DictionaryEntry
 
 
 @dataclass(frozen=True)

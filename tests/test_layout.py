@@ -19,16 +19,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("export", "quant", "packaging", "edge")
 # A layer imports only layers with a smaller number (and itself).
 LAYERS = {
-    "errors": 1, "version": 1, "quantities": 2, "progress": 2, "atomic_file": 2, "processors": 2, "gguf": 2, "trellis": 2, "model": 2, "recipe": 2, "recipe_settings": 2,
+    "errors": 1, "version": 1, "quantities": 2, "progress": 2, "atomic_file": 2, "processors": 2, "gguf": 2, "kernels": 2, "trellis": 2, "model": 2,
     "quant": 3, "packaging": 3, "export": 4, "edge": 4, "pipeline": 5, "cli": 6, "__main__": 7, "__init__": 7,
 }  # fmt: skip
-SIBLINGS = ({"quant", "packaging"}, {"export", "edge"})
+SIBLINGS = ({"quant", "packaging"}, {"export", "edge"}, {"export", "packaging"})
 # A module of `edge` or `quant.codecs` that names one of these is a publisher's: nothing else there may import it.
 HEAVY = {"torch", "transformers", "peft", "accelerate"}
 
 
 def layer_of(name: str) -> str:
-    """The layer's name: `pipeline_export` and its like are one layer."""
+    """The layer's name: `pipeline.export` and its like are one layer."""
     return "pipeline" if name.startswith("pipeline") else name
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import RecipeError
-from edgepack.recipe import SETTINGS, inline_recipe, parse_recipe, pattern_group, read_recipe
+from edgepack.pipeline.recipe import SETTINGS, inline_recipe, parse_recipe, pattern_group, read_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
-from edgepack.quant.codecs.ggml import quantize_rows
 
 from edgepack.gguf.types import GGMLType, TensorInfo, ValueType, array, string, u32
 from edgepack.gguf.writer import GGUFWriter
+from edgepack.quant.codecs.ggml.codec import quantize_rows
 
 if TYPE_CHECKING:
     from pathlib import Path

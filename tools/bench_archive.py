@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from archive_models import random_model, sparse_model
-from edgepack.packaging.archive import open_archive
 from field_entropy import entropy_bound
 
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import GGMLType
+from edgepack.packaging.archive import open_archive
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:

@@ -24,20 +24,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 from bench_codecs_plot import write_plot
 from bench_codecs_search import print_search_rates
-from edgepack.export.checkpoint import open_checkpoint
-from edgepack.quant.codecs.codec import NO_STATISTICS, Statistics
-from edgepack.quant.codecs.decode import decode
-from edgepack.quant.codecs.ggml import dequantize_rows, needs_importance, quantize_rows
-from edgepack.quant.codecs.targets import find_edge_target
 
+from edgepack.export.checkpoint import open_checkpoint
 from edgepack.gguf.types import GGMLType
 from edgepack.model import read_tensor
+from edgepack.quant.codecs.codec import NO_STATISTICS, Statistics
+from edgepack.quant.codecs.decode import decode
+from edgepack.quant.codecs.ggml.codec import dequantize_rows, needs_importance, quantize_rows
+from edgepack.quant.codecs.targets import find_edge_target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgepack.quant.calibration.collect import LinearStatistics
     from numpy.typing import NDArray
+
+    from edgepack.quant.calibration.collect import LinearStatistics
 
 CODECS = ("ternary", "ternary:fit=least-squares", "vptq2", "vptq3", "vptq4", "seedlm3", "seedlm4",
           "seedlm4:search=pruned", "nf4", "bezier4", "bezier", "trajectory", "trajectory:points=1600,classes=1",

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from edgepack.quant.codecs.decode import decode
-from edgepack.quant.codecs.seedlm import SeedLM
-from edgepack.quant.codecs.seedlm_cells import MAX_LOG2_CELLS, make_cells
+from edgepack.quant.codecs.seedlm.cells import MAX_LOG2_CELLS, make_cells
+from edgepack.quant.codecs.seedlm.codec import SeedLM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from edgepack.quant.codecs.codec import Encoded
     from numpy.typing import NDArray
+
+    from edgepack.quant.codecs.codec import Encoded
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def quantize(source: Path, out: Path, file_type: int) -> None:
 
 def two_steps(model: Path, folder: Path, target: str, converter: Path | None) -> list[list[str]]:
     """llama.cpp's way: an f16 file as large as the model, then its quantiser."""
-    from edgepack.quant.targets import find_target
+    from edgepack.quant.types.targets import find_target
 
     middle, out = folder / "f16.gguf", folder / "theirs.gguf"
     if converter:
@@ -147,9 +147,8 @@ def stream_to_nowhere(parameters: int, target: str) -> None:
     from edgepack.export.gguf_file import encoded_chunks
     from edgepack.export.mapped_model import map_checkpoint
     from edgepack.export.plan import plan_export
-    from edgepack.quant.targets import find_target
-
     from edgepack.processors import default_threads
+    from edgepack.quant.types.targets import find_target
 
     plan = plan_export(map_checkpoint(synthetic_llama(LlamaShape.of_size(parameters))), find_target(target))
     written = sum(blocks.nbytes for _, blocks in encoded_chunks(plan.tensors, default_threads()))

@@ -17,13 +17,14 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
-from edgepack.edge.importance_collect import CollectOptions, collect_importance
+from synthetic_checkpoint import LlamaShape, parse_parameters, write_llama
+
+from edgepack.edge.llama.importance_collect import CollectOptions, collect_importance
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.gguf_file import write_gguf
 from edgepack.export.mapped_model import open_model
 from edgepack.export.plan import plan_export
-from edgepack.quant.targets import find_target
-from synthetic_checkpoint import LlamaShape, parse_parameters, write_llama
+from edgepack.quant.types.targets import find_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     import torch
+
     from edgepack.quant.calibration.collect import collect
 
     torch.set_num_threads(options.threads)

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import numpy as np
-    from edgepack.edge.scorer import Chunk
-    from edgepack.edge.scorer_torch import TorchScorer
-    from edgepack.edge.validate import Validation
     from numpy.typing import NDArray
+
+    from edgepack.edge.fidelity.scorers.scorer import Chunk
+    from edgepack.edge.fidelity.scorers.torch import TorchScorer
+    from edgepack.edge.fidelity.validate import Validation
 
 _LONGEST_TOKEN = 12  # characters: more text than this for each scored token is not read
 
@@ -150,13 +151,13 @@ class Made:
 def make(model: Path, row: Row, settings: Mapping[str, Any], folder: Path, threads: int) -> Made:
     """Run the passes of `row` and write its files into `folder`; called in a process of its own."""
     import torch
+
     from edgepack.export.checkpoint import open_checkpoint
     from edgepack.export.gguf_file import write_gguf
-    from edgepack.quant.targets import find_target
-
-    from edgepack.pipeline_corrections import write_correction
-    from edgepack.pipeline_passes import RecipeOptions, prepare_export
-    from edgepack.recipe import inline_recipe
+    from edgepack.pipeline.corrections import write_correction
+    from edgepack.pipeline.passes import RecipeOptions, prepare_export
+    from edgepack.pipeline.recipe import inline_recipe
+    from edgepack.quant.types.targets import find_target
 
     if threads:
         torch.set_num_threads(threads)
@@ -180,8 +181,8 @@ class Bench:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from edgepack.edge.scorer import Chunking
-        from edgepack.edge.scorer_torch import TorchScorer
+        from edgepack.edge.fidelity.scorers.scorer import Chunking
+        from edgepack.edge.fidelity.scorers.torch import TorchScorer
 
         self.model, self.threads = options.model, options.threads
         self.settings = {"text": str(options.calibration), "sequences": options.sequences, "length": options.length}
@@ -211,8 +212,8 @@ class Bench:
         """The file against the model in torch."""
         from contextlib import closing
 
-        from edgepack.edge.scorer_gguf import GGUFScorer
-        from edgepack.edge.validate import validate
+        from edgepack.edge.fidelity.scorers.gguf import GGUFScorer
+        from edgepack.edge.fidelity.validate import validate
 
         with closing(GGUFScorer(path, self.chunking.ctx, threads=self.threads, adapters=adapters)) as candidate:
             return validate(self.reference, [candidate], self.text, self.chunking)[0]

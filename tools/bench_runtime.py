@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.edge.install import ModelCache
-from edgepack.edge.runtime import LoadedModel
-from edgepack.edge.runtime_options import RuntimeOptions, SamplingOptions
-from edgepack.packaging.pack import pack_archive
-from edgepack.packaging.unpack import unpack_archive
 from tiny_models import Shape, write_random
 
+from edgepack.edge.install.cache import ModelCache
+from edgepack.edge.llama.options import RuntimeOptions, SamplingOptions
+from edgepack.edge.llama.runtime import LoadedModel
 from edgepack.gguf.types import GGMLType
+from edgepack.packaging.pack import pack_archive
+from edgepack.packaging.restore.unpack import unpack_archive
 
 if TYPE_CHECKING:
     from collections.abc import Callable

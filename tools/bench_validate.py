@@ -18,16 +18,16 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from edgepack.edge.certificate import store
-from edgepack.edge.scorer import Chunking
-from edgepack.edge.stored_reference import encode
-from edgepack.edge.validate import validate
-
-from edgepack.pipeline_fidelity import ScoringOptions, open_candidate, open_reference, read_text
-from edgepack.pipeline_ladder import export_rung
+from edgepack.edge.fidelity.certificate import store
+from edgepack.edge.fidelity.scorers.scorer import Chunking
+from edgepack.edge.fidelity.stored_reference import encode
+from edgepack.edge.fidelity.validate import validate
+from edgepack.pipeline.export import run_export
+from edgepack.pipeline.fidelity import ScoringOptions, open_candidate, open_reference, read_text
+from edgepack.pipeline.request import ExportRequest
 
 if TYPE_CHECKING:
-    from edgepack.edge.scorer import Scorer
+    from edgepack.edge.fidelity.scorers.scorer import Scorer
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "tests/data/books-llama-6m"
@@ -48,7 +48,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / "q5km.gguf"
-        export_rung(arguments.model, "gguf-q5km", candidate)
+        run_export(ExportRequest(arguments.model, "gguf-q5km", output=candidate))
         bench_speed(candidate, arguments)
         bench_memory(candidate, arguments)
         bench_storage(candidate, arguments)

@@ -16,8 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edgepack.quant.targets import find_target
-
+from edgepack.quant.types.targets import find_target
 from edgepack.quantities import format_size
 
 ROOT = Path(__file__).resolve().parent.parent

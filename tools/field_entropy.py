@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from edgepack.packaging import planes
-from edgepack.packaging.layouts import layout_of
 
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import GGMLType
+from edgepack.packaging.coding import planes
+from edgepack.packaging.coding.layouts import layout_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,15 +13,15 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from edgepack.edge.bench import measure
-from edgepack.edge.cpu_threads import best_threads
-from edgepack.edge.fit_probe import probe_cpu
-from edgepack.edge.fit_shape import read_shape
-from edgepack.edge.fit_speed import probed_tokens_per_second
-from edgepack.edge.runtime_check import read_runnable
-from edgepack.edge.runtime_options import RuntimeOptions
 from tiny_models import Shape, write_random
 
+from edgepack.edge.bench import measure
+from edgepack.edge.fit.probe import probe_cpu
+from edgepack.edge.fit.shape import read_shape
+from edgepack.edge.fit.speed import probed_tokens_per_second
+from edgepack.edge.llama.check import read_runnable
+from edgepack.edge.llama.cpu_threads import best_threads
+from edgepack.edge.llama.options import RuntimeOptions
 from edgepack.gguf.types import GGMLType
 
 # Some are their own twin (up to 256 MiB); the last one is predicted from some of its layers.

@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.edge.devices import cpu_features
-from edgepack.edge.fit_memory import MemoryRequest, compute_bytes, kv_layer_bytes, mapped_weights
-from edgepack.edge.fit_shape import read_shape
-from edgepack.edge.runtime import LoadedModel
-from edgepack.edge.runtime_options import RuntimeOptions
 from tiny_models import Shape, f32, write_sparse
 
+from edgepack.edge.fit.devices import cpu_features
+from edgepack.edge.fit.memory import MemoryRequest, compute_bytes, kv_layer_bytes, mapped_weights
+from edgepack.edge.fit.shape import read_shape
+from edgepack.edge.llama.options import RuntimeOptions
+from edgepack.edge.llama.runtime import LoadedModel
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import GGMLType
 

@@ -14,16 +14,16 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from edgepack.edge.native import plan_native, write_native
+
+from edgepack.edge.install.native import plan_native, write_native
+from edgepack.export.coded.plan import plan_variant
+from edgepack.export.coded.write import write_variant
 from edgepack.export.mapped_model import MappedModel
 from edgepack.export.rows import ArrayRows
-from edgepack.export.variant import plan_variant
-from edgepack.export.variant_write import write_variant
-from edgepack.packaging.variant import VERSION
-from edgepack.quant.codecs.targets import find_edge_target
-from edgepack.quant.mixtures import ModelFacts
-
 from edgepack.gguf.types import GGMLType, string
+from edgepack.gguf.variant import VERSION
+from edgepack.quant.codecs.targets import find_edge_target
+from edgepack.quant.types.mixtures import ModelFacts
 
 TARGETS = (
     "nf4", "ternary", "ternary:scale=row", "ternary:scale=tensor", "seedlm4", "seedlm3", "seedlm4:register_bits=7",

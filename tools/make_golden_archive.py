@@ -13,15 +13,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edgepack.packaging import chunks
-from edgepack.packaging.diff import diff_files
-from edgepack.packaging.format import MAJOR, MINOR
-from edgepack.packaging.pack import pack_archive
-from edgepack.packaging.signing import generate_key, sign_archive
-
 from edgepack.errors import UsageError
 from edgepack.gguf.types import GGMLType, TensorInfo, ValueType, array, string, u32
 from edgepack.gguf.writer import GGUFWriter
+from edgepack.packaging.coding import chunks
+from edgepack.packaging.delta.diff import diff_files
+from edgepack.packaging.format import MAJOR, MINOR
+from edgepack.packaging.pack import pack_archive
+from edgepack.packaging.signing import generate_key, sign_archive
 
 
 def stream_of(seed: str, count: int) -> bytes:

@@ -16,13 +16,13 @@ import time
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from synthetic_checkpoint import BUNDLED_TOKENIZER, SyntheticTensors, bf16_specs
+
 from edgepack.export.gguf_file import chunks
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import plan_export
-from edgepack.quant.targets import find_target
-from synthetic_checkpoint import BUNDLED_TOKENIZER, SyntheticTensors, bf16_specs
-
 from edgepack.model import Checkpoint
+from edgepack.quant.types.targets import find_target
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:

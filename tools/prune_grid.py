@@ -16,9 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bench_passes import Bench, Row, add_options
-from edgepack.quant.passes.prune.grid import Level, choose_level, measure_levels
 
 from edgepack.errors import EdgepackError
+from edgepack.quant.passes.prune.grid import Level, choose_level, measure_levels
 
 
 def main() -> int:

@@ -12,9 +12,10 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
-from edgepack.quant.codecs.seedlm_basis import Basis, outer_products, plain_basis
-from edgepack.quant.codecs.seedlm_cells import make_cells
-from edgepack.quant.codecs.seedlm_rounding import least_errors
+
+from edgepack.quant.codecs.seedlm.basis import Basis, outer_products, plain_basis
+from edgepack.quant.codecs.seedlm.cells import make_cells
+from edgepack.quant.codecs.seedlm.rounding import least_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable

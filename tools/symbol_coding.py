@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import zstandard
-from edgepack.packaging.streams import ENTROPY_ONLY
 from field_entropy import block_weights, entropy_bytes
 
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import GGMLType
+from edgepack.packaging.coding.streams import ENTROPY_ONLY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -190,7 +190,7 @@ def _random_tensor(rng: np.random.Generator, tensor: TensorInfo) -> bytes:
     kinds: dict[GGMLType, Any] = {GGMLType.F32: np.float32, GGMLType.F16: np.float16}
     if tensor.type in kinds:
         return bytes(values.astype(kinds[tensor.type]).tobytes())
-    from edgepack.quant.codecs.ggml import quantize_rows
+    from edgepack.quant.codecs.ggml.codec import quantize_rows
 
     return bytes(quantize_rows(tensor.type, values.reshape(-1, tensor.shape[-1])))
 

@@ -13,12 +13,12 @@ import argparse
 import math
 
 import torch
-from edgepack.packaging.trellis_symbols import as_indices
+
+from edgepack.packaging.coding.trellis_symbols import as_indices
 from edgepack.quant.feedback import feedback_factor
 from edgepack.quant.wire.grid import GridRounder, Lattice, TrellisRounding
 from edgepack.quant.wire.rates import RateModel
 from edgepack.quant.wire.trellis import Lanes
-
 from edgepack.trellis import TrellisCode
 
 WEIGHTS = 1 << 20

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.errors import CheckpointError
+from edgepack.export.rules.decoder import (
     LAYER,
     WHOLE_HEADS,
     attention_rules,
@@ -14,16 +15,13 @@ from edgepack.export.decoder_rules import (
     norm_rules,
     tied_head_copy,
 )
-from edgepack.export.family import BUFFERS, Family, Requirement
-from edgepack.export.metadata import PLAIN_ROPE, common_metadata
-from edgepack.export.rope_factors import llama3_tensor
-
-from edgepack.errors import CheckpointError
+from edgepack.export.rules.family import BUFFERS, Family, Requirement
+from edgepack.export.rules.metadata import PLAIN_ROPE, common_metadata
+from edgepack.export.rules.rope_factors import llama3_tensor
 from edgepack.gguf.types import Value, ValueType, array
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.model import TensorSource
 
 _PARAMETERS: dict[str, float | None] = {"alpha_n": None, "alpha_p": None, "beta": 0.5, "eps": -1e-6}

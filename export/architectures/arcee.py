@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgepack.export.architectures.llama import FAMILY as LLAMA
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     LLAMA_NORMS,
     NO_ATTENTION_BIAS,
     WHOLE_HEADS,
@@ -15,12 +15,11 @@ from edgepack.export.decoder_rules import (
     feed_forward_rules,
     norm_rules,
 )
-from edgepack.export.family import Requirement
-from edgepack.export.metadata import PLAIN_ROPE, common_metadata
+from edgepack.export.rules.family import Requirement
+from edgepack.export.rules.metadata import PLAIN_ROPE, common_metadata
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.gguf.types import Value
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from edgepack.export.decoder_rules import (
+
+from edgepack.export.row_functions import MappedRows
+from edgepack.export.rows import SlicedRows
+from edgepack.export.rules.decoder import (
     LAYER,
     LLAMA_NORMS,
     SILU,
@@ -16,17 +19,14 @@ from edgepack.export.decoder_rules import (
     feed_forward_rules,
     norm_rules,
 )
-from edgepack.export.family import Family, Requirement, TensorRule
-from edgepack.export.metadata import common_metadata
-from edgepack.export.permutations import interleave_keys, interleave_queries
-from edgepack.export.row_functions import MappedRows
-from edgepack.export.rows import SlicedRows
+from edgepack.export.rules.family import Family, Requirement, TensorRule
+from edgepack.export.rules.metadata import common_metadata
+from edgepack.export.rules.permutations import interleave_keys, interleave_queries
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-    from edgepack.export.family import Transform
     from edgepack.export.rows import Matrix, Rows
-
+    from edgepack.export.rules.family import Transform
     from edgepack.gguf.types import Value
 
 _PACKED = LAYER + "self_attn.W_pack.weight"

@@ -8,14 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.export.classifier import classifier_rules, ranking_dimensions, ranking_metadata
-from edgepack.export.encoder_rules import BERT_REQUIREMENTS, bert_rules, encoder_dimensions, encoder_metadata
-from edgepack.export.family import Family
-from edgepack.export.metadata import common_metadata
+from edgepack.export.rules.classifier import classifier_rules, ranking_dimensions, ranking_metadata
+from edgepack.export.rules.encoder import BERT_REQUIREMENTS, bert_rules, encoder_dimensions, encoder_metadata
+from edgepack.export.rules.family import Family
+from edgepack.export.rules.metadata import common_metadata
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.gguf.types import Value
 
 

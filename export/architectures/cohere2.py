@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     EQUAL_HEADS,
     NO_ATTENTION_BIAS,
     SILU,
@@ -14,9 +14,8 @@ from edgepack.export.decoder_rules import (
     feed_forward_rules,
     norm_rules,
 )
-from edgepack.export.family import Family, Requirement
-from edgepack.export.metadata import common_metadata, sliding_metadata
-
+from edgepack.export.rules.family import Family, Requirement
+from edgepack.export.rules.metadata import common_metadata, sliding_metadata
 from edgepack.gguf.types import Value, f32
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edgepack.export.decoder_rules import (
+from edgepack.errors import CheckpointError, UnsupportedModelError
+from edgepack.export.rules.decoder import (
     LAYER,
     LLAMA_NORMS,
     NO_ATTENTION_BIAS,
@@ -20,9 +21,9 @@ from edgepack.export.decoder_rules import (
     restricted,
     router_rule,
 )
-from edgepack.export.experts import expert_rules
-from edgepack.export.family import Family, Requirement, TensorRule
-from edgepack.export.latent_attention import (
+from edgepack.export.rules.experts import expert_rules
+from edgepack.export.rules.family import Family, Requirement, TensorRule
+from edgepack.export.rules.latent_attention import (
     has_query_latent,
     latent_dimensions,
     latent_limits,
@@ -31,9 +32,7 @@ from edgepack.export.latent_attention import (
     with_rope_heads,
     yarn_scales,
 )
-from edgepack.export.metadata import common_metadata
-
-from edgepack.errors import CheckpointError, UnsupportedModelError
+from edgepack.export.rules.metadata import common_metadata
 from edgepack.gguf.types import Value, boolean, f32, u32
 
 if TYPE_CHECKING:
@@ -186,7 +185,7 @@ V2 = Family(
     metadata=_softmax_metadata,
     dimensions=_dimensions,
     blocks=_blocks,
-    limits=latent_limits,
+    remarks=latent_limits,
     requirements=(
         SILU,
         NO_ATTENTION_BIAS,

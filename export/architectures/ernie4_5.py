@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     LAYER,
     LLAMA_NORMS,
     SILU,
@@ -18,10 +18,9 @@ from edgepack.export.decoder_rules import (
     restricted,
     router_rule,
 )
-from edgepack.export.experts import expert_rules
-from edgepack.export.family import BUFFERS, Family, Origin, Requirement, TensorRule, standard_dimensions
-from edgepack.export.metadata import common_metadata
-
+from edgepack.export.rules.experts import expert_rules
+from edgepack.export.rules.family import BUFFERS, Family, Origin, Requirement, TensorRule, standard_dimensions
+from edgepack.export.rules.metadata import common_metadata
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:

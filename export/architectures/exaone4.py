@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.errors import CheckpointError, UnsupportedModelError
+from edgepack.export.rules.decoder import (
     EQUAL_HEADS,
     SILU,
     WHOLE_HEADS,
@@ -17,11 +18,9 @@ from edgepack.export.decoder_rules import (
     head_norm_rules,
     norm_rules,
 )
-from edgepack.export.family import Family
-from edgepack.export.metadata import PLAIN_ROPE, SLIDING_OR_FULL, common_metadata, layer_kinds
-from edgepack.export.rope_factors import llama3_tensor
-
-from edgepack.errors import CheckpointError, UnsupportedModelError
+from edgepack.export.rules.family import Family
+from edgepack.export.rules.metadata import PLAIN_ROPE, SLIDING_OR_FULL, common_metadata, layer_kinds
+from edgepack.export.rules.rope_factors import llama3_tensor
 from edgepack.gguf.types import Value, ValueType, array, u32
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from edgepack.export.decoder_rules import GELU, WHOLE_HEADS, restricted
-from edgepack.export.encoder_rules import layer_norm
-from edgepack.export.family import Family, Requirement, TensorRule, standard_dimensions
-from edgepack.export.metadata import common_metadata
-from edgepack.export.rows import PermutedRows
 
+from edgepack.export.rows import PermutedRows
+from edgepack.export.rules.decoder import GELU, WHOLE_HEADS, restricted
+from edgepack.export.rules.encoder import layer_norm
+from edgepack.export.rules.family import Family, Requirement, TensorRule, standard_dimensions
+from edgepack.export.rules.metadata import common_metadata
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:

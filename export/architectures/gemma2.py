@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     GELU,
     NO_ATTENTION_BIAS,
     WHOLE_HEADS,
@@ -14,9 +14,8 @@ from edgepack.export.decoder_rules import (
     norm_rules,
     plus_one,
 )
-from edgepack.export.family import Family, Requirement
-from edgepack.export.metadata import common_metadata, sliding_metadata
-
+from edgepack.export.rules.family import Family, Requirement
+from edgepack.export.rules.metadata import common_metadata, sliding_metadata
 from edgepack.gguf.types import Value, f32
 
 if TYPE_CHECKING:

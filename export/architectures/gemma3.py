@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgepack.errors import UnsupportedModelError
 from edgepack.export.architectures.gemma2 import NORMS, attention_scalars
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     GELU,
     NO_ATTENTION_BIAS,
     WHOLE_HEADS,
@@ -17,11 +18,9 @@ from edgepack.export.decoder_rules import (
     norm_rules,
     plus_one,
 )
-from edgepack.export.family import Family, Requirement
-from edgepack.export.metadata import common_metadata, sliding_metadata
-from edgepack.export.rope_factors import rope_number
-
-from edgepack.errors import UnsupportedModelError
+from edgepack.export.rules.family import Family, Requirement
+from edgepack.export.rules.metadata import common_metadata, sliding_metadata
+from edgepack.export.rules.rope_factors import rope_number
 from edgepack.gguf.types import Value, f32
 
 if TYPE_CHECKING:
@@ -45,13 +44,22 @@ def sliding_keys(config: ModelConfig) -> dict[str, Value]:
     keys = sliding_metadata(config, 6)
     if not any(keys["attention.sliding_window_pattern"].value):
         return {}
+    return keys | {"rope.freq_base_swa": f32(sliding_rope_base(config))}
+
+
+def sliding_rope_base(config: ModelConfig) -> float:
+    """The base of sliding layers' rope.
+
+    Raises:
+        UnsupportedModelError: it is scaled.
+    """
     rope = config.sliding_rope
     if rope.get("rope_type", "default") != "default":
         raise UnsupportedModelError(
             f"{config.label}: rope_parameters.sliding_attention.rope_type is {rope['rope_type']!r}:"
             " llama.cpp needs 'default', because its graph scales the rope of full layers alone"
         )
-    return keys | {"rope.freq_base_swa": f32(rope_number(rope, "rope_theta", config, default=10000.0))}
+    return rope_number(rope, "rope_theta", config, default=10000.0)
 
 
 TEXT = Family(

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.export.architectures.gemma3 import TEXT, sliding_keys
-from edgepack.export.family import Requirement
-from edgepack.export.metadata import common_metadata
-
 from edgepack.errors import UnsupportedModelError
+from edgepack.export.architectures.gemma3 import TEXT, sliding_keys
+from edgepack.export.rules.family import Requirement
+from edgepack.export.rules.metadata import common_metadata
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.gguf.types import Value
 
 _NAME = "gemma-embedding"

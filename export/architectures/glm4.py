@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import LAYER, SILU, attention_rules, embedding_rules, norm_rules
-from edgepack.export.family import Family, TensorRule, standard_dimensions
-from edgepack.export.metadata import common_metadata
+from edgepack.export.rules.decoder import LAYER, SILU, attention_rules, embedding_rules, norm_rules
+from edgepack.export.rules.family import Family, TensorRule, standard_dimensions
+from edgepack.export.rules.metadata import common_metadata
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.gguf.types import Value
 
 

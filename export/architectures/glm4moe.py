@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     LAYER,
     SILU,
     attention_rules,
@@ -19,10 +19,9 @@ from edgepack.export.decoder_rules import (
     norm_rules,
     router_rule,
 )
-from edgepack.export.experts import expert_rules
-from edgepack.export.family import Family, Requirement, TensorRule, standard_dimensions
-from edgepack.export.metadata import common_metadata
-
+from edgepack.export.rules.experts import expert_rules
+from edgepack.export.rules.family import Family, Requirement, TensorRule, standard_dimensions
+from edgepack.export.rules.metadata import common_metadata
 from edgepack.gguf.types import Value, boolean, f32, u32
 
 if TYPE_CHECKING:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import GELU
-from edgepack.export.family import Family, Requirement, TensorRule, standard_dimensions
-from edgepack.export.metadata import common_metadata
-from edgepack.export.permutations import transposed
-
+from edgepack.export.rules.decoder import GELU
+from edgepack.export.rules.family import Family, Requirement, TensorRule, standard_dimensions
+from edgepack.export.rules.metadata import common_metadata
+from edgepack.export.rules.permutations import transposed
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import EQUAL_HEADS, GELU, tied_head_copy
-from edgepack.export.family import Family, Origin, Requirement, TensorRule, standard_dimensions
-from edgepack.export.metadata import common_metadata
-from edgepack.export.permutations import split_fused_heads
-
+from edgepack.export.rules.decoder import EQUAL_HEADS, GELU, tied_head_copy
+from edgepack.export.rules.family import Family, Origin, Requirement, TensorRule, standard_dimensions
+from edgepack.export.rules.metadata import common_metadata
+from edgepack.export.rules.permutations import split_fused_heads
 from edgepack.gguf.types import Value, boolean
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-    from edgepack.export.family import Transform
+    from edgepack.export.rules.family import Transform
 
 _LAYER = "gpt_neox.layers.{i}."
 

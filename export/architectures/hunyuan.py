@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.errors import UnsupportedModelError
+from edgepack.export.rules.decoder import (
     LAYER,
     LLAMA_NORMS,
     NO_ATTENTION_BIAS,
@@ -17,12 +18,10 @@ from edgepack.export.decoder_rules import (
     norm_rules,
     router_rule,
 )
-from edgepack.export.experts import expert_rules
-from edgepack.export.family import Family, TensorRule
-from edgepack.export.metadata import common_metadata
-from edgepack.export.rope_factors import rope_number
-
-from edgepack.errors import UnsupportedModelError
+from edgepack.export.rules.experts import expert_rules
+from edgepack.export.rules.family import Family, TensorRule
+from edgepack.export.rules.metadata import common_metadata
+from edgepack.export.rules.rope_factors import rope_number
 from edgepack.gguf.types import Value, f32, u32
 
 if TYPE_CHECKING:

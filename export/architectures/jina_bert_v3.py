@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import EQUAL_HEADS, GELU, WHOLE_HEADS
-from edgepack.export.encoder_rules import encoder_dimensions, encoder_metadata
-from edgepack.export.family import Family, Origin, Requirement, TensorRule
-from edgepack.export.metadata import common_metadata
+from edgepack.export.rules.decoder import EQUAL_HEADS, GELU, WHOLE_HEADS
+from edgepack.export.rules.encoder import encoder_dimensions, encoder_metadata
+from edgepack.export.rules.family import Family, Origin, Requirement, TensorRule
+from edgepack.export.rules.metadata import common_metadata
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.gguf.types import Value
 
 _NAME = "jina-bert-v3"
@@ -31,7 +30,7 @@ def _dimensions(config: ModelConfig) -> dict[str, int]:
     return encoder_dimensions(config) | {"qkv": 3 * config.hidden}
 
 
-def _limits(config: ModelConfig) -> tuple[str, ...]:
+def _remarks(config: ModelConfig) -> tuple[str, ...]:
     tasks = config.get("lora_adaptations")
     return (f"{len(tasks)} adapters for tasks are left out",) if isinstance(tasks, list) and tasks else ()
 
@@ -61,8 +60,7 @@ def _norm(target: str, held: str, published: str) -> tuple[TensorRule, ...]:
 
 FAMILY = Family(
     name=_NAME,
-    classes=("XLMRobertaModel", "JinaEmbeddingsV3Model", "JinaEmbeddingsV3ForMaskedLM"),
-    applies=lambda config: "JinaEmbeddings" in config.architecture or bool(config.get("lora_adaptations")),
+    classes=("JinaEmbeddingsV3Model", "JinaEmbeddingsV3ForMaskedLM"),  # and of `roberta` what has adapters
     spellings={"rope_theta": "rotary_emb_base"},
     defaults={
         "layer_norm_eps": 1e-5,
@@ -72,7 +70,7 @@ FAMILY = Family(
     },
     metadata=_metadata,
     dimensions=_dimensions,
-    limits=_limits,
+    remarks=_remarks,
     renames=(("", "roberta."),),
     requirements=(
         Requirement("hidden_act", GELU, "its graph uses GELU"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     LLAMA_NORMS,
     SILU,
     WHOLE_HEADS,
@@ -13,13 +13,12 @@ from edgepack.export.decoder_rules import (
     feed_forward_rules,
     norm_rules,
 )
-from edgepack.export.family import Family
-from edgepack.export.metadata import PLAIN_ROPE, common_metadata
-from edgepack.export.rope_factors import llama3_tensor
+from edgepack.export.rules.family import Family
+from edgepack.export.rules.metadata import PLAIN_ROPE, common_metadata
+from edgepack.export.rules.rope_factors import llama3_tensor
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.gguf.types import Value
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     LAYER,
     LLAMA_NORMS,
     NO_ATTENTION_BIAS,
@@ -20,12 +20,11 @@ from edgepack.export.decoder_rules import (
     restricted,
     router_rule,
 )
-from edgepack.export.experts import transposed_expert_rules
-from edgepack.export.family import Family, Requirement, standard_dimensions
-from edgepack.export.metadata import PLAIN_ROPE, common_metadata
-from edgepack.export.rope_factors import llama3_tensor
-from edgepack.export.text_part import text_part
-
+from edgepack.export.rules.experts import transposed_expert_rules
+from edgepack.export.rules.family import Family, Requirement, standard_dimensions
+from edgepack.export.rules.metadata import PLAIN_ROPE, common_metadata
+from edgepack.export.rules.rope_factors import llama3_tensor
+from edgepack.export.rules.text_part import text_part
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:

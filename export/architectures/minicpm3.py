@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     LLAMA_NORMS,
     NO_ATTENTION_BIAS,
     SILU,
@@ -12,17 +12,16 @@ from edgepack.export.decoder_rules import (
     feed_forward_rules,
     norm_rules,
 )
-from edgepack.export.family import Family, Requirement
-from edgepack.export.latent_attention import (
+from edgepack.export.rules.family import Family, Requirement
+from edgepack.export.rules.latent_attention import (
     latent_dimensions,
     latent_limits,
     latent_rules,
     query_width,
     with_rope_heads,
 )
-from edgepack.export.metadata import common_metadata
-from edgepack.export.rope_factors import LONGROPE, longrope_tensors
-
+from edgepack.export.rules.metadata import common_metadata
+from edgepack.export.rules.rope_factors import LONGROPE, longrope_tensors
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ FAMILY = Family(
     metadata=_metadata,
     dimensions=_dimensions,
     computed=_rope_factors,
-    limits=latent_limits,
+    remarks=latent_limits,
     requirements=(
         SILU,
         NO_ATTENTION_BIAS,

@@ -9,10 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgepack.export.architectures.llama import FAMILY as LLAMA
-from edgepack.export.metadata import attention_window, common_metadata
-from edgepack.export.rope_factors import rope_number
-from edgepack.export.text_part import text_part
-
+from edgepack.export.rules.metadata import attention_window, common_metadata
+from edgepack.export.rules.rope_factors import rope_number
+from edgepack.export.rules.text_part import text_part
 from edgepack.gguf.types import Value, f32, u32
 
 if TYPE_CHECKING:
@@ -42,8 +41,4 @@ FAMILY = replace(
     },
     metadata=_metadata,
 )
-WITH_EYES = text_part(
-    FAMILY, "Mistral3ForConditionalGeneration", applies=lambda config: config.model_type == "ministral3"
-)
-
-FAMILIES = (FAMILY, WITH_EYES)
+WITH_EYES = text_part(FAMILY, "Mistral3ForConditionalGeneration")  # known by its text part: see `mistral`

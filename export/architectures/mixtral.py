@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     LAYER,
     LLAMA_NORMS,
     SILU,
@@ -13,13 +13,12 @@ from edgepack.export.decoder_rules import (
     embedding_rules,
     norm_rules,
 )
-from edgepack.export.experts import expert_rules
-from edgepack.export.family import Family, Origin, TensorRule
-from edgepack.export.metadata import attention_window, common_metadata
+from edgepack.export.rules.experts import expert_rules
+from edgepack.export.rules.family import Family, Origin, TensorRule
+from edgepack.export.rules.metadata import attention_window, common_metadata
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.gguf.types import Value
 
 

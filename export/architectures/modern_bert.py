@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.export.classifier import classifier_rules, ranking_dimensions, ranking_metadata
-from edgepack.export.decoder_rules import EQUAL_HEADS, GELU
-from edgepack.export.family import Family, Requirement, TensorRule, standard_dimensions
-from edgepack.export.metadata import SLIDING_OR_FULL, common_metadata, layer_kinds
-from edgepack.export.rope_factors import rope_number
-
 from edgepack.errors import UnsupportedModelError
+from edgepack.export.rules.classifier import classifier_rules, ranking_dimensions, ranking_metadata
+from edgepack.export.rules.decoder import EQUAL_HEADS, GELU
+from edgepack.export.rules.family import Family, Requirement, TensorRule, standard_dimensions
+from edgepack.export.rules.metadata import SLIDING_OR_FULL, common_metadata, layer_kinds
+from edgepack.export.rules.rope_factors import rope_number
 from edgepack.gguf.types import Value, ValueType, array, boolean, f32, string, u32
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     EQUAL_HEADS,
     LAYER,
     LLAMA_NORMS,
@@ -15,12 +15,11 @@ from edgepack.export.decoder_rules import (
     plus_one,
     tied_head_copy,
 )
-from edgepack.export.family import Family, Requirement, TensorRule
-from edgepack.export.metadata import common_metadata
+from edgepack.export.rules.family import Family, Requirement, TensorRule
+from edgepack.export.rules.metadata import common_metadata
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.gguf.types import Value
 
 

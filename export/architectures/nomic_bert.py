@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import EQUAL_HEADS, WHOLE_HEADS
-from edgepack.export.encoder_rules import encoder_dimensions, encoder_metadata
-from edgepack.export.family import Family, Origin, Requirement, TensorRule
-from edgepack.export.metadata import common_metadata
-
+from edgepack.export.rules.decoder import EQUAL_HEADS, WHOLE_HEADS
+from edgepack.export.rules.encoder import encoder_dimensions, encoder_metadata
+from edgepack.export.rules.family import Family, Origin, Requirement, TensorRule
+from edgepack.export.rules.metadata import common_metadata
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     EQUAL_HEADS,
     LAYER,
     NO_ATTENTION_BIAS,
@@ -20,12 +20,11 @@ from edgepack.export.decoder_rules import (
     norm_rules,
     tied_head_copy,
 )
-from edgepack.export.family import Family, TensorRule
-from edgepack.export.metadata import common_metadata, refuse_own_sliding_rope, sliding_metadata
+from edgepack.export.rules.family import Family, TensorRule
+from edgepack.export.rules.metadata import common_metadata, refuse_own_sliding_rope, sliding_metadata
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.gguf.types import Value
 
 

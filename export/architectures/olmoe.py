@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     EQUAL_HEADS,
     LAYER,
     LLAMA_NORMS,
@@ -17,13 +17,12 @@ from edgepack.export.decoder_rules import (
     router_rule,
     tied_head_copy,
 )
-from edgepack.export.experts import expert_rules
-from edgepack.export.family import Family, Requirement, TensorRule
-from edgepack.export.metadata import common_metadata
+from edgepack.export.rules.experts import expert_rules
+from edgepack.export.rules.family import Family, Requirement, TensorRule
+from edgepack.export.rules.metadata import common_metadata
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.gguf.types import Value
 
 

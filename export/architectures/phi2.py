@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import EQUAL_HEADS, GELU, LAYER, tied_head_copy
-from edgepack.export.family import Family, Requirement, TensorRule
-from edgepack.export.metadata import common_metadata
+from edgepack.export.rules.decoder import EQUAL_HEADS, GELU, LAYER, tied_head_copy
+from edgepack.export.rules.family import Family, Requirement, TensorRule
+from edgepack.export.rules.metadata import common_metadata
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.gguf.types import Value
 
 

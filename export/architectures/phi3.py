@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import EQUAL_HEADS, LAYER, LLAMA_NORMS, SILU, embedding_rules, norm_rules
-from edgepack.export.family import Family, TensorRule, standard_dimensions
-from edgepack.export.metadata import attention_window, common_metadata
-from edgepack.export.rope_factors import LONGROPE, longrope_tensors
+from edgepack.export.rules.decoder import EQUAL_HEADS, LAYER, LLAMA_NORMS, SILU, embedding_rules, norm_rules
+from edgepack.export.rules.family import Family, TensorRule, standard_dimensions
+from edgepack.export.rules.metadata import attention_window, common_metadata
+from edgepack.export.rules.rope_factors import LONGROPE, longrope_tensors
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.gguf.types import Value
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgepack.export.family import Family
+from edgepack.export.rules.family import Family
 
 
 def _nothing(_config: object) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     EQUAL_HEADS,
     EVERY_LAYER_HAS_EXPERTS,
     LAYER,
@@ -17,10 +17,9 @@ from edgepack.export.decoder_rules import (
     router_rule,
     tied_head_copy,
 )
-from edgepack.export.experts import GATED_SHARED_EXPERT, expert_rules
-from edgepack.export.family import Family, Requirement, standard_dimensions
-from edgepack.export.metadata import attention_window, common_metadata
-
+from edgepack.export.rules.experts import GATED_SHARED_EXPERT, expert_rules
+from edgepack.export.rules.family import Family, Requirement, standard_dimensions
+from edgepack.export.rules.metadata import attention_window, common_metadata
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:

@@ -10,14 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgepack.export.architectures.qwen2 import FAMILY as QWEN2
-from edgepack.export.family import Requirement
-from edgepack.export.metadata import attention_window, common_metadata
-from edgepack.export.mrope import MROPE, section_metadata
-from edgepack.export.text_part import text_part
+from edgepack.export.rules.family import Requirement
+from edgepack.export.rules.metadata import attention_window, common_metadata
+from edgepack.export.rules.mrope import MROPE, section_metadata
+from edgepack.export.rules.text_part import text_part
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.gguf.types import Value
 
 _SECTIONS = (16, 24, 24)
@@ -36,7 +35,7 @@ def _epsilons(config: ModelConfig) -> tuple[float, ...]:
     return (epsilon if epsilon <= _LARGEST_EPSILON else 0,)
 
 
-def _limits(config: ModelConfig) -> tuple[str, ...]:
+def _remarks(config: ModelConfig) -> tuple[str, ...]:
     return (f"norms: llama.cpp's qwen2vl computes without rms_norm_eps ({config.number('rms_norm_eps'):g})",)
 
 
@@ -56,5 +55,5 @@ FAMILY = text_part(
         *QWEN2.requirements,
         Requirement("rms_norm_eps", _epsilons, "its graph leaves the norms' epsilon out"),
     ),
-    limits=_limits,
+    remarks=_remarks,
 )

@@ -9,9 +9,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from edgepack.errors import CheckpointError
 from edgepack.export.checkpoint import read_json
-from edgepack.export.classifier import labels, ranking_metadata
-from edgepack.export.decoder_rules import (
+from edgepack.export.rows import ArrayRows, JoinedRows, PickedRows
+from edgepack.export.rules.classifier import labels, ranking_metadata
+from edgepack.export.rules.decoder import (
     LLAMA_NORMS,
     NO_ATTENTION_BIAS,
     SILU,
@@ -22,11 +25,8 @@ from edgepack.export.decoder_rules import (
     head_norm_rules,
     norm_rules,
 )
-from edgepack.export.family import Family, TensorRule, standard_dimensions
-from edgepack.export.metadata import attention_window, common_metadata
-from edgepack.export.rows import ArrayRows, JoinedRows, PickedRows
-
-from edgepack.errors import CheckpointError
+from edgepack.export.rules.family import Family, TensorRule, no_other_family, standard_dimensions
+from edgepack.export.rules.metadata import attention_window, common_metadata
 from edgepack.gguf.types import Value, string
 
 if TYPE_CHECKING:
@@ -80,6 +80,10 @@ def _is_reranker(config: ModelConfig) -> bool:
     return "# qwen3-reranker" in card.lower() or any("qwen3-reranker" in name.lower() for name in names)
 
 
+def _reranker(config: ModelConfig) -> Family | None:
+    return RERANKER if _is_reranker(config) else None
+
+
 def _answers(rows: Rows, config: ModelConfig) -> Rows:
     """The head's rows of yes and no."""
     if config.folder is None:
@@ -118,13 +122,14 @@ FAMILY = Family(
     headless=True,
     renames=(("model.", ""),),  # saved without a head
     requirements=(SILU, WHOLE_HEADS, NO_ATTENTION_BIAS),
+    instead=_reranker,
     tensors=(*embedding_rules(), *_LAYERS),
 )
 RERANKER = replace(
     FAMILY,
     classes=("Qwen3ForCausalLM",),
     metadata=_answering_metadata,
-    applies=_is_reranker,
+    instead=no_other_family,
     tied_head=None,
     unused=(*FAMILY.unused, r"^lm_head\.weight$"),  # but for the rows of the answers
     tensors=(
@@ -142,6 +147,7 @@ RERANKER = replace(
 )
 CLASSIFIER = replace(
     FAMILY,
+    instead=no_other_family,
     classes=("Qwen3ForSequenceClassification",),
     metadata=_scoring_metadata,
     dimensions=_scoring_dimensions,
@@ -149,4 +155,4 @@ CLASSIFIER = replace(
     tensors=(*_HEADLESS, *_LAYERS, TensorRule("cls.output.weight", "score.weight", "labels d", _against_zero)),
 )
 
-FAMILIES = (RERANKER, FAMILY, CLASSIFIER)
+FAMILIES = (FAMILY, CLASSIFIER)

@@ -9,20 +9,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from edgepack.export import delta_net
-from edgepack.export.decoder_rules import NO_ATTENTION_BIAS, SILU, embedding_rules, plus_one, squeezed
-from edgepack.export.delta_net import LINEAR, tiled_order
-from edgepack.export.family import BUFFERS, Family, TensorRule
-from edgepack.export.row_functions import PermutedColumns
-from edgepack.export.rows import PermutedRows
 
 from edgepack.errors import UnsupportedModelError
+from edgepack.export.row_functions import PermutedColumns
+from edgepack.export.rows import PermutedRows
+from edgepack.export.rules import delta_net
+from edgepack.export.rules.decoder import NO_ATTENTION_BIAS, SILU, embedding_rules, plus_one, squeezed
+from edgepack.export.rules.delta_net import LINEAR, tiled_order
+from edgepack.export.rules.family import BUFFERS, Family, TensorRule
 from edgepack.gguf.types import Value, ValueType, array
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
-    from numpy.typing import NDArray
 
 
 def _sections(config: ModelConfig) -> list[int]:

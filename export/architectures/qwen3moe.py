@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     EVERY_LAYER_HAS_EXPERTS,
     LAYER,
     LLAMA_NORMS,
@@ -17,10 +17,9 @@ from edgepack.export.decoder_rules import (
     norm_rules,
     router_rule,
 )
-from edgepack.export.experts import expert_rules
-from edgepack.export.family import Family, Requirement, standard_dimensions
-from edgepack.export.metadata import attention_window, common_metadata
-
+from edgepack.export.rules.experts import expert_rules
+from edgepack.export.rules.family import Family, Requirement, standard_dimensions
+from edgepack.export.rules.metadata import attention_window, common_metadata
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:

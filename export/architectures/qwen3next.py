@@ -5,23 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from edgepack.export import delta_net
-from edgepack.export.decoder_rules import (
+
+from edgepack.export.rules import delta_net
+from edgepack.export.rules.decoder import (
     EVERY_LAYER_HAS_EXPERTS,
     NO_ATTENTION_BIAS,
     SILU,
     embedding_rules,
     plus_one,
 )
-from edgepack.export.delta_net import LINEAR
-from edgepack.export.family import Family, Requirement, TensorRule
-from edgepack.export.permutations import picked
+from edgepack.export.rules.delta_net import LINEAR
+from edgepack.export.rules.family import Family, Requirement, TensorRule
+from edgepack.export.rules.permutations import picked
 
 if TYPE_CHECKING:
-    from edgepack.export.config import ModelConfig
-    from edgepack.export.rows import Rows
     from numpy.typing import NDArray
 
+    from edgepack.export.config import ModelConfig
+    from edgepack.export.rows import Rows
     from edgepack.gguf.types import Value
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgepack.errors import CheckpointError
 from edgepack.export.architectures.qwen3 import FAMILY as QWEN3
 from edgepack.export.architectures.qwen3moe import FAMILY as QWEN3_MOE
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     LAYER,
     LLAMA_NORMS,
     attention_rules,
@@ -19,12 +20,11 @@ from edgepack.export.decoder_rules import (
     norm_rules,
     router_rule,
 )
-from edgepack.export.experts import transposed_expert_rules
-from edgepack.export.metadata import common_metadata
-from edgepack.export.mrope import MROPE, section_metadata
-from edgepack.export.text_part import text_part
-
-from edgepack.errors import CheckpointError
+from edgepack.export.rules.experts import transposed_expert_rules
+from edgepack.export.rules.family import no_other_family
+from edgepack.export.rules.metadata import common_metadata
+from edgepack.export.rules.mrope import MROPE, section_metadata
+from edgepack.export.rules.text_part import text_part
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def _experts(config: ModelConfig) -> dict[str, Value]:
 DENSE = text_part(
     replace(QWEN3, name="qwen3vl", metadata=_dense),
     "Qwen3VLForConditionalGeneration",
+    instead=no_other_family,
     defaults={"num_key_value_heads": 32, "head_dim": 128, **_DEFAULTS},
 )
 EXPERTS = text_part(

@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgepack.errors import CheckpointError
 from edgepack.export.architectures.bert import FAMILY as BERT
 from edgepack.export.architectures.bert import RANKER as BERT_RANKER
-from edgepack.export.classifier import classifier_rules
-from edgepack.export.encoder_rules import bert_rules
+from edgepack.export.architectures.jina_bert_v3 import FAMILY as JINA_3
 from edgepack.export.rows import SlicedRows
-
-from edgepack.errors import CheckpointError
+from edgepack.export.rules.classifier import classifier_rules
+from edgepack.export.rules.encoder import bert_rules
+from edgepack.export.rules.family import no_other_family
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ FAMILY = replace(
     defaults={**BERT.defaults, "pad_token_id": 1},
     metadata=_shortened(BERT.metadata),
     dimensions=_dimensions,
+    instead=lambda config: JINA_3 if config.get("lora_adaptations") else None,
     renames=(("roberta.", ""),),  # saved without a head
     unused=(r"position_ids$", r"(^|\.)pooler\.", r"^lm_head\."),
     tensors=_TENSORS,
@@ -72,6 +74,7 @@ RANKER = replace(
     classes=("RobertaForSequenceClassification", "XLMRobertaForSequenceClassification"),
     metadata=_shortened(BERT_RANKER.metadata),
     dimensions=_ranking_dimensions,
+    instead=no_other_family,
     renames=(),
     unused=(r"position_ids$", r"(^|\.)pooler\."),
     tensors=(*_TENSORS, *classifier_rules("classifier.dense", "classifier.out_proj")),

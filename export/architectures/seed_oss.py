@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     SILU,
     WHOLE_HEADS,
     attention_rules,
@@ -12,12 +12,11 @@ from edgepack.export.decoder_rules import (
     feed_forward_rules,
     norm_rules,
 )
-from edgepack.export.family import Family, Requirement
-from edgepack.export.metadata import common_metadata
+from edgepack.export.rules.family import Family, Requirement
+from edgepack.export.rules.metadata import common_metadata
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.gguf.types import Value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.decoder_rules import (
+from edgepack.export.rules.decoder import (
     LLAMA_NORMS,
     NO_ATTENTION_BIAS,
     SILU,
@@ -14,12 +14,11 @@ from edgepack.export.decoder_rules import (
     feed_forward_rules,
     norm_rules,
 )
-from edgepack.export.family import Family, Requirement
-from edgepack.export.metadata import attention_window, common_metadata
+from edgepack.export.rules.family import Family, Requirement
+from edgepack.export.rules.metadata import attention_window, common_metadata
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-
     from edgepack.gguf.types import Value
 
 _STEP = 4  # n_no_rope_layer_step, fixed in llama.cpp

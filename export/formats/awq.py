@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from edgepack.export.formats.packed import KeptArrays, RawTensors, expect, group_rows, read_stored, whole_number
 
 from edgepack.errors import CheckpointError, UnsupportedModelError
+from edgepack.export.formats.packed import KeptArrays, RawTensors, expect, group_rows, read_stored, whole_number
 from edgepack.model import TensorSpec, read_tensor
 
 if TYPE_CHECKING:

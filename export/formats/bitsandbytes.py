@@ -13,16 +13,17 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from edgepack.export.formats.packed import RawTensors, expect, read_stored, read_stored_rows
 
 from edgepack.errors import CheckpointError
+from edgepack.export.formats.packed import RawTensors, expect, read_stored, read_stored_rows
 from edgepack.model import TensorSpec, read_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edgepack.export.formats.packed import PackedWeight
     from numpy.typing import NDArray
+
+    from edgepack.export.formats.packed import PackedWeight
 
     Matrix = NDArray[np.float32]
 

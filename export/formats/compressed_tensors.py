@@ -12,6 +12,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from edgepack.errors import CheckpointError, UnsupportedModelError
 from edgepack.export.formats.float8 import find_scaled
 from edgepack.export.formats.packed import (
     RawTensors,
@@ -22,15 +24,14 @@ from edgepack.export.formats.packed import (
     unpack_words,
     whole_number,
 )
-
-from edgepack.errors import CheckpointError, UnsupportedModelError
 from edgepack.model import TensorSpec, read_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edgepack.export.formats.packed import PackedWeight
     from numpy.typing import NDArray
+
+    from edgepack.export.formats.packed import PackedWeight
 
     Matrix = NDArray[np.float32]
 

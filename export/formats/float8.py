@@ -11,9 +11,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from edgepack.export.formats.packed import RawTensors, read_stored, read_stored_rows
 
 from edgepack.errors import CheckpointError
+from edgepack.export.formats.packed import RawTensors, read_stored, read_stored_rows
 from edgepack.model import TensorSpec, read_tensor
 
 if TYPE_CHECKING:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from edgepack.errors import CheckpointError, UnsupportedModelError
 from edgepack.export.formats.packed import (
     KeptArrays,
     RawTensors,
@@ -20,8 +22,6 @@ from edgepack.export.formats.packed import (
     unpack_words,
     whole_number,
 )
-
-from edgepack.errors import CheckpointError, UnsupportedModelError
 from edgepack.model import TensorSpec, read_tensor
 
 if TYPE_CHECKING:

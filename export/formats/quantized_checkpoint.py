@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgepack.errors import UnsupportedModelError
 from edgepack.export.formats.awq import find_awq
 from edgepack.export.formats.bitnet import find_bitnet
 from edgepack.export.formats.bitsandbytes import find_bitsandbytes
 from edgepack.export.formats.compressed_tensors import find_compressed
 from edgepack.export.formats.float8 import block_size, find_scaled, hidden_scales
 from edgepack.export.formats.gptq import find_gptq
+from edgepack.export.formats.mxfp4 import find_mxfp4
 from edgepack.export.formats.packed import DequantizedTensors, PackedWeight, RawTensors
 from edgepack.export.formats.vptq import find_vptq
-
-from edgepack.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +37,7 @@ FORMATS: Mapping[str, Finder] = {
     "bitnet": find_bitnet,
     "compressed-tensors": find_compressed,
     "vptq": find_vptq,
+    "mxfp4": find_mxfp4,
     "fp8": _find_float8,
     "fbgemm_fp8": _find_float8,
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgepack.errors import TokenizerError
 from edgepack.export.tokenizer.files import TokenizerFiles, kind_of, member
 from edgepack.export.tokenizer.merging import Merges, read_merges, split_token
 from edgepack.export.tokenizer.pretokenizer import choose_pre, flatten
@@ -20,8 +21,6 @@ from edgepack.export.tokenizer.tokens import (
     table_metadata,
     vocabulary_size,
 )
-
-from edgepack.errors import TokenizerError
 from edgepack.gguf.types import Value, ValueType, array, string
 
 if TYPE_CHECKING:

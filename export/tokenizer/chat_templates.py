@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from edgepack.export.tokenizer.files import TokenizerFiles, read_json
-
 from edgepack.errors import TokenizerError
+from edgepack.export.tokenizer.files import TokenizerFiles, read_json
 from edgepack.gguf.types import Value, ValueType, array, string
 
 if TYPE_CHECKING:

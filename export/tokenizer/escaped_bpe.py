@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from edgepack.errors import TokenizerError
 from edgepack.export.tokenizer.bpe import merge_added, read_vocab, refuse_options
 from edgepack.export.tokenizer.files import TokenizerFiles, member
 from edgepack.export.tokenizer.merging import Merges, read_merges
@@ -23,8 +24,6 @@ from edgepack.export.tokenizer.tokens import (
     vocabulary_size,
 )
 from edgepack.export.tokenizer.whitespace_signs import SIGN, WhitespaceRules, read_whitespace_rules
-
-from edgepack.errors import TokenizerError
 from edgepack.gguf.types import Value, ValueType, array, boolean, string
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edgepack.export.tokenizer.tokens import AddedToken, check_id, check_text
-
 from edgepack.errors import TokenizerError
+from edgepack.export.tokenizer.tokens import AddedToken, check_id, check_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

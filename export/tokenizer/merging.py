@@ -5,10 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from edgepack.errors import TokenizerError
 from edgepack.export.tokenizer.files import member
 from edgepack.export.tokenizer.tokens import MAX_TOKENS
-
-from edgepack.errors import TokenizerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgepack.errors import TokenizerError
 from edgepack.export.tokenizer.files import kind_of
 from edgepack.export.tokenizer.split_expressions import CONTRACTIONS, GPT2, KNOWN_STRUCTURES, PreName
-
-from edgepack.errors import TokenizerError
 
 _SPELLINGS = (
     ("\r", r"\r"),

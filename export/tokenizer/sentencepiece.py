@@ -16,7 +16,6 @@ from edgepack.export.tokenizer.tokens import (
     vocabulary_size,
 )
 from edgepack.export.tokenizer.unigram import unigram_metadata
-
 from edgepack.gguf.types import Value, boolean, string
 
 if TYPE_CHECKING:

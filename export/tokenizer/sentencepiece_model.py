@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import TYPE_CHECKING
 
+from edgepack.errors import TokenizerError
 from edgepack.export.tokenizer.protobuf import Field, as_bytes, as_float, as_int, as_text, read_fields
 from edgepack.export.tokenizer.tokens import MAX_TOKENS, Token, TokenType, check_text
-
-from edgepack.errors import TokenizerError
 
 if TYPE_CHECKING:
     from pathlib import Path

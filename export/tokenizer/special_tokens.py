@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgepack.export.tokenizer.files import TokenizerFiles, kind_of, member
-
 from edgepack.errors import TokenizerError
+from edgepack.export.tokenizer.files import TokenizerFiles, kind_of, member
 from edgepack.gguf.types import Value, boolean, u32
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from edgepack.errors import TokenizerError
 from edgepack.export.tokenizer.bpe import merge_added
 from edgepack.export.tokenizer.files import TokenizerFiles, member
 from edgepack.export.tokenizer.sentencepiece_model import UNIGRAM, SentencePieceModel
@@ -18,8 +19,6 @@ from edgepack.export.tokenizer.tokens import (
     vocabulary_size,
 )
 from edgepack.export.tokenizer.whitespace_signs import WhitespaceRules, read_whitespace_rules
-
-from edgepack.errors import TokenizerError
 from edgepack.gguf.types import Value, ValueType, array, boolean, string, u32
 
 if TYPE_CHECKING:

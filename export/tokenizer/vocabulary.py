@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgepack.errors import TokenizerError
 from edgepack.export.tokenizer.bpe import is_byte_level, read_byte_level_bpe
 from edgepack.export.tokenizer.chat_templates import chat_template_metadata
 from edgepack.export.tokenizer.escaped_bpe import read_escaped_bpe
@@ -15,8 +16,6 @@ from edgepack.export.tokenizer.sentencepiece import FILE_NAMES, read_sentencepie
 from edgepack.export.tokenizer.special_tokens import special_token_metadata
 from edgepack.export.tokenizer.unigram import read_unigram_json
 from edgepack.export.tokenizer.wordpiece import VOCAB_FILE, read_wordpiece_json, read_wordpiece_text
-
-from edgepack.errors import TokenizerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from edgepack.errors import TokenizerError
 from edgepack.export.tokenizer.files import kind_of
 from edgepack.export.tokenizer.pretokenizer import brief, flatten
-
-from edgepack.errors import TokenizerError
 
 SIGN = "\u2581"
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgepack.errors import TokenizerError
 from edgepack.export.tokenizer.bpe import read_vocab
 from edgepack.export.tokenizer.files import MAX_JSON_BYTES, TokenizerFiles, kind_of, member
 from edgepack.export.tokenizer.pretokenizer import brief, flatten
 from edgepack.export.tokenizer.special_tokens import token_text
 from edgepack.export.tokenizer.tokens import Token, TokenType, check_text, fill_table, table_metadata, vocabulary_size
-
-from edgepack.errors import TokenizerError
 from edgepack.gguf.types import Value, boolean, string
 
 if TYPE_CHECKING:

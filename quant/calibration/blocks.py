@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from edgepack.quant.calibration.empty_model import block_list, checkpoint_names, empty_model, module_of
 from torch import nn
 
 from edgepack.errors import CheckpointError, NumericError, UnsupportedModelError
 from edgepack.model import read_tensor
+from edgepack.quant.calibration.empty_model import block_list, checkpoint_names, empty_model, module_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

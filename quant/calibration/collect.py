@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+from edgepack.progress import silent
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.statistics import LinearStatistics, MomentAccumulator
 from edgepack.quant.calibration.storage import ResumeFolder, load_statistics, save_statistics
 from edgepack.quant.calibration.sweep import sweep
 
-from edgepack.progress import silent
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from edgepack.quant.calibration.sweep import BlockVisit
     from numpy.typing import NDArray
 
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
+    from edgepack.quant.calibration.sweep import BlockVisit
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from edgepack.quant.calibration.statistics import LinearStatistics
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from edgepack.atomic_file import atomic_output
 from edgepack.errors import CalibrationError
+from edgepack.quant.calibration.statistics import LinearStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

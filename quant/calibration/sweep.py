@@ -10,19 +10,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from edgepack.quant.calibration.statistics import MomentAccumulator
 
 from edgepack.errors import ResourceError
 from edgepack.progress import silent
+from edgepack.quant.calibration.statistics import MomentAccumulator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from edgepack.quant.calibration.blocks import Block, BlockCall, BlockwiseModel
-    from edgepack.quant.calibration.statistics import LinearStatistics
     from torch import nn
 
     from edgepack.progress import Progress
+    from edgepack.quant.calibration.blocks import Block, BlockCall, BlockwiseModel
+    from edgepack.quant.calibration.statistics import LinearStatistics
 
 
 class BatchRunner:

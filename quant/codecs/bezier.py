@@ -13,6 +13,7 @@ from math import comb
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+
 from edgepack.quant.codecs import bits
 from edgepack.quant.codecs.codec import (
     LONGEST_NUMBER,

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from edgepack.errors import CodecError
 from edgepack.quant.codecs.codec import NO_STATISTICS, ErrorSum, Settling
 from edgepack.quant.codecs.decode import decode
 from edgepack.quant.codecs.registry import open_decoder
 
-from edgepack.errors import CodecError
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from edgepack.quant.codecs.codec import Codec, Decoder, Encoded, Statistics
     from numpy.typing import NDArray
+
+    from edgepack.quant.codecs.codec import Codec, Decoder, Encoded, Statistics
 
 
 @dataclass(frozen=True)

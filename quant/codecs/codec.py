@@ -1,7 +1,7 @@
 """What a codec is: a weight matrix in, named flat arrays out, and rows of the matrix back.
 
 Values, protocols and the checks that all codecs share. How arrays lie in a file is left to
-`edgepack.packaging.variant`, which codec a tensor gets to `edgepack.quant.codecs.targets`.
+`edgepack.gguf.variant`, which codec a tensor gets to `edgepack.quant.codecs.targets`.
 """
 
 from __future__ import annotations

@@ -10,15 +10,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from edgepack.quant.codecs.registry import open_decoder
 
 from edgepack.processors import default_threads
+from edgepack.quant.codecs.registry import open_decoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from edgepack.quant.codecs.codec import Decoder, Encoded
     from numpy.typing import NDArray
+
+    from edgepack.quant.codecs.codec import Decoder, Encoded
 
 # Weights of one chunk, 4 MiB as float32: some thousand blocks for each call, and few MiB a thread.
 CHUNK_WEIGHTS = 1 << 20

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from edgepack.quant.codecs.ggml import dequantize_rows, quantize_rows, valid_rows
 
 from edgepack.gguf.types import GGMLType
+from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows, valid_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

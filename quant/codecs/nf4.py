@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+
 from edgepack.quant.codecs.codec import (
     LONGEST_NUMBER,
     NO_STATISTICS,

@@ -8,21 +8,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from edgepack.quant.codecs.codec import check_components
-
 from edgepack.errors import CodecError
+from edgepack.quant.codecs.codec import check_components
 
 if TYPE_CHECKING:
     from edgepack.quant.codecs.codec import Codec, Decoder, Encoded
 
 # codec → (module under edgepack.quant.codecs, class)
 CODECS: dict[str, tuple[str, str]] = {
-    "seedlm": ("seedlm", "SeedLM"),
+    "seedlm": ("seedlm.codec", "SeedLM"),
     "nf4": ("nf4", "NF4"),
     "ternary": ("ternary", "Ternary"),
     "trajectory": ("trajectory", "Trajectory"),
     "bezier": ("bezier", "Bezier"),
-    "vptq": ("vptq", "VPTQ"),
+    "vptq": ("vptq.codec", "VPTQ"),
 }
 
 

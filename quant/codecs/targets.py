@@ -1,6 +1,6 @@
 """The variant's targets: `edge-seedlm4`, chains such as `seedlm4+vptq2`, and options in the name.
 
-Which matrix gets which target is left to `edgepack.export.variant`.
+Which matrix gets which target is left to `edgepack.export.coded.plan`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from edgepack.quant.codecs.registry import codec_class
-
 from edgepack.errors import CodecError, UsageError
+from edgepack.quant.codecs.registry import codec_class
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,6 +11,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+
+from edgepack.errors import CodecError
 from edgepack.quant.codecs.codec import (
     NO_STATISTICS,
     Component,
@@ -21,8 +23,6 @@ from edgepack.quant.codecs.codec import (
     check_weight,
     choice,
 )
-
-from edgepack.errors import CodecError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,6 +12,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+
+from edgepack.errors import CodecError
 from edgepack.quant.codecs import bits
 from edgepack.quant.codecs.codec import (
     LONGEST_NUMBER,
@@ -25,8 +27,6 @@ from edgepack.quant.codecs.codec import (
     integer,
     number,
 )
-
-from edgepack.errors import CodecError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,7 +11,8 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
-from edgepack.quant.codecs.ggml import dequantize_rows
+
+from edgepack.quant.codecs.ggml.codec import dequantize_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,7 +1,7 @@
 """GPTQ into GGUF block types: ggml chooses the scales of a super-block, error feedback chooses its integers.
 
 The result is weights that lie exactly on the file's grids, with the very bytes that hold them. The sweep itself is
-`edgepack.quant.feedback`, block layouts are `edgepack.quant.codecs.ggml_grid`.
+`edgepack.quant.feedback`, block layouts are `edgepack.quant.codecs.ggml.grid`.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from edgepack.quant.codecs.ggml import quantize_rows
-from edgepack.quant.codecs.ggml_grid import GRID_TYPES, read_grid, write_quants
+
+from edgepack.quant.codecs.ggml.codec import quantize_rows
+from edgepack.quant.codecs.ggml.grid import GRID_TYPES, read_grid, write_quants
 from edgepack.quant.feedback import DAMPING, damping_note, feedback_factor, feedback_sweep
 from edgepack.quant.passes.coded_rows import CodedRows
 from edgepack.quant.passes.run import PassOutcome, change_blocks, few
 
 if TYPE_CHECKING:
-    from edgepack.quant.calibration.sweep import BlockVisit
-    from edgepack.quant.feedback import FeedbackFactor
-    from edgepack.quant.passes.run import Figure, PassRun
     from numpy.typing import NDArray
 
     from edgepack.gguf.types import GGMLType
     from edgepack.model import Checkpoint
+    from edgepack.quant.calibration.sweep import BlockVisit
+    from edgepack.quant.feedback import FeedbackFactor
+    from edgepack.quant.passes.run import Figure, PassRun
 
 
 @dataclass(frozen=True)

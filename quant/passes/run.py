@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from edgepack.quant.calibration.blocks import BlockwiseModel
-from edgepack.quant.calibration.sweep import sweep
 
 from edgepack.errors import CalibrationError
 from edgepack.model import OverriddenTensors
 from edgepack.progress import silent
+from edgepack.quant.calibration.blocks import BlockwiseModel
+from edgepack.quant.calibration.sweep import sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from edgepack.quant.calibration.sweep import BlockVisit
-    from edgepack.quant.passes.coded_rows import CodedRows
     from numpy.typing import NDArray
 
     from edgepack.gguf.types import GGMLType
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
+    from edgepack.quant.calibration.sweep import BlockVisit
+    from edgepack.quant.passes.coded_rows import CodedRows
 
 Figure = float | int | str
 

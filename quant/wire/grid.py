@@ -14,11 +14,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+
+from edgepack.errors import NumericError
 from edgepack.quant.feedback import FeedbackFactor, feedback_sweep
 from edgepack.quant.wire.rates import SLOPE, RateModel
 from edgepack.quant.wire.trellis import Lanes, Trellis
-
-from edgepack.errors import NumericError
 
 if TYPE_CHECKING:
     from edgepack.trellis import TrellisCode

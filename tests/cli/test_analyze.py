@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from edgepack.quant.passes.lowrank.analysis import output_spectra, rounding_sensitivity
-from edgepack.quant.passes.lowrank.spectrum import compression_at, spectrum_of, weight_spectrum
 
 from edgepack.cli import execute as run
+from edgepack.quant.passes.lowrank.analysis import output_spectra, rounding_sensitivity
+from edgepack.quant.passes.lowrank.spectrum import compression_at, spectrum_of, weight_spectrum
 
 BOOKS = Path(__file__).resolve().parent.parent / "data" / "books-llama-6m"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from contextlib import closing
 from pathlib import Path
@@ -9,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from edgepack.edge.scorer import Chunking
-from edgepack.edge.scorer_gguf import GGUFScorer
-from edgepack.edge.validate import validate
-from edgepack.export.checkpoint import open_checkpoint
-from edgepack.export.gguf_file import write_gguf
-from edgepack.quant.codecs.ggml import dequantize_rows
-from edgepack.quant.targets import find_target
 
 from edgepack.cli import execute as run
+from edgepack.edge.fidelity.scorers.gguf import GGUFScorer
+from edgepack.edge.fidelity.scorers.scorer import Chunking
+from edgepack.edge.fidelity.validate import validate
+from edgepack.export.checkpoint import open_checkpoint
+from edgepack.export.gguf_file import write_gguf
 from edgepack.gguf.reader import read_header
-from edgepack.pipeline_corrections import write_correction, write_factors_apart
-from edgepack.pipeline_passes import PreparedExport, RecipeOptions, prepare_export
-from edgepack.recipe import inline_recipe
+from edgepack.pipeline.corrections import write_correction, write_factors_apart
+from edgepack.pipeline.passes import PreparedExport, RecipeOptions, prepare_export
+from edgepack.pipeline.recipe import inline_recipe
+from edgepack.quant.codecs.ggml.codec import dequantize_rows
+from edgepack.quant.types.targets import find_target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -148,7 +149,7 @@ BAD: list[tuple[list[str], int, str]] = [
 def test_what_cannot_be_done_is_one_line_and_an_exit_code(
     options: list[str], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    monkeypatch.setitem(__import__("edgepack.recipe").recipe.CALIBRATION, "sequences", small_default())
+    monkeypatch.setitem(importlib.import_module("edgepack.pipeline.recipe").CALIBRATION, "sequences", small_default())
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
     out = tmp_path / "m.gguf"
@@ -158,7 +159,7 @@ def test_what_cannot_be_done_is_one_line_and_an_exit_code(
 
 
 def small_default() -> Any:
-    from edgepack.recipe import Setting
+    from edgepack.pipeline.recipe import Setting
 
     return Setting("whole", low=1, high=9, default=2)
 

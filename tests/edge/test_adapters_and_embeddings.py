@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from edgepack.edge.runtime import LoadedModel
-from edgepack.edge.runtime_options import Adapter, RuntimeOptions
-from edgepack.packaging.pack import pack_archive
 from lora_adapters import write_adapter, write_merged
 from tiny_models import Shape, write_random
 
 from edgepack.cli import execute as run
+from edgepack.edge.llama.options import Adapter, RuntimeOptions
+from edgepack.edge.llama.runtime import LoadedModel
 from edgepack.errors import ModelRuntimeError, UsageError
+from edgepack.packaging.pack import pack_archive
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from edgepack.edge.agreement import TruncatedPredictions, compare, log_softmax, truncate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from edgepack.edge.fidelity.agreement import TruncatedPredictions, compare, log_softmax, truncate
 from edgepack.errors import CheckFailedError, NumericError
 
 if TYPE_CHECKING:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edgepack.edge.agreement_greedy import greedy_agreement
-from edgepack.edge.scorer import Chunk, Chunking
 from references.scorers_of_arrays import TableScorer
+
+from edgepack.edge.fidelity.greedy import greedy_agreement
+from edgepack.edge.fidelity.scorers.scorer import Chunk, Chunking
 
 TEXT = "".join(chr(97 + (i * i) % 26) for i in range(600))
 CHUNKING = Chunking(64)

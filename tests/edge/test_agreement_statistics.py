@@ -7,16 +7,17 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from edgepack.edge.agreement import compare
-from edgepack.edge.agreement_statistics import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from edgepack.edge.fidelity.agreement import compare
+from edgepack.edge.fidelity.statistics import (
     AgreementStatistics,
     ClusteredMean,
     LogHistogram,
     student_quantile,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from edgepack.edge.bench import append_result, earlier_result, measure, results_path
-from edgepack.edge.devices import profiles
-from edgepack.edge.doctor import examine, example_shape, gpu_finding, prospects
-from edgepack.edge.runtime import LoadedModel
-from edgepack.edge.runtime_options import RuntimeOptions
 
 from edgepack.cli import execute as run
+from edgepack.edge.bench import append_result, earlier_result, measure, results_path
+from edgepack.edge.doctor import examine, example_shape, gpu_finding, prospects
+from edgepack.edge.fit.devices import profiles
+from edgepack.edge.llama.options import RuntimeOptions
+from edgepack.edge.llama.runtime import LoadedModel
 
 if TYPE_CHECKING:
     from pathlib import Path

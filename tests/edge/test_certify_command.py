@@ -9,7 +9,7 @@ import pytest
 
 from edgepack.cli import execute as run
 from edgepack.gguf.reader import read_header
-from edgepack.pipeline_certify import METADATA_KEY, certificate_path
+from edgepack.pipeline.certify import METADATA_KEY, certificate_path
 
 if TYPE_CHECKING:
     from pathlib import Path

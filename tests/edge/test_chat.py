@@ -11,18 +11,18 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from edgepack.edge.chat import Conversation
-from edgepack.edge.chat_template import JinjaTemplate
-from edgepack.edge.completion import complete, without_middle
-from edgepack.edge.prompt_cache import load_prompt_state, save_prompt_state
-from edgepack.edge.runtime import LoadedModel
-from edgepack.edge.runtime_options import RuntimeOptions, SamplingOptions
-from edgepack.edge.stop_strings import until_stop
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import Shape, string, write_random
 
 from edgepack.cli import execute as run
+from edgepack.edge.chat.completion import complete, without_middle
+from edgepack.edge.chat.conversation import Conversation
+from edgepack.edge.chat.prompt_cache import load_prompt_state, save_prompt_state
+from edgepack.edge.chat.stop_strings import until_stop
+from edgepack.edge.chat.template import JinjaTemplate
+from edgepack.edge.llama.options import RuntimeOptions, SamplingOptions
+from edgepack.edge.llama.runtime import LoadedModel
 from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
@@ -256,8 +256,8 @@ def test_ctrl_c_interrupts_the_evaluation_of_a_prompt(models: Path) -> None:
     path = write_random(models / "slow.gguf", shape)
     script = (
         "import os, signal, sys, threading, time; from pathlib import Path\n"
-        "from edgepack.edge.runtime import LoadedModel, RuntimeOptions, StoppedError\n"
-        "from edgepack.edge.runtime_interrupt import ctrl_c_sets\n"
+        "from edgepack.edge.llama.runtime import LoadedModel, RuntimeOptions, StoppedError\n"
+        "from edgepack.edge.llama.interrupt import ctrl_c_sets\n"
         "with LoadedModel(Path(sys.argv[1]), RuntimeOptions(n_ctx=16384, n_batch=8192, threads=1)) as model:\n"
         "    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "    with ctrl_c_sets(model.abort):\n"

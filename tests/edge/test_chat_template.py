@@ -6,7 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from edgepack.edge.chat_template import (
+
+from edgepack.edge.chat.template import (
     JinjaTemplate,
     NamedTemplate,
     SpecialTokens,
@@ -14,7 +15,6 @@ from edgepack.edge.chat_template import (
     named_templates,
     stop_texts,
 )
-
 from edgepack.errors import TemplateError, UsageError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def test_a_templates_own_refusal_is_the_error() -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_is_refused_and_the_next_one_works(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepack.edge.chat_template._RENDER_SECONDS", 2.0)
+    monkeypatch.setattr("edgepack.edge.chat.template._RENDER_SECONDS", 2.0)
     template = JinjaTemplate(HOSTILE[name])
     started = time.monotonic()
     with pytest.raises(TemplateError):

@@ -8,20 +8,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from edgepack.edge import devices
-from edgepack.edge.devices import Device, find_device, installed_gpus, profiles
-from edgepack.edge.fit import Fitter, FitWish
-from edgepack.edge.fit_memory import plan_memory
-from edgepack.edge.fit_probe import CpuProbe, ProbePoint, probe_cpu, write_twin
-from edgepack.edge.fit_shape import ModelShape, read_shape
-from edgepack.edge.fit_speed import device_tokens_per_second
-from edgepack.edge.runtime_check import read_runnable
 from fit_truth import FULL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import write_sparse
 
 from edgepack.cli import execute as run
+from edgepack.edge.fit import devices
+from edgepack.edge.fit.choice import Fitter, FitWish
+from edgepack.edge.fit.devices import Device, find_device, installed_gpus, profiles
+from edgepack.edge.fit.memory import plan_memory
+from edgepack.edge.fit.probe import CpuProbe, ProbePoint, probe_cpu, write_twin
+from edgepack.edge.fit.shape import ModelShape, read_shape
+from edgepack.edge.fit.speed import device_tokens_per_second
+from edgepack.edge.llama.check import read_runnable
 from edgepack.errors import UsageError
 from edgepack.gguf.reader import read_header
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from edgepack.edge.fit_allocator import Node, buffer_bytes
-from edgepack.edge.fit_memory import MemoryRequest, compute_bytes, kv_layer_bytes, plan_memory, repacked_types
-from edgepack.edge.fit_shape import ModelShape, read_shape
-from edgepack.edge.runtime_options import KV_TYPES
 from fit_truth import FULL, MIB, SMALL, combinations, measure
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import Shape, u32, write_sparse
 
+from edgepack.edge.fit.allocator import Node, buffer_bytes
+from edgepack.edge.fit.memory import MemoryRequest, compute_bytes, kv_layer_bytes, plan_memory, repacked_types
+from edgepack.edge.fit.shape import ModelShape, read_shape
+from edgepack.edge.llama.options import KV_TYPES
 from edgepack.errors import UnsupportedModelError
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import GGMLType

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgepack.edge.native import plan_native, write_native
-from edgepack.packaging.variant import VERSION, read_variant
+from references import slow_decoders
+
+from edgepack.edge.install.native import plan_native, write_native
+from edgepack.errors import CodecError
+from edgepack.gguf.reader import read_header
+from edgepack.gguf.types import GGMLType
+from edgepack.gguf.variant import VERSION, read_variant
 from edgepack.quant.codecs import decode as codecs_decode
 from edgepack.quant.codecs.codec import Encoded
 from edgepack.quant.codecs.decode import row_chunks
 from edgepack.quant.codecs.registry import CODECS, codec_class
-from references import slow_decoders
-
-from edgepack.errors import CodecError
-from edgepack.gguf.reader import read_header
-from edgepack.gguf.types import GGMLType
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden/variant"

@@ -9,13 +9,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from edgepack.edge.fit_shape import read_shape
-from edgepack.edge.runtime_check import check_runnable, read_runnable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import Shape, metadata, tensors
 
 from edgepack.cli import execute as run
+from edgepack.edge.fit.shape import read_shape
+from edgepack.edge.llama.check import check_runnable, read_runnable
 from edgepack.errors import EdgepackError
 from edgepack.gguf.reader import parse_header
 from edgepack.gguf.types import Value, ValueType, array, boolean, f32, string, u32

@@ -6,20 +6,20 @@ import json
 
 import numpy as np
 import pytest
-from edgepack.edge.importance_collect import CollectOptions, collect_importance
-from edgepack.export.checkpoint import open_checkpoint
-from edgepack.export.gguf_file import write_gguf
-from edgepack.export.mapped_model import open_model
-from edgepack.export.plan import PlanOptions, plan_export
-from edgepack.quant.importance_file import read_importance
-from edgepack.quant.targets import find_target
 from references.llama_quantize import llama_quantize, tensors_of
 from references.tiny_checkpoints import TinyModel, random_model, write_checkpoint
 
 from edgepack.cli import execute as run
+from edgepack.edge.llama.importance_collect import CollectOptions, collect_importance
 from edgepack.errors import CalibrationError, UsageError
+from edgepack.export.checkpoint import open_checkpoint
+from edgepack.export.gguf_file import write_gguf
+from edgepack.export.mapped_model import open_model
+from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.gguf.reader import read_header
-from edgepack.pipeline_importance import ImportanceRun
+from edgepack.pipeline.importance import ImportanceRun
+from edgepack.quant.calibration.importance_file import read_importance
+from edgepack.quant.types.targets import find_target
 
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -55,7 +55,7 @@ def collected(full, text):
 def test_means_equal_torchs_on_the_same_tokens(books, collected, full, text):
     from contextlib import closing
 
-    from edgepack.edge.importance_collect import ImportanceCollector
+    from edgepack.edge.llama.importance_collect import ImportanceCollector
     from edgepack.quant.calibration.collect import collect
 
     with closing(ImportanceCollector(full, OPTIONS)) as collector:

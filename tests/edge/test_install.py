@@ -13,18 +13,18 @@ import time
 from pathlib import Path
 
 import pytest
-from edgepack.edge.install import ModelCache, check_entries, prune
-from edgepack.packaging import unpack as unpack_module
-from edgepack.packaging.archive import open_archive
-from edgepack.packaging.pack import pack_archive
 from tiny_models import Shape, write_random
 
 from edgepack.atomic_file import partial_path
 from edgepack.cli import execute as run
+from edgepack.edge.install.cache import ModelCache, check_entries, prune
 from edgepack.errors import ArchiveError, CheckFailedError, IntegrityError, ResourceError
+from edgepack.packaging.archive import open_archive
+from edgepack.packaging.pack import pack_archive
+from edgepack.packaging.restore import unpack as unpack_module
 
 INSTALL = (
-    "import sys; from pathlib import Path; from edgepack.edge.install import ModelCache\n"
+    "import sys; from pathlib import Path; from edgepack.edge.install.cache import ModelCache\n"
     "installed = ModelCache(note=lambda text: print(text, file=sys.stderr)).install(Path(sys.argv[1]))\n"
     "print(installed.model, installed.fresh)\n"
 )
@@ -56,7 +56,7 @@ def test_installing_restores_the_bytes_under_their_own_digest(cache: ModelCache,
 
 def test_a_second_start_restores_nothing(cache: ModelCache, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cache.install(archive)
-    monkeypatch.setattr("edgepack.edge.install.unpack_archive", None)  # calling it would fail
+    monkeypatch.setattr("edgepack.edge.install.cache.unpack_archive", None)  # calling it would fail
     second = cache.install(archive)
     assert (second.model, second.fresh) == (first.model, False)
     assert cache.install(archive, verify=True).fresh is False
@@ -152,7 +152,7 @@ def test_a_killed_installation_is_continued(
         kept.append(result.kept_bytes)
         return result
 
-    monkeypatch.setattr("edgepack.edge.install.unpack_archive", spy)
+    monkeypatch.setattr("edgepack.edge.install.cache.unpack_archive", spy)
     assert cache.install(archive).model.read_bytes() == source.read_bytes()
     assert kept[0] > 0
     assert not partial.exists()
@@ -164,7 +164,7 @@ def test_a_lock_whose_holder_was_killed_is_free(archive: Path, tmp_path: Path) -
         lock = cache.folder / f"{opened.main.sha256}.lock"
     holder = subprocess.Popen(
         [sys.executable, "-c", "import sys, time; from pathlib import Path\n"
-         "from edgepack.edge.install_lock import locked\n"
+         "from edgepack.edge.install.lock import locked\n"
          "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)", lock],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -187,7 +187,7 @@ def test_a_full_disk_is_an_error_with_both_sizes_and_leaves_nothing(
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a size limit on files")
 def test_a_disk_that_becomes_full_while_installing_leaves_no_model(archive: Path, tmp_path: Path) -> None:
     script = (
-        "import errno, sys; from edgepack.packaging import resumable_file; import os\n"
+        "import errno, sys; from edgepack.packaging.restore import resumable_file; import os\n"
         "def full(_descriptor): raise OSError(errno.ENOSPC, 'No space left on device')\n"
         "resumable_file.os.fsync = full\n" + INSTALL
     )

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from edgepack.edge.native import native_header, plan_native, write_native
-from edgepack.export.mapped_model import MappedModel
-from edgepack.export.rows import ArrayRows
-from edgepack.export.variant import parse_tensor_codecs, plan_variant
-from edgepack.export.variant_write import write_variant
-from edgepack.packaging.variant import TENSOR_PREFIX, TENSORS_KEY, VERSION_KEY, is_variant, read_variant
-from edgepack.quant.codecs.ggml import dequantize_rows
-from edgepack.quant.codecs.targets import find_edge_target
-from edgepack.quant.mixtures import ModelFacts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgepack.edge.install.native import native_header, plan_native, write_native
 from edgepack.errors import CodecError, EdgepackError, UsageError
+from edgepack.export.coded.plan import parse_tensor_codecs, plan_variant
+from edgepack.export.coded.write import write_variant
+from edgepack.export.mapped_model import MappedModel
+from edgepack.export.rows import ArrayRows
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import GGMLType, Value, string, u32
+from edgepack.gguf.variant import TENSOR_PREFIX, TENSORS_KEY, VERSION_KEY, is_variant, read_variant
 from edgepack.gguf.writer import GGUFWriter
+from edgepack.quant.codecs.ggml.codec import dequantize_rows
+from edgepack.quant.codecs.targets import find_edge_target
+from edgepack.quant.types.mixtures import ModelFacts
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from edgepack.edge.runtime import GeneratedToken, LoadedModel, common_prefix
-from edgepack.edge.runtime_options import KV_TYPES, RuntimeOptions, SamplingOptions
 from tiny_models import Shape, write_random
 
+from edgepack.edge.llama.options import KV_TYPES, RuntimeOptions, SamplingOptions
+from edgepack.edge.llama.runtime import GeneratedToken, LoadedModel, common_prefix
 from edgepack.errors import ModelRuntimeError, UsageError
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def test_a_simulated_model_reserves_memory_without_reading_weights(tiny: Path) -
 
 def test_nothing_of_llama_cpps_log_reaches_the_terminal(tiny: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from edgepack.edge.runtime import LoadedModel, RuntimeOptions\n"
+        "import sys; from pathlib import Path; from edgepack.edge.llama.runtime import LoadedModel, RuntimeOptions\n"
         "with LoadedModel(Path(sys.argv[1]), RuntimeOptions(threads=1)) as model: model.logits([1, 5])\n"
     )
     result = subprocess.run([sys.executable, "-c", script, tiny], capture_output=True, text=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edgepack.edge.scorer import Chunking
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgepack.edge.fidelity.scorers.scorer import Chunking
 from edgepack.errors import UsageError
 
 

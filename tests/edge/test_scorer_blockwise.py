@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from edgepack.edge.predictions import predictions
-from edgepack.edge.scorer import Chunking
-from edgepack.edge.validate import validate
 
-from edgepack.pipeline_fidelity import ScoringOptions, open_reference
+from edgepack.edge.fidelity.predictions import predictions
+from edgepack.edge.fidelity.scorers.scorer import Chunking
+from edgepack.edge.fidelity.validate import validate
+from edgepack.pipeline.fidelity import ScoringOptions, open_reference
 
 if TYPE_CHECKING:
     from pathlib import Path

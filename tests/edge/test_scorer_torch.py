@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from edgepack.edge.scorer_torch import TorchScorer
 
+from edgepack.edge.fidelity.scorers.torch import TorchScorer
 from edgepack.errors import CheckpointError, TokenizerError, UsageError
-from edgepack.pipeline_fidelity import ScoringOptions, open_reference, sample_text
+from edgepack.pipeline.fidelity import ScoringOptions, open_reference, sample_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,7 @@ def test_samples_are_the_same_on_every_run_and_differ_by_seed(books: Path, capfd
 
 
 def test_greedy_continuation_takes_the_argmax_of_the_scores(books: Path) -> None:
-    from edgepack.edge.scorer import Chunk
+    from edgepack.edge.fidelity.scorers.scorer import Chunk
 
     with closing(TorchScorer(books)) as scorer:
         prompt = scorer.tokenizer.tokenize("The old man looked at the sea and")
@@ -38,7 +38,7 @@ def test_greedy_continuation_takes_the_argmax_of_the_scores(books: Path) -> None
 
 
 def test_lower_precision_is_near_but_not_equal(books: Path) -> None:
-    from edgepack.edge.scorer import Chunk
+    from edgepack.edge.fidelity.scorers.scorer import Chunk
 
     with closing(TorchScorer(books)) as exact, closing(exact.in_precision("bfloat16")) as rounded:
         tokens = exact.tokenizer.tokenize("The old man looked at the sea and said nothing at all.")

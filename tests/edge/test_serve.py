@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from chromium import Chromium
-from edgepack.edge.runtime import LoadedModel
-from edgepack.edge.runtime_options import RuntimeOptions
-from edgepack.edge.serve import ServerOptions, check_address, is_loopback
 from tiny_models import Shape, string, write_random
 
 from edgepack.cli import execute as run
+from edgepack.edge.llama.options import RuntimeOptions
+from edgepack.edge.llama.runtime import LoadedModel
+from edgepack.edge.serve.server import ServerOptions, check_address, is_loopback
 from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def test_completion_equals_runs_greedy_one(client: OpenAI, model_path: Path) -> 
     )
     assert answer.usage.completion_tokens >= 8  # llama-cpp-python counts one that it has only looked at
     with LoadedModel(model_path, RuntimeOptions(threads=1)) as model:
-        from edgepack.edge.runtime_options import SamplingOptions
+        from edgepack.edge.llama.options import SamplingOptions
 
         tokens = list(model.generate(model.tokenize("hello"), SamplingOptions(temperature=0), 8))
     assert answer.choices[0].text.startswith("".join(token.text for token in tokens))

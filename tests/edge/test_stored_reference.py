@@ -7,15 +7,15 @@ import json
 
 import numpy as np
 import pytest
-from edgepack.edge.certificate import kept_tokens, replay, store
-from edgepack.edge.scorer import Chunking
-from edgepack.edge.scorer_stored import StoredScorer
-from edgepack.edge.stored_reference import DIGEST_BYTES, HEAD, MAGIC, decode, encode
-from edgepack.edge.validate import validate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references.scorers_of_arrays import VOCABULARY, LetterTokenizer, TableScorer
 
+from edgepack.edge.fidelity.certificate import kept_tokens, replay, store
+from edgepack.edge.fidelity.scorers.scorer import Chunking
+from edgepack.edge.fidelity.scorers.stored import StoredScorer
+from edgepack.edge.fidelity.stored_reference import DIGEST_BYTES, HEAD, MAGIC, decode, encode
+from edgepack.edge.fidelity.validate import validate
 from edgepack.errors import ArchiveError, CheckFailedError, EdgepackError, IntegrityError, UsageError
 
 TEXT = "".join(chr(97 + (i * i * 7 + i // 3) % 26) for i in range(4000))

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from edgepack.edge.tasks import ChoiceItem, MatchItem, choose, compare_answers, mcnemar, read_items
-from edgepack.edge.tasks_runner import run_task
 from hypothesis import given
 from hypothesis import strategies as st
 from references.scorers_of_arrays import LetterTokenizer
 
 from edgepack.cli import execute as run
+from edgepack.edge.fidelity.tasks import ChoiceItem, MatchItem, choose, compare_answers, mcnemar, read_items
+from edgepack.edge.fidelity.tasks_runner import run_task
 from edgepack.errors import NumericError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgepack.edge.scorer import Chunk
+    from edgepack.edge.fidelity.scorers.scorer import Chunk
 
 LETTERS = 64
 

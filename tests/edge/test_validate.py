@@ -6,12 +6,12 @@ import random
 
 import numpy as np
 import pytest
-from edgepack.edge.scorer import Chunk, Chunking
-from edgepack.edge.validate import Gates, validate
-from edgepack.edge.validate_context import usable_context
-from edgepack.edge.validate_report import as_json, as_lines
 from references.scorers_of_arrays import LetterTokenizer, TableScorer
 
+from edgepack.edge.fidelity.context import usable_context
+from edgepack.edge.fidelity.outcome import as_json, as_lines
+from edgepack.edge.fidelity.scorers.scorer import Chunk, Chunking
+from edgepack.edge.fidelity.validate import Gates, validate
 from edgepack.errors import CheckFailedError, NumericError, UsageError
 
 TEXT = "".join(random.Random(5).choices("abcdefghijklmnopqrstuvwxyz ,.", k=4000))

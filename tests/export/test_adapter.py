@@ -9,15 +9,15 @@ import numpy as np
 import peft
 import pytest
 import torch
-from edgepack.export.adapter import AdaptedTensors, read_adapter
-from edgepack.export.checkpoint import open_checkpoint
-from edgepack.export.mapped_model import open_model
 from llama_cpp import Llama
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from edgepack.cli import execute as run
 from edgepack.errors import AdapterError, UsageError
+from edgepack.export.checkpoint import open_checkpoint
+from edgepack.export.lora.adapter import AdaptedTensors, read_adapter
+from edgepack.export.mapped_model import open_model
 from edgepack.model import read_tensor
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]

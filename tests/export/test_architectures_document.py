@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from conftest import ROOT
-from edgepack.export.mapping import families
+
+from edgepack.export.rules.mapping import families
 
 DOCUMENT = (ROOT / "docs/adding-an-architecture.md").read_text()
 

@@ -15,9 +15,10 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT
-from edgepack.export.config import ModelConfig
-from edgepack.export.mapping import completed, find_family, map_tensors
 from synthetic_checkpoint import SyntheticTensors, bf16_specs
+
+from edgepack.export.config import ModelConfig
+from edgepack.export.rules.mapping import completed, find_family, map_tensors
 
 if TYPE_CHECKING:
     from edgepack.gguf.types import Value

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import ROOT
-from edgepack.export.config import ModelConfig
-from edgepack.export.mapping import completed, find_family, map_tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic_checkpoint import LlamaShape, SyntheticTensors, bf16_specs
 
 from edgepack.errors import CheckpointError, EdgepackError, UnsupportedModelError
+from edgepack.export.config import ModelConfig
+from edgepack.export.rules.mapping import completed, find_family, map_tensors
 
 if TYPE_CHECKING:
     from edgepack.gguf.types import Value

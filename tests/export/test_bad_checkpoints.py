@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from edgepack.export.checkpoint import open_checkpoint
-from edgepack.export.safetensors_file import SafetensorsFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgepack.cli import execute as run
 from edgepack.errors import CheckpointError
+from edgepack.export.checkpoint import open_checkpoint
+from edgepack.export.formats.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable

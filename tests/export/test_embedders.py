@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from edgepack.export.gguf_file import write_gguf
-from edgepack.export.mapped_model import open_model
-from edgepack.export.plan import plan_export
-from edgepack.quant.targets import find_target
 from references.llama_embeddings import llama_pooled, llama_token_embeddings
 from references.llama_quantize import llama_types
 from references.tiny_checkpoints import VOCABULARY, TinyModel, random_model, write_checkpoint
 from references.tiny_encoders import EMBEDDERS, RANKERS
 from safetensors.torch import load_file, save_file
+
+from edgepack.export.gguf_file import write_gguf
+from edgepack.export.mapped_model import open_model
+from edgepack.export.plan import plan_export
+from edgepack.quant.types.targets import find_target
 
 if TYPE_CHECKING:
     from pathlib import Path

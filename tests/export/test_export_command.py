@@ -11,10 +11,10 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from edgepack.quant.targets import TARGETS, find_target
 
 from edgepack.cli import execute as run
 from edgepack.gguf.reader import read_header
+from edgepack.quant.types.targets import TARGETS, find_target
 
 if TYPE_CHECKING:
     from pathlib import Path

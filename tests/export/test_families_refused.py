@@ -6,16 +6,16 @@ import json
 from typing import Any
 
 import pytest
-from edgepack.export.config import ModelConfig
-from edgepack.export.mapping import completed, find_family
 from references.tiny_decoders import DECODERS
 from references.tiny_encoders import EMBEDDERS, RANKERS
 
 from edgepack.errors import EdgepackError
+from edgepack.export.config import ModelConfig
+from edgepack.export.rules.mapping import completed, find_family
 
 # (tiny model of test_architectures, settings, message)
 REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
-    ("mistral-small-3", {"model_type": "mistral4"}, "no family is for Mistral3.* of type 'mistral4'"),
+    ("mistral-small-3", {"model_type": "mistral4"}, "text_config.model_type is 'mistral4'"),
     ("qwen-2.5-vl", {"rms_norm_eps": 1e-4}, "rms_norm_eps is 0.0001"),
     ("qwen-2.5-vl", {"mrope_section": [2, 3, 2]}, r"mrope_section is \[2, 3, 2\]"),
     ("qwen-3-vl", {"mrope_section": [6, 5, 4]}, r"mrope_section is \[6, 5, 4\]"),

@@ -7,18 +7,18 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from edgepack.export.gguf_file import write_gguf
-from edgepack.export.gguf_source import map_gguf
-from edgepack.export.mapped_model import open_model
-from edgepack.export.plan import PlanOptions, plan_export
-from edgepack.quant.targets import find_target
 from references.llama_quantize import llama_quantize, tensors_of
 
 from edgepack.cli import execute as run
 from edgepack.errors import EdgepackError, GGUFError, UnsupportedModelError, UsageError
+from edgepack.export.gguf_file import write_gguf
+from edgepack.export.gguf_source import map_gguf
+from edgepack.export.mapped_model import open_model
+from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import GGMLType, TensorInfo, ValueType, array, string, u32
 from edgepack.gguf.writer import GGUFWriter
+from edgepack.quant.types.targets import find_target
 
 
 def export(source, target, path, **options):

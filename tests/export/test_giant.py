@@ -7,13 +7,13 @@ from math import prod
 from typing import TYPE_CHECKING
 
 import pytest
-from edgepack.export.plan import plan_export
-from edgepack.quant.targets import find_target
 from plan_giant import mapped_giant
 from references.llama_quantize import llama_types
 
+from edgepack.export.plan import plan_export
 from edgepack.gguf.types import GGMLType, TensorInfo
 from edgepack.gguf.writer import GGUFWriter
+from edgepack.quant.types.targets import find_target
 
 if TYPE_CHECKING:
     from pathlib import Path

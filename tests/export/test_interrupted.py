@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from edgepack.edge.runtime import LoadedModel
-from edgepack.edge.runtime_options import RuntimeOptions
+
+from edgepack.atomic_file import partial_path
+from edgepack.cli import execute as run
+from edgepack.edge.llama.options import RuntimeOptions
+from edgepack.edge.llama.runtime import LoadedModel
 from edgepack.export import interrupted
 from edgepack.export.gguf_file import write_gguf
 from edgepack.export.interrupted import journal_path, plan_digest, tensors_on_disk
 from edgepack.export.mapped_model import open_model
 from edgepack.export.plan import ExportPlan, plan_export, split_plan
-from edgepack.quant.targets import find_target
-
-from edgepack.atomic_file import partial_path
-from edgepack.cli import execute as run
 from edgepack.gguf.reader import read_header
+from edgepack.quant.types.targets import find_target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ from pathlib import Path
 from edgepack.export import gguf_file, interrupted
 from edgepack.export.mapped_model import open_model
 from edgepack.export.plan import plan_export
-from edgepack.quant.targets import find_target
+from edgepack.quant.types.targets import find_target
 interrupted._STEP_BYTES = 1
 original, calls = gguf_file.GGUFWriter.write, []
 def write(self, name, data):

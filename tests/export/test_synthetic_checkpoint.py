@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from synthetic_checkpoint import LlamaShape, parse_parameters, synthetic_llama, write_llama
+
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import plan_export
-from edgepack.quant.targets import find_target
-from synthetic_checkpoint import LlamaShape, parse_parameters, synthetic_llama, write_llama
+from edgepack.quant.types.targets import find_target
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,25 +11,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from edgepack.export.gguf_file import write_gguf
-from edgepack.export.mapped_model import MappedModel
-from edgepack.export.plan import PlanOptions, plan_export
-from edgepack.export.rows import ArrayRows
-from edgepack.quant.mixtures import ModelFacts
-from edgepack.quant.targets import TARGETS, find_target
-from edgepack.quant.type_choice import Candidate, Overrides, choose_types
 from references.llama_quantize import llama_quantize, llama_types, tensors_of
 from tiny_models import Shape, metadata
 
 from edgepack.errors import CalibrationError, UsageError
+from edgepack.export.gguf_file import write_gguf
+from edgepack.export.mapped_model import MappedModel
+from edgepack.export.plan import PlanOptions, plan_export
+from edgepack.export.rows import ArrayRows
 from edgepack.gguf.types import GGMLType, u32
+from edgepack.quant.types.choice import Candidate, Overrides, choose_types
+from edgepack.quant.types.mixtures import ModelFacts
+from edgepack.quant.types.targets import TARGETS, find_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from edgepack.quant.targets import Target
     from numpy.typing import NDArray
+
+    from edgepack.quant.types.targets import Target
 
     Importance = dict[str, NDArray[np.float32]]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from edgepack.export.gguf_file import write_gguf
-from edgepack.export.mapped_model import open_model
-from edgepack.export.plan import plan_export
-from edgepack.quant.targets import TARGETS, Target, find_target
 from references.llama_quantize import llama_quantize, tensors_of
 
 from edgepack.errors import UsageError
+from edgepack.export.gguf_file import write_gguf
+from edgepack.export.mapped_model import open_model
+from edgepack.export.plan import plan_export
+from edgepack.quant.types.targets import TARGETS, Target, find_target
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from edgepack.edge.native import plan_native
-from edgepack.export import variant_write
+
+from edgepack.edge.install.native import plan_native
+from edgepack.export.coded import write as variant_write
+from edgepack.export.coded.plan import VariantPlan, parse_tensor_codecs, plan_variant, settle_plan
+from edgepack.export.coded.write import write_variant
 from edgepack.export.mapped_model import MappedModel
 from edgepack.export.rows import ArrayRows
-from edgepack.export.variant import VariantPlan, parse_tensor_codecs, plan_variant, settle_plan
-from edgepack.export.variant_write import write_variant
-from edgepack.quant.codecs.codec import Statistics
-from edgepack.quant.codecs.targets import TARGETS, find_edge_target
-from edgepack.quant.mixtures import ModelFacts
-
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import string
+from edgepack.quant.codecs.codec import Statistics
+from edgepack.quant.codecs.targets import TARGETS, find_edge_target
+from edgepack.quant.types.mixtures import ModelFacts
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from edgepack.packaging import chunks
-from edgepack.packaging import format as archive_format
-from edgepack.packaging.archive import is_archive, open_archive
-from edgepack.packaging.layouts import LAYOUTS, Layout
-from edgepack.packaging.pack import pack_archive
-from edgepack.packaging.segments import Segment
-from edgepack.packaging.streams import StreamDecoder, StreamEncoder
-from edgepack.packaging.unpack import unpack_archive
-from edgepack.packaging.verify import verify_archive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import ArchiveError, GGUFError, IntegrityError, ResourceError, UsageError
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import GGMLType
+from edgepack.packaging import format as archive_format
+from edgepack.packaging.archive import is_archive, open_archive
+from edgepack.packaging.coding import chunks
+from edgepack.packaging.coding.layouts import LAYOUTS, Layout
+from edgepack.packaging.coding.streams import StreamDecoder, StreamEncoder
+from edgepack.packaging.pack import pack_archive
+from edgepack.packaging.restore.unpack import unpack_archive
+from edgepack.packaging.segments import Segment
+from edgepack.packaging.verify import verify_archive
 
 if TYPE_CHECKING:
     from collections.abc import Callable

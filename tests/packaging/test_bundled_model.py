@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgepack.packaging.archive import open_archive
-from edgepack.packaging.pack import pack_archive
-from edgepack.packaging.unpack import unpack_archive
 
 from edgepack.cli import execute as run
 from edgepack.gguf.reader import GGUFHeader, read_header
 from edgepack.gguf.types import GGMLType
+from edgepack.packaging.archive import open_archive
+from edgepack.packaging.pack import pack_archive
+from edgepack.packaging.restore.unpack import unpack_archive
 
 MODEL = Path(__file__).resolve().parents[1] / "data" / "books-llama-6m"
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from edgepack.packaging.archive import open_archive
-from edgepack.packaging.pack import pack_archive
-from edgepack.packaging.signing import SignatureState, generate_key, judge_signatures, sign_archive
-from edgepack.packaging.unpack import unpack_archive
-from edgepack.packaging.verify import verify_archive
 
 from edgepack.errors import ArchiveError, EdgepackError, IntegrityError
 from edgepack.gguf.types import GGMLType
+from edgepack.packaging.archive import open_archive
+from edgepack.packaging.pack import pack_archive
+from edgepack.packaging.restore.unpack import unpack_archive
+from edgepack.packaging.signing import SignatureState, generate_key, judge_signatures, sign_archive
+from edgepack.packaging.verify import verify_archive
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.inspection import describe_archive
 from edgepack.packaging.pack import pack_archive
-from edgepack.packaging.stream_unpack import unpack_stream
-from edgepack.packaging.unpack import unpack_archive
+from edgepack.packaging.restore.stream import unpack_stream
+from edgepack.packaging.restore.unpack import unpack_archive
 from edgepack.packaging.verify import verify_archive
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ import struct
 from pathlib import Path
 
 import pytest
-from edgepack.packaging import format as archive_format
-from edgepack.packaging import patch_format
-from edgepack.packaging.layouts import BYTES, METADATA, TEXT, layout_of
 
 from edgepack.gguf.types import GGMLType
+from edgepack.packaging import format as archive_format
+from edgepack.packaging.coding.layouts import BYTES, METADATA, TEXT, layout_of
+from edgepack.packaging.delta import patch_format
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "packaging" / "FORMAT.md").read_text()
 CODES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q"}

@@ -9,15 +9,15 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from edgepack.packaging.archive import open_archive
-from edgepack.packaging.layouts import layout_of
-from edgepack.packaging.patch import apply_patch
-from edgepack.packaging.signing import SignatureState, judge_signatures, load_public_key
-from edgepack.packaging.stream_unpack import unpack_stream
-from edgepack.packaging.unpack import unpack_archive
-from edgepack.packaging.verify import verify_archive
 
 from edgepack.gguf.types import GGMLType
+from edgepack.packaging.archive import open_archive
+from edgepack.packaging.coding.layouts import layout_of
+from edgepack.packaging.delta.patch import apply_patch
+from edgepack.packaging.restore.stream import unpack_stream
+from edgepack.packaging.restore.unpack import unpack_archive
+from edgepack.packaging.signing import SignatureState, judge_signatures, load_public_key
+from edgepack.packaging.verify import verify_archive
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 # version → SHA-256 of the archive, of the model that it restores, of what the patch makes from that

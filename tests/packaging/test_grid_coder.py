@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgepack.packaging.grid_coder import Geometry, decode, encode
-from edgepack.packaging.grid_tables import TOTAL, LearningTables, frequencies
-from edgepack.packaging.rans import encode_lanes
-from edgepack.packaging.trellis_symbols import integers_of, quantisers, starts, transitions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import ArchiveError
+from edgepack.packaging.coding.grid_coder import Geometry, decode, encode
+from edgepack.packaging.coding.grid_tables import TOTAL, LearningTables, frequencies
+from edgepack.packaging.coding.rans import encode_lanes
+from edgepack.packaging.coding.trellis_symbols import integers_of, quantisers, starts, transitions
 from edgepack.trellis import TrellisCode
 
 GOLDEN_STREAM = Path(__file__).parent / "golden" / "grid-stream-1.bin"

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import zstandard
-from edgepack.packaging import format as archive_format
-from edgepack.packaging import records
-from edgepack.packaging.archive import open_archive
-from edgepack.packaging.format import Footer, seal, sha256
-from edgepack.packaging.index import CHUNK_DTYPE, Index, MemberEntry, SegmentEntry, merkle_leaves
-from edgepack.packaging.layouts import BYTES, layout_of, stream_kind
-from edgepack.packaging.member_names import check_member_name
-from edgepack.packaging.merkle import merkle_root
-from edgepack.packaging.records import StreamEntry, decode_chunk_head, encode_chunk, encode_member
-from edgepack.packaging.stream_unpack import unpack_stream
-from edgepack.packaging.unpack import unpack_archive
-from edgepack.packaging.verify import verify_archive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import ArchiveError, EdgepackError, IntegrityError
 from edgepack.gguf.types import GGMLType
+from edgepack.packaging import format as archive_format
+from edgepack.packaging import records
+from edgepack.packaging.archive import open_archive
+from edgepack.packaging.coding.layouts import BYTES, layout_of, stream_kind
+from edgepack.packaging.format import Footer, seal, sha256
+from edgepack.packaging.index.member_names import check_member_name
+from edgepack.packaging.index.merkle import merkle_root
+from edgepack.packaging.index.table import CHUNK_DTYPE, Index, MemberEntry, SegmentEntry, merkle_leaves
+from edgepack.packaging.records import StreamEntry, decode_chunk_head, encode_chunk, encode_member
+from edgepack.packaging.restore.stream import unpack_stream
+from edgepack.packaging.restore.unpack import unpack_archive
+from edgepack.packaging.verify import verify_archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from edgepack.packaging.diff import diff_files
-from edgepack.packaging.pack import pack_archive
-from edgepack.packaging.patch import apply_patch
-from edgepack.packaging.resumable_file import resumable_output
-from edgepack.packaging.unpack import unpack_archive
 
 from edgepack.errors import ResourceError, UsageError
 from edgepack.gguf.types import GGMLType
+from edgepack.packaging.delta.diff import diff_files
+from edgepack.packaging.delta.patch import apply_patch
+from edgepack.packaging.pack import pack_archive
+from edgepack.packaging.restore.resumable_file import resumable_output
+from edgepack.packaging.restore.unpack import unpack_archive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,8 +29,8 @@ SERVER = """
 import json, os, signal, sys, time
 from pathlib import Path
 from edgepack.packaging.pack import pack_archive
-from edgepack.packaging.patch import apply_patch
-from edgepack.packaging.unpack import unpack_archive
+from edgepack.packaging.delta.patch import apply_patch
+from edgepack.packaging.restore.unpack import unpack_archive
 operations = {"pack": pack_archive, "unpack": unpack_archive, "patch": apply_patch}
 for line in sys.stdin:
     name, paths, delay = json.loads(line)

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from edgepack.packaging import patch_format
-from edgepack.packaging.archive import open_archive
-from edgepack.packaging.diff import diff_files
-from edgepack.packaging.pack import pack_archive
-from edgepack.packaging.patch import apply_patch
-from edgepack.packaging.patch_format import Operation, OperationType, PatchHead
-from edgepack.packaging.pieces import fingerprint
-from edgepack.packaging.verify import verify_archive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import ArchiveError, EdgepackError, IntegrityError, UsageError
 from edgepack.gguf.types import GGMLType
+from edgepack.packaging.archive import open_archive
+from edgepack.packaging.delta import patch_format
+from edgepack.packaging.delta.diff import diff_files
+from edgepack.packaging.delta.patch import apply_patch
+from edgepack.packaging.delta.patch_format import Operation, OperationType, PatchHead
+from edgepack.packaging.delta.pieces import fingerprint
+from edgepack.packaging.pack import pack_archive
+from edgepack.packaging.verify import verify_archive
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edgepack.packaging import planes
-from edgepack.packaging.layouts import LAYOUTS, TAIL, Layout, kind_name, layout_of, stream_kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import ArchiveError
 from edgepack.gguf.types import GGMLType
+from edgepack.packaging.coding import planes
+from edgepack.packaging.coding.layouts import LAYOUTS, TAIL, Layout, kind_name, layout_of, stream_kind
 
 BLOCKED = [layout for layout in LAYOUTS.values() if layout.block_bytes > 1]
 

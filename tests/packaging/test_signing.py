@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from edgepack.errors import UsageError
 from edgepack.packaging import records
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.format import SIGNING_CONTEXT, Footer, sha256
 from edgepack.packaging.pack import pack_archive
+from edgepack.packaging.restore.unpack import unpack_archive
 from edgepack.packaging.signing import (
     SignatureState,
     generate_key,
@@ -20,10 +23,7 @@ from edgepack.packaging.signing import (
     load_public_key,
     sign_archive,
 )
-from edgepack.packaging.unpack import unpack_archive
 from edgepack.packaging.verify import verify_archive
-
-from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,12 +6,12 @@ import io
 from typing import TYPE_CHECKING
 
 import pytest
-from edgepack.packaging.format import FOOTER_BYTES
-from edgepack.packaging.pack import pack_archive
-from edgepack.packaging.signing import generate_key, load_public_key, sign_archive
-from edgepack.packaging.stream_unpack import unpack_stream
 
 from edgepack.errors import ArchiveError, CheckFailedError, EdgepackError, IntegrityError, UsageError
+from edgepack.packaging.format import FOOTER_BYTES
+from edgepack.packaging.pack import pack_archive
+from edgepack.packaging.restore.stream import unpack_stream
+from edgepack.packaging.signing import generate_key, load_public_key, sign_archive
 
 if TYPE_CHECKING:
     from collections.abc import Callable

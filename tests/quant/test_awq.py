@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from edgepack.errors import UsageError
+from edgepack.gguf.types import GGMLType
 from edgepack.quant.calibration.blocks import BlockwiseModel, is_linear, whole_model
 from edgepack.quant.calibration.sweep import BlockVisit, sweep
 from edgepack.quant.passes.awq.clipping import clip_groups
@@ -24,12 +30,6 @@ from edgepack.quant.passes.awq.rounding import (
 from edgepack.quant.passes.awq.scales import FoldSearch, FoundScales, Sink, candidate_scales, weight_size
 from edgepack.quant.passes.awq.weights import AwqSettings, apply_awq
 from edgepack.quant.passes.run import PassRun
-from hypothesis import given
-from hypothesis import strategies as st
-from safetensors.torch import load_file
-
-from edgepack.errors import UsageError
-from edgepack.gguf.types import GGMLType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

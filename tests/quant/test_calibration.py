@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+
+from edgepack.errors import CalibrationError, CheckpointError, NumericError, ResourceError, UnsupportedModelError
+from edgepack.model import OverriddenTensors, read_tensor
 from edgepack.quant.calibration.blocks import BlockwiseModel, is_linear, whole_model
 from edgepack.quant.calibration.collect import collect
 from edgepack.quant.calibration.storage import load_statistics
 from edgepack.quant.calibration.sweep import BlockVisit, sweep
 from edgepack.quant.calibration.text import own_samples, split_tokens, text_sequences
-
-from edgepack.errors import CalibrationError, CheckpointError, NumericError, ResourceError, UnsupportedModelError
-from edgepack.model import OverriddenTensors, read_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from edgepack.quant.feedback import feedback_factor, feedback_sweep
 
 from edgepack.errors import NumericError
+from edgepack.quant.feedback import feedback_factor, feedback_sweep
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

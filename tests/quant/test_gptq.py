@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from edgepack.quant.codecs.ggml import dequantize_rows, quantize_rows
-from edgepack.quant.codecs.ggml_grid import GRID_TYPES
+
+from edgepack.gguf.types import GGMLType
+from edgepack.model import read_tensor
+from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows
+from edgepack.quant.codecs.ggml.grid import GRID_TYPES
 from edgepack.quant.feedback import damping_note, feedback_factor
 from edgepack.quant.passes.coded_rows import CodedRows
 from edgepack.quant.passes.gptq import GptqSettings, apply_gptq, gptq_rows
 from edgepack.quant.passes.run import PassRun
-
-from edgepack.gguf.types import GGMLType
-from edgepack.model import read_tensor
 
 if TYPE_CHECKING:
     from pathlib import Path

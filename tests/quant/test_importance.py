@@ -8,14 +8,14 @@ from io import BytesIO
 import gguf
 import numpy as np
 import pytest
-from edgepack.quant.importance import ImportanceEntry, ImportanceMatrix, ImportanceSums, merge, statistics
-from edgepack.quant.importance_file import read_importance, write_importance, write_legacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import CalibrationError
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType, string, u32
 from edgepack.gguf.writer import GGUFWriter
+from edgepack.quant.calibration.importance import ImportanceEntry, ImportanceMatrix, ImportanceSums, merge, statistics
+from edgepack.quant.calibration.importance_file import read_importance, write_importance, write_legacy
 
 
 def entry(seed: int, matrices: int = 1, columns: int = 8) -> ImportanceEntry:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+
+from edgepack.model import read_tensor
 from edgepack.quant.calibration.blocks import whole_model
 from edgepack.quant.passes.lowrank.factors import centred_svd, correction, rank_for_variance, whitened_svd
 from edgepack.quant.passes.lowrank.weights import LowRankSettings, factorise
 from edgepack.quant.passes.run import PassRun
-
-from edgepack.model import read_tensor
 
 if TYPE_CHECKING:
     from pathlib import Path

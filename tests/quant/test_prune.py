@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+
+from edgepack.errors import CalibrationError, CheckFailedError, UsageError
+from edgepack.gguf.types import GGMLType
+from edgepack.model import TensorSpec, read_tensor
 from edgepack.quant.calibration.collect import collect
-from edgepack.quant.codecs.ggml import dequantize_rows, needs_importance, quantize_rows
+from edgepack.quant.codecs.ggml.codec import dequantize_rows, needs_importance, quantize_rows
 from edgepack.quant.passes.prune.allocation import outlier_share, spread_sparsity
 from edgepack.quant.passes.prune.grid import Level, choose_level, measure_levels
 from edgepack.quant.passes.prune.layers import block_influence, drop_layers, keep_layers
 from edgepack.quant.passes.prune.masks import Pattern, magnitude_mask, sparsegpt, wanda_mask
 from edgepack.quant.passes.prune.weights import KEEPS_ZEROS, PruneSettings, comparison, prune_weights
 from edgepack.quant.passes.run import PassRun
-
-from edgepack.errors import CalibrationError, CheckFailedError, UsageError
-from edgepack.gguf.types import GGMLType
-from edgepack.model import TensorSpec, read_tensor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -188,9 +188,8 @@ def test_the_mask_survives_export(books: Checkpoint, tmp_path: Path) -> None:
     from edgepack.export.gguf_file import write_gguf
     from edgepack.export.mapped_model import map_checkpoint
     from edgepack.export.plan import plan_export
-    from edgepack.quant.targets import find_target
-
     from edgepack.gguf.reader import read_header
+    from edgepack.quant.types.targets import find_target
 
     ids = np.random.default_rng(0).integers(0, 4000, (2, 16))
     settings = PruneSettings("wanda", Pattern(0.5, 4))

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import llama_cpp
 import numpy as np
-from edgepack.edge.runtime_log import runtime_log
+
+from edgepack.edge.llama.log import runtime_log
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 
 import llama_cpp
 import numpy as np
-from edgepack.edge.runtime_log import runtime_log
 
+from edgepack.edge.llama.log import runtime_log
 from edgepack.gguf.reader import read_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from edgepack.quant.type_choice import Overrides
     from numpy.typing import NDArray
+
+    from edgepack.quant.types.choice import Overrides
 
 
 def llama_quantize(

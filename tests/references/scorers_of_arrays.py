@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from edgepack.edge.scorer import Chunk
+    from edgepack.edge.fidelity.scorers.scorer import Chunk
 
 VOCABULARY = 64
 

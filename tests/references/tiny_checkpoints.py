@@ -47,6 +47,7 @@ class TinyModel:
         config: the configuration's class where it is not `{family}Config`.
         fused_experts: written as transformers 5 holds them, not as they were published.
         tolerance: largest difference of logits, in standard deviations of the logits.
+        as_ggml: the reference computes GELU as ggml does, where norms make much of its rounding.
     """
 
     name: str
@@ -56,6 +57,7 @@ class TinyModel:
     config: str = ""
     fused_experts: bool = False
     tolerance: float = 1e-4
+    as_ggml: bool = False
 
     def configuration(self) -> Any:
         """The configuration, as transformers completes it."""

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from edgepack.quant.passes.awq.rounding import rounded_activations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from torch import nn
+
     from edgepack.quant.calibration.blocks import Block
     from edgepack.quant.calibration.sweep import BlockVisit
-    from torch import nn
 
 
 @dataclass(frozen=True)

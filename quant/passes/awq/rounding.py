@@ -10,10 +10,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from edgepack.quant.codecs.ggml import dequantize_rows, quantize_rows
 
 from edgepack.errors import UsageError
 from edgepack.gguf.types import GGMLType
+from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows
 
 # From coarse to fine; `--search-bits 1` searches one step up from the file's type.
 LADDER = (GGMLType.Q2_K, GGMLType.Q3_K, GGMLType.Q4_K, GGMLType.Q5_K, GGMLType.Q6_K, GGMLType.Q8_0)

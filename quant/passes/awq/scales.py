@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from edgepack.quant.passes.awq.folding import HeadCounts, gather_heads, spread_over_heads
 from edgepack.quant.passes.awq.outputs import ParentOutputs, replaced, rounded_inputs
 

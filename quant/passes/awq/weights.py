@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
 from edgepack.quant.passes.awq.clipping import clip_groups, output_error
 from edgepack.quant.passes.awq.folding import FOLDS, HeadCounts, apply_fold
 from edgepack.quant.passes.awq.outputs import split_sequences
@@ -18,15 +19,15 @@ from edgepack.quant.passes.awq.scales import FoldSearch, Sink
 from edgepack.quant.passes.run import PassOutcome, change_blocks
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgepack.model import Checkpoint
     from edgepack.quant.calibration.blocks import Block
     from edgepack.quant.calibration.statistics import LinearStatistics
     from edgepack.quant.calibration.sweep import BlockVisit
     from edgepack.quant.passes.awq.folding import Fold
     from edgepack.quant.passes.awq.rounding import Rounding
     from edgepack.quant.passes.run import PassRun
-    from numpy.typing import NDArray
-
-    from edgepack.model import Checkpoint
 
 # Clipping queries or keys moves attention scores; the paper leaves them alone.
 _NOT_CLIPPED = ("q_proj", "k_proj", "qkv", "query_key_value", "c_attn")

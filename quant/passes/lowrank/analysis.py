@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.sweep import sweep
 from edgepack.quant.passes.lowrank.spectrum import Moments, activation_spectra, compression_at, weight_spectrum
 
 if TYPE_CHECKING:
     import torch
+
+    from edgepack.model import Checkpoint
     from edgepack.quant.calibration.blocks import Block
     from edgepack.quant.calibration.sweep import BlockVisit
     from edgepack.quant.passes.lowrank.spectrum import Spectrum
     from edgepack.quant.passes.run import PassRun
-
-    from edgepack.model import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def _weights(block: Block, hessians: dict[str, Any]) -> list[WeightAnalysis]:
 def rounding_sensitivity(weight: Any, hessian: Any) -> float:
     """E‖ΔW·x‖² / E‖W·x‖² when 4-bit integers in groups of 32 (or whole short rows) hold the weight [out, in]."""
     import torch
+
     from edgepack.quant.passes.awq.rounding import IntegerRounding
 
     group = 32 if weight.shape[1] % 32 == 0 else weight.shape[1]

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+
+from edgepack.model import OverriddenTensors
 from edgepack.quant.calibration.blocks import BlockwiseModel, is_transposed
 from edgepack.quant.passes.lowrank.factors import Factors, centred_svd, whitened_svd
 from edgepack.quant.passes.run import ArrayFolder, PassOutcome, change_blocks
 
-from edgepack.model import OverriddenTensors
-
 if TYPE_CHECKING:
-    from edgepack.quant.calibration.blocks import Block
-    from edgepack.quant.calibration.sweep import BlockVisit
-    from edgepack.quant.passes.run import Figure, PassRun
     from numpy.typing import NDArray
 
     from edgepack.model import Checkpoint
+    from edgepack.quant.calibration.blocks import Block
+    from edgepack.quant.calibration.sweep import BlockVisit
+    from edgepack.quant.passes.run import Figure, PassRun
 
 
 @dataclass(frozen=True)

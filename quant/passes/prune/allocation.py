@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.sweep import sweep
 
 if TYPE_CHECKING:
+    from edgepack.model import Checkpoint
     from edgepack.quant.calibration.sweep import BlockVisit
     from edgepack.quant.passes.run import PassRun
-
-    from edgepack.model import Checkpoint
 
 OUTLIER_FACTOR = 5.0  # M of the paper: an outlier's score is above M times its matrix's mean
 LARGEST_DEVIATION = 0.08  # λ of the paper: how far a block's sparsity may lie from the target

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from edgepack.errors import UsageError
+from edgepack.model import TensorSpec
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.sweep import sweep
 from edgepack.quant.passes.run import PassOutcome
 
-from edgepack.errors import UsageError
-from edgepack.model import TensorSpec
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from edgepack.quant.calibration.sweep import BlockVisit
-    from edgepack.quant.passes.run import Figure, PassRun
     from numpy.typing import NDArray
 
     from edgepack.model import Checkpoint, TensorSource
+    from edgepack.quant.calibration.sweep import BlockVisit
+    from edgepack.quant.passes.run import Figure, PassRun
 
 _COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
+
 from edgepack.quant.feedback import feedback_factor, feedback_sweep
 
 if TYPE_CHECKING:

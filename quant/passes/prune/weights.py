@@ -12,22 +12,21 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
+
+from edgepack.gguf.types import GGMLType
 from edgepack.quant.feedback import DAMPING, damping_note
 from edgepack.quant.passes.prune.allocation import allocate_by_outliers
 from edgepack.quant.passes.prune.masks import magnitude_mask, sparsegpt, wanda_mask
 from edgepack.quant.passes.run import PassOutcome, change_blocks, few
 
-from edgepack.gguf.types import GGMLType
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from edgepack.model import Checkpoint
     from edgepack.quant.calibration.statistics import LinearStatistics
     from edgepack.quant.calibration.sweep import BlockVisit
     from edgepack.quant.passes.prune.masks import Pattern
     from edgepack.quant.passes.run import Figure, PassRun
-
-    from edgepack.model import Checkpoint
 
 LARGE = 1_000_000_000
 Method = Literal["magnitude", "wanda", "sparsegpt"]

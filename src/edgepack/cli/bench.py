@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def command(file: Path, **values: Any) -> None:
     """Time prompt processing (pp) and generation (tg) of the model in FILE, a GGUF or an archive."""
     from edgepack.edge.bench import append_result, earlier_result, measure
-    from edgepack.edge.opening import running_device, runtime_options
+    from edgepack.edge.fit.opening import running_device, runtime_options
 
     source = prepared(file, values)
     options = runtime_options(source.header, open_wish(source, values))

@@ -1,4 +1,4 @@
-"""`edgepack cache`: what is installed on this machine, and how to free it; the work is `edge.install`'s."""
+"""`edgepack cache`: what is installed on this machine, and how to free it; the work is `edge.install.cache`'s."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgepack.errors import UsageError
 from edgepack.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
-    from edgepack.edge.install import CacheEntry
+    from edgepack.edge.install.cache import CacheEntry
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -28,7 +28,7 @@ def command() -> None:
 @json_option
 def list_entries(verify: bool, as_json: bool) -> int:
     """Print every installed file, the most recently used first."""
-    from edgepack.edge.install import ModelCache
+    from edgepack.edge.install.cache import ModelCache
 
     cache = ModelCache()
     entries = cache.entries()
@@ -63,7 +63,7 @@ def _as_object(entry: CacheEntry, problem: str | None) -> dict[str, Any]:
 @json_option
 def prune_entries(older_than: str | None, keep: int | None, everything: bool, as_json: bool) -> None:
     """Free disk space; without options only what interrupted installations left."""
-    from edgepack.edge.install import ModelCache, prune
+    from edgepack.edge.install.cache import ModelCache, prune
 
     age = None if older_than is None else _seconds(older_than)
     removed = prune(ModelCache(), older_than=age, keep_bytes=keep, everything=everything)

@@ -12,7 +12,7 @@ from edgepack.cli.output import json_option, note, print_json, terminal_progress
 from edgepack.cli.validate import scoring_options
 
 if TYPE_CHECKING:
-    from edgepack.pipeline_certify import Certified
+    from edgepack.pipeline.certify import Certified
 
 _PATH = click.Path(path_type=Path)
 
@@ -38,8 +38,8 @@ def command(
 
     On the device, `edgepack validate` on the archive replays them offline. Sign the archive after this.
     """
-    from edgepack.pipeline_certify import certify
-    from edgepack.pipeline_fidelity import ScoringOptions
+    from edgepack.pipeline.certify import certify
+    from edgepack.pipeline.fidelity import ScoringOptions
 
     output = candidate.with_name(f"{candidate.stem}-certified.edgepack") if output is None else output
     result = certify(
@@ -52,7 +52,7 @@ def command(
 
 
 def _print(result: Certified) -> None:
-    from edgepack.edge.validate_report import percent
+    from edgepack.edge.fidelity.outcome import percent
     from edgepack.quantities import format_size
 
     low, high = result.figures["top1_interval"]

@@ -11,13 +11,13 @@ import click
 
 from edgepack.atomic_file import atomic_output
 from edgepack.cli.output import note
-from edgepack.edge.runtime_interrupt import ctrl_c_sets
+from edgepack.edge.llama.interrupt import ctrl_c_sets
 from edgepack.errors import EdgepackError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgepack.edge.chat import Conversation
+    from edgepack.edge.chat.conversation import Conversation
 
 _HELP = """/reset          forget the conversation (the system message stays)
 /save FILE      write it as JSON

@@ -12,8 +12,8 @@ from edgepack.cli.validate import gate_options, report_option, scoring_options, 
 from edgepack.errors import CheckFailedError
 
 if TYPE_CHECKING:
-    from edgepack.edge.validate import Gates
-    from edgepack.edge.validate_run import FidelityRun
+    from edgepack.edge.fidelity.run import FidelityRun
+    from edgepack.edge.fidelity.validate import Gates
 
 _PATH = click.Path(path_type=Path)
 
@@ -40,8 +40,8 @@ def command(
 
     With gates, exits with 1 when none of the files clears them.
     """
-    from edgepack.edge.validate import Gates
-    from edgepack.pipeline_fidelity import ScoringOptions, run_validation
+    from edgepack.edge.fidelity.validate import Gates
+    from edgepack.pipeline.fidelity import ScoringOptions, run_validation
 
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
     run = run_validation(reference, candidates, text_path, ScoringOptions(**scoring), terminal_progress)
@@ -59,8 +59,8 @@ def command(
 
 def comparison_json(run: FidelityRun, gates: Gates) -> dict[str, Any]:
     """The one object of `--json`."""
-    from edgepack.edge.validate_report import as_json, floor_json, greedy_json
-    from edgepack.edge.validate_run import pareto_front
+    from edgepack.edge.fidelity.outcome import as_json, floor_json, greedy_json
+    from edgepack.edge.fidelity.run import pareto_front
 
     front = pareto_front(
         [candidate.bytes for candidate in run.candidates],
@@ -80,7 +80,7 @@ def comparison_json(run: FidelityRun, gates: Gates) -> dict[str, Any]:
 
 
 def _print_table(run: FidelityRun, gates: Gates) -> None:
-    from edgepack.edge.validate_report import table_rows
+    from edgepack.edge.fidelity.outcome import table_rows
 
     tokens = run.candidates[0].validation.statistics.tokens
     click.echo(f"against {run.reference}, {tokens} tokens of {run.text.origin} in chunks of {run.chunking.ctx}\n")

@@ -1,4 +1,4 @@
-"""`edgepack diff`: a small patch from one version of a file to the next; the work is `edgepack.packaging.diff`'s."""
+"""`edgepack diff`: a small patch from one version of a file to the next; the work is `packaging.delta`'s."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgepack.cli.output import json_option, note, print_json, terminal_progress
 @json_option
 def command(old: Path, new: Path, output: Path | None, level: int, as_json: bool) -> None:
     """Write a patch that makes NEW from OLD, bit for bit; both are archives, or GGUFs, or any files."""
-    from edgepack.packaging.diff import diff_files
+    from edgepack.packaging.delta.diff import diff_files
     from edgepack.quantities import format_duration, format_size
 
     output = new.with_name(f"{new.name}.edgepatch") if output is None else output

@@ -14,9 +14,9 @@ from edgepack.cli.output import json_option, print_json
 @json_option
 def command(device: str, as_json: bool) -> None:
     """Say what this machine has, which llama.cpp it runs, what to change, and what will fit."""
-    from edgepack.edge.devices import find_device
     from edgepack.edge.doctor import examine, prospects
-    from edgepack.edge.opening import running_device
+    from edgepack.edge.fit.devices import find_device
+    from edgepack.edge.fit.opening import running_device
 
     findings = examine()
     where = running_device(device) if device == "auto" else find_device(device)

@@ -1,4 +1,4 @@
-"""`edgepack embed`: embeddings of texts; computed in `edge.runtime`."""
+"""`edgepack embed`: embeddings of texts; computed in `edge.llama.runtime`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def command(file: Path, texts: tuple[str, ...], **values: Any) -> None:
 
     import numpy as np
 
-    from edgepack.edge.opening import runtime_options
-    from edgepack.edge.runtime import LoadedModel
+    from edgepack.edge.fit.opening import runtime_options
+    from edgepack.edge.llama.runtime import LoadedModel
 
     lines = list(texts) or [line.rstrip("\n") for line in sys.stdin]
     if not lines:

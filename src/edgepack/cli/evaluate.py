@@ -11,7 +11,7 @@ import click
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
 
 if TYPE_CHECKING:
-    from edgepack.edge.tasks import Comparison
+    from edgepack.edge.fidelity.tasks import Comparison
 
 _PATH = click.Path(path_type=Path)
 
@@ -41,8 +41,8 @@ def command(
     as_json: bool,
 ) -> None:
     """Answer the same items with CANDIDATE and its original; count flips, judge them by McNemar's test."""
-    from edgepack.pipeline_evaluate import evaluate
-    from edgepack.pipeline_fidelity import ScoringOptions
+    from edgepack.pipeline.evaluate import evaluate
+    from edgepack.pipeline.fidelity import ScoringOptions
 
     options = ScoringOptions(ctx=ctx, threads=threads)
     found = evaluate(candidate, reference, tasks, options, limit, terminal_progress)

@@ -42,7 +42,7 @@ def command(file: Path, names: tuple[str, ...], output: Path, members: bool, as_
 
 
 def _extract(file: Path, archive: Archive, name: str, folder: Path) -> dict[str, Any]:
-    from edgepack.packaging.unpack import extract_tensor, unpack_archive
+    from edgepack.packaging.restore.unpack import extract_tensor, unpack_archive
 
     if name not in [member.name for member in archive.members]:
         target = folder / f"{name.replace('/', '_')}.bin"

@@ -1,4 +1,4 @@
-"""`edgepack fit`: what fits on a device and how fast it would be, printed for people; chosen in `edge.fit`."""
+"""`edgepack fit`: what fits on a device and how fast it would be, printed for people; chosen in `edge.fit.choice`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from edgepack.cli.output import SIZE, json_option, print_json
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
-    from edgepack.edge.devices import Device
-    from edgepack.edge.fit import Fit
-    from edgepack.edge.fit_shape import ModelShape
+    from edgepack.edge.fit.choice import Fit
+    from edgepack.edge.fit.devices import Device
+    from edgepack.edge.fit.shape import ModelShape
     from edgepack.gguf.reader import GGUFHeader
 
 
@@ -41,11 +41,11 @@ def command(
 
     Exit code 1 when it does not fit.
     """
-    from edgepack.edge.devices import find_device, profiles
-    from edgepack.edge.fit import HOST_MEMORY, Fitter, FitWish
-    from edgepack.edge.fit_memory import mapped_weights
-    from edgepack.edge.fit_shape import read_shape
-    from edgepack.edge.model_file import peek
+    from edgepack.edge.fit.choice import HOST_MEMORY, Fitter, FitWish
+    from edgepack.edge.fit.devices import find_device, profiles
+    from edgepack.edge.fit.memory import mapped_weights
+    from edgepack.edge.fit.shape import read_shape
+    from edgepack.edge.install.model_file import peek
 
     if list_devices:
         _list(list(profiles().values()))
@@ -55,7 +55,7 @@ def command(
     shape = read_shape(header)
     weights = None
     if where.id == "cpu":
-        from edgepack.edge.devices import cpu_features
+        from edgepack.edge.fit.devices import cpu_features
 
         weights = mapped_weights(header, cpu_features())
     fit = Fitter(shape, where, FitWish(ctx, kv_type, host_memory or HOST_MEMORY, cpu_weights=weights)).choose()
@@ -69,8 +69,8 @@ def command(
 
 
 def _probed(fit: Fit, header: GGUFHeader, shape: ModelShape) -> Fit:
-    from edgepack.edge.fit_probe import probe_cpu
-    from edgepack.edge.fit_speed import probed_tokens_per_second
+    from edgepack.edge.fit.probe import probe_cpu
+    from edgepack.edge.fit.speed import probed_tokens_per_second
 
     return replace(fit, tokens_per_second=probed_tokens_per_second(shape, probe_cpu(header, shape)))
 

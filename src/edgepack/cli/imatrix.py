@@ -13,7 +13,7 @@ from edgepack.errors import UsageError
 from edgepack.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
-    from edgepack.quant.importance import ImportanceMatrix
+    from edgepack.quant.calibration.importance import ImportanceMatrix
 
 _PATH = click.Path(path_type=Path)
 
@@ -59,10 +59,10 @@ def command(
     `edgepack imatrix --merge a.gguf --show` looks at one.
     """
     from edgepack.atomic_file import check_output
-    from edgepack.edge.importance_collect import CollectOptions
-    from edgepack.pipeline_importance import ImportanceRun, statistics_json
-    from edgepack.quant.importance import merge
-    from edgepack.quant.importance_file import read_importance, write_importance, write_legacy
+    from edgepack.edge.llama.importance_collect import CollectOptions
+    from edgepack.pipeline.importance import ImportanceRun, statistics_json
+    from edgepack.quant.calibration.importance import merge
+    from edgepack.quant.calibration.importance_file import read_importance, write_importance, write_legacy
 
     if (model is None) != (text is None):
         raise UsageError("imatrix: expected MODEL and --text together")
@@ -96,7 +96,7 @@ def command(
 
 def _print_statistics(matrix: ImportanceMatrix) -> None:
     """One line a tensor on stdout, the largest energy first within a kind."""
-    from edgepack.quant.importance import statistics
+    from edgepack.quant.calibration.importance import statistics
 
     found = statistics(matrix)
     width = max(len(entry.name) for entry in found)

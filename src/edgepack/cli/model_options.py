@@ -13,9 +13,9 @@ from edgepack.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from edgepack.edge.model_file import ModelFile
-    from edgepack.edge.opening import OpenWish
-    from edgepack.edge.runtime_options import Adapter, SamplingOptions
+    from edgepack.edge.fit.opening import OpenWish
+    from edgepack.edge.install.model_file import ModelFile
+    from edgepack.edge.llama.options import Adapter, SamplingOptions
 
 _OPENING = [
     click.option("--ctx", "--ctx-size", "ctx", type=click.IntRange(min=1), help="Context.  [default: fitted]"),
@@ -63,16 +63,16 @@ def _decorated(command: Callable[..., Any], options: Sequence[Callable[..., Any]
 
 def prepared(file: Path, values: Mapping[str, Any]) -> ModelFile:
     """The model in `file`, installed where it is an archive."""
-    from edgepack.edge.model_file import prepare
+    from edgepack.edge.install.model_file import prepare
 
     return prepare(file, verify=values["verify"], progress=terminal_progress, note=note)
 
 
 def open_wish(source: ModelFile, values: Mapping[str, Any]) -> OpenWish:
     """What the options insist on, with the adapters of the archive and of the command line."""
-    from edgepack.edge.opening import OpenWish
-    from edgepack.edge.runtime_check import check_adapter
-    from edgepack.edge.runtime_options import Adapter
+    from edgepack.edge.fit.opening import OpenWish
+    from edgepack.edge.llama.check import check_adapter
+    from edgepack.edge.llama.options import Adapter
 
     own = () if values["no_adapters"] else tuple(Adapter(path) for path in source.adapters)
     adapters = own + tuple(parse_adapter(text) for text in values["adapters"])
@@ -90,7 +90,7 @@ def open_wish(source: ModelFile, values: Mapping[str, Any]) -> OpenWish:
 
 def parse_adapter(text: str) -> Adapter:
     """`FILE` or `FILE:SCALE`; raises UsageError when it is neither."""
-    from edgepack.edge.runtime_options import Adapter
+    from edgepack.edge.llama.options import Adapter
 
     name, colon, scale = text.rpartition(":")
     path, strength = Path(text), 1.0
@@ -104,8 +104,8 @@ def parse_adapter(text: str) -> Adapter:
 
 def sampling(values: Mapping[str, Any]) -> SamplingOptions:
     """The sampling options of the command line."""
-    from edgepack.edge.constraints import choose_grammar
-    from edgepack.edge.runtime_options import SamplingOptions
+    from edgepack.edge.chat.constraints import choose_grammar
+    from edgepack.edge.llama.options import SamplingOptions
 
     return SamplingOptions(
         temperature=values["temperature"],

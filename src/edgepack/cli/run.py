@@ -17,10 +17,10 @@ from edgepack.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edgepack.edge.chat_template import JinjaTemplate, NamedTemplate
-    from edgepack.edge.completion import Completion
-    from edgepack.edge.model_file import ModelFile
-    from edgepack.edge.runtime import LoadedModel
+    from edgepack.edge.chat.completion import Completion
+    from edgepack.edge.chat.template import JinjaTemplate, NamedTemplate
+    from edgepack.edge.install.model_file import ModelFile
+    from edgepack.edge.llama.runtime import LoadedModel
 
 
 @click.command()
@@ -41,8 +41,8 @@ def command(file: Path, **values: Any) -> None:
 
     With --prompt the text is continued; without it you chat, where the model has a chat template.
     """
-    from edgepack.edge.opening import runtime_options
-    from edgepack.edge.runtime import LoadedModel
+    from edgepack.edge.fit.opening import runtime_options
+    from edgepack.edge.llama.runtime import LoadedModel
 
     chosen = sampling(values)
     source = prepared(file, values)
@@ -63,7 +63,7 @@ def command(file: Path, **values: Any) -> None:
 
 
 def _template(source: ModelFile, wanted: str | None, file: Path) -> JinjaTemplate | NamedTemplate:
-    from edgepack.edge.chat_template import choose_template, special_tokens
+    from edgepack.edge.chat.template import choose_template, special_tokens
 
     return choose_template(wanted, source.template, special_tokens(source.header), str(file))
 
@@ -80,8 +80,8 @@ def _show(text: str) -> None:
 def _complete(
     model: LoadedModel, source: ModelFile, values: Mapping[str, Any], chosen: Any, load_seconds: float
 ) -> None:
-    from edgepack.edge.completion import complete
-    from edgepack.edge.runtime_interrupt import ctrl_c_sets
+    from edgepack.edge.chat.completion import complete
+    from edgepack.edge.llama.interrupt import ctrl_c_sets
 
     prompt, as_json = _prompt(values["prompt"]), values["as_json"]
     if not as_json:
@@ -107,7 +107,7 @@ def _chat(
     load_seconds: float,
 ) -> None:
     from edgepack.cli.chat_screen import converse
-    from edgepack.edge.chat import Conversation
+    from edgepack.edge.chat.conversation import Conversation
 
     conversation = Conversation(
         model, template, chosen, values["system"], values["max_tokens"], values["ctx_shift"], values["stops"]
@@ -121,7 +121,7 @@ def _chat(
 
 
 def _use_prompt_cache(conversation: Any, path: Path) -> None:
-    from edgepack.edge.prompt_cache import load_prompt_state, save_prompt_state
+    from edgepack.edge.chat.prompt_cache import load_prompt_state, save_prompt_state
 
     if not conversation.system:
         raise UsageError("--prompt-cache: expected --system with it, nothing else is the same at each start")
@@ -133,8 +133,8 @@ def _use_prompt_cache(conversation: Any, path: Path) -> None:
 
 def _ask(conversation: Any, question: str, load_seconds: float, *, as_json: bool) -> None:
     """One question, one answer."""
-    from edgepack.edge.completion import complete
-    from edgepack.edge.runtime_interrupt import ctrl_c_sets
+    from edgepack.edge.chat.completion import complete
+    from edgepack.edge.llama.interrupt import ctrl_c_sets
 
     show = (lambda _text: None) if as_json else _show
     prompt = conversation.prompt_for(question)

@@ -1,4 +1,4 @@
-"""`edgepack serve`: an OpenAI-compatible server and a chat page on this machine; the work is `edge.serve`'s."""
+"""`edgepack serve`: an OpenAI-compatible server and a chat page on this machine; the work is `edge.serve.server`'s."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from edgepack.cli.output import json_option, note, print_json
 @json_option
 def command(file: Path, **values: Any) -> None:
     """Serve the model in FILE (GGUF or archive) to OpenAI clients and to a browser on this machine."""
-    from edgepack.edge.opening import runtime_options
-    from edgepack.edge.serve import ServedModel, ServerOptions, bound_socket, build_app, check_address, serve
+    from edgepack.edge.fit.opening import runtime_options
+    from edgepack.edge.serve.server import ServedModel, ServerOptions, bound_socket, build_app, check_address, serve
 
     options = ServerOptions(values["host"], values["port"], values["api_key"], file.stem)
     check_address(options)
@@ -50,7 +50,7 @@ def command(file: Path, **values: Any) -> None:
 
 def _template(source: Any, wanted: str | None, file: Path) -> Any:
     """The template, or None with a note: completions and embeddings work without one."""
-    from edgepack.edge.chat_template import choose_template, special_tokens
+    from edgepack.edge.chat.template import choose_template, special_tokens
 
     if source.template is None and wanted is None:
         note(f"{file}: no chat template, so chats are refused; --template NAME chooses one")

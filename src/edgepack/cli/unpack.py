@@ -1,4 +1,4 @@
-"""`edgepack unpack`: the GGUF out of an archive; the work is `edgepack.packaging.unpack`'s."""
+"""`edgepack unpack`: the GGUF out of an archive; the work is `edgepack.packaging.restore.unpack`'s."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from edgepack.cli.output import json_option, note, print_json, terminal_progress
 from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgepack.packaging.unpack import UnpackResult
+    from edgepack.packaging.restore.unpack import UnpackResult
 
 
 def _unpack(file: Path, output: Path | None, trusted: tuple[Path, ...], threads: int | None) -> UnpackResult:
-    from edgepack.packaging.stream_unpack import unpack_stream
-    from edgepack.packaging.unpack import unpack_archive
+    from edgepack.packaging.restore.stream import unpack_stream
+    from edgepack.packaging.restore.unpack import unpack_archive
 
     keys = _load_keys(trusted)
     if file == Path("-"):

@@ -1,4 +1,4 @@
-"""`edgepack unpack --native`: a file of the variant becomes a plain GGUF; the work is `edge.native`'s."""
+"""`edgepack unpack --native`: a file of the variant becomes a plain GGUF; the work is `edge.install.native`'s."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def _variant_file(file: Path, folder: Path, threads: int | None) -> Iterator[Path]:
     """The GGUF itself, or the one inside an archive, restored into a temporary folder for as long as it is needed."""
     from edgepack.packaging.archive import is_archive
-    from edgepack.packaging.unpack import unpack_archive
+    from edgepack.packaging.restore.unpack import unpack_archive
 
     if not file.is_file():
         raise UsageError(f"'{file}': no such file")
@@ -45,8 +45,8 @@ def unpack_native(
         CodecError: it is not of the variant, or made by a newer edgepack.
     """
     from edgepack.atomic_file import check_output
-    from edgepack.edge.native import plan_native, write_native
-    from edgepack.quant.targets import find_type
+    from edgepack.edge.install.native import plan_native, write_native
+    from edgepack.quant.types.targets import find_type
 
     started = time.monotonic()
     path = output or file.with_name(f"{file.stem}-native.gguf")

@@ -14,9 +14,9 @@ from edgepack.errors import CheckFailedError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgepack.edge.validate import Gates
-    from edgepack.edge.validate_run import Candidate, FidelityRun
-    from edgepack.pipeline_fidelity import ScoringOptions
+    from edgepack.edge.fidelity.run import Candidate, FidelityRun
+    from edgepack.edge.fidelity.validate import Gates
+    from edgepack.pipeline.fidelity import ScoringOptions
 
 _PATH = click.Path(path_type=Path)
 _QUICK_BYTES = 200_000_000
@@ -88,8 +88,8 @@ def command(
 
     Gates look at the end of the 95 % interval that is against the candidate; a missed one exits with 1.
     """
-    from edgepack.edge.validate import Gates
-    from edgepack.pipeline_fidelity import ScoringOptions, run_validation
+    from edgepack.edge.fidelity.validate import Gates
+    from edgepack.pipeline.fidelity import ScoringOptions, run_validation
 
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
     if reference is None:
@@ -121,8 +121,8 @@ def _is_quick(reference: Path) -> bool:
 
 def _replay(candidate: Path, gates: Gates, options: ScoringOptions, *, as_json: bool) -> int:
     """Replay the file's own certificate."""
-    from edgepack.edge.validate_report import as_lines, finite, replay_json
-    from edgepack.pipeline_certify import run_replay
+    from edgepack.edge.fidelity.outcome import as_lines, finite, replay_json
+    from edgepack.pipeline.certify import run_replay
 
     result, stored = run_replay(candidate, options, terminal_progress)
     failed = [gate for gate in result.validation.gate_results(gates) if not gate.passed]
@@ -139,26 +139,18 @@ def _replay(candidate: Path, gates: Gates, options: ScoringOptions, *, as_json: 
 
 def _suggest(least_bytes: int, reference: Path, text: Path | None, gates: Gates, options: ScoringOptions) -> None:
     """Say which larger type of file would pass; the files that are tried for it are thrown away."""
-    from tempfile import TemporaryDirectory
+    from edgepack.pipeline.suggest import larger_target_that_passes
 
-    from edgepack.pipeline_ladder import climb, rungs
-
-    larger = [rung for rung in rungs(reference) if rung[1] > least_bytes]
-    if not larger:
-        return
-    with TemporaryDirectory(prefix="edgepack-") as folder:
-        try:
-            ladder = climb(reference, larger, gates, text, options, Path(folder), tell=note, progress=terminal_progress)
-        except CheckFailedError as error:
-            note(str(error))
-        else:
-            note(f"try {ladder.tried[-1].target}")
+    try:
+        note(f"try {larger_target_that_passes(least_bytes, reference, text, gates, options, note, terminal_progress)}")
+    except CheckFailedError as error:
+        note(str(error))
 
 
 def with_causes(run: FidelityRun, reference: Path) -> FidelityRun:
     """The run with what the files' contents tell; as it was where the reference cannot be mapped."""
     from edgepack.errors import EdgepackError
-    from edgepack.pipeline_fidelity import with_findings
+    from edgepack.pipeline.fidelity import with_findings
 
     try:
         return with_findings(run, reference, terminal_progress)
@@ -170,7 +162,7 @@ def with_causes(run: FidelityRun, reference: Path) -> FidelityRun:
 def write_report(run: FidelityRun, gates: Gates, reference: Path, report: Path) -> FidelityRun:
     """Write the HTML page, weights compared; gives back the run with what that found."""
     from edgepack.atomic_file import atomic_output
-    from edgepack.edge.report import render
+    from edgepack.edge.fidelity.report import render
 
     run = with_causes(run, reference)
     page = render(run, gates).encode()
@@ -180,8 +172,8 @@ def write_report(run: FidelityRun, gates: Gates, reference: Path, report: Path) 
 
 
 def _print(run: FidelityRun, gates: Gates, *, as_json: bool) -> None:
-    from edgepack.edge.validate_report import as_json as validation_json
-    from edgepack.edge.validate_report import as_lines, finite, floor_json, floor_lines, greedy_json, greedy_line
+    from edgepack.edge.fidelity.outcome import as_json as validation_json
+    from edgepack.edge.fidelity.outcome import as_lines, finite, floor_json, floor_lines, greedy_json, greedy_line
 
     candidate = run.candidates[0]
     found = candidate.validation

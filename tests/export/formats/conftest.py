@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from edgepack.export.formats.quantized_checkpoint import dequantized
-from edgepack.export.safetensors_file import SafetensorsFile
 from safetensors.torch import save_file
 
+from edgepack.export.formats.quantized_checkpoint import dequantized
+from edgepack.export.formats.safetensors_file import SafetensorsFile
 from edgepack.model import read_tensor
 
 if TYPE_CHECKING:

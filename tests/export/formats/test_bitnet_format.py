@@ -9,14 +9,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from edgepack.export.gguf_file import write_gguf
-from edgepack.export.mapped_model import open_model
-from edgepack.export.plan import plan_export
-from edgepack.quant.targets import find_target
 from references.tiny_checkpoints import TinyModel, random_model, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from edgepack.errors import CheckpointError, UnsupportedModelError
+from edgepack.export.gguf_file import write_gguf
+from edgepack.export.mapped_model import open_model
+from edgepack.export.plan import plan_export
+from edgepack.quant.types.targets import find_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

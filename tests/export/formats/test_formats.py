@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
+from edgepack.errors import CheckpointError, UnsupportedModelError
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.formats.float8 import VALUES
 from edgepack.export.formats.packed import unpack_words
 from edgepack.export.mapped_model import open_model
 from edgepack.export.plan import plan_export
-from edgepack.quant.targets import find_target
-from safetensors.torch import load_file, save_file
-
-from edgepack.errors import CheckpointError, UnsupportedModelError
 from edgepack.model import read_tensor
+from edgepack.quant.types.targets import find_target
 
 AUTOAWQ = Path(__file__).resolve().parents[2] / "golden/awq/autoawq-0.2.9.safetensors"
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm", "zero_point": True}

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from edgepack.export.adapter import read_adapter
-from edgepack.export.checkpoint import open_checkpoint
-from edgepack.export.formats.quantized_checkpoint import dequantized
-from edgepack.export.safetensors_file import SafetensorsFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from edgepack.errors import EdgepackError
+from edgepack.export.checkpoint import open_checkpoint
+from edgepack.export.formats.quantized_checkpoint import dequantized
+from edgepack.export.formats.safetensors_file import SafetensorsFile
+from edgepack.export.lora.adapter import read_adapter
 from edgepack.model import read_tensor
 
 WORDS, SCALES = torch.zeros(64, 8, dtype=torch.int32), torch.ones(1, 64, dtype=torch.float16)

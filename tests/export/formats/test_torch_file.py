@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from edgepack.export.checkpoint import open_checkpoint
 from safetensors.torch import load_file
 
 from edgepack.errors import CheckpointError
+from edgepack.export.checkpoint import open_checkpoint
 from edgepack.model import read_tensor
 
 

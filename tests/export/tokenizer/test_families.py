@@ -7,10 +7,10 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 import pytest
-from edgepack.export.tokenizer.vocabulary import read_vocabulary
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from edgepack.errors import TokenizerError
+from edgepack.export.tokenizer.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
     from pathlib import Path

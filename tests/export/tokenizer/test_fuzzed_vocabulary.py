@@ -7,11 +7,11 @@ import json
 from typing import Any
 
 import pytest
-from edgepack.export.tokenizer.vocabulary import read_vocabulary
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import EdgepackError
+from edgepack.export.tokenizer.vocabulary import read_vocabulary
 
 ADDED = [{"id": 4, "content": "<s>", "special": True}, {"id": 5, "content": "</s>", "special": True}]
 POST = {

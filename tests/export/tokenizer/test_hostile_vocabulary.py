@@ -7,12 +7,12 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from edgepack.export.tokenizer.sentencepiece_model import parse_sentencepiece
-from edgepack.export.tokenizer.vocabulary import read_vocabulary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import TokenizerError
+from edgepack.export.tokenizer.sentencepiece_model import parse_sentencepiece
+from edgepack.export.tokenizer.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sentencepiece
-from edgepack.export.tokenizer.sentencepiece_model import parse_sentencepiece
-from edgepack.export.tokenizer.vocabulary import read_vocabulary
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from edgepack.errors import TokenizerError
+from edgepack.export.tokenizer.sentencepiece_model import parse_sentencepiece
+from edgepack.export.tokenizer.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
     from pathlib import Path

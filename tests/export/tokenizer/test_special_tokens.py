@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import gguf
 import pytest
-from edgepack.export.notes import limits
-from edgepack.export.tokenizer.vocabulary import read_vocabulary
 
 from edgepack.errors import TokenizerError
+from edgepack.export.notes import limits
+from edgepack.export.tokenizer.vocabulary import read_vocabulary
 from edgepack.gguf.types import boolean, string, u32
 
 if TYPE_CHECKING:

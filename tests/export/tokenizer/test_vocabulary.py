@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from edgepack.export.tokenizer.vocabulary import read_vocabulary
 
 ROOT = Path(__file__).parents[3]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edgepack.quant.codecs import bits
 from hypothesis import given
 from hypothesis import strategies as st
+
+from edgepack.quant.codecs import bits
 
 
 def test_hand_computed_streams() -> None:

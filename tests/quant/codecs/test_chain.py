@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
+from edgepack.errors import CodecError
 from edgepack.quant.codecs.chain import encode_chain, open_chain
 from edgepack.quant.codecs.nf4 import NF4
 from edgepack.quant.codecs.targets import find_edge_target
 from edgepack.quant.codecs.ternary import Ternary
-
-from edgepack.errors import CodecError
 
 WEIGHT = np.random.default_rng(9).standard_normal((24, 256)).astype(np.float32)
 

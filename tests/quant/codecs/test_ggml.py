@@ -5,11 +5,11 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
-from edgepack.quant.codecs.ggml import dequantize_rows, needs_importance, quantize_rows, valid_rows, widen
-from edgepack.quant.codecs.ggml_library import type_traits
 
 from edgepack.errors import CodecError, GGUFError
 from edgepack.gguf.types import GGMLType
+from edgepack.quant.codecs.ggml.codec import dequantize_rows, needs_importance, quantize_rows, valid_rows, widen
+from edgepack.quant.codecs.ggml.library import type_traits
 
 # Types that gguf-py implements in numpy, both ways.
 BOTH_WAYS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0"]

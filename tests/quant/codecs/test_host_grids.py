@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edgepack.quant.codecs.ggml import dequantize_rows, valid_rows
-from edgepack.quant.codecs.host_grids import HOST_OF_TYPE, HOSTS, encode_host, find_host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import CodecError, UsageError
 from edgepack.gguf.types import GGMLType
+from edgepack.quant.codecs.ggml.codec import dequantize_rows, valid_rows
+from edgepack.quant.codecs.ggml.host_grids import HOST_OF_TYPE, HOSTS, encode_host, find_host
 
 
 def case(name: str, seed: int, rows: int = 5, columns: int = 512):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edgepack.quant.codecs import lfsr
+
+from edgepack.quant.codecs.seedlm import lfsr
 
 
 def test_the_small_check() -> None:

@@ -6,26 +6,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from edgepack.quant.codecs.bezier import Bezier
-from edgepack.quant.codecs.codec import Encoded
-from edgepack.quant.codecs.decode import decode
-from edgepack.quant.codecs.nf4 import NF4, NF4_LEVELS, dynamic_map
-from edgepack.quant.codecs.registry import CODECS, codec_class, open_decoder
-from edgepack.quant.codecs.seedlm import SeedLM
-from edgepack.quant.codecs.ternary import Ternary
-from edgepack.quant.codecs.trajectory import Trajectory
-from edgepack.quant.codecs.vptq import VPTQ
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import slow_decoders
 
 from edgepack.errors import CodecError, NumericError
+from edgepack.quant.codecs.bezier import Bezier
+from edgepack.quant.codecs.codec import Encoded
+from edgepack.quant.codecs.decode import decode
+from edgepack.quant.codecs.nf4 import NF4, NF4_LEVELS, dynamic_map
+from edgepack.quant.codecs.registry import CODECS, codec_class, open_decoder
+from edgepack.quant.codecs.seedlm.codec import SeedLM
+from edgepack.quant.codecs.ternary import Ternary
+from edgepack.quant.codecs.trajectory import Trajectory
+from edgepack.quant.codecs.vptq.codec import VPTQ
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgepack.quant.codecs.codec import Codec
     from numpy.typing import NDArray
+
+    from edgepack.quant.codecs.codec import Codec
 
 # (codec, largest ‖W - Ŵ‖² / ‖W‖² on Gaussian matrices of any shape); short registers keep searches short.
 STATED: list[tuple[Codec, float]] = [

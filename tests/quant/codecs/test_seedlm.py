@@ -6,10 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
-from edgepack.quant.codecs import lfsr
+
 from edgepack.quant.codecs.codec import Encoded, Statistics
 from edgepack.quant.codecs.decode import decode
-from edgepack.quant.codecs.seedlm import SeedLM
+from edgepack.quant.codecs.seedlm import lfsr
+from edgepack.quant.codecs.seedlm.codec import SeedLM
 
 WEIGHT = np.random.default_rng(7).standard_normal((4, 24)).astype(np.float32)
 

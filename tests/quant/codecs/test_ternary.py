@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edgepack.quant.codecs.decode import decode
-from edgepack.quant.codecs.ggml import dequantize_rows, quantize_rows
-from edgepack.quant.codecs.ternary import Ternary, pack_trits, unpack_trits
 
 from edgepack.errors import CodecError
 from edgepack.gguf.types import GGMLType
+from edgepack.quant.codecs.decode import decode
+from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows
+from edgepack.quant.codecs.ternary import Ternary, pack_trits, unpack_trits
 
 
 def ternary_matrix(rows: int, columns: int, scale: float) -> np.ndarray:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
+from edgepack.errors import CodecError
 from edgepack.quant.codecs.codec import Encoded, Statistics
 from edgepack.quant.codecs.decode import decode
 from edgepack.quant.codecs.registry import open_decoder
-from edgepack.quant.codecs.vptq import VPTQ
-from edgepack.quant.codecs.vptq_codebook import kmeans, nearest, tune
-from edgepack.quant.codecs.vptq_geometry import choose_geometry
-
-from edgepack.errors import CodecError
+from edgepack.quant.codecs.vptq.codebook import kmeans, nearest, tune
+from edgepack.quant.codecs.vptq.codec import VPTQ
+from edgepack.quant.codecs.vptq.geometry import choose_geometry
 
 RNG = np.random.default_rng(21)
 WEIGHT = RNG.standard_normal((96, 64)).astype(np.float32)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edgepack.quant.codecs.ggml import dequantize_rows
-from edgepack.quant.codecs.host_grids import HOSTS, encode_host
 
 from edgepack.errors import NumericError
+from edgepack.quant.codecs.ggml.codec import dequantize_rows
+from edgepack.quant.codecs.ggml.host_grids import HOSTS, encode_host
 
 torch = pytest.importorskip("torch")
 

@@ -6,10 +6,10 @@ from itertools import product
 
 import numpy as np
 import pytest
-from edgepack.packaging.trellis_symbols import as_indices, follow, starts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgepack.packaging.coding.trellis_symbols import as_indices, follow, starts
 from edgepack.trellis import LANE_BYTES, MOST_ROWS, STATES, TrellisCode, trellis_of
 
 torch = pytest.importorskip("torch")

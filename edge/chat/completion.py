@@ -1,0 +1,103 @@
+"""One answer with its clock: a prompt in, text and timings out. Chat templates are left to `chat`."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgepack.edge.chat.stop_strings import until_stop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from edgepack.edge.llama.options import SamplingOptions
+    from edgepack.edge.llama.runtime import GeneratedToken, LoadedModel
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came of a prompt.
+
+    Attributes:
+        text: the answer without the prompt.
+        tokens: generated tokens.
+        prompt_tokens: tokens of the prompt, BOS included.
+        first_token_seconds: from the call to the first token, prompt evaluation included.
+        tokens_per_second: of generation after the first token; 0.0 where fewer than two came.
+    """
+
+    text: str
+    tokens: int
+    prompt_tokens: int
+    first_token_seconds: float
+    tokens_per_second: float
+
+
+def complete(
+    model: LoadedModel,
+    prompt: str | Sequence[int],
+    sampling: SamplingOptions,
+    max_tokens: int,
+    show: Callable[[str], object],
+    *,
+    stops: Sequence[str] = (),
+    context_shift: bool = False,
+) -> Completion:
+    """Continue `prompt`.
+
+    Args:
+        model: an open model.
+        prompt: text (BOS is put in front where the vocabulary asks for it), or token ids as they stand.
+        sampling: how tokens are chosen.
+        max_tokens: not more than these; -1 is as many as the context holds.
+        show: called with each piece of text as it comes.
+        stops: texts that end the answer and are left out.
+        context_shift: cut the middle out of a prompt that is too long, and forget when the context is full.
+
+    Raises:
+        UsageError: the prompt is longer than the context (both numbers are in the text).
+    """
+    clock = _Clock()
+    ids = model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+    if context_shift:
+        ids = without_middle(ids, model.n_ctx)
+    pieces: list[str] = []
+    with closing(model.generate(ids, sampling, max_tokens, context_shift=context_shift)) as tokens:
+        for piece in until_stop(clock.texts(tokens), stops):
+            pieces.append(piece)
+            show(piece)
+    return Completion("".join(pieces), clock.tokens, len(ids), clock.first_token_seconds, clock.tokens_per_second)
+
+
+def without_middle(ids: list[int], n_ctx: int) -> list[int]:
+    """`ids`, or their beginning (an eighth of the context) and end, which together fill half of the context."""
+    if len(ids) < n_ctx:
+        return ids
+    head, tail = n_ctx // 8, n_ctx // 2 - n_ctx // 8
+    return ids[:head] + ids[-tail:]
+
+
+class _Clock:
+    """Counts tokens and notes when the first and the last came."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._start = self._first = self._last = time.perf_counter()
+
+    def texts(self, tokens: Iterable[GeneratedToken]) -> Iterator[str]:
+        """The tokens' texts as they come."""
+        for token in tokens:
+            self._last = time.perf_counter()
+            self._first = self._last if not self.tokens else self._first
+            self.tokens += 1
+            yield token.text
+
+    @property
+    def first_token_seconds(self) -> float:
+        return self._first - self._start
+
+    @property
+    def tokens_per_second(self) -> float:
+        return (self.tokens - 1) / (self._last - self._first) if self._last > self._first else 0.0

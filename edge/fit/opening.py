@@ -1,0 +1,92 @@
+"""How a model is opened on this machine: what the user insists on, and `fit`'s choice for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgepack.edge.fit.choice import DEFAULT_CONTEXT, Fit, Fitter, FitWish
+from edgepack.edge.fit.devices import Device, find_device, installed_gpus, this_cpu
+from edgepack.edge.fit.shape import read_shape
+from edgepack.edge.llama.cpu_threads import best_threads
+from edgepack.edge.llama.options import Adapter, RuntimeOptions
+from edgepack.errors import ResourceError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from edgepack.gguf.reader import GGUFHeader
+
+
+@dataclass(frozen=True)
+class OpenWish:
+    """What the user insists on; None leaves it to `fit`.
+
+    Attributes:
+        device: `auto`, `cpu`, or a profile whose memory this machine is treated as having.
+        n_ctx, kv_type, n_gpu_layers, threads: as in `RuntimeOptions`.
+        adapters: LoRA adapters to apply.
+        embeddings: open for embeddings instead of text.
+        max_outputs: as in `RuntimeOptions`.
+    """
+
+    device: str = "auto"
+    n_ctx: int | None = None
+    kv_type: str | None = None
+    n_gpu_layers: int | None = None
+    threads: int | None = None
+    adapters: tuple[Adapter, ...] = ()
+    embeddings: bool = False
+    max_outputs: int = 1
+
+
+def runtime_options(header: GGUFHeader, wish: OpenWish) -> RuntimeOptions:
+    """Options with which the model fits this machine.
+
+    Raises:
+        ResourceError: nothing fits; the text says what is missing.
+        UsageError: the device or KV type is unknown, or the context longer than the model's.
+    """
+    fit = _fit(header, wish)
+    if fit is None:  # a kind of model whose memory cannot be predicted: llama.cpp decides
+        context = min(int(header.get(f"{header.get('general.architecture')}.context_length")), DEFAULT_CONTEXT)
+        layers, n_ctx, kv, n_ubatch, threads = wish.n_gpu_layers or 0, wish.n_ctx or context, wish.kv_type, 512, 0
+    else:
+        layers = fit.request.n_gpu_layers if wish.n_gpu_layers is None else wish.n_gpu_layers
+        n_ctx, kv, n_ubatch = wish.n_ctx or fit.request.n_ctx, fit.request.kv_type_k, fit.request.n_ubatch
+        threads = best_threads(read_shape(header).bytes_per_token)
+    return RuntimeOptions(
+        n_ctx=n_ctx,
+        n_batch=512,
+        n_ubatch=n_ubatch,
+        threads=wish.threads or threads,
+        kv_type_k=kv or "f16",
+        kv_type_v=kv or "f16",
+        n_gpu_layers=layers,
+        max_outputs=0 if wish.embeddings else wish.max_outputs,
+        embeddings=wish.embeddings,
+        adapters=wish.adapters,
+    )
+
+
+def _fit(header: GGUFHeader, wish: OpenWish) -> Fit | None:
+    device = running_device(wish.device)
+    try:
+        shape = read_shape(header)
+    except UnsupportedModelError:
+        return None
+    fit = Fitter(
+        shape, device, FitWish(wish.n_ctx, wish.kv_type, n_outputs=0 if wish.embeddings else wish.max_outputs)
+    ).choose()
+    if not fit.fits and wish.n_gpu_layers is None:
+        raise ResourceError(f"{header.path}: does not fit on {device.name}: {fit.reason}; try a smaller --ctx")
+    return fit
+
+
+def running_device(name: str) -> Device:
+    """The device to open models on: GPUs count only where llama.cpp was built for them."""
+    if name != "auto":
+        return find_device(name)
+    from llama_cpp import llama_cpp as c
+
+    if c.llama_supports_gpu_offload() and (gpus := installed_gpus()):
+        return gpus[0]
+    return this_cpu()

@@ -1,0 +1,340 @@
+"""Archive → verified GGUF in this machine's cache, once; later starts find it there and map it at once.
+
+Files lie under the SHA-256 of their bytes, so equal models share one and a name cannot lie. Restoring bytes is left
+to `packaging.restore.unpack` (resumable, every chunk checked), opening the model to `runtime`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+from edgepack.atomic_file import atomic_output, partial_path
+from edgepack.edge.install.cache_folder import cache_folder
+from edgepack.edge.install.lock import locked
+from edgepack.errors import IntegrityError, ResourceError
+from edgepack.gguf.reader import read_header
+from edgepack.packaging.archive import open_archive
+from edgepack.packaging.format import Role
+from edgepack.packaging.restore.unpack import unpack_archive
+from edgepack.progress import Progress, silent
+from edgepack.quantities import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from edgepack.gguf.reader import GGUFHeader
+    from edgepack.packaging.archive import Archive
+    from edgepack.packaging.index.contents import Member
+
+_HEADER_BYTES = 1 << 20  # of the beginning, hashed at each start: the header, or most of it
+_BLOCK = 8 << 20
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a later start compares before it trusts a file that was verified once.
+
+    Attributes:
+        bytes: length of the file.
+        mtime_ns: when it was last written.
+        head_sha256: of its first 2²⁰ bytes.
+    """
+
+    bytes: int
+    mtime_ns: int
+    head_sha256: str
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One installed file.
+
+    Attributes:
+        sha256: of its bytes, in hexadecimal; also its name in the cache.
+        path: the file.
+        name: the member's name in the archive that it came from.
+        bytes: length; of what is there where the entry is not complete.
+        used: when it was last started, in seconds since the epoch.
+        complete: False for what an interrupted installation left.
+    """
+
+    sha256: str
+    path: Path
+    name: str
+    bytes: int
+    used: float
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Installed:
+    """An archive's files, ready to be opened.
+
+    Attributes:
+        model: the GGUF.
+        header: its header; whether llama.cpp would survive it is not checked yet.
+        adapters: LoRA adapters of the archive, in its order.
+        template: a chat template of the archive, which stands above the model's own.
+        fresh: whether anything had to be restored now.
+    """
+
+    model: Path
+    header: GGUFHeader
+    adapters: tuple[Path, ...]
+    template: str | None
+    fresh: bool
+
+
+class ModelCache:
+    """The installed files of this machine.
+
+    Args:
+        folder: where they lie; the user's cache folder by default.
+        note: told, in a sentence, what a person would like to know: waiting, rebuilding.
+    """
+
+    def __init__(self, folder: Path | None = None, note: Callable[[str], object] = lambda _text: None) -> None:
+        self.folder = (folder or cache_folder()) / "models"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._note = note
+
+    def install(self, archive: Path, *, verify: bool = False, progress: Progress = silent) -> Installed:
+        """Restore what of `archive` is not installed yet.
+
+        Args:
+            archive: the `.edgepack`.
+            verify: check every byte of what is installed, not only its stamp.
+            progress: told of bytes restored or checked.
+
+        Raises:
+            ArchiveError, IntegrityError: the archive is not sound; nothing is installed.
+            ResourceError: the disk is too small.
+        """
+        with open_archive(archive) as opened:
+            main = opened.main
+            others = [m for m in opened.members if m.role is Role.GGUF and m is not main]
+            template = _read_template(opened)
+        restored = [self._install_member(archive, m, verify, progress) for m in (main, *others)]
+        path = restored[0][0]
+        header = read_header(path)
+        model = native_form(path, self, progress, header)
+        return Installed(
+            model=model,
+            header=header if model == path else read_header(model),
+            adapters=tuple(path for path, _fresh in restored[1:]),
+            template=template,
+            fresh=any(fresh for _path, fresh in restored),
+        )
+
+    def entries(self) -> list[CacheEntry]:
+        """Everything installed, the most recently used first, with what interrupted installations left."""
+        found = [self._entry(path) for path in self.folder.glob("*.json")]
+        found += [self._unfinished(path) for path in self.folder.glob(".*.gguf.partial")]
+        return sorted((entry for entry in found if entry is not None), key=lambda entry: -entry.used)
+
+    def remove(self, entry: CacheEntry) -> None:
+        """Remove an entry; another process that has it open keeps it until it ends."""
+        with locked(self._lock_path(entry.sha256)):
+            for path in (self._record_path(entry.sha256), entry.path, partial_path(self._path(entry.sha256))):
+                path.unlink(missing_ok=True)
+
+    def find(self, sha256: str) -> Path | None:
+        """The installed file of that digest when its stamp holds; marks it as used."""
+        if self._problem(sha256, verify=False, progress=silent) is not None:
+            return None
+        os.utime(self._record_path(sha256))
+        return self._path(sha256)
+
+    def add(self, path: Path, name: str, origin: str) -> tuple[Path, str]:
+        """Move a finished file of the cache's own folder under its digest; returns where it is, and the digest.
+
+        Args:
+            path: in `folder`; it is renamed.
+            name: for people, as archives name their members.
+            origin: what it was made from.
+        """
+        with path.open("rb") as stream:
+            digest = hashlib.sha256()
+            for block in _blocks(stream):
+                digest.update(block)
+        sha256 = digest.hexdigest()
+        with locked(self._lock_path(sha256)):
+            path.replace(self._path(sha256))
+            record = {"name": name, "archive": origin, "stamp": asdict(stamp_of(self._path(sha256)))}
+            with atomic_output(self._record_path(sha256)) as output:
+                output.write(json.dumps(record).encode())
+        return self._path(sha256), sha256
+
+    def problem(self, entry: CacheEntry) -> str | None:
+        """Check every byte of an entry; what is wrong with it, or None."""
+        if not entry.complete:
+            return "its installation was interrupted"
+        return self._full_problem(entry.sha256, silent)
+
+    def _path(self, sha256: str) -> Path:
+        return self.folder / f"{sha256}.gguf"
+
+    def _record_path(self, sha256: str) -> Path:
+        return self.folder / f"{sha256}.json"
+
+    def _lock_path(self, sha256: str) -> Path:
+        return self.folder / f"{sha256}.lock"
+
+    def _install_member(self, archive: Path, member: Member, verify: bool, progress: Progress) -> tuple[Path, bool]:
+        """(path, whether it had to be restored)."""
+        waiting = f"another process is installing '{member.name}': waiting for it"
+        with locked(self._lock_path(member.sha256), lambda: self._note(waiting)):
+            path = self._path(member.sha256)
+            problem = self._problem(member.sha256, verify, progress)
+            if problem is None:
+                os.utime(self._record_path(member.sha256))  # last used now, as `cache list` and `prune` see it
+                return path, False
+            if path.exists():
+                self._note(f"cache entry '{path}' is damaged ({problem}): it is rebuilt")
+                path.unlink()
+            self._restore(archive, member, path, progress)
+            return path, True
+
+    def _restore(self, archive: Path, member: Member, path: Path, progress: Progress) -> None:
+        free = shutil.disk_usage(self.folder).free
+        partial = partial_path(path)
+        missing = member.bytes - (partial.stat().st_size if partial.exists() else 0)
+        if free < missing:
+            raise ResourceError(
+                f"cache '{self.folder}': '{member.name}' needs {format_size(missing)} more, the disk has "
+                f"{format_size(free)} free; `edgepack cache prune` frees {format_size(self._installed_bytes())}"
+            )
+        unpack_archive(archive, path, member=member.name, progress=progress)
+        record = {"name": member.name, "archive": archive.name, "stamp": asdict(stamp_of(path))}
+        with atomic_output(self._record_path(member.sha256)) as stream:
+            stream.write(json.dumps(record).encode())
+
+    def _installed_bytes(self) -> int:
+        return sum(entry.bytes for entry in self.entries())
+
+    def _problem(self, sha256: str, verify: bool, progress: Progress) -> str | None:
+        """Why the entry cannot be used as it stands, or None."""
+        path = self._path(sha256)
+        if not path.exists():
+            return "absent"
+        try:
+            record = json.loads(self._record_path(sha256).read_text())
+            expected = Stamp(**record["stamp"])
+        except (OSError, ValueError, KeyError, TypeError):
+            # The file is renamed into place before its record is written: after a kill between the two it is whole.
+            return self._adopt(sha256, progress)
+        found = stamp_of(path)
+        if found != expected:
+            return f"expected {_describe(expected)}, got {_describe(found)}"
+        return self._full_problem(sha256, progress) if verify else None
+
+    def _adopt(self, sha256: str, progress: Progress) -> str | None:
+        path = self._path(sha256)
+        if (problem := self._full_problem(sha256, progress)) is not None:
+            return problem
+        with atomic_output(self._record_path(sha256)) as stream:
+            stream.write(json.dumps({"name": path.name, "archive": "", "stamp": asdict(stamp_of(path))}).encode())
+        return None
+
+    def _full_problem(self, sha256: str, progress: Progress) -> str | None:
+        path = self._path(sha256)
+        digest = hashlib.sha256()
+        with path.open("rb") as stream, progress("verifying", path.stat().st_size) as advance:
+            for block in _blocks(stream):
+                digest.update(block)
+                advance(len(block))
+        return None if digest.hexdigest() == sha256 else f"SHA-256 is {digest.hexdigest()[:16]}…, not {sha256[:16]}…"
+
+    def _entry(self, record_path: Path) -> CacheEntry | None:
+        sha256 = record_path.stem
+        path = self._path(sha256)
+        try:
+            name = str(json.loads(record_path.read_text())["name"])
+            return CacheEntry(sha256, path, name, path.stat().st_size, record_path.stat().st_mtime, complete=True)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _unfinished(self, path: Path) -> CacheEntry | None:
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            sha256 = path.name.removeprefix(".").removesuffix(".gguf.partial")
+            return CacheEntry(sha256, path, "(not finished)", status.st_size, status.st_mtime, complete=False)
+        return None
+
+
+def native_form(path: Path, cache: ModelCache, progress: Progress = silent, header: GGUFHeader | None = None) -> Path:
+    """The GGUF that llama.cpp runs: `path` itself, or what a file of the variant decodes to, kept in `cache`.
+
+    `header` is the file's, where it was read already.
+
+    Raises:
+        GGUFError, CodecError: the file is not sound, or made by a newer edgepack.
+        ResourceError: the disk is too small.
+    """
+    from edgepack.edge.install.native_cache import cached_native
+
+    return cached_native(path, cache, progress, header)
+
+
+def prune(
+    cache: ModelCache, *, older_than: float | None = None, keep_bytes: int | None = None, everything: bool = False
+) -> list[CacheEntry]:
+    """Remove entries, those unused longest first; returns them.
+
+    Args:
+        cache: where.
+        older_than: remove what was not used for so many seconds.
+        keep_bytes: then remove until at most so many bytes are left.
+        everything: remove all. Without any of the three, what interrupted installations left is removed.
+    """
+    now, removed = time.time(), []
+    entries = cache.entries()
+    left = sum(entry.bytes for entry in entries)
+    for entry in reversed(entries):
+        old = older_than is not None and now - entry.used > older_than
+        over = keep_bytes is not None and left > keep_bytes
+        if everything or old or over or not entry.complete:
+            cache.remove(entry)
+            removed.append(entry)
+            left -= entry.bytes
+    return removed
+
+
+def check_entries(cache: ModelCache) -> list[tuple[CacheEntry, str]]:
+    """Check every byte of every entry; the damaged ones with what is wrong."""
+    problems = [(entry, cache.problem(entry)) for entry in cache.entries()]
+    return [(entry, problem) for entry, problem in problems if problem is not None]
+
+
+def _read_template(archive: Archive) -> str | None:
+    for member in archive.members:
+        if member.role is Role.CHAT_TEMPLATE:
+            try:
+                return archive.read_member(member.name).decode("utf-8")
+            except UnicodeDecodeError:
+                raise IntegrityError(f"'{archive.path}': member '{member.name}': expected UTF-8 text") from None
+    return None
+
+
+def stamp_of(path: Path) -> Stamp:
+    """The stamp of a file as it is now."""
+    with path.open("rb") as stream:
+        status = os.fstat(stream.fileno())
+        return Stamp(status.st_size, status.st_mtime_ns, hashlib.sha256(stream.read(_HEADER_BYTES)).hexdigest())
+
+
+def _describe(stamp: Stamp) -> str:
+    return f"{stamp.bytes} bytes of {stamp.mtime_ns // 10**9} with {stamp.head_sha256[:8]}…"
+
+
+def _blocks(stream: BinaryIO) -> Iterator[bytes]:
+    while block := stream.read(_BLOCK):
+        yield block

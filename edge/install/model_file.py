@@ -1,0 +1,99 @@
+"""A file that a user names, made ready to open: a GGUF as it stands, an archive installed first.
+
+What is done with the model is left to `runtime`; whether it fits to `fit`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgepack.edge.llama.check import check_runnable, read_runnable
+from edgepack.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from edgepack.gguf.reader import GGUFHeader
+    from edgepack.progress import Progress
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model that can be opened.
+
+    Attributes:
+        path: the GGUF.
+        header: its header, checked.
+        adapters: LoRA adapters that belong to it.
+        template: the chat template that counts, or None where there is none.
+        fresh: whether it was installed just now.
+    """
+
+    path: Path
+    header: GGUFHeader
+    adapters: tuple[Path, ...] = ()
+    template: str | None = None
+    fresh: bool = False
+
+
+def prepare(
+    file: Path, *, verify: bool = False, progress: Progress, note: Callable[[str], object] = lambda _text: None
+) -> ModelFile:
+    """Make `file` ready to open.
+
+    Args:
+        file: a GGUF or an `.edgepack`.
+        verify: check every byte of an installed archive, or every tensor's range of a GGUF (always done).
+        progress: told of bytes restored.
+        note: told what a person would like to know.
+
+    Raises:
+        UsageError: the file does not exist.
+        GGUFError, ArchiveError, IntegrityError: it is not sound.
+    """
+    from edgepack.packaging.archive import is_archive
+
+    if not file.is_file():
+        raise UsageError(f"'{file}': no such file")
+    from edgepack.edge.install.cache import ModelCache, native_form
+    from edgepack.gguf.variant import is_variant
+
+    if not is_archive(file):
+        header = read_runnable(file)
+        if is_variant(header):
+            native = native_form(file, ModelCache(note=note), progress)
+            return ModelFile(native, read_runnable(native), template=_own_template(header))
+        return ModelFile(file, header, template=_own_template(header))
+    installed = ModelCache(note=note).install(file, verify=verify, progress=progress)
+    header = installed.header
+    check_runnable(header)
+    template = installed.template if installed.template is not None else _own_template(header)
+    return ModelFile(installed.model, header, installed.adapters, template, installed.fresh)
+
+
+def peek(file: Path) -> GGUFHeader:
+    """The checked header of the GGUF that would run: of a file, or of the model inside an archive; installs nothing.
+
+    Raises:
+        GGUFError, ArchiveError, CodecError: the file is not sound.
+    """
+    from edgepack.edge.install.native import native_header
+    from edgepack.gguf.variant import is_variant
+    from edgepack.packaging.archive import is_archive, open_archive
+
+    if not file.is_file():
+        raise UsageError(f"'{file}': no such file")
+    if is_archive(file):
+        with open_archive(file) as archive:
+            header = archive.gguf_header()
+        check_runnable(header)
+    else:
+        header = read_runnable(file)
+    return native_header(header) if is_variant(header) else header
+
+
+def _own_template(header: GGUFHeader) -> str | None:
+    template = header.get("tokenizer.chat_template")
+    return template if isinstance(template, str) and template else None

@@ -1,0 +1,105 @@
+"""Opens llama.cpp's model, adapters and context from options; what is done with them is `runtime`'s."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import TYPE_CHECKING, Any
+
+from edgepack.edge.llama.cpu_threads import physical_cores
+from edgepack.edge.llama.log import runtime_log
+from edgepack.edge.llama.options import kv_type
+from edgepack.errors import ModelRuntimeError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgepack.edge.llama.interrupt import AbortFlag
+    from edgepack.edge.llama.options import RuntimeOptions
+
+_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
+_LOAD_MODE_NONE = 0  # enum llama_load_mode; memory mapping needs data to map
+
+
+def open_model(path: Path, options: RuntimeOptions) -> tuple[Any, list[Any]]:
+    """A `llama_model *` and its adapters; the caller frees the model, the adapters go with it.
+
+    Raises:
+        ModelRuntimeError: llama.cpp refuses the file or an adapter.
+    """
+    from llama_cpp import llama_cpp as c
+
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # should llama.cpp abort, one line is enough
+    c.llama_backend_init()
+    parameters = c.llama_model_default_params()
+    parameters.n_gpu_layers = options.n_gpu_layers
+    if options.simulated:
+        parameters.no_alloc = True
+        parameters.load_mode = _LOAD_MODE_NONE
+    with runtime_log().recording() as log:
+        model = c.llama_model_load_from_file(str(path).encode(), parameters)
+    if not model:
+        raise ModelRuntimeError(f"{path}: llama.cpp refuses it: {log.last_errors() or 'no reason given'}")
+    try:
+        return model, [_open_adapter(model, adapter.path) for adapter in options.adapters]
+    except BaseException:
+        c.llama_model_free(model)
+        raise
+
+
+def _open_adapter(model: Any, path: Path) -> Any:
+    from llama_cpp import llama_cpp as c
+
+    with runtime_log().recording() as log:
+        adapter = c.llama_adapter_lora_init(model, str(path).encode())
+    if not adapter:
+        raise ModelRuntimeError(f"{path}: llama.cpp refuses the adapter: {log.last_errors() or 'no reason given'}")
+    return adapter
+
+
+def open_context(path: Path, model: Any, adapters: list[Any], options: RuntimeOptions, abort: AbortFlag) -> Any:
+    """A `llama_context *` of `model` with the adapters applied; the caller frees it.
+
+    Raises:
+        ModelRuntimeError: llama.cpp refuses the options or memory ran out.
+        UsageError: an option is out of range.
+    """
+    from llama_cpp import llama_cpp as c
+
+    if options.n_batch < 1 or options.n_ctx < 0:
+        raise UsageError(f"expected n_batch >= 1 and n_ctx >= 0, got {options.n_batch} and {options.n_ctx}")
+    parameters = context_parameters(options)
+    abort.install(parameters)
+    with runtime_log().recording() as log:
+        context = c.llama_init_from_model(model, parameters)
+    if not context:
+        raise ModelRuntimeError(f"{path}: llama.cpp cannot open a context: {log.last_errors() or 'no reason given'}")
+    if adapters:
+        pointers = (c.llama_adapter_lora_p_ctypes * len(adapters))(*adapters)
+        scales = (ctypes.c_float * len(adapters))(*(adapter.scale for adapter in options.adapters))
+        if c.llama_set_adapters_lora(context, pointers, len(adapters), scales):
+            c.llama_free(context)
+            raise ModelRuntimeError(f"{path}: llama.cpp cannot apply the adapters")
+    return context
+
+
+def context_parameters(options: RuntimeOptions) -> Any:
+    """`llama_context_params` of `options`; physical cores stand where they leave the number of threads open."""
+    from llama_cpp import llama_cpp as c
+
+    threads = options.threads or physical_cores()
+
+    parameters = c.llama_context_default_params()
+    parameters.n_ctx = options.n_ctx
+    parameters.n_batch = options.n_batch
+    parameters.n_ubatch = min(options.n_ubatch, options.n_batch)
+    parameters.n_threads = threads
+    parameters.n_threads_batch = options.threads_batch or threads
+    parameters.type_k = kv_type(options.kv_type_k)
+    parameters.type_v = kv_type(options.kv_type_v)
+    parameters.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
+    parameters.n_outputs_max = options.max_outputs
+    parameters.embeddings = options.embeddings
+    parameters.swa_full = False  # a sliding layer keeps its window only; `runtime` knows what cannot be kept then
+    parameters.no_perf = True
+    return parameters

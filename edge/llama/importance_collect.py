@@ -1,0 +1,274 @@
+"""Collects an importance matrix by running a GGUF in llama.cpp and watching its matrix products.
+
+The scheduler calls back before and after each node of the graph; what is summed is what llama.cpp's own
+`llama-imatrix` sums. Files are left to `quant.calibration.importance_file`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgepack.edge.llama.ggml_tensor import Tensor, check_layout, operation, read_floats, read_ids
+from edgepack.edge.llama.handles import context_parameters, open_model
+from edgepack.edge.llama.log import runtime_log
+from edgepack.edge.llama.options import RuntimeOptions
+from edgepack.edge.llama.vocabulary import Vocabulary
+from edgepack.errors import CalibrationError, ModelRuntimeError, NumericError
+from edgepack.progress import silent
+from edgepack.quant.calibration.importance import ImportanceMatrix, ImportanceSums
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from edgepack.progress import Progress
+
+DEFAULT_CHUNK = 512
+_FLOAT32 = 0  # GGML_TYPE_F32
+_SMALLEST_BATCH = 16  # llama.cpp's: fewer rows belong to a single token's products, not to the text's
+_HEAD = "output.weight"
+
+
+@dataclass(frozen=True)
+class CollectOptions:
+    """How a text is run.
+
+    Attributes:
+        chunk: tokens of a piece of text; never more than the model was trained for.
+        chunks: at most this many pieces; None is all.
+        include_head: watch `output.weight` too.
+        threads: 0 is every physical core.
+        n_gpu_layers: layers on the GPU.
+    """
+
+    chunk: int = DEFAULT_CHUNK
+    chunks: int | None = None
+    include_head: bool = False
+    threads: int = 0
+    n_gpu_layers: int = 0
+
+
+class ImportanceCollector:
+    """One model being watched; `close` it at the end.
+
+    Args:
+        path: a GGUF.
+        options: how the text is run.
+
+    Raises:
+        ModelRuntimeError: llama.cpp refuses the model.
+    """
+
+    def __init__(self, path: Path, options: CollectOptions) -> None:
+        from llama_cpp import llama_cpp as c
+
+        self._c, self.path, self.options = c, path, options
+        runtime = RuntimeOptions(threads=options.threads, n_gpu_layers=options.n_gpu_layers)
+        self._model, _ = open_model(path, runtime)
+        self.chunk = min(options.chunk, int(c.llama_model_n_ctx_train(self._model)))
+        runtime = replace(runtime, n_ctx=self.chunk, n_batch=self.chunk, n_ubatch=self.chunk)
+        self.watch = _Watch(options.include_head)
+        parameters = context_parameters(runtime)
+        # ctypes keeps no reference of its own: it must live as long as the context
+        self._callback = c.ggml_backend_sched_eval_callback(self.watch.call)
+        parameters.cb_eval = self._callback
+        with runtime_log().recording() as log:
+            self._context = c.llama_init_from_model(self._model, parameters)
+        if not self._context:
+            c.llama_model_free(self._model)
+            raise ModelRuntimeError(
+                f"{path}: llama.cpp cannot open a context: {log.last_errors() or 'no reason given'}"
+            )
+        self._vocabulary = Vocabulary(c.llama_model_get_vocab(self._model))
+
+    def close(self) -> None:
+        """Free context and model."""
+        self._c.llama_free(self._context)
+        self._c.llama_model_free(self._model)
+
+    def chunks(self, text: str) -> NDArray[np.int32]:
+        """The text in pieces of equal length; each begins with the begin-of-text token where the model adds one.
+
+        Returns:
+            int32, shape [chunks, tokens].
+
+        Raises:
+            CalibrationError: the text is shorter than one piece.
+        """
+        tokens = np.array(self._vocabulary.tokenize(text, add_special=True, parse_special=False), dtype=np.int32)
+        size, count = self.chunk, len(tokens) // self.chunk
+        if not count:
+            raise CalibrationError(f"calibration text: expected at least {size} tokens, got {len(tokens)}")
+        count = min(count, self.options.chunks or count)
+        pieces: NDArray[np.int32] = tokens[: count * size].reshape(count, size).copy()
+        if self._c.llama_vocab_get_add_bos(self._vocabulary.pointer):
+            pieces[:, 0] = self._c.llama_vocab_bos(self._vocabulary.pointer)
+        return pieces
+
+    def run(self, tokens: NDArray[np.int32]) -> None:
+        """Run one piece of text; its activations are added to the sums.
+
+        Raises:
+            ModelRuntimeError: llama.cpp fails.
+            NumericError: an activation is NaN or infinite.
+        """
+        c = self._c
+        self.watch.begin()
+        batch = c.llama_batch_init(len(tokens), 0, 1)
+        try:
+            for place, token in enumerate(tokens):
+                batch.token[place], batch.pos[place] = int(token), place
+                batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+                batch.logits[place] = 1  # else the last block sees the last token only
+            batch.n_tokens = len(tokens)
+            c.llama_memory_clear(c.llama_get_memory(self._context), True)
+            with runtime_log().recording() as log:
+                status = c.llama_decode(self._context, batch)
+                c.llama_synchronize(self._context)
+        finally:
+            c.llama_batch_free(batch)
+        self.watch.end()
+        if status:
+            raise ModelRuntimeError(f"{self.path}: llama.cpp failed: {log.last_errors() or f'status {status}'}")
+
+
+class _Watch:
+    """The callback: which nodes are wanted, and their inputs summed."""
+
+    def __init__(self, include_head: bool) -> None:
+        self.sums = ImportanceSums()
+        self._include_head = include_head
+        self._kept: dict[str, NDArray[np.uint8]] = {}
+        self._copied_ids: dict[str, NDArray[np.uint8]] = {}
+        self._last: tuple[int, NDArray[np.float64], int] | None = None
+        self._failure: BaseException | None = None
+        self._checked = False
+        self._dense, self._experts = operation("MUL_MAT"), operation("MUL_MAT_ID")
+
+    def begin(self) -> None:
+        """Before a piece of text: addresses of the graph before mean nothing any more."""
+        self._last = None
+
+    def end(self) -> None:
+        """After it: an error inside the callback, which could not cross llama.cpp, is raised."""
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def call(self, address: int, ask: bool, _user_data: object) -> bool:
+        """As `ggml_backend_sched_eval_callback`: whether the node is wanted; after it, whether to go on."""
+        try:
+            if not self._checked:
+                check_layout(address, Tensor.from_address(address))
+                self._checked = True
+            node = Tensor.from_address(address)
+            return self._asked(node) if ask else self._computed(node)
+        except BaseException as error:  # noqa: BLE001  nothing may unwind through C
+            self._failure = error
+            return False
+
+    def _asked(self, node: Tensor) -> bool:
+        if node.op == self._experts:
+            return True
+        if node.op != self._dense:
+            return False
+        name, inputs = _weight_name(node), node.src[1].contents
+        if inputs.type != _FLOAT32 or inputs.ne[1] < _SMALLEST_BATCH:
+            return False
+        if not (name.startswith("blk.") or (self._include_head and name == _HEAD)):
+            return False
+        if self._last is None or self._last[0] != ctypes.addressof(inputs):
+            return True
+        # q, k and v read the same activations, so do gate and up: they are summed already
+        self.sums.add(name, self._last[1], np.array([self._last[2]]))
+        return False
+
+    def _computed(self, node: Tensor) -> bool:
+        name = _weight_name(node)
+        if node.op == self._experts:
+            self._add_experts(name, node)
+            return True
+        values = read_floats(node.src[1], self._kept)
+        rows = values.reshape(-1, values.shape[-1])
+        sums = np.einsum("ij,ij->j", rows, rows, dtype=np.float32).astype(np.float64)[None]
+        _check_finite(name, sums)
+        self._last = (ctypes.addressof(node.src[1].contents), sums, len(rows))
+        self.sums.add(name, sums, np.array([len(rows)]))
+        return True
+
+    def _add_experts(self, name: str, node: Tensor) -> None:
+        """Every token's activations go to the sums of the experts that it was sent to."""
+        experts = int(node.src[0].contents.ne[2])
+        values = read_floats(node.src[1], self._kept)[0]  # [tokens, used or 1, columns]
+        ids = read_ids(node.src[2], self._copied_ids)  # [tokens, used]
+        sums = np.zeros((experts, values.shape[-1]))
+        for place in range(ids.shape[1]):
+            rows = values[:, place % values.shape[1]]
+            for expert in np.unique(ids[:, place]):
+                chosen = rows[ids[:, place] == expert]
+                sums[expert] += np.einsum("ij,ij->j", chosen, chosen, dtype=np.float32)
+        _check_finite(name, sums)
+        self.sums.add(name, sums, np.bincount(ids.reshape(-1), minlength=experts).astype(np.int64))
+
+
+def _weight_name(node: Tensor) -> str:
+    """The name of a product's weight: `CUDA0#blk.0.attn_k.weight#0` is `blk.0.attn_k.weight`."""
+    raw: Any = node.src[0].contents.name
+    parts = raw.decode("utf-8", "replace").split("#")
+    return str(parts[1] if len(parts) > 1 else parts[0])
+
+
+def _check_finite(name: str, sums: NDArray[np.float64]) -> None:
+    if not np.isfinite(sums).all():
+        channel = int(np.argwhere(~np.isfinite(sums))[0][-1])
+        raise NumericError(f"tensor '{name}': NaN or infinity in the activations of input channel {channel}")
+
+
+def collect_importance(
+    path: Path,
+    text: str,
+    dataset: str,
+    options: CollectOptions = CollectOptions(),
+    *,
+    start: ImportanceMatrix | None = None,
+    keep: Callable[[ImportanceMatrix], None] | None = None,
+    progress: Progress = silent,
+) -> ImportanceMatrix:
+    """Run `text` through the model at `path`.
+
+    Args:
+        path: a GGUF.
+        text: any text.
+        dataset: its name, for the file.
+        options: how it is run.
+        start: a run of the same text that was interrupted: it goes on behind its `chunk_count`.
+        keep: called now and then with what there is so far.
+        progress: told of each piece done.
+
+    Raises:
+        CalibrationError: the text is too short.
+        ModelRuntimeError: llama.cpp refuses the model or fails.
+        NumericError: an activation is NaN or infinite.
+    """
+    with closing(ImportanceCollector(path, options)) as collector:
+        pieces = collector.chunks(text)
+        done = 0 if start is None else min(start.chunk_count, len(pieces))
+        if start is not None:
+            collector.watch.sums.entries.update(start.entries)
+        matrix = ImportanceMatrix(collector.watch.sums.entries, done, collector.chunk, (dataset,))
+        with progress("imatrix", len(pieces)) as advance:
+            advance(done)
+            for number in range(done, len(pieces)):
+                collector.run(pieces[number])
+                matrix = ImportanceMatrix(collector.watch.sums.entries, number + 1, collector.chunk, (dataset,))
+                if keep is not None:
+                    keep(matrix)
+                advance(1)
+        return matrix

@@ -1,0 +1,375 @@
+"""The one place that touches llama.cpp's model and context: token ids in, logits, tokens or embeddings out.
+
+It knows nothing of installing, of choosing what fits, of chat templates and of terminals.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from codecs import getincrementaldecoder
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgepack.edge.llama.handles import open_context, open_model
+from edgepack.edge.llama.interrupt import AbortFlag
+from edgepack.edge.llama.log import runtime_log
+from edgepack.edge.llama.options import RuntimeOptions, SamplingOptions
+from edgepack.edge.llama.sampling import SamplerChain
+from edgepack.edge.llama.vocabulary import Vocabulary
+from edgepack.errors import ModelRuntimeError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+_NO_SLOT = 1  # llama_decode: the KV cache is full
+_KEPT_BEGINNING = 4  # tokens that a context shift never forgets: attention leans on the first ones
+_ABORTED = 2  # llama_decode: the abort callback said so
+
+
+class StoppedError(ModelRuntimeError):
+    """`abort` was set while llama.cpp computed."""
+
+
+@dataclass(frozen=True)
+class GeneratedToken:
+    """One generated token.
+
+    Attributes:
+        id: the token.
+        text: what it adds to the answer; empty while a multi-byte character is still incomplete.
+    """
+
+    id: int
+    text: str
+
+
+class LoadedModel:
+    """A GGUF in memory with one context; not thread-safe. Use it in a `with` block or call `close`.
+
+    Tokens that were evaluated stay in the KV cache: `generate` evaluates only what differs from them.
+
+    Args:
+        path: a plain GGUF that has been checked (`edge.llama.check`).
+        options: how to open it.
+
+    Raises:
+        ModelRuntimeError: llama.cpp refuses the file, an adapter or the options; the text quotes its log.
+    """
+
+    def __init__(self, path: Path, options: RuntimeOptions | None = None) -> None:
+        from llama_cpp import llama_cpp as c
+
+        self._c = c
+        self.path = path
+        self.options = options or RuntimeOptions()
+        self._context: Any = None
+        self._model: Any = None
+        self._evaluated: list[int] = []
+        self.abort = AbortFlag()
+        with runtime_log().recording() as log:
+            try:
+                self._model, self._adapters = open_model(path, self.options)
+                self._context = open_context(path, self._model, self._adapters, self.options, self.abort)
+            except BaseException:
+                self.close()
+                raise
+        self.load_log = log.text
+        self.vocabulary = Vocabulary(c.llama_model_get_vocab(self._model))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free everything; a second call does nothing."""
+        if self._context:
+            self._c.llama_free(self._context)
+            self._context = None
+        if self._model:
+            self._c.llama_model_free(self._model)  # its adapters go with it
+            self._model = None
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that the KV cache holds (llama.cpp rounds what was asked for up to a multiple of 256)."""
+        return int(self._c.llama_n_ctx(self._context))
+
+    @property
+    def n_ctx_train(self) -> int:
+        """The context that the model was trained with."""
+        return int(self._c.llama_model_n_ctx_train(self._model))
+
+    @property
+    def threads(self) -> int:
+        """Threads that generation uses."""
+        return int(self._c.llama_n_threads(self._context))
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens in the vocabulary: the width of a row of logits."""
+        return self.vocabulary.size
+
+    @property
+    def n_embd(self) -> int:
+        """Width of an embedding."""
+        return int(self._c.llama_model_n_embd_out(self._model))
+
+    @property
+    def _window(self) -> int:
+        """Tokens that layers with sliding attention look back; 0 where there are none."""
+        return int(self._c.llama_model_n_swa(self._model))
+
+    @property
+    def n_evaluated(self) -> int:
+        """Tokens in the KV cache."""
+        return len(self._evaluated)
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids of `text`.
+
+        Args:
+            text: any text.
+            add_special: put BOS (and EOS) where the vocabulary asks for them.
+            parse_special: read `<|...|>` and their like as control tokens, not as text.
+        """
+        return self.vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """Text of token ids; bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            tokens: any ids of the vocabulary.
+            special: print control tokens, which are silent otherwise.
+        """
+        return b"".join(self.vocabulary.piece(token, special=special) for token in tokens).decode("utf-8", "replace")
+
+    def clear(self) -> None:
+        """Forget every evaluated token."""
+        self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
+        self._evaluated = []
+
+    def logits(self, token_ids: Sequence[int] | NDArray[np.integer[Any]], first: int = 0) -> NDArray[np.float32]:
+        """Teacher-forced logits; the KV cache is cleared before.
+
+        Args:
+            token_ids: 1 to `n_ctx` ids, evaluated from position 0 as they stand (no BOS is added).
+            first: the first position whose logits are wanted; those before it are not even computed.
+
+        Returns:
+            float32, shape [len(token_ids) - first, n_vocab]; row i predicts token first + i + 1.
+
+        Raises:
+            UsageError: no token, an id outside the vocabulary, or more than `n_ctx` tokens.
+        """
+        return np.concatenate(list(self.iter_logits(token_ids, first)))
+
+    def iter_logits(
+        self, token_ids: Sequence[int] | NDArray[np.integer[Any]], first: int = 0
+    ) -> Iterator[NDArray[np.float32]]:
+        """As `logits`, in chunks of at most `n_batch` rows, so that memory stays bounded."""
+        if 0 < self.options.max_outputs < self.options.n_batch:
+            raise UsageError(f"logits: the model was opened with max_outputs = {self.options.max_outputs}")
+        ids = self._checked_ids(token_ids)
+        self.clear()
+        for start in range(0, len(ids), self.options.n_batch):
+            chunk = ids[start : start + self.options.n_batch]
+            wanted = (np.arange(start, start + len(chunk)) >= first).astype(np.int8)
+            self._decode(chunk, wanted)
+            if (n_rows := int(wanted.sum())) == 0:
+                continue
+            rows = np.ctypeslib.as_array(self._c.llama_get_logits(self._context), (n_rows, self.n_vocab))
+            yield rows.astype(np.float32, copy=True)  # llama.cpp overwrites its buffer in the next call
+
+    def evaluate(self, token_ids: Sequence[int]) -> int:
+        """Bring the KV cache to exactly `token_ids`, keeping the longest common beginning.
+
+        The last token is always evaluated anew, so that its logits are ready to sample from.
+
+        Returns:
+            How many tokens had to be evaluated.
+
+        Raises:
+            UsageError: as `logits`.
+        """
+        ids = self._checked_ids(token_ids)
+        kept = min(common_prefix(self._evaluated, ids.tolist()), len(ids) - 1)
+        kept = self._drop_after(kept)
+        for start in range(kept, len(ids), self.options.n_batch):
+            self._decode(ids[start : start + self.options.n_batch])
+        return len(ids) - kept
+
+    def extend(self, token_ids: Sequence[int] | NDArray[np.integer[Any]]) -> None:
+        """Evaluate tokens after those in the KV cache.
+
+        Raises:
+            UsageError: no token, or an id outside the vocabulary.
+            ModelRuntimeError: they do not fit.
+        """
+        ids = self._checked_ids(token_ids)
+        for start in range(0, len(ids), self.options.n_batch):
+            self._decode(ids[start : start + self.options.n_batch])
+        self._c.llama_synchronize(self._context)
+
+    def generate(
+        self,
+        token_ids: Sequence[int],
+        sampling: SamplingOptions | None = None,
+        max_tokens: int = -1,
+        *,
+        context_shift: bool = False,
+    ) -> Generator[GeneratedToken, None, None]:
+        """Continue `token_ids` until the model ends its turn, the context is full or `max_tokens` came.
+
+        Args:
+            token_ids: the prompt, 1 to `n_ctx` tokens.
+            sampling: how tokens are chosen.
+            max_tokens: not more than these; -1 is as many as the context holds.
+            context_shift: when the context is full, forget the older half of what follows its first tokens and go on.
+
+        Setting `abort` from another thread or a signal handler ends it after the token at hand.
+
+        Yields:
+            Each token as it comes; the token that ends the turn is not among them.
+
+        Raises:
+            UsageError: the prompt is longer than the context (both numbers are in the text).
+        """
+        chain = SamplerChain(self.vocabulary.pointer, sampling or SamplingOptions())
+        decoder = getincrementaldecoder("utf-8")("replace")
+        self.abort.clear()
+        try:
+            self.evaluate(token_ids)
+            token = -1
+            for _ in count() if context_shift and max_tokens < 0 else range(self._room(max_tokens, context_shift)):
+                if self.abort:
+                    return
+                if context_shift and len(self._evaluated) == self.n_ctx:
+                    self._shift()
+                if token >= 0:
+                    self._decode(np.array([token], np.int32))
+                token = chain.sample(self._context)
+                if self.vocabulary.is_end(token):
+                    return
+                yield GeneratedToken(token, decoder.decode(self.vocabulary.piece(token)))
+        except StoppedError:
+            return
+        finally:
+            chain.close()
+
+    def embed(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """The pooled embedding of `token_ids`, float32, shape [n_embd]; the model's pooling, else the mean.
+
+        Raises:
+            UsageError: as `logits`, or the model was not opened with `embeddings`.
+        """
+        if not self.options.embeddings:
+            raise UsageError("embeddings: the model was opened without them")
+        ids = self._checked_ids(token_ids)
+        if len(ids) > self.options.n_ubatch:
+            raise UsageError(f"text has {len(ids)} tokens, embeddings take at most n_ubatch = {self.options.n_ubatch}")
+        self.clear()
+        self._decode(ids, np.ones(len(ids), np.int8))
+        pooled = self._c.llama_get_embeddings_seq(self._context, 0)
+        if pooled:
+            return np.ctypeslib.as_array(pooled, (self.n_embd,)).astype(np.float32, copy=True)
+        rows = np.ctypeslib.as_array(self._c.llama_get_embeddings(self._context), (len(ids), self.n_embd))
+        mean: NDArray[np.float32] = rows.mean(axis=0, dtype=np.float32)
+        return mean
+
+    def save_state(self) -> bytes:
+        """The KV cache and all that goes with it, to be restored by `restore_state` into an equal context."""
+        size = self._c.llama_state_get_size(self._context)
+        buffer = (ctypes.c_uint8 * size)()
+        return bytes(buffer[: self._c.llama_state_get_data(self._context, buffer, size)])
+
+    def restore_state(self, state: bytes, token_ids: Sequence[int]) -> None:
+        """Bring back a state that this model saved when it had evaluated `token_ids`.
+
+        Raises:
+            ModelRuntimeError: llama.cpp refuses it; nothing is kept then.
+        """
+        self.clear()
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        if self._c.llama_state_set_data(self._context, buffer, len(state)) != len(state):
+            self.clear()
+            raise ModelRuntimeError(f"{self.path}: llama.cpp refuses the saved state")
+        self._evaluated = list(token_ids)
+
+    def _room(self, max_tokens: int, context_shift: bool) -> int:
+        """Tokens that may still be generated: the last one need not fit, as it is never evaluated."""
+        left = self.n_ctx - len(self._evaluated) + 1
+        return max_tokens if context_shift else left if max_tokens < 0 else min(max_tokens, left)
+
+    def _shift(self) -> None:
+        """Forget half of the context behind its first tokens and move the rest up; nothing is evaluated again.
+
+        Raises:
+            UsageError: this kind of cache cannot be shifted.
+        """
+        c, memory = self._c, self._c.llama_get_memory(self._context)
+        if not c.llama_memory_can_shift(memory):
+            raise UsageError("context shift: this model's cache cannot be shifted; use a larger context")
+        total = len(self._evaluated)
+        keep = min(_KEPT_BEGINNING, total // 4)
+        cut = keep + (total - keep) // 2
+        c.llama_memory_seq_rm(memory, 0, keep, cut)
+        c.llama_memory_seq_add(memory, 0, cut, total, keep - cut)
+        del self._evaluated[keep:cut]
+
+    def _checked_ids(self, token_ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int32]:
+        ids = np.ascontiguousarray(token_ids, dtype=np.int32)
+        if ids.ndim != 1 or not len(ids):
+            raise UsageError(f"prompt: expected at least one token, got shape {ids.shape}")
+        if len(ids) > self.n_ctx:
+            raise UsageError(f"prompt has {len(ids)} tokens, the context holds {self.n_ctx}")
+        if ids.min() < 0 or ids.max() >= self.n_vocab:
+            raise UsageError(f"token ids: expected 0 to {self.n_vocab - 1}, got {ids.min()} to {ids.max()}")
+        return ids
+
+    def _drop_after(self, kept: int) -> int:
+        """Forget all but the first `kept` tokens; a recurrent state cannot be cut, so there it forgets all."""
+        if kept == len(self._evaluated):
+            return kept
+        memory = self._c.llama_get_memory(self._context)
+        # Layers with a sliding window keep little more than the window: what lies behind `kept` may be gone.
+        behind = max(kept - self._window, 0) if self._window else kept
+        whole = self._c.llama_memory_seq_pos_min(memory, 0) <= behind
+        if kept and whole and self._c.llama_memory_seq_rm(memory, 0, kept, -1):
+            self._evaluated = self._evaluated[:kept]
+            return kept
+        self.clear()
+        return 0
+
+    def _decode(self, ids: NDArray[np.int32], wanted: NDArray[np.int8] | None = None) -> None:
+        """Evaluate one batch after what is in the KV cache; on failure the cache is as it was."""
+        c = self._c
+        batch = c.llama_batch(n_tokens=len(ids), token=ids.ctypes.data_as(c.llama_token_p))
+        if wanted is not None:  # else the last position alone
+            batch.logits = wanted.ctypes.data_as(type(batch.logits))
+        with runtime_log().recording() as log:
+            status = c.llama_decode(self._context, batch)
+        if status == 0:
+            self._evaluated.extend(ids.tolist())
+            return
+        c.llama_memory_seq_rm(c.llama_get_memory(self._context), 0, len(self._evaluated), -1)
+        if status == _ABORTED:
+            raise StoppedError(f"{self.path}: stopped while evaluating {len(ids)} tokens")
+        reason = "the KV cache is full" if status == _NO_SLOT else log.last_errors() or "no reason given"
+        raise ModelRuntimeError(f"{self.path}: llama.cpp failed to evaluate {len(ids)} tokens ({status}): {reason}")
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the longest beginning that both share."""
+    for index, (left, right) in enumerate(zip(first, second, strict=False)):
+        if left != right:
+            return index
+    return min(len(first), len(second))

@@ -1,0 +1,264 @@
+"""An OpenAI-compatible server on this machine: llama-cpp-python's own routes over a model that edgepack opened.
+
+It adds what a local server needs and that one lacks: the model's template in a sandbox, errors before a stream
+begins, no access for other websites, a page to chat in. Choosing how to open the model is left to `opening`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepack.edge.chat.template import special_tokens, stop_texts
+from edgepack.edge.llama.log import runtime_log
+from edgepack.edge.llama.options import kv_type
+from edgepack.edge.serve.guard import RequestGuard
+from edgepack.errors import DependencyError, EdgepackError, ModelRuntimeError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from edgepack.edge.chat.template import ChatTemplate
+    from edgepack.edge.install.model_file import ModelFile
+    from edgepack.edge.llama.options import RuntimeOptions
+
+_PAGE = Path(__file__).with_name("chat_page.html")
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Where the server listens and whom it answers.
+
+    Attributes:
+        host: an address; anything but loopback needs a key.
+        port: 0 takes a free one.
+        api_key: what clients must send as `Authorization: Bearer KEY`, or None.
+        name: of the model in `/v1/models`.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_key: str | None = None
+    name: str = "model"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check_address(options: ServerOptions) -> None:
+    """Refuse to serve the network without a key; raises UsageError."""
+    if not is_loopback(options.host) and not options.api_key:
+        raise UsageError(f"host '{options.host}': others can reach it; give an --api-key, or listen on 127.0.0.1")
+
+
+class ServedModel:
+    """What llama-cpp-python's routes ask for a model: always the one, under whatever name a client sends.
+
+    Args:
+        source: the model.
+        options: how to open it.
+        template: for chats; None where the model has none, then chats are refused and completions work.
+        name: in `/v1/models`.
+
+    Raises:
+        ModelRuntimeError: llama.cpp refuses it.
+    """
+
+    def __init__(self, source: ModelFile, options: RuntimeOptions, template: ChatTemplate | None, name: str) -> None:
+        self.name = name
+        self._template = template
+        handler = _chat_handler(self, source)
+        with runtime_log().recording() as log:
+            try:
+                self.llama = _open_llama(source.path, options, handler)
+            except (ValueError, RuntimeError) as error:
+                raise ModelRuntimeError(f"{source.path}: llama.cpp refuses it: {log.last_errors() or error}") from error
+        self._adapters = _apply_adapters(self.llama, options)
+
+    def __call__(self, _model: str | None = None) -> Any:
+        """The model."""
+        return self.llama
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the models."""
+        return iter([self.name])
+
+    def prompt(self, messages: list[dict[str, Any]]) -> str:
+        """The text that the model is to answer.
+
+        Raises:
+            UsageError: the model has no template.
+            TemplateError: the template refuses the messages.
+        """
+        if self._template is None:
+            raise UsageError("chat template: the model has none; serve it with --template NAME, or use completions")
+        return self._template.render([_plain(message) for message in messages])
+
+    @property
+    def stops(self) -> list[str]:
+        """Texts that end an answer."""
+        return stop_texts(self._template) if self._template is not None else []
+
+    def close(self) -> None:
+        """Free the model."""
+        self.llama.close()
+
+
+def _open_llama(path: Path, options: RuntimeOptions, handler: Callable[..., Any]) -> Any:
+    import llama_cpp
+
+    runtime_log().install()  # importing llama_cpp's classes put their own callback in its place
+    return llama_cpp.Llama(
+        str(path),
+        n_ctx=options.n_ctx,
+        n_batch=options.n_batch,
+        n_ubatch=options.n_ubatch,
+        n_threads=options.threads or None,
+        n_threads_batch=options.threads_batch or options.threads or None,
+        n_gpu_layers=options.n_gpu_layers,
+        type_k=int(kv_type(options.kv_type_k)),
+        type_v=int(kv_type(options.kv_type_v)),
+        flash_attn=options.flash_attention != "off",
+        logits_all=False,
+        swa_full=False,
+        chat_handler=handler,
+        verbose=False,
+    )
+
+
+def _apply_adapters(llama: Any, options: RuntimeOptions) -> list[Any]:
+    import ctypes
+
+    from llama_cpp import llama_cpp as c
+
+    pointers = [c.llama_adapter_lora_init(llama.model, str(adapter.path).encode()) for adapter in options.adapters]
+    for adapter, pointer in zip(options.adapters, pointers, strict=True):
+        if not pointer:
+            raise ModelRuntimeError(f"{adapter.path}: llama.cpp refuses the adapter")
+    if pointers:
+        array = (c.llama_adapter_lora_p_ctypes * len(pointers))(*pointers)
+        scales = (ctypes.c_float * len(pointers))(*(adapter.scale for adapter in options.adapters))
+        c.llama_set_adapters_lora(llama.ctx, array, len(pointers), scales)
+    return pointers
+
+
+def _chat_handler(model: ServedModel, source: ModelFile) -> Callable[..., Any]:
+    """llama-cpp-python's chat completion over edgepack's template."""
+    from llama_cpp import llama_chat_format as chat_format
+
+    special, stops = special_tokens(source.header), model.stops
+
+    def form(*, messages: list[dict[str, Any]], **_options: Any) -> Any:
+        prompt = model.prompt(messages)
+        has_bos = bool(special.bos) and prompt.startswith(special.bos)
+        return chat_format.ChatFormatterResponse(prompt=prompt, stop=stops, added_special=has_bos)
+
+    handler: Callable[..., Any] = chat_format.chat_formatter_to_chat_completion_handler(form)
+    return handler
+
+
+def _plain(message: dict[str, Any]) -> dict[str, str]:
+    """A message whose content is text: the text parts of a list, joined."""
+    content = message.get("content") or ""
+    if isinstance(content, list):
+        content = "".join(part.get("text", "") for part in content if part.get("type") == "text")
+    return {"role": str(message.get("role", "user")), "content": str(content)}
+
+
+def build_app(model: ServedModel, options: ServerOptions) -> Any:
+    """The ASGI application.
+
+    Raises:
+        DependencyError: the packages of `edgepack[serve]` are not installed.
+        UsageError: a public address without a key.
+    """
+    check_address(options)
+    try:
+        from fastapi import FastAPI
+        from llama_cpp.server import app as routes
+        from llama_cpp.server.settings import ServerSettings
+        from starlette.middleware import Middleware
+        from starlette_context.middleware import RawContextMiddleware
+        from starlette_context.plugins import RequestIdPlugin
+    except ImportError as error:
+        raise DependencyError(f"serve: {error.name} is not installed: pip install 'edgepack[serve]'") from error
+    routes.set_server_settings(ServerSettings(api_key=options.api_key))
+    routes._llama_proxy = model  # noqa: SLF001 - the routes' own place for it; its setter would load another model
+    guard = Middleware(RequestGuard, model=model, api_key=options.api_key, any_host=not is_loopback(options.host))
+    context = Middleware(RawContextMiddleware, plugins=(RequestIdPlugin(),))
+    app = FastAPI(title="edgepack", docs_url=None, redoc_url=None, middleware=[guard, context])
+    _add_own_routes(app, model, routes)
+    app.include_router(routes.router)
+    return app
+
+
+def _add_own_routes(app: Any, model: ServedModel, routes: Any) -> None:
+    """The page, its health, and embeddings; what is added first is found first."""
+    from fastapi import Depends
+    from fastapi.concurrency import run_in_threadpool
+    from fastapi.responses import HTMLResponse, JSONResponse
+
+    from edgepack.edge.serve.embeddings import answer
+
+    async def embeddings(
+        request: dict[str, Any],
+        _lock: Any = Depends(routes.get_llama_proxy),  # noqa: B008 - FastAPI's way to say it
+    ) -> Any:
+        try:
+            return await run_in_threadpool(answer, model, request)
+        except EdgepackError as error:
+            body = {"message": str(error), "type": "invalid_request_error", "param": "input", "code": None}
+            return JSONResponse({"error": body}, status_code=400)
+
+    def page() -> Any:
+        return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers=dict(_PAGE_HEADERS))
+
+    def health() -> dict[str, str]:
+        return {"status": "ok", "model": model.name}
+
+    key = [Depends(routes.authenticate)]
+    app.add_api_route("/v1/embeddings", embeddings, methods=["POST"], dependencies=key, response_model=None)
+    app.add_api_route("/", page, methods=["GET"], response_class=HTMLResponse)
+    app.add_api_route("/health", health, methods=["GET"])
+
+
+# Nothing but what the page itself brings: no other site's script, image, font or frame.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def bound_socket(options: ServerOptions) -> socket.socket:
+    """A socket that listens where the server is to listen; raises UsageError where it cannot."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((options.host.strip("[]"), options.port))
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"'{options.host}' port {options.port}: cannot listen: {error.strerror}") from error
+    listener.listen(128)
+    return listener
+
+
+def serve(app: Any, listener: socket.socket) -> None:
+    """Answer requests until Ctrl-C."""
+    import uvicorn
+
+    uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run(sockets=[listener])

@@ -1,0 +1,268 @@
+"""Codes a planned variant matrix by matrix, and goes on where an interrupted run stopped.
+
+Which matrix gets which codec is left to `export.coded.plan`, how bytes lie to `export.coded.file`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgepack.export.coded.file import VariantWriter, fill_draft
+from edgepack.export.coded.plan import PlannedMatrix, VariantPlan, settle_plan
+from edgepack.export.interrupted import noted, resumable_output
+from edgepack.gguf.types import GGMLType, TensorInfo
+from edgepack.gguf.variant import CodedTensor
+from edgepack.progress import silent
+from edgepack.quant.codecs.chain import ChainResult, StageReport, encode_chain
+from edgepack.quant.codecs.codec import NO_STATISTICS, CodesTogether
+from edgepack.quant.codecs.native_choice import choose_native
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from edgepack.progress import Progress
+    from edgepack.quant.codecs.codec import Encoded, Parameter, Statistics
+
+
+@dataclass(frozen=True)
+class CodedReport:
+    """What became of one tensor.
+
+    Attributes:
+        name: GGUF name.
+        shape: row-major.
+        source_type: in the checkpoint.
+        type: the codecs' names joined by `+`, or `F32`.
+        native: what it becomes on the device.
+        bytes: stored, side data included.
+        error: relative squared error; 0 for a tensor that stays float32.
+        stages: one report for each stage that was tried.
+        components: the tensors of the file that hold it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source_type: str
+    type: str
+    native: GGMLType
+    bytes: int
+    error: float
+    stages: tuple[StageReport, ...]
+    components: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What coding one matrix gave beside arrays: all that an interrupted run must remember of it.
+
+    Attributes:
+        native: name of the type that it becomes on the device.
+        error: relative squared error.
+        reports: one for each stage that was tried.
+        parameters: of the stages that were kept.
+    """
+
+    native: str
+    error: float
+    reports: tuple[StageReport, ...]
+    parameters: tuple[Mapping[str, Parameter], ...]
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> _Outcome:
+        """The inverse of `dataclasses.asdict`, after JSON."""
+        reports = tuple(StageReport(**report) for report in fields["reports"])
+        return cls(fields["native"], fields["error"], reports, tuple(fields["parameters"]))
+
+    def fill(self, draft: CodedTensor) -> CodedTensor:
+        """The tensor as it stands in the file."""
+        kept = [report.kept for report in self.reports]
+        return fill_draft(draft, GGMLType[self.native], self.error, kept, self.parameters)
+
+
+def write_variant(
+    plan: VariantPlan,
+    output: Path,
+    statistics: Mapping[str, Statistics] | None = None,
+    *,
+    skip_harmful: bool = False,
+    threads: int | None = None,
+    progress: Progress = silent,
+    resume: bool = False,
+) -> tuple[int, tuple[CodedReport, ...]]:
+    """Code every planned matrix and write the variant; it appears under its name only when it is whole.
+
+    Args:
+        plan: what to write.
+        output: the final name.
+        statistics: GGUF name → what calibration knows of the matrix's inputs.
+        skip_harmful: drop later stages of a chain that do not lower the error.
+        threads: for decoding; as many as processors when None.
+        progress: told the weights done.
+        resume: go on after the tensors that an interrupted run of the same plan has left; the bytes are the same
+            as without interruption.
+
+    Returns:
+        The file's length in bytes, and a report for each tensor.
+
+    Raises:
+        NumericError: a weight is not finite.
+        CodecError: a matrix cannot be coded, or statistics are another model's.
+        ResourceError: the disk is or becomes too small.
+    """
+    known = statistics or {}
+    settled = settle_plan(plan, known)
+    digest = _digest(settled, known, skip_harmful)
+    entry = (noted(output, digest) if resume else None) or {"bytes": 0, "outcomes": []}
+    outcomes = [_Outcome.from_json(fields) if fields else None for fields in entry["outcomes"]]
+    run = _Run(settled, known, skip_harmful, threads, outcomes)
+    with resumable_output(output, digest, settled.total_bytes, entry["bytes"]) as (stream, journal):
+        writer = VariantWriter(stream, settled.layout, run.done)
+        with progress("code", sum(prod(tensor.rows.shape) for tensor in plan.tensors), " weights") as advance:
+            advance(sum(prod(tensor.rows.shape) for tensor in plan.tensors[: len(outcomes)]))
+            for tensor in settled.tensors[len(outcomes) :]:
+                run.add(writer, tensor)
+                advance(prod(tensor.rows.shape))
+                journal.note_now(len(run.outcomes), writer.length, run.as_json)
+        return writer.finish(), run.reports
+
+
+def _digest(plan: VariantPlan, statistics: Mapping[str, Statistics], skip_harmful: bool) -> str:
+    """SHA-256 over all that decides the output's bytes: the draft, codecs, statistics, and the state of the sources."""
+    digest = hashlib.sha256(plan.layout.header)
+    digest.update(repr((skip_harmful, [tensor.target for tensor in plan.tensors])).encode())
+    for tensor in plan.tensors:
+        own = statistics.get(tensor.name, NO_STATISTICS)
+        for array in (own.importance, own.hessian):
+            digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+    for source in plan.sources:
+        state = source.stat()
+        digest.update(f"{source.name}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+@dataclass
+class _Run:
+    """Coding in progress.
+
+    Attributes:
+        plan: settled.
+        statistics: GGUF name → what calibration knows of the matrix's inputs.
+        skip_harmful: drop later stages that do not lower the error.
+        threads: for decoding.
+        outcomes: of the tensors that are written, in order; None for one that stays as it is.
+    """
+
+    plan: VariantPlan
+    statistics: Mapping[str, Statistics]
+    skip_harmful: bool
+    threads: int | None
+    outcomes: list[_Outcome | None]
+    _ahead: dict[str, Encoded] = field(default_factory=dict)
+
+    @property
+    def done(self) -> list[CodedTensor | TensorInfo]:
+        """The tensors that are written, as they stand in the file."""
+        return [_filled(tensor, outcome) for tensor, outcome in zip(self.plan.tensors, self.outcomes, strict=False)]
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"outcomes": [None if outcome is None else asdict(outcome) for outcome in self.outcomes]}
+
+    @property
+    def reports(self) -> tuple[CodedReport, ...]:
+        """One for each tensor that is written."""
+        written = zip(self.plan.tensors, self.outcomes, strict=False)
+        return tuple(_report(tensor, outcome) for tensor, outcome in written)
+
+    def add(self, writer: VariantWriter, tensor: PlannedMatrix) -> None:
+        """Code one tensor and write it."""
+        weight = tensor.read()
+        if tensor.target is None:
+            assert isinstance(tensor.draft, TensorInfo)
+            writer.add_plain(tensor.draft, weight)
+            self.outcomes.append(None)
+            return
+        own = self.statistics.get(tensor.name, NO_STATISTICS)
+        result = encode_chain(
+            weight, tensor.target.codecs, own,
+            skip_harmful=self.skip_harmful, threads=self.threads, first=self._first(tensor),
+        )  # fmt: skip
+        native = choose_native(result.decoded, _squared_error(weight, result))
+        outcome = _Outcome(native.name, result.error, result.reports, tuple(s.parameters for s in result.stages))
+        filled = _filled(tensor, outcome)
+        assert isinstance(filled, CodedTensor)
+        writer.add_coded(filled, result.stages)
+        self.outcomes.append(outcome)
+
+    def _first(self, tensor: PlannedMatrix) -> Encoded | None:
+        """The first stage of a matrix that is coded together with others; None for one that is coded alone."""
+        codec = _together(tensor, self.statistics)
+        if codec is None:
+            return None
+        if tensor.name not in self._ahead:
+            group = self._groups[tensor.name]
+            coded = codec.encode_together([member.read() for member in group])
+            self._ahead = {member.name: one for member, one in zip(group, coded, strict=True)}
+        return self._ahead.pop(tensor.name)
+
+    @cached_property
+    def _groups(self) -> dict[str, list[PlannedMatrix]]:
+        """Of every matrix, those that its first stage is coded with."""
+        groups = _groups(self.plan, self.statistics)
+        return {member.name: group for group in groups for member in group}
+
+
+def _groups(plan: VariantPlan, statistics: Mapping[str, Statistics]) -> list[list[PlannedMatrix]]:
+    """Matrices whose first stages are coded together, in file order; the same whatever is done already."""
+    groups: list[list[PlannedMatrix]] = []
+    codec: CodesTogether | None = None
+    room = 0
+    for tensor in plan.tensors:
+        own = _together(tensor, statistics)
+        if own is None:
+            continue
+        if own != codec or room <= 0:
+            groups.append([])
+            codec, room = own, own.weights_together
+        groups[-1].append(tensor)
+        room -= prod(tensor.rows.shape)
+    return groups
+
+
+def _together(tensor: PlannedMatrix, statistics: Mapping[str, Statistics]) -> CodesTogether | None:
+    """The codec of the first stage where it codes several matrices together; it must know nothing of their inputs."""
+    first: object = None if tensor.target is None else tensor.target.codecs[0]
+    known = tensor.name in statistics
+    return first if isinstance(first, CodesTogether) and first.weights_together and not known else None
+
+
+def _filled(tensor: PlannedMatrix, outcome: _Outcome | None) -> CodedTensor | TensorInfo:
+    if outcome is None or isinstance(tensor.draft, TensorInfo):
+        return tensor.draft
+    return outcome.fill(tensor.draft)
+
+
+def _report(tensor: PlannedMatrix, outcome: _Outcome | None) -> CodedReport:
+    shape, source, filled = tensor.rows.shape, tensor.rows.dtype, _filled(tensor, outcome)
+    if outcome is None or isinstance(filled, TensorInfo):
+        info = tensor.draft
+        assert isinstance(info, TensorInfo)
+        return CodedReport(tensor.name, shape, source, info.type.name, info.type, info.nbytes, 0.0, (), (info,))
+    kind = "+".join(stage.codec for stage in filled.stages)
+    return CodedReport(
+        tensor.name, shape, source, kind, filled.native, filled.stored_bytes, outcome.error, outcome.reports,
+        filled.components,
+    )  # fmt: skip
+
+
+def _squared_error(weight: np.ndarray, result: ChainResult) -> float:
+    difference = weight - result.decoded
+    return float(np.vdot(difference, difference))

@@ -1,0 +1,191 @@
+"""Reads tensors from one safetensors file that may be truncated or hostile.
+
+Bytes are read with `pread`, not mapped: memory stays bounded by the rows that were asked for, and a file
+that shrinks under us is an error, not a SIGBUS. Which files make a model is left to `export.checkpoint`.
+Format: https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+
+from edgepack.errors import CheckpointError
+from edgepack.gguf.types import GGMLType
+from edgepack.model import TensorSpec
+from edgepack.quant.codecs.ggml.codec import widen
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+# safetensors' dtype → (our spelling, bytes an element)
+DTYPES: dict[str, tuple[str, int]] = {
+    "F64": ("f64", 8),
+    "F32": ("f32", 4),
+    "F16": ("f16", 2),
+    "BF16": ("bf16", 2),
+    "F8_E4M3": ("f8_e4m3", 1),
+    "F8_E5M2": ("f8_e5m2", 1),
+    "F8_E8M0": ("f8_e8m0", 1),
+    "I64": ("i64", 8),
+    "I32": ("i32", 4),
+    "I16": ("i16", 2),
+    "I8": ("i8", 1),
+    "U64": ("u64", 8),
+    "U32": ("u32", 4),
+    "U16": ("u16", 2),
+    "U8": ("u8", 1),
+    "BOOL": ("bool", 1),
+}
+ITEM_BYTES = dict(DTYPES.values())
+_HALF = {"bf16": GGMLType.BF16, "f16": GGMLType.F16}
+_WHOLE = {"f32": "<f4", "f64": "<f8"}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    spec: TensorSpec
+    start: int  # in the file
+    stop: int  # not included
+
+
+class SafetensorsFile:
+    """One open safetensors file: a `TensorSource` that also gives raw bytes. Thread-safe.
+
+    Args:
+        path: the file.
+
+    Raises:
+        CheckpointError: not a safetensors file, truncated, or with ranges that contradict shapes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = -1
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+            self._bytes = os.fstat(self._descriptor).st_size
+            self._entries = self._read_entries()
+            self._specs = {name: entry.spec for name, entry in self._entries.items()}
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Every tensor, in the file's order."""
+        return self._specs
+
+    def _read_entries(self) -> dict[str, _Entry]:
+        if self._bytes < 8:
+            raise CheckpointError(f"{self.path}: expected a header of 8 bytes, file ends after {self._bytes}")
+        length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
+        left = self._bytes - 8
+        if length > min(left, _MAX_HEADER_BYTES):
+            raise CheckpointError(f"{self.path}: header: expected {length} bytes, file ends after {left}")
+        header = _parse_header(os.pread(self._descriptor, length, 8), self.path)
+        entries = {name: self._entry(name, item, 8 + length) for name, item in header.items()}
+        _refuse_overlap(entries, self.path)
+        return entries
+
+    def _entry(self, name: str, item: Any, origin: int) -> _Entry:
+        where = f"{self.path}: tensor '{name}'"
+        if not isinstance(item, dict) or item.get("dtype") not in DTYPES:
+            got = item.get("dtype") if isinstance(item, dict) else item
+            raise CheckpointError(f"{where}: unknown dtype {got!r}")
+        shape, offsets = item.get("shape"), item.get("data_offsets")
+        if not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2:
+            raise CheckpointError(f"{where}: expected a shape and two data offsets, got {shape!r} and {offsets!r}")
+        dtype, item_bytes = DTYPES[item["dtype"]]
+        expected, got = prod(shape) * item_bytes, offsets[1] - offsets[0]
+        if expected != got:
+            raise CheckpointError(f"{where}: shape {shape} in {dtype} needs {expected} bytes, its range has {got}")
+        if origin + offsets[1] > self._bytes:
+            left = max(0, self._bytes - origin - offsets[0])
+            raise CheckpointError(f"{where}: expected {expected} bytes, file ends after {left}")
+        return _Entry(TensorSpec(name, tuple(shape), dtype), origin + offsets[0], origin + offsets[1])
+
+    def read_bytes(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Bytes `start` (included) to `stop` (not included) of tensor `name`; uint8, owned by the caller.
+
+        Raises:
+            CheckpointError: no such tensor, or the file has become shorter.
+        """
+        if name not in self._entries:
+            raise CheckpointError(f"{self.path}: no tensor '{name}'")
+        entry = self._entries[name]
+        out = np.empty(stop - start, dtype=np.uint8)
+        view, done = out.data, 0
+        while done < len(view):
+            got = os.preadv(self._descriptor, [view[done:]], entry.start + start + done)
+            if got == 0:
+                raise CheckpointError(f"{self.path}: tensor '{name}': the file became shorter while it was read")
+            done += got
+        return out
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """As `TensorSource.read_rows`, for f32, f64, f16 and bf16.
+
+        Raises:
+            CheckpointError: the tensor holds integers or 8-bit floats, which mean nothing without scales.
+        """
+        spec = self.specs_of(name)
+        row_bytes = spec.columns * ITEM_BYTES[spec.dtype]
+        raw = self.read_bytes(name, start * row_bytes, stop * row_bytes)
+        if spec.dtype in _WHOLE:
+            whole = np.frombuffer(raw, _WHOLE[spec.dtype]).reshape(stop - start, spec.columns)
+            return whole.astype(np.float32, copy=False)
+        if spec.dtype not in _HALF:
+            raise CheckpointError(f"{self.path}: tensor '{name}': expected floats, got {spec.dtype}")
+        out = np.empty((stop - start, spec.columns), dtype=np.float32)
+        widen(_HALF[spec.dtype], raw, out)
+        return out
+
+    def specs_of(self, name: str) -> TensorSpec:
+        """The spec of one tensor; raises CheckpointError when there is none."""
+        if name not in self._entries:
+            raise CheckpointError(f"{self.path}: no tensor '{name}'")
+        return self._entries[name].spec
+
+
+def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise CheckpointError(f"{path}: header: '{twice}' occurs twice")
+        return found
+
+    try:
+        header = json.loads(raw, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: header is not JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: header: expected a JSON object, got {type(header).__name__}")
+    header.pop("__metadata__", None)
+    return header
+
+
+def _is_counts(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+
+
+def _refuse_overlap(entries: Mapping[str, _Entry], path: Path) -> None:
+    end = 0
+    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.stop)):
+        if entry.start < end:
+            raise CheckpointError(f"{path}: tensor '{entry.spec.name}' overlaps the tensor before it")
+        end = max(end, entry.stop)

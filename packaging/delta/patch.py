@@ -1,0 +1,139 @@
+"""Applies a patch: the new file from the old one, bit for bit, or no file at all.
+
+The patch's own digest is checked first; every range is checked before it is used. Making patches is left to
+`diff`, their bytes to `patch_format`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+from edgepack.atomic_file import atomic_output
+from edgepack.errors import ArchiveError, IntegrityError, UsageError
+from edgepack.packaging.delta.patch_format import (
+    OPERATION,
+    PATCH_HEAD,
+    Operation,
+    OperationType,
+    PatchHead,
+    decode_operation,
+    decode_patch_head,
+    decode_piece,
+)
+from edgepack.packaging.delta.pieces import fingerprint
+from edgepack.packaging.format import DIGEST_BYTES, MAX_NAME_BYTES
+from edgepack.packaging.index.member_names import check_member_name
+from edgepack.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_COPY_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class PatchResult:
+    """What applying a patch gave: the new file, its length and SHA-256 in hexadecimal, the wall time."""
+
+    output: Path
+    bytes: int
+    sha256: str
+    seconds: float
+
+
+def apply_patch(old: Path, patch: Path, out: Path | None = None, *, progress: Progress = silent) -> PatchResult:
+    """Make the new file.
+
+    Args:
+        old: the file that the patch was made for.
+        patch: what `diff_files` wrote.
+        out: the new file; by default the name that it had, beside `old`, if nothing is there.
+        progress: told of bytes written.
+
+    Raises:
+        ArchiveError: the patch is not one, or hostile.
+        IntegrityError: the patch is damaged, or `old` is not the file that it was made for. No output appears.
+        UsageError: a file is not there, or the default output is.
+    """
+    started = time.perf_counter()
+    for path in (old, patch):
+        if not path.is_file():
+            raise UsageError(f"'{path}': no such file")
+    with patch.open("rb") as steps, old.open("rb") as source:
+        head, start = decode_patch_head(steps.read(PATCH_HEAD.size + MAX_NAME_BYTES))
+        end = _check_patch(steps, patch)
+        target = _output(old, head.name) if out is None else out
+        _check_old(old, source, head)
+        steps.seek(start)
+        with atomic_output(target, head.new_bytes) as stream, progress("patching", head.new_bytes) as advance:
+            whole, written = hashlib.sha256(), 0
+            for block in _new_blocks(steps, end, source, head):
+                stream.write(block)
+                whole.update(block)
+                written += len(block)
+                advance(len(block))
+            if written != head.new_bytes or whole.digest() != head.new_sha256:
+                raise IntegrityError(f"'{patch}': SHA-256 of the result differs: '{old}' is damaged")
+    return PatchResult(target, written, head.new_sha256.hex(), time.perf_counter() - started)
+
+
+def _output(old: Path, name: str) -> Path:
+    check_member_name(name)
+    if "/" in name:
+        raise ArchiveError(f"patch: expected a name without a folder, got {name!r}")
+    target = old.with_name(name)
+    if target.exists():
+        raise UsageError(f"'{target}' is there already: name the output with -o")
+    return target
+
+
+def _check_patch(steps: BinaryIO, patch: Path) -> int:
+    """Check the patch against its own digest; returns where its operations end."""
+    size = os.fstat(steps.fileno()).st_size
+    steps.seek(0)
+    digest, left = hashlib.sha256(), size - DIGEST_BYTES
+    while left > 0:
+        block = steps.read(min(left, _COPY_BYTES))
+        digest.update(block)
+        left -= len(block) or left
+    if steps.read(DIGEST_BYTES) != digest.digest():
+        raise IntegrityError(f"'{patch}': SHA-256 differs: the patch is truncated or damaged")
+    return size - DIGEST_BYTES
+
+
+def _check_old(old: Path, source: BinaryIO, head: PatchHead) -> None:
+    size = os.fstat(source.fileno()).st_size
+    if size != head.old_bytes or fingerprint(source.fileno(), size) != head.old_fingerprint:
+        raise IntegrityError(f"'{old}': the patch was made for another file (of {head.old_bytes} bytes)")
+
+
+def _new_blocks(steps: BinaryIO, end: int, source: BinaryIO, head: PatchHead) -> Iterator[bytes]:
+    """The bytes of the new file, in blocks of bounded length."""
+    number = written = 0
+    while True:
+        where = f"patch, operation {number}"
+        operation = decode_operation(steps.read(OPERATION.size), head, written, where)
+        if operation.type is OperationType.END:
+            break
+        if steps.tell() + operation.payload_bytes > end:
+            raise ArchiveError(f"{where}: expected {operation.payload_bytes} bytes, the patch ends before")
+        yield from _blocks(operation, steps, source, where)
+        written += operation.new_bytes
+        number += 1
+    if steps.tell() != end:
+        raise ArchiveError(f"patch: {end - steps.tell()} bytes behind its last operation")
+
+
+def _blocks(operation: Operation, steps: BinaryIO, source: BinaryIO, where: str) -> Iterator[bytes]:
+    source.seek(operation.old_offset)
+    if operation.type is OperationType.COPY:
+        for start in range(0, operation.old_bytes, _COPY_BYTES):
+            yield source.read(min(_COPY_BYTES, operation.old_bytes - start))
+        return
+    old = source.read(operation.old_bytes) if operation.type is OperationType.DELTA else b""
+    yield decode_piece(steps.read(operation.payload_bytes), old, operation.new_bytes, where)

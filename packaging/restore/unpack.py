@@ -1,0 +1,134 @@
+"""Restores a member of an archive into a file, bit for bit, checked while it is written, continued where it stopped.
+
+Reading the archive is left to `archive`; from a pipe, to `stream_unpack`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from edgepack.atomic_file import atomic_output
+from edgepack.errors import IntegrityError
+from edgepack.packaging.archive import Archive, open_archive
+from edgepack.packaging.format import sha256
+from edgepack.packaging.restore.resumable_file import resumable_output
+from edgepack.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from edgepack.packaging.index.contents import Chunk, Member, Segment
+
+
+@dataclass(frozen=True)
+class UnpackResult:
+    """What unpacking gave.
+
+    Attributes:
+        output: the restored file.
+        bytes: its length.
+        sha256: its SHA-256 in hexadecimal, which is the archive's.
+        seconds: wall time.
+        kept_bytes: how much an interrupted run had left and was checked and kept.
+    """
+
+    output: Path
+    bytes: int
+    sha256: str
+    seconds: float
+    kept_bytes: int = 0
+
+
+def unpack_archive(
+    archive: Path,
+    out: Path,
+    *,
+    member: str | None = None,
+    trusted: Sequence[bytes] = (),
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> UnpackResult:
+    """Restore a member of an archive.
+
+    Args:
+        archive: the `.edgepack`.
+        out: the file to write; it appears only when it is whole, checked and on disk.
+        member: its name; the model by default.
+        trusted: public keys, one of which must have signed; none to ask for no signature.
+        threads: workers; None for one a core.
+        progress: told of bytes restored.
+
+    Raises:
+        ArchiveError: the archive is truncated, hostile or newer.
+        IntegrityError: bytes differ from their digest; the text names the chunk. No output appears.
+        CheckFailedError: no trusted key signed. No output appears.
+        UsageError: no such member, or the output folder is absent.
+        ResourceError: the disk is too small or became full; what was written is kept for the next run.
+    """
+    started = time.perf_counter()
+    with open_archive(archive) as opened:
+        if trusted:
+            from edgepack.packaging.signing import require_trusted
+
+            require_trusted(opened.index_record, opened.signatures, trusted)
+        chosen = opened.main if member is None else opened.member(member)
+        with resumable_output(out, chosen.bytes) as stream, progress("unpacking", chosen.bytes) as advance:
+            kept = _restore(opened, chosen, stream, threads, advance)
+    return UnpackResult(out, chosen.bytes, chosen.sha256, time.perf_counter() - started, kept)
+
+
+def extract_tensor(archive: Archive, name: str, out: Path) -> Segment:
+    """Write the bytes of one tensor of the model, as the GGUF holds them; only its chunks are read.
+
+    Raises:
+        UsageError: there is no such tensor, or the output folder is absent.
+        IntegrityError: bytes differ from their digest. No output appears.
+    """
+    segment = archive.tensor(name)
+    digest, left = hashlib.sha256(), segment.entry.tensor_bytes
+    with atomic_output(out, left) as stream:
+        for _chunk, raw in archive.iterate(archive.main, segment.start, segment.start + left):
+            content = raw[:left].data
+            stream.write(content)
+            digest.update(content)
+            left -= len(content)
+        if digest.digest() != segment.entry.sha256:
+            raise IntegrityError(f"tensor '{name}': SHA-256 of the restored bytes differs from the archive's")
+    return segment
+
+
+def _restore(
+    archive: Archive, member: Member, stream: BinaryIO, threads: int | None, advance: Callable[[int], object]
+) -> int:
+    """Keep what is right, write the rest; returns the bytes that were kept."""
+    whole = hashlib.sha256()
+    kept = _keep(archive, member, stream, whole, advance)
+    stream.seek(kept)
+    stream.truncate()
+    if kept < member.bytes:
+        for chunk, raw in archive.iterate(member, kept, threads=threads):
+            stream.write(raw.data)
+            whole.update(raw.data)
+            advance(chunk.raw_bytes)
+    if whole.hexdigest() != member.sha256:
+        raise IntegrityError(f"'{member.name}': SHA-256 of the restored file differs from the archive's")
+    return kept
+
+
+def _keep(archive: Archive, member: Member, stream: BinaryIO, whole: Any, advance: Callable[[int], object]) -> int:
+    """Bytes at the beginning of `stream` that are whole chunks of the member, by their SHA-256."""
+    for chunk in archive.chunks(member):
+        content = stream.read(chunk.raw_bytes)
+        if not _matches(chunk, content):
+            return chunk.start
+        whole.update(content)
+        advance(chunk.raw_bytes)
+    return member.bytes
+
+
+def _matches(chunk: Chunk, content: bytes) -> bool:
+    return len(content) == chunk.raw_bytes and sha256(content) == chunk.plain

@@ -1,0 +1,209 @@
+"""SeedLM: a block of weights as the seed of a shift register and a few small coefficients.
+
+Storage and decoding, with numpy alone; finding the best seeds is left to `seedlm_search`, which uses torch.
+Source: SeedLM (arXiv 2410.10714). A block of C weights w becomes a seed s of K bits, an exponent e of 4 bits
+and P coefficients q in [-8, 7]: w ≈ U(s)·q·2^e. Bits a weight: (K + 4 + 4P) / C.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from edgepack.errors import CodecError
+from edgepack.quant.codecs import bits
+from edgepack.quant.codecs.codec import (
+    NO_STATISTICS,
+    Component,
+    Decoder,
+    Encoded,
+    Parameter,
+    Statistics,
+    check_weight,
+    choice,
+    integer,
+)
+from edgepack.quant.codecs.seedlm import lfsr
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+COEFFICIENT_BITS = 4
+EXPONENT_BITS = 4
+MAX_BLOCK = 64
+_LOWEST_BIAS = -200
+# Blocks decoded together: their arrays (some 16 of 32 KiB) stay in a second-level cache.
+_TILE = 8192
+# Weights of matrices that are searched together: beyond a million blocks a pruned search gains no more.
+_TOGETHER = 1 << 23
+
+
+@dataclass(frozen=True)
+class SeedLM:
+    """The codec `seedlm`.
+
+    Attributes:
+        block: C, weights in a block.
+        coefficients: P, coefficients of a block.
+        register_bits: K, the length of the register.
+        search: `exhaustive`, every seed for every block, or `pruned`, a list of likely seeds for each
+            direction in space.
+        device: torch's name of the device that searches.
+    """
+
+    block: int = 8
+    coefficients: int = 3
+    register_bits: int = 16
+    search: str = "exhaustive"
+    device: str = "cpu"
+    name: ClassVar[str] = "seedlm"
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _geometry(self.parameters(0))
+        choice({"search": self.search}, "search", ("exhaustive", "pruned"))
+
+    def parameters(self, exponent_bias: int) -> dict[str, Parameter]:
+        """What is stored beside the arrays; exponents are stored less `exponent_bias`."""
+        return {
+            "block": self.block,
+            "coefficients": self.coefficients,
+            "register_bits": self.register_bits,
+            "exponent_bias": exponent_bias,
+        }
+
+    def encode(self, weight: NDArray[np.float32], statistics: Statistics = NO_STATISTICS) -> Encoded:
+        """As `Codec.encode`; column importances weigh the residual. Needs torch."""
+        from edgepack.quant.codecs.seedlm.search import search_seeds
+
+        array = check_weight(weight)
+        found = search_seeds(array, self, statistics.column_weights(array.shape[1]))
+        return store(array.shape, self, found.seeds, found.exponents, found.coefficients)
+
+    @property
+    def weights_together(self) -> int:
+        """As `CodesTogether.weights_together`."""
+        return _TOGETHER if self.search == "pruned" else 0
+
+    def encode_together(self, weights: Sequence[NDArray[np.float32]]) -> list[Encoded]:
+        """As `CodesTogether.encode_together`: the pruned search finds more blocks of each direction. Needs torch."""
+        from edgepack.quant.codecs.seedlm.search import search_together
+
+        arrays = [check_weight(weight) for weight in weights]
+        found = search_together(arrays, self)
+        return [
+            store(array.shape, self, own.seeds, own.exponents, own.coefficients)
+            for array, own in zip(arrays, found, strict=True)
+        ]
+
+    def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
+        """As `Codec.draft`."""
+        del shape
+        return self.parameters(_LOWEST_BIAS)
+
+    def layout(self, shape: tuple[int, int], parameters: Mapping[str, Parameter]) -> dict[str, Component]:
+        """As `Codec.layout`."""
+        block, coefficients, register_bits = _geometry(parameters)
+        blocks = -(-shape[0] * shape[1] // block)
+        seeds = bits.packed_bytes(blocks, register_bits)
+        return {
+            "seeds": Component(np.uint16, blocks) if register_bits == 16 else Component(np.uint8, seeds),
+            "exponents": Component(np.uint8, bits.packed_bytes(blocks, EXPONENT_BITS)),
+            "coefficients": Component(np.uint8, bits.packed_bytes(blocks * coefficients, COEFFICIENT_BITS)),
+        }
+
+    def decoder(self, encoded: Encoded) -> Decoder:
+        """As `Codec.decoder`."""
+        return SeedDecoder(encoded)
+
+
+def _geometry(parameters: Mapping[str, Parameter]) -> tuple[int, int, int]:
+    """C, P and K, checked."""
+    block = integer(parameters, "block", 1, MAX_BLOCK)
+    coefficients = integer(parameters, "coefficients", 1, block)
+    integer(parameters, "exponent_bias", _LOWEST_BIAS, -_LOWEST_BIAS)
+    return block, coefficients, integer(parameters, "register_bits", 2, 16)
+
+
+def store(
+    shape: tuple[int, ...],
+    codec: SeedLM,
+    seeds: NDArray[np.uint16],
+    exponents: NDArray[np.int32],
+    coefficients: NDArray[np.int8],
+) -> Encoded:
+    """Pack what a search found.
+
+    Args:
+        shape: (rows, columns) of the matrix.
+        codec: gives C, P and K.
+        seeds: [blocks], 1 … 2^K - 1.
+        exponents: [blocks], spanning at most 16 values; the smallest becomes the bias.
+        coefficients: [blocks, P], -8 … 7.
+    """
+    bias = int(exponents.min())
+    packed_seeds = bits.pack(seeds, codec.register_bits)
+    components = {
+        "seeds": packed_seeds.view(np.uint16) if codec.register_bits == 16 else packed_seeds,
+        "exponents": bits.pack(exponents - bias, EXPONENT_BITS),
+        "coefficients": bits.pack((coefficients.reshape(-1) & 15), COEFFICIENT_BITS),
+    }
+    return Encoded(codec.name, codec.version, (shape[0], shape[1]), codec.parameters(bias), components)
+
+
+class SeedDecoder:
+    """Gathers U(s) along the register's cycle and multiplies it with the coefficients."""
+
+    def __init__(self, encoded: Encoded) -> None:
+        self._encoded = encoded
+        self._block, self._coefficients, self._bits = _geometry(encoded.parameters)
+        bias = integer(encoded.parameters, "exponent_bias", _LOWEST_BIAS, -_LOWEST_BIAS)
+        self._scales = np.ldexp(np.float64(1), np.arange(16) + bias).astype(np.float32)
+        self._cycle = lfsr.normalised_cycle(self._bits, self._block * self._coefficients)
+        self._positions = lfsr.positions(self._bits)
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """As `Decoder.rows`."""
+        columns = self._encoded.shape[1]
+        first, last = start * columns // self._block, -(-stop * columns // self._block)
+        weights = np.empty((last - first, self._block), dtype=np.float32)
+        for tile in range(first, last, _TILE):
+            end = min(tile + _TILE, last)
+            self._decode_blocks(tile, end, weights[tile - first : end - first])
+        skip = start * columns - first * self._block
+        return weights.reshape(-1)[skip : skip + (stop - start) * columns].reshape(stop - start, columns)
+
+    def _decode_blocks(self, first: int, last: int, weights: NDArray[np.float32]) -> None:
+        """Blocks `first` (included) to `last` (not included) into weights [last - first, C]."""
+        position = np.take(self._positions, self._seeds(first, last))
+        coefficients = self._scaled_coefficients(first, last)
+        gathered, total = np.empty(last - first, np.float32), np.empty(last - first, np.float32)
+        for row in range(self._block):
+            total.fill(0)
+            for column in range(self._coefficients):
+                offset = row * self._coefficients + column
+                np.take(self._cycle[offset:], position, out=gathered, mode="clip")
+                gathered *= coefficients[column]
+                total += gathered
+            weights[:, row] = total
+
+    def _seeds(self, first: int, last: int) -> NDArray[np.uint16]:
+        stored = self._encoded.components["seeds"]
+        seeds = stored[first:last] if self._bits == 16 else bits.unpack(stored, self._bits, first, last)
+        if not seeds.all():
+            raise CodecError(f"codec 'seedlm': block {first + int(np.argmin(seeds))}: seed 0 is not a state")
+        return seeds
+
+    def _scaled_coefficients(self, first: int, last: int) -> list[NDArray[np.float32]]:
+        """q·2^e, one array [last - first] for each coefficient."""
+        p = self._coefficients
+        packed = self._encoded.components["coefficients"]
+        nibbles = bits.unpack(packed, COEFFICIENT_BITS, first * p, last * p).reshape(-1, p)
+        signed = (nibbles.astype(np.int16) ^ 8) - 8
+        exponents = bits.unpack(self._encoded.components["exponents"], EXPONENT_BITS, first, last)
+        scales = np.take(self._scales, exponents)
+        return [signed[:, column].astype(np.float32) * scales for column in range(p)]

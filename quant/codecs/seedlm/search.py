@@ -1,0 +1,278 @@
+"""Finds the seeds of SeedLM: every seed for every block, as one big blocked matrix product. Publisher only.
+
+Storage and decoding are left to `seedlm`, bounds to `seedlm_basis`. The search is exact: one matrix product bounds
+all pairs of block and seed, and only the few seeds whose bound is below the block's best error so far (about 20 of
+65535) are rounded and measured.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from edgepack.quant.codecs.seedlm.basis import GROUP, Basis, outer_products, seed_basis
+from edgepack.quant.codecs.seedlm.rounding import least_errors, quantise
+from edgepack.quant.codecs.torch_threads import one_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from edgepack.quant.codecs.seedlm.codec import SeedLM
+
+# Tiles of the product: 1024 blocks × 1024 seeds are 4 MiB of scores, which stay in the caches of two cores.
+_BLOCK_TILE = 1024
+_SEED_TILE = 1024
+# Rounding of the float32 product, relative to ‖x‖² = 1: bounds are loosened by this much, so that none is missed.
+SLACK = 4e-6
+_BLOCK_TILE_ACCELERATOR = 16384
+# Seeds below which every one is tried, whatever was asked for.
+_FEWEST_PRUNED = 4096
+_INFINITE = 0x7F800000  # the bits of float32's infinity
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best seed of every block.
+
+    Attributes:
+        seeds: [blocks], 1 … 2^K - 1.
+        exponents: [blocks], spanning at most 16 values.
+        coefficients: [blocks, P], -8 … 7.
+    """
+
+    seeds: NDArray[np.uint16]
+    exponents: NDArray[np.int32]
+    coefficients: NDArray[np.int8]
+
+
+class Best:
+    """The best of what has been measured so far, by block; improved in place.
+
+    Error and seed lie in one integer, the error's bits above the seed's: floats that are not negative are ordered
+    as their bits are, so the least integer is the least error, and the lowest seed among equals.
+    """
+
+    def __init__(self, keys: torch.Tensor) -> None:
+        self._keys = keys
+
+    @classmethod
+    def nothing(cls, blocks: int, device: torch.device) -> Best:
+        """Nothing is measured yet: every error is infinite."""
+        return cls(torch.full((blocks,), _INFINITE << 32, dtype=torch.int64, device=device))
+
+    def part(self, blocks: slice) -> Best:
+        """Some of the blocks; what improves them improves these."""
+        return Best(self._keys[blocks])
+
+    def put(self, blocks: torch.Tensor, other: Best) -> None:
+        """Take what `other` knows of `blocks` (indices)."""
+        self._keys[blocks] = other._keys
+
+    def offer(self, block: torch.Tensor, seed: torch.Tensor, error: torch.Tensor) -> None:
+        """Pairs of block and seed (indices) with their errors, float32."""
+        self._keys.scatter_reduce_(0, block, (error.view(torch.int32).long() << 32) | seed, "amin")
+
+    @property
+    def error(self) -> torch.Tensor:
+        """Float32 [blocks]; infinity where nothing was measured."""
+        return (self._keys >> 32).int().view(torch.float32)
+
+    @property
+    def seed(self) -> torch.Tensor:
+        """Index into the basis, int64 [blocks]."""
+        return self._keys & 0xFFFFFFFF
+
+
+def search_seeds(weight: NDArray[np.float32], codec: SeedLM, column_weights: NDArray[np.float64] | None) -> Found:
+    """Best seed, exponent and coefficients of every block of a matrix.
+
+    Args:
+        weight: float32 [rows, columns], cut into blocks row by row; the last block is padded with zeros.
+        codec: gives C, P, K, the kind of search and the device.
+        column_weights: [columns], weighs squared residuals; None for all equal.
+    """
+    if column_weights is None:
+        return search_together([weight], codec)[0]
+    blocks, scale = _scaled_blocks(weight, codec.block)
+    x = torch.from_numpy(blocks).to(codec.device)
+    best = _Chosen.nothing(len(blocks), codec)
+    for members, root in _weighted_groups(weight.shape, codec.block, column_weights):
+        basis = seed_basis(codec.block, codec.coefficients, codec.register_bits, codec.device, root)
+        chosen = torch.from_numpy(members).to(codec.device)
+        local = x[chosen] * torch.from_numpy(root).to(codec.device)
+        found = Best.nothing(len(chosen), x.device)
+        search_exhaustive(local, basis, found)
+        best.put(chosen, local, basis, found)
+    return best.finished(scale)
+
+
+def search_together(weights: Sequence[NDArray[np.float32]], codec: SeedLM) -> list[Found]:
+    """As `search_seeds` for several matrices whose columns all weigh the same.
+
+    The pruned search finds more blocks of each direction in several matrices than in one, and is faster for it.
+    """
+    from edgepack.quant.codecs.seedlm.pruned import search_pruned
+
+    parts = [_scaled_blocks(weight, codec.block) for weight in weights]
+    x = torch.from_numpy(np.concatenate([blocks for blocks, _ in parts])).to(codec.device)
+    basis = seed_basis(codec.block, codec.coefficients, codec.register_bits, codec.device)
+    found = Best.nothing(len(x), x.device)
+    few = codec.search == "exhaustive" or len(basis.seeds) < _FEWEST_PRUNED
+    (search_exhaustive if few else search_pruned)(x, basis, found)
+    best = _Chosen.nothing(len(x), codec)
+    best.put(torch.arange(len(x), device=x.device), x, basis, found)
+    ends = np.cumsum([len(blocks) for blocks, _ in parts]).tolist()
+    return [
+        best.part(slice(end - len(scale), end)).finished(scale) for end, (_, scale) in zip(ends, parts, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Seed (1 … 2^K - 1), exponent (both int64 [blocks]) and coefficients (float32 [blocks, P]) of every block."""
+
+    seed: torch.Tensor
+    exponent: torch.Tensor
+    coefficients: torch.Tensor
+
+    @classmethod
+    def nothing(cls, count: int, codec: SeedLM) -> _Chosen:
+        """Coefficients 0 at seed 1, which leave the whole block as error."""
+        ones = torch.ones(count, dtype=torch.int64, device=codec.device)
+        return cls(ones, torch.full_like(ones, -(10**6)), torch.zeros(count, codec.coefficients, device=codec.device))
+
+    def put(self, chosen: torch.Tensor, x: torch.Tensor, basis: Basis, found: Best) -> None:
+        """Round the coefficients of blocks `chosen` (indices), whose weights are `x`, at the seeds that were found."""
+        if not len(basis.seeds):
+            return
+        seed = found.seed
+        exponent, coefficients = quantise(x, basis.factors.index_select(0, seed), basis.coefficients)
+        self.seed[chosen] = basis.seeds[seed]
+        self.exponent[chosen] = exponent
+        self.coefficients[chosen] = coefficients
+
+    def part(self, blocks: slice) -> _Chosen:
+        """Some of the blocks."""
+        return _Chosen(self.seed[blocks], self.exponent[blocks], self.coefficients[blocks])
+
+    def finished(self, scale: NDArray[np.int32]) -> Found:
+        """Exponents of the unscaled blocks (those less `scale`), brought into one range of sixteen."""
+        coefficients = self.coefficients.cpu().numpy()
+        exponents = self.exponent.cpu().numpy() + scale
+        used = coefficients.any(axis=1)
+        top = int(exponents[used].max()) if used.any() else 0
+        clipped = np.clip(exponents, top - 15, top)
+        # Blocks 2^15 times smaller than the largest lose coefficients to the common range.
+        shrunk = np.rint(np.ldexp(coefficients, np.clip(exponents - clipped, -100, 0).astype(np.int32)[:, None]))
+        seeds = self.seed.cpu().numpy().astype(np.uint16)
+        return Found(seeds, clipped.astype(np.int32), shrunk.astype(np.int8))
+
+
+def _scaled_blocks(weight: NDArray[np.float32], block: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Blocks times 2^-m with norms in [½, 1) (zero blocks stay zero), and the m."""
+    blocks = np.zeros((-(-weight.size // block), block), dtype=np.float32)
+    blocks.reshape(-1)[: weight.size] = weight.reshape(-1)
+    norms = np.sqrt(np.einsum("ij,ij->i", blocks, blocks, dtype=np.float64))
+    _, scale = np.frexp(norms)
+    return np.ldexp(blocks, -scale[:, None]).astype(np.float32), scale.astype(np.int32)
+
+
+def _weighted_groups(
+    shape: tuple[int, ...], block: int, column_weights: NDArray[np.float64]
+) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Blocks that lie over the same columns, with the roots of these columns' weights, mean square 1."""
+    columns = shape[-1]
+    starts = np.arange(-(-int(np.prod(shape)) // block), dtype=np.int64) * block % columns
+    groups: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+    for start in np.unique(starts):
+        weights = column_weights[(start + np.arange(block)) % columns]
+        # A floor keeps U(s) of full rank where some columns are never active.
+        weights = np.maximum(weights, 1e-4 * max(float(weights.max()), 1e-12))
+        root = np.sqrt(weights / weights.mean()).astype(np.float32)
+        groups.append((np.flatnonzero(starts == start), root))
+    return groups
+
+
+def search_exhaustive(x: torch.Tensor, basis: Basis, best: Best) -> None:
+    """Improve `best` until no seed has a smaller error. `x`: float32 [blocks, C], norms at most about 1."""
+    tile = _BLOCK_TILE if x.device.type == "cpu" else _BLOCK_TILE_ACCELERATOR
+
+    def search(start: int) -> None:
+        part = slice(start, start + tile)
+        _search_tile(x[part], basis, best.part(part))
+
+    with tile_workers(x.device) as workers:
+        list(workers.map(search, range(0, len(x), tile)))
+
+
+@contextmanager
+def tile_workers(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Threads that take a tile each, with torch's own threading off: small operations need no barriers."""
+    with one_thread() as threads, ThreadPoolExecutor(threads if device.type == "cpu" else 1) as workers:
+        yield workers
+
+
+def _search_tile(x: torch.Tensor, basis: Basis, best: Best) -> None:
+    products = outer_products(x)
+    norms = (x * x).sum(-1)
+    scores = torch.empty(0, device=x.device)
+    waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for first in range(0, basis.bounds.shape[1], _SEED_TILE):
+        bounds = basis.bounds[:, first : first + _SEED_TILE]
+        if scores.shape != (len(x), bounds.shape[1]):
+            scores = torch.empty(len(x), bounds.shape[1], device=x.device)
+        torch.mm(products, bounds, out=scores)
+        peaks = group_peaks(scores)
+        if first == 0:
+            everywhere = torch.arange(len(x), device=x.device)
+            improve(x, basis, everywhere, highest(scores, peaks), best)
+        block, seed = above(scores, peaks, norms - best.error - SLACK)
+        waiting.append((block, first + seed))
+        if sum(len(block) for block, _seed in waiting) > 2 * len(x):
+            _improve_waiting(x, basis, waiting, best)
+    _improve_waiting(x, basis, waiting, best)
+
+
+def _improve_waiting(
+    x: torch.Tensor, basis: Basis, waiting: list[tuple[torch.Tensor, torch.Tensor]], best: Best
+) -> None:
+    """Measure the pairs of several tiles together: one call of many small operations instead of one a tile."""
+    if waiting:
+        improve(x, basis, torch.cat([block for block, _ in waiting]), torch.cat([seed for _, seed in waiting]), best)
+        waiting.clear()
+
+
+def group_peaks(scores: torch.Tensor) -> torch.Tensor:
+    """Highest score of each group: columns g, g + G, g + 2G … of `GROUP`·G are group g. [blocks, G]."""
+    return scores.view(len(scores), GROUP, -1).amax(1)
+
+
+def highest(scores: torch.Tensor, peaks: torch.Tensor) -> torch.Tensor:
+    """Column of each row's highest score."""
+    group = peaks.argmax(1)
+    lanes = scores.view(len(scores), GROUP, -1)
+    return lanes[torch.arange(len(scores), device=scores.device), :, group].argmax(1) * peaks.shape[1] + group
+
+
+def above(scores: torch.Tensor, peaks: torch.Tensor, threshold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column of every score above its row's threshold."""
+    row, group = torch.nonzero(peaks > threshold[:, None], as_tuple=True)
+    lanes = scores.view(len(scores), GROUP, -1)[row, :, group]
+    inside, lane = torch.nonzero(lanes > threshold[row, None], as_tuple=True)
+    return row[inside], lane * peaks.shape[1] + group[inside]
+
+
+def improve(x: torch.Tensor, basis: Basis, block: torch.Tensor, seed: torch.Tensor, best: Best) -> None:
+    """Measure pairs of block and seed (indices), and keep what is better; ties keep the lower seed."""
+    known = seed < len(basis.seeds)
+    block, seed = block[known], seed[known]
+    if len(block):
+        own = basis.factors.index_select(0, seed)
+        best.offer(block, seed, least_errors(x.index_select(0, block), own, basis.coefficients))

@@ -1,0 +1,3 @@
+#include "abi.h"
+
+int32_t edgepack_abi(void) { return EDGEPACK_ABI; }

@@ -1,0 +1,52 @@
+"""The compiled extension, loaded once, and numpy arrays as its pointers.
+
+What the functions do is left to the modules that call them; those check sizes before they pass a pointer.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from edgepack.errors import DependencyError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Equals EDGEPACK_ABI in abi.h; raised with every change of a signature.
+ABI = 1
+_EXTENSION = "edgepack.kernels._native"
+
+
+@lru_cache(maxsize=1)
+def library() -> Any:
+    """The functions that the headers of this folder declare; calls release the interpreter's lock.
+
+    Raises:
+        DependencyError: the extension was not built, or belongs to another edgepack.
+    """
+    try:
+        native: Any = importlib.import_module(_EXTENSION)
+    except ImportError as error:
+        raise DependencyError(f"edgepack's kernels are not built ({error}); install edgepack with pip") from error
+    if (got := native.lib.edgepack_abi()) != ABI:
+        raise DependencyError(f"edgepack's kernels: expected build {ABI}, got {got}; install edgepack again")
+    return native.lib
+
+
+def pointer(array: np.ndarray, declared: str) -> Any:
+    """The first element of `array` as a C pointer of type `declared`, such as `float *`.
+
+    Args:
+        array: contiguous (C order), and writable unless the pointer is declared `const`. Must outlive the call.
+        declared: as the header spells the parameter.
+
+    Raises:
+        ValueError: the array is not contiguous, or not writable.
+    """
+    if not array.flags.c_contiguous:
+        raise ValueError(f"a kernel needs a contiguous array, got strides {array.strides} of shape {array.shape}")
+    if not array.flags.writeable and not declared.startswith("const "):
+        raise ValueError(f"a kernel's {declared!r} is written to, got a read-only array")
+    return importlib.import_module(_EXTENSION).ffi.cast(declared, array.ctypes.data)

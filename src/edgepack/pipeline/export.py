@@ -1,0 +1,260 @@
+"""An export from request to result: check, open, reach the goal, ship, judge. It prints nothing."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.pipeline.accepted import check_request
+from edgepack.pipeline.goals import Reached, fitting, reach_gates, reach_given, reach_size
+from edgepack.pipeline.makers.opened import opened_checkpoint, separate_adapter, work_of
+from edgepack.pipeline.makers.separate import SUFFIX, SeparateAdapter, WithAdapter
+from edgepack.pipeline.options import CODED, WIRE
+from edgepack.pipeline.ship import Shipment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from edgepack.edge.fidelity.run import FidelityRun
+    from edgepack.edge.fidelity.scorers.scorer import Scorer
+    from edgepack.edge.fidelity.validate import Gates
+    from edgepack.pipeline.fidelity import ScoringOptions
+    from edgepack.pipeline.goals import Maker
+    from edgepack.pipeline.judging import Judge, Rung
+    from edgepack.pipeline.makers.wire import WireMaker
+    from edgepack.pipeline.outline import Json, Made, Outline
+    from edgepack.pipeline.passes import Passes
+    from edgepack.pipeline.request import ExportRequest
+    from edgepack.quant.codecs.targets import EdgeTarget
+    from edgepack.quant.types.targets import Target
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export gave, or with `dry_run` would give.
+
+    Attributes:
+        output: the GGUF, its first shard, or the archive.
+        bytes: of the model's files, or of the archive.
+        seconds: wall time.
+        outline: of the file.
+        made: what was written; None of a dry run.
+        adapters: LoRA files beside the output.
+        tried: what a search judged, in order.
+        validation: the file held against its original, where that was asked for.
+        gates: the bars that it had to clear.
+    """
+
+    output: Path
+    bytes: int
+    seconds: float
+    outline: Outline
+    made: Made | None
+    adapters: tuple[Path, ...]
+    tried: tuple[Rung, ...]
+    validation: FidelityRun | None
+    gates: Gates
+
+    @property
+    def passed(self) -> bool:
+        """Whether no gate was missed."""
+        return self.validation is None or self.validation.candidates[0].validation.passed(self.gates)
+
+    def as_json(self) -> dict[str, Json]:
+        """The result as scripts read it."""
+        found: dict[str, Json] = {
+            "output": str(self.output), "bytes": self.bytes, "seconds": round(self.seconds, 3),
+            "target": self.outline.target, "source_bytes": self.outline.source_bytes,
+            "tensors": [row.as_json() for row in self.outline.tensors],
+        }  # fmt: skip
+        if SUFFIX in self.outline.beside and self.output.suffix != ".edgepack":
+            found["adapter"] = str(self.output.with_name(f"{self.output.stem}{SUFFIX}.gguf"))
+        if self.made is not None:
+            found["passes"] = [dict(figures) for figures in self.made.figures]
+            found["notes"] = list(self.made.notes)
+            found["adapters"] = [{"output": str(path), "bytes": path.stat().st_size} for path in self.adapters]
+            found |= self.made.more
+        if self.tried:
+            found["tried"] = [_tried(rung) for rung in self.tried]
+        if self.validation is not None:
+            from edgepack.edge.fidelity.outcome import as_json
+
+            run = self.validation
+            found["validation"] = as_json(run.candidates[0].validation, self.gates, run.chunking)
+        return found
+
+
+def _tried(rung: Rung) -> dict[str, Json]:
+    statistics = rung.validation.statistics
+    return {
+        "target": rung.target, "bytes": rung.bytes, "top1_agreement": statistics.agreement.mean,
+        "top1_interval": list(statistics.agreement.share_interval()), "mean_kl": statistics.divergence.mean,
+        "passed": rung.passed,
+    }  # fmt: skip
+
+
+def run_export(request: ExportRequest) -> ExportResult:
+    """Make what is asked for, or with `dry_run` say what it would be.
+
+    A missed gate is no error where the target was given: the file stays, and `passed` says so.
+
+    Raises:
+        UsageError: options that contradict each other, or a size that cannot be met.
+        CheckFailedError: no target clears the gates; nothing is written.
+        EdgepackError: whatever source, passes or making find wrong; nothing is left under a final name then.
+    """
+    check_request(request)
+    started = time.monotonic()
+    with _passes(request) as passes:
+        if request.dry_run:
+            return _planned(request, passes, started)
+        reached = _reach(request, passes)
+    shipped = reached.shipped
+    judged = None if reached.tried or not (request.is_gated or request.validate) else _verdict(request, reached)
+    return ExportResult(
+        shipped.path, shipped.bytes, time.monotonic() - started, shipped.made.outline, shipped.made, shipped.adapters,
+        reached.tried, judged, gates_of(request),
+    )  # fmt: skip
+
+
+@contextmanager
+def _passes(request: ExportRequest) -> Iterator[Passes | None]:
+    """The recipe at work, where there is one."""
+    if not request.has_passes:
+        yield None
+        return
+    with work_of(request) as passes:
+        yield passes
+
+
+def _planned(request: ExportRequest, passes: Passes | None, started: float) -> ExportResult:
+    """What a dry run tells."""
+    outline, shipment = _outline(request, passes), Shipment(request)
+    shipment.check(outline)
+    path, seconds = shipment.path_for(outline), time.monotonic() - started
+    return ExportResult(path, outline.bytes, seconds, outline, None, (), (), None, gates_of(request))
+
+
+def _outline(request: ExportRequest, passes: Passes | None) -> Outline:
+    if request.kind == WIRE:
+        return _wire(request, passes).outline
+    if request.kind == CODED:
+        maker, target = _coded(request, passes)
+        return maker.outline(target)
+    gguf, ladder = _gguf(request, passes)
+    if request.target is None:
+        return next(outline for _target, outline in fitting(gguf, ladder, request))
+    return gguf.outline(ladder[0])
+
+
+def _reach(request: ExportRequest, passes: Passes | None) -> Reached:
+    """Reach the request's goal with the maker of its kind."""
+    shipment = Shipment(request)
+    shipment.check_folder()
+    if request.kind == WIRE:
+        return _reach_scalar(_wire(request, passes), request, shipment)
+    if request.kind == CODED:
+        maker, target = _coded(request, passes)
+        return reach_given(maker, target, request, shipment)
+    gguf, ladder = _gguf(request, passes)
+    if request.target is not None:
+        return reach_given(gguf, ladder[0], request, shipment)
+    if request.max_bytes is not None:
+        return reach_size(gguf, ladder, request, shipment)
+    with _judge(request) as judge:
+        return reach_gates(gguf, ladder, judge, request, shipment)
+
+
+def _gguf(request: ExportRequest, passes: Passes | None) -> tuple[Maker[Target], Sequence[Target]]:
+    """The maker of ggml's types and the targets that it may take, from large to small."""
+    from edgepack.pipeline.makers.gguf import open_gguf
+    from edgepack.quant.types.targets import find_target
+
+    given = None if request.target is None else find_target(request.target)
+    maker = open_gguf(request, passes)
+    ladder = maker.ladder if given is None else (given,)
+    adapter = _beside(request)
+    return (maker if adapter is None else WithAdapter(maker, adapter)), ladder
+
+
+def _coded(request: ExportRequest, passes: Passes | None) -> tuple[Maker[EdgeTarget], EdgeTarget]:
+    """The maker of the variant and its target."""
+    from edgepack.pipeline.makers.coded import open_coded
+    from edgepack.quant.codecs.targets import find_edge_target
+
+    target = find_edge_target(request.target or "")
+    maker, adapter = open_coded(request, passes), _beside(request)
+    return (maker if adapter is None else WithAdapter(maker, adapter)), target
+
+
+def _wire(request: ExportRequest, passes: Passes | None) -> WireMaker:
+    from edgepack.pipeline.makers.wire import WireMaker
+
+    return WireMaker(request, passes, _beside(request))
+
+
+def _beside(request: ExportRequest) -> SeparateAdapter | None:
+    """The adapter that stays a file of its own."""
+    adapter = separate_adapter(request)
+    return None if adapter is None else SeparateAdapter(adapter, request.source)
+
+
+def _reach_scalar(maker: WireMaker, request: ExportRequest, shipment: Shipment) -> Reached:
+    """The scale that reaches a size or a gate."""
+    from edgepack.pipeline.scalar import scale_to_gates, scale_to_size
+
+    shipment.check(maker.outline)
+    with ExitStack() as opened:
+        run = opened.enter_context(maker.open(shipment.path_for(maker.outline)))
+        tried: tuple[Rung, ...] = ()
+        if request.is_gated:
+            _last, tried = scale_to_gates(run, opened.enter_context(_judge(request)))
+        else:
+            wanted = request.max_bytes if request.bits is None else int(request.bits * run.weights / 8)
+            scale_to_size(run, wanted or 0)
+        return Reached(shipment.deliver(maker.made(run, run.trials[-1])), tried)
+
+
+def gates_of(request: ExportRequest) -> Gates:
+    """The bars that the request sets."""
+    from edgepack.edge.fidelity.validate import Gates
+
+    return Gates(request.min_agreement, request.max_kl, None)
+
+
+def _scoring(request: ExportRequest) -> ScoringOptions:
+    from edgepack.pipeline.fidelity import ScoringOptions
+
+    return ScoringOptions(max_chunks=request.chunks, threads=request.threads or 0, floor=False, greedy=0)
+
+
+def _judge(request: ExportRequest) -> Judge:
+    """Judges files against the request's model, its merged adapter included."""
+    from edgepack.pipeline.judging import Judge
+
+    text = None if request.text is None else Path(request.text)
+    return Judge(request.source, gates_of(request), text, _scoring(request), opener=_opener(request))
+
+
+def _verdict(request: ExportRequest, reached: Reached) -> FidelityRun:
+    """The shipped file held against what it was made from."""
+    from edgepack.pipeline.fidelity import run_validation
+
+    scoring = replace(_scoring(request), adapters=reached.shipped.adapters)
+    text = None if request.text is None else Path(request.text)
+    return run_validation(
+        request.source, [reached.shipped.path], text, scoring, request.progress, opener=_opener(request)
+    )
+
+
+def _opener(request: ExportRequest) -> Callable[[], Scorer] | None:
+    """Opens the original where it is more than what lies at the model's place: with its adapter."""
+    if request.adapter is None:
+        return None
+    from edgepack.pipeline.fidelity import blockwise_scorer
+
+    merged = replace(request, adapter_mode="merge")
+    return lambda: blockwise_scorer(opened_checkpoint(merged), _scoring(request))

@@ -1,0 +1,157 @@
+"""An importance matrix of any model, from any text: what `edgepack imatrix` and `export --calibration` share.
+
+A checkpoint is first written as a GGUF of its own precision beside the result, for llama.cpp to run: measured
+against torch hooks on the checkpoint itself, that is the faster way (tools/bench_imatrix.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from edgepack.edge.llama.importance_collect import CollectOptions, collect_importance
+from edgepack.errors import CalibrationError, EdgepackError
+from edgepack.gguf.reader import read_header
+from edgepack.gguf.types import string
+from edgepack.progress import silent
+from edgepack.quant.calibration.importance_file import read_importance, write_importance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from edgepack.export.mapped_model import MappedModel
+    from edgepack.progress import Progress
+    from edgepack.quant.calibration.importance import ImportanceMatrix
+
+_RUN_KEY = "edgepack.imatrix.run"
+_MAX_TEXT_BYTES = 1 << 30
+_PRECISIONS = {"bf16": "gguf-bf16", "f16": "gguf-f16"}
+
+
+@dataclass(frozen=True)
+class ImportanceRun:
+    """One run of a text through a model.
+
+    Attributes:
+        model: a Hugging Face folder or a GGUF.
+        text: a UTF-8 text file.
+        beside: the final file: what a run keeps meanwhile lies in the same folder.
+        options: how the text is run.
+        pre: the pre-tokenizer's name where its structure is not known.
+        adapter: a PEFT LoRA merged into the model.
+        keep_seconds: time between two saves of what there is so far.
+    """
+
+    model: Path
+    text: Path
+    beside: Path
+    options: CollectOptions = field(default_factory=CollectOptions)
+    pre: str | None = None
+    adapter: Path | None = None
+    keep_seconds: float = 20.0
+
+    @property
+    def partial(self) -> Path:
+        """Where an interrupted run is kept."""
+        return self.beside.with_name(f".{self.beside.name}.partial-imatrix.gguf")
+
+    def collect(self, *, resume: bool = False, progress: Progress = silent) -> ImportanceMatrix:
+        """Run the text, keeping what there is so far in `partial`, which is removed at the end.
+
+        Args:
+            resume: go on with an interrupted run of the same model and text.
+            progress: told of each piece done.
+
+        Raises:
+            CalibrationError: the text is unreadable or too short.
+            EdgepackError: as `open_model` and `collect_importance`.
+        """
+        text = read_text(self.text)
+        key = self._key(text)
+        start = self._kept(key) if resume else None
+        last = time.monotonic()
+
+        def keep(matrix: ImportanceMatrix) -> None:
+            nonlocal last
+            if time.monotonic() - last >= self.keep_seconds:
+                write_importance(self.partial, matrix, exact=True, extra={_RUN_KEY: string(key)})
+                last = time.monotonic()
+
+        with self._runnable(progress) as gguf:
+            matrix = collect_importance(
+                gguf, text, self.text.name, self.options, start=start, keep=keep, progress=progress
+            )
+        self.partial.unlink(missing_ok=True)
+        return matrix
+
+    @contextmanager
+    def _runnable(self, progress: Progress) -> Iterator[Path]:
+        """The model itself where it is a GGUF, else one made of it, which is removed again."""
+        if self.model.is_file():
+            yield self.model
+            return
+        from edgepack.export.gguf_file import write_gguf
+        from edgepack.export.mapped_model import open_model
+        from edgepack.export.plan import plan_export
+        from edgepack.quant.types.targets import find_target
+
+        mapped = open_model(self.model, pre=self.pre, adapter=self.adapter)
+        temporary = self.beside.with_name(f".{self.beside.name}.calibration.gguf")
+        try:
+            write_gguf(plan_export(mapped, find_target(_precision(mapped))), temporary, progress=progress)
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _key(self, text: str) -> str:
+        """What two runs must share for one to go on with the other."""
+        folders = [self.model] if self.adapter is None else [self.model, self.adapter]
+        files = [path for folder in folders for path in (sorted(folder.glob("*")) if folder.is_dir() else [folder])]
+        states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
+        decisive = {"chunk": self.options.chunk, "include_head": self.options.include_head}
+        about = [states, hashlib.sha256(text.encode()).hexdigest(), decisive]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+    def _kept(self, key: str) -> ImportanceMatrix | None:
+        if not self.partial.is_file():
+            return None
+        try:
+            own = read_header(self.partial).get(_RUN_KEY) == key
+            return read_importance(self.partial) if own else None
+        except EdgepackError:  # cut off or of another version: the run begins anew
+            return None
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file.
+
+    Raises:
+        CalibrationError: absent, too large, or not UTF-8.
+    """
+    try:
+        size = path.stat().st_size
+        if size > _MAX_TEXT_BYTES:
+            raise CalibrationError(f"{path}: expected a text of at most {_MAX_TEXT_BYTES} bytes, got {size}")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"{path}: expected UTF-8, got byte {error.object[error.start]:#04x}") from None
+
+
+def _precision(model: MappedModel) -> str:
+    """The float target that loses nothing of the checkpoint's matrices."""
+    dtypes = {rows.dtype for rows in model.tensors.values() if len(rows.shape) > 1}
+    return _PRECISIONS.get(dtypes.pop(), "gguf-f32") if len(dtypes) == 1 else "gguf-f32"
+
+
+def statistics_json(matrix: ImportanceMatrix) -> list[dict[str, object]]:
+    """Per-tensor statistics as JSON objects."""
+    from edgepack.quant.calibration.importance import statistics
+
+    return [asdict(entry) for entry in statistics(matrix)]
