@@ -50,11 +50,11 @@ def _context(config: ModelConfig) -> int:
 
 
 def _dimensions(config: ModelConfig) -> dict[str, int]:
-    return BERT.dimensions(config) | {"ctx": _context(config)}
+    return {**BERT.dimensions(config), "ctx": _context(config)}
 
 
 def _ranking_dimensions(config: ModelConfig) -> dict[str, int]:
-    return BERT_RANKER.dimensions(config) | {"ctx": _context(config)}
+    return {**BERT_RANKER.dimensions(config), "ctx": _context(config)}
 
 
 _TENSORS = bert_rules("roberta.", _cut)

@@ -118,11 +118,12 @@ class TernaryWeight:
         return digits * self._scale
 
     @cached_property
-    def _scale(self) -> np.float32:
-        scale = np.float32(read_tensor(self.source, self.name + "_scale").item())
+    def _scale(self) -> NDArray[np.float32]:
+        """What digits are multiplied by, shape []."""
+        scale: NDArray[np.float32] = read_tensor(self.source, self.name + "_scale").reshape(())
         if not np.isfinite(scale) or scale == 0:
             raise CheckpointError(f"tensor '{self.name}_scale': expected a number other than 0, got {scale}")
-        return np.float32(1) / scale if self.divides else scale
+        return np.reciprocal(scale) if self.divides else scale
 
 
 @dataclass(frozen=True)
@@ -145,15 +146,15 @@ class RoundedWeight:
     def read_rows(self, start: int, stop: int) -> Matrix:
         """As `PackedWeight.read_rows`."""
         rows = self.source.read_rows(self.name, start, stop)
-        inverse = np.float32(1) / self._mean
+        inverse = np.float32(1 / self._mean)
         rounded: Matrix = np.clip(np.round(rows * inverse), -1, 1) / inverse
         return rounded
 
     @cached_property
-    def _mean(self) -> np.float32:
+    def _mean(self) -> float:
         rows, columns = self.spec.shape
         total = sum(
             float(np.abs(self.source.read_rows(self.name, at, min(at + _ROWS_AT_ONCE, rows))).sum(dtype=np.float64))
             for at in range(0, rows, _ROWS_AT_ONCE)
         )
-        return np.float32(max(total / max(rows * columns, 1), _LEAST_MEAN))
+        return max(total / max(rows * columns, 1), _LEAST_MEAN)
