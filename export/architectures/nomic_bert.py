@@ -1,19 +1,28 @@
-"""Nomic's BERT (nomic-embed-text 1 and 1.5): rope in place of learnt positions, gated feed-forward networks."""
+"""Nomic's BERT: rope in place of learnt positions.
+
+Feed-forward networks of nomic-embed-text 1 and 1.5 are gated; every second layer of 2 has experts in their place.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.export.rules.decoder import EQUAL_HEADS, WHOLE_HEADS
-from edgepack.export.rules.encoder import encoder_dimensions, encoder_metadata
+from edgepack.errors import UnsupportedModelError
+from edgepack.export.expert_rows import TransposedExperts
+from edgepack.export.rows import ReshapedRows
+from edgepack.export.rules.decoder import EQUAL_HEADS, GELU, WHOLE_HEADS, restricted
+from edgepack.export.rules.encoder import encoder_dimensions, encoder_metadata, layer_norm
 from edgepack.export.rules.family import Family, Origin, Requirement, TensorRule
 from edgepack.export.rules.metadata import common_metadata
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
+    from edgepack.export.rows import Rows
+    from edgepack.model import TensorSource
 
-_NAME = "nomic-bert"
+_NAME, _EXPERTS_NAME = "nomic-bert", "nomic-bert-moe"
 _LAYER = "layers.{i}."
 _PUBLISHED = "encoder.layers.{i}."
 _BIASES = ("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias")
@@ -47,16 +56,68 @@ def _norm(target: str, held: str, published: str) -> tuple[TensorRule, ...]:
     )
 
 
+def _published_affine(target: str, source: str, shape: str) -> tuple[TensorRule, ...]:
+    return (
+        TensorRule(f"blk.{{i}}.{target}.weight", f"{_PUBLISHED}{source}.weight", shape),
+        TensorRule(f"blk.{{i}}.{target}.bias", f"{_PUBLISHED}{source}.bias", shape.split(maxsplit=1)[0]),
+    )
+
+
+def _has_experts(config: ModelConfig, layer: int) -> bool:
+    return layer % config.count("moe_every_n_layers") == 1
+
+
+def _dense(config: ModelConfig, layer: int) -> bool:
+    return not _has_experts(config, layer)
+
+
+def _expert_metadata(config: ModelConfig) -> dict[str, Value]:
+    own = {"moe_every_n_layers": u32(config.count("moe_every_n_layers"))}
+    found = {key.replace(_NAME, _EXPERTS_NAME): value for key, value in _metadata(config).items()}
+    return found | {f"{_EXPERTS_NAME}.{key}": value for key, value in own.items()}
+
+
+def _as_stack(rows: Rows, config: ModelConfig) -> Rows:
+    """HF: [experts · width, d] → [experts, width, d]."""
+    shape = (config.n_experts, config.count("intermediate_size"), config.hidden)
+    return ReshapedRows(rows, shape) if rows.shape == (shape[0] * shape[1], shape[2]) else rows
+
+
+def _as_turned_stack(rows: Rows, config: ModelConfig) -> Rows:
+    """HF: [experts · width, d] → [experts, d, width]."""
+    stack = _as_stack(rows, config)
+    return TransposedExperts(stack) if len(stack.shape) == 3 else stack
+
+
+def _refuse_biased_experts(config: ModelConfig, source: TensorSource) -> dict[str, Value]:
+    """Nothing, where the experts' bias is zero: llama.cpp's graph leaves it out."""
+    for layer in range(config.n_layers):
+        name = f"{_PUBLISHED.format(i=layer)}mlp.experts.bias"
+        if name in source.specs and source.read_rows(name, 0, source.specs[name].rows).any():
+            raise UnsupportedModelError(f"tensor '{name}' is not zero: llama.cpp's {_EXPERTS_NAME} has no such bias")
+    return {}
+
+
+_SPELLINGS = {
+    "intermediate_size": "n_inner",
+    "max_position_embeddings": "n_positions",
+    "layer_norm_eps": "layer_norm_epsilon",
+    "rope_theta": "rotary_emb_base",
+    "hidden_act": "activation_function",
+}
+_COMMON = (
+    Requirement("rotary_emb_fraction", (1,), "its graph rotates whole heads"),
+    Requirement("rotary_emb_interleaved", (False,), "its graph rotates halves of heads"),
+    Requirement("prenorm", (False,), "its graph normalises after attention"),
+    Requirement("causal", (False,), "its graph attends in both directions"),
+    WHOLE_HEADS,
+    EQUAL_HEADS,
+)
+
 FAMILY = Family(
     name=_NAME,
     classes=("NomicBertModel", "NomicBertForMaskedLM"),
-    spellings={
-        "intermediate_size": "n_inner",
-        "max_position_embeddings": "n_positions",
-        "layer_norm_eps": "layer_norm_epsilon",
-        "rope_theta": "rotary_emb_base",
-        "hidden_act": "activation_function",
-    },
+    spellings=_SPELLINGS,
     defaults={
         "layer_norm_eps": 1e-12,
         "max_position_embeddings": 2048,
@@ -66,16 +127,11 @@ FAMILY = Family(
     metadata=_metadata,
     dimensions=_dimensions,
     renames=(("", "nomic_bert."),),
+    instead=lambda config: EXPERTS if config.get("moe_every_n_layers") else None,
     requirements=(
         Requirement("hidden_act", ("silu", "swish", "swiglu"), "its graph uses SiLU"),
-        Requirement("moe_every_n_layers", (0,), "its graph has no experts"),
-        Requirement("rotary_emb_fraction", (1,), "its graph rotates whole heads"),
-        Requirement("rotary_emb_interleaved", (False,), "its graph rotates halves of heads"),
-        Requirement("prenorm", (False,), "its graph normalises after attention"),
-        Requirement("causal", (False,), "its graph attends in both directions"),
         *(Requirement(key, (False,), "its graph has no such bias") for key in _BIASES),
-        WHOLE_HEADS,
-        EQUAL_HEADS,
+        *_COMMON,
     ),
     unused=(r"(^|\.)pooler\.", r"^(lm_head|cls)\."),
     tied_head=None,
@@ -95,5 +151,42 @@ FAMILY = Family(
         _matrix("ffn_up", "mlp.up_proj", "mlp.fc11", "ff d"),
         _matrix("ffn_down", "mlp.down_proj", "mlp.fc2", "d ff"),
         *_norm("blk.{i}.layer_output_norm", _LAYER + "post_mlp_layernorm", _PUBLISHED + "norm2"),
+    ),
+)
+EXPERTS = replace(
+    FAMILY,
+    name=_EXPERTS_NAME,
+    spellings={**_SPELLINGS, "num_experts_per_tok": "moe_top_k"},
+    defaults={"layer_norm_eps": 1e-5, "type_vocab_size": 1, "rope_theta": 10000.0},
+    metadata=_expert_metadata,
+    stored=_refuse_biased_experts,
+    requirements=(
+        Requirement("hidden_act", GELU, "its graph uses GELU"),
+        *(Requirement(key, (True,), "its graph has such a bias", absent_is_fine=False) for key in _BIASES),
+        Requirement("moe_normalize_expert_weights", (False,), "its graph leaves the experts' weights as they are"),
+        *_COMMON,
+    ),
+    unused=(*FAMILY.unused, r"\.mlp\.experts\.bias$"),  # zero: see `_refuse_biased_experts`
+    tensors=(
+        TensorRule("token_embd.weight", "embeddings.word_embeddings.weight", "v d"),
+        TensorRule("token_types.weight", "embeddings.token_type_embeddings.weight", "types d"),
+        *layer_norm("token_embd_norm", "emb_ln"),
+        *_published_affine("attn_qkv", "attn.Wqkv", "qkv d"),
+        *_published_affine("attn_output", "attn.out_proj", "d d"),
+        *layer_norm("blk.{i}.attn_output_norm", _PUBLISHED + "norm1"),
+        *restricted(_published_affine("ffn_up", "mlp.fc1", "ff d"), _dense),
+        *restricted(_published_affine("ffn_down", "mlp.fc2", "d ff"), _dense),
+        TensorRule("blk.{i}.ffn_gate_inp.weight", _PUBLISHED + "mlp.router.layer.weight", "e d", when=_has_experts),
+        TensorRule(
+            "blk.{i}.ffn_up_exps.weight", _PUBLISHED + "mlp.experts.mlp.w1", "e ff d", _as_stack, when=_has_experts
+        ),
+        TensorRule(
+            "blk.{i}.ffn_down_exps.weight",
+            _PUBLISHED + "mlp.experts.mlp.w2",
+            "e d ff",
+            _as_turned_stack,
+            when=_has_experts,
+        ),
+        *layer_norm("blk.{i}.layer_output_norm", _PUBLISHED + "norm2"),
     ),
 )

@@ -165,6 +165,8 @@ RELABELLED = {  # in tests of their own
     "BaiChuanForCausalLM",
     "InternLM3ForCausalLM",
     "Gemma3nForConditionalGeneration",
+    "JinaBertModel",
+    "JinaBertForMaskedLM",
 }
 
 
