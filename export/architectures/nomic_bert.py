@@ -56,6 +56,10 @@ def _norm(target: str, held: str, published: str) -> tuple[TensorRule, ...]:
     )
 
 
+def _second_generation(config: ModelConfig) -> Family | None:
+    return EXPERTS if config.get("moe_every_n_layers") else None
+
+
 def _published_affine(target: str, source: str, shape: str) -> tuple[TensorRule, ...]:
     return (
         TensorRule(f"blk.{{i}}.{target}.weight", f"{_PUBLISHED}{source}.weight", shape),
@@ -127,7 +131,7 @@ FAMILY = Family(
     metadata=_metadata,
     dimensions=_dimensions,
     renames=(("", "nomic_bert."),),
-    instead=lambda config: EXPERTS if config.get("moe_every_n_layers") else None,
+    instead=_second_generation,
     requirements=(
         Requirement("hidden_act", ("silu", "swish", "swiglu"), "its graph uses SiLU"),
         *(Requirement(key, (False,), "its graph has no such bias") for key in _BIASES),
