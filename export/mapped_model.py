@@ -54,11 +54,6 @@ class MappedModel:
     notes: tuple[str, ...] = ()
     kept: frozenset[str] = frozenset()
 
-    @property
-    def n_parameters(self) -> int:
-        """Weights in all tensors."""
-        return sum(prod(rows.shape) for rows in self.tensors.values())
-
 
 def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None, allow_requantize: bool = False) -> MappedModel:
     """A Hugging Face checkpoint under GGUF names; reads headers and the tokenizer, no weights.

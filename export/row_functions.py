@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.export.formats.packed import KeptArrays
+from edgepack.export.row_origin import RowOrigin, joined
+from edgepack.export.rows import row_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +37,11 @@ class MappedRows:
         return self.base.shape
 
     @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`: computed."""
+        return RowOrigin.computed(row_count(self.shape), self.base.origin.names)
+
+    @property
     def dtype(self) -> str:
         """float32: the values are computed."""
         return "f32"
@@ -55,6 +62,11 @@ class PermutedColumns:
     def shape(self) -> tuple[int, ...]:
         """The base's shape."""
         return self.base.shape
+
+    @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`."""
+        return self.base.origin.with_columns(self.order)
 
     @property
     def dtype(self) -> str:
@@ -95,6 +107,11 @@ class TransposedExperts:
         return (experts, rows, columns)
 
     @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`: computed."""
+        return RowOrigin.computed(row_count(self.shape), self.base.origin.names)
+
+    @property
     def dtype(self) -> str:
         """The base's type."""
         return self.base.dtype
@@ -132,6 +149,11 @@ class RefoldedRows:
         return self.new_shape if prod(self.new_shape) == prod(self.base.shape) else self.base.shape
 
     @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`: computed."""
+        return RowOrigin.computed(row_count(self.shape), self.base.origin.names)
+
+    @property
     def dtype(self) -> str:
         """The base's type."""
         return self.base.dtype
@@ -154,6 +176,11 @@ class RowScaledRows:
         return self.base.shape
 
     @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`."""
+        return self.base.origin.scaled_each(self.factors)
+
+    @property
     def dtype(self) -> str:
         """float32: the values are computed."""
         return "f32"
@@ -174,6 +201,12 @@ class PaddedRows:
     def shape(self) -> tuple[int, ...]:
         """As many rows as asked for, or the base's where it has more."""
         return (max(self.count, self.base.shape[0]), *self.base.shape[1:])
+
+    @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`."""
+        origin, more = self.base.origin, row_count(self.shape) - row_count(self.base.shape)
+        return joined([origin, RowOrigin.computed(more, origin.names)])
 
     @property
     def dtype(self) -> str:

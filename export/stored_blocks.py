@@ -16,6 +16,7 @@ from edgepack.export.rows import SourceRows, StoredBlocks
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgepack.export.row_origin import RowOrigin
     from edgepack.export.rows import Matrix, Rows
     from edgepack.gguf.types import GGMLType
     from edgepack.model import TensorSource
@@ -68,6 +69,11 @@ class AlternateRows:
         """Half as many rows; the base's shape where they are no pairs."""
         *leading, rows, columns = self.base.shape if len(self.base.shape) > 1 else (1, *self.base.shape)
         return (*leading, rows // 2, columns) if rows % 2 == 0 else self.base.shape
+
+    @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`."""
+        return self.base.origin.take(slice(self.first, None, 2))
 
     @property
     def dtype(self) -> str:

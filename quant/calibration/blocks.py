@@ -15,7 +15,8 @@ from torch import nn
 
 from edgepack.errors import CheckpointError, NumericError, UnsupportedModelError
 from edgepack.model import read_tensor
-from edgepack.quant.calibration.empty_model import block_list, checkpoint_names, empty_model, module_of
+from edgepack.quant.calibration.checkpoint_names import checkpoint_names
+from edgepack.quant.calibration.empty_model import block_list, empty_model, module_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -115,11 +116,11 @@ class BlockwiseModel:
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.checkpoint = checkpoint
-        self.source: TensorSource = checkpoint.tensors
         self.device, self.dtype = torch.device(device), dtype
         self.model = empty_model(checkpoint.config)
         self._list_path, self._blocks = block_list(self.model, checkpoint.config)
-        self._names = checkpoint_names(self.model, self.source)
+        self.source: TensorSource
+        self._names, self.source = checkpoint_names(self.model, checkpoint.tensors)
         self._returns_tuple = False
         self._shell_depth = 0
         for name, buffer in self.model.named_buffers():

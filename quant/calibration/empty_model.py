@@ -1,4 +1,4 @@
-"""A model of transformers without its weights: its modules, where its blocks are, and what the checkpoint calls them.
+"""A model of transformers without its weights: its modules, and where its blocks are.
 
 Loading weights and running blocks is left to `blocks`.
 """
@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from edgepack.errors import CheckpointError, UnsupportedModelError
+from edgepack.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from edgepack.model import TensorSource
+    from collections.abc import Mapping
 
 
 def module_of(root: nn.Module, path: str) -> nn.Module:
@@ -26,18 +24,28 @@ def module_of(root: nn.Module, path: str) -> nn.Module:
 def empty_model(config: Mapping[str, Any]) -> nn.Module:
     """The model with parameters that take no memory and buffers (rotary tables) that are real."""
     from accelerate import init_empty_weights
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind = config.get("model_type")
     try:
-        settings = AutoConfig.for_model(**config)
+        settings = AutoConfig.for_model(**{key: _decoded(value) for key, value in config.items()})
         model_class = AutoModelForCausalLM._model_mapping[type(settings)]  # noqa: SLF001
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(settings, attn_implementation=_attention(config, model_class))
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, StrictDataclassError) as error:
         raise UnsupportedModelError(f"model type '{kind}': transformers cannot run it: {error}") from error
     model.eval()
     return model.requires_grad_(False)
+
+
+def _decoded(value: Any) -> Any:
+    """A value of config.json with infinities as transformers writes them: `{"__float__": "Infinity"}`."""
+    if isinstance(value, dict):
+        if set(value) == {"__float__"} and isinstance(value["__float__"], str):
+            return float(value["__float__"])
+        return {key: _decoded(each) for key, each in value.items()}
+    return [_decoded(each) for each in value] if isinstance(value, list) else value
 
 
 def _attention(config: Mapping[str, Any], model_class: Any) -> str:
@@ -52,19 +60,3 @@ def block_list(model: nn.Module, config: Mapping[str, Any]) -> tuple[str, nn.Mod
         if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
             return path, module
     raise UnsupportedModelError(f"model type '{config.get('model_type')}': found no list of transformer blocks")
-
-
-def checkpoint_names(model: nn.Module, source: TensorSource) -> dict[str, str]:
-    """Parameter path → checkpoint name; published checkpoints differ by the base model's prefix."""
-    prefix, names, missing = f"{model.base_model_prefix}.", {}, []
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    for path, _ in model.named_parameters(remove_duplicate=False):
-        spellings: Sequence[str] = (path, path.removeprefix(prefix), prefix + path)
-        name = next((spelling for spelling in spellings if spelling in source.specs), None)
-        if name is not None:
-            names[path] = name
-        elif path not in tied:
-            missing.append(path)
-    if missing:
-        raise CheckpointError(f"the checkpoint has no tensor for '{missing[0]}' ({len(missing)} missing in all)")
-    return names

@@ -15,6 +15,7 @@ from edgepack.edge.fidelity.run import Candidate, FidelityRun, Text
 from edgepack.edge.fidelity.scorers.scorer import Chunking
 from edgepack.edge.fidelity.validate import Validation, validate
 from edgepack.errors import DependencyError, UsageError
+from edgepack.pipeline.text import text_to_score
 from edgepack.processors import default_threads
 from edgepack.progress import silent
 
@@ -73,16 +74,6 @@ class ScoringOptions:
         """Threads of the reference and of the candidates, which run at the same time."""
         cores = self.threads or default_threads()
         return max(1, cores // 2), max(1, cores - cores // 2)
-
-
-def read_text(path: Path) -> Text:
-    """The text of a UTF-8 file; raises UsageError when it is not one."""
-    try:
-        return Text(path.read_text(encoding="utf-8"), path.name)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: expected UTF-8 text, byte {error.start} is not") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def open_reference(path: Path, options: ScoringOptions) -> Scorer:
@@ -203,7 +194,7 @@ def run_validation(
     Raises:
         EdgepackError: whatever opening or scoring finds wrong.
     """
-    text = None if text_path is None else read_text(text_path)
+    text = None if text_path is None else text_to_score(text_path)
     with ExitStack() as opened:
         candidates = []
         for path in candidate_paths:

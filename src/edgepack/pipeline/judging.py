@@ -11,7 +11,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from edgepack.edge.fidelity.validate import Gates, Validation, validate
-from edgepack.pipeline.fidelity import choose_chunking, open_candidate, open_reference, read_text, sample_text
+from edgepack.pipeline.fidelity import choose_chunking, open_candidate, open_reference, sample_text
+from edgepack.pipeline.text import text_to_score
 from edgepack.progress import Progress, silent
 from edgepack.quantities import format_size
 
@@ -76,7 +77,7 @@ class Judge:
         progress: Progress = silent,
     ) -> None:
         self.gates, self._options, self._progress = gates, options, progress
-        self._text = None if text is None else read_text(text)
+        self._text = None if text is None else text_to_score(text)
         self._opener = opener or (lambda: open_reference(reference, options))
         self._stack = ExitStack()
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from edgepack.export.coded.plan import parse_tensor_codecs, plan_variant, settle_plan
 from edgepack.export.coded.write import write_variant
+from edgepack.export.inputs import input_statistics
 from edgepack.export.mapped_model import map_checkpoint, open_model
-from edgepack.export.rows import SourceRows
 from edgepack.pipeline.makers.opened import changed_by, merged_adapter
 from edgepack.pipeline.outline import Made, Outline, TensorRow
 from edgepack.quant.codecs.codec import Statistics
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from edgepack.export.coded.plan import PlannedMatrix, VariantPlan
     from edgepack.export.coded.write import CodedReport
     from edgepack.export.mapped_model import MappedModel
-    from edgepack.export.rows import Rows
     from edgepack.gguf.types import TensorInfo, Value
     from edgepack.model import Checkpoint
     from edgepack.pipeline.outline import ChangedModel, Json
@@ -123,31 +122,15 @@ def _statistics(
 
 
 def _collected(request: ExportRequest, checkpoint: Checkpoint, mapped: MappedModel) -> dict[str, Statistics]:
-    """Hessians over the calibration text, by the matrix's own name in the checkpoint."""
-    from edgepack.pipeline.importance import read_text
+    """GGUF name → Hessian of a matrix's inputs over the calibration text."""
+    from edgepack.pipeline.text import read_text
     from edgepack.quant.calibration.collect import collect
     from edgepack.quant.calibration.text import text_sequences
 
     tokens = text_sequences(checkpoint, read_text(Path(request.calibration or "")))
-    collected = collect(checkpoint, tokens, with_hessian=True, device=request.device, progress=request.progress)
-    found = {}
-    for name, source in _checkpoint_names(mapped.tensors).items():
-        if source in collected.statistics:
-            known = collected.statistics[source]
-            found[name] = Statistics(known.mean_square, known.hessian)
-    return found
-
-
-def _checkpoint_names(tensors: Mapping[str, Rows]) -> dict[str, str]:
-    """GGUF name → checkpoint name of every tensor that is one of the checkpoint's, its rows perhaps permuted."""
-    names = {}
-    for name, rows in tensors.items():
-        below: object = rows
-        while not isinstance(below, SourceRows) and hasattr(below, "base"):
-            below = below.base
-        if isinstance(below, SourceRows):
-            names[name] = below.name
-    return names
+    known = collect(checkpoint, tokens, with_hessian=True, device=request.device, progress=request.progress).statistics
+    found = {name: input_statistics(rows, known) for name, rows in mapped.tensors.items()}
+    return {name: Statistics(own.mean_square, own.hessian) for name, own in found.items() if own is not None}
 
 
 def _planned_row(tensor: PlannedMatrix) -> TensorRow:

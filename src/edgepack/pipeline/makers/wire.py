@@ -82,13 +82,13 @@ def read_calibration(
     checkpoint: Checkpoint, text: Path | None, device: str, sequences: int = SEQUENCES, length: int | None = None
 ) -> Calibration:
     """Tokens of a text, or of what the model writes itself; raises CalibrationError for a text that is too short."""
-    from edgepack.pipeline.fidelity import read_text
+    from edgepack.pipeline.text import text_to_score
     from edgepack.quant.calibration.text import own_samples, text_sequences
 
     if text is None:
         tokens = own_samples(checkpoint, sequences=sequences, length=length, device=device)
         return Calibration(tokens, hashlib.sha256(tokens.tobytes()).hexdigest())
-    found = read_text(text)
+    found = text_to_score(text)
     return Calibration(text_sequences(checkpoint, found.text, sequences=sequences, length=length), found.sha256)
 
 

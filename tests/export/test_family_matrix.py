@@ -1,0 +1,49 @@
+"""Every family × what edgepack does: a cell works, or is refused by the reason that stands here."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import ROOT
+from families_table import read_figures, table
+from references.family_cells import CELLS, run_cell
+from references.hybrid_models import HYBRIDS
+from references.tiny_checkpoints import TinyModel, random_model, write_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MATRIX = (
+    "qwen-3-next", "qwen-3.5", "qwen-3.5-moe-with-eyes", "gemma-4-e2b", "gemma-4-26b", "gemma-1", "lfm-2",
+    "lfm-2-moe", "granite-moe", "granite-4-hybrid-moe", "granite-4-dense", "gpt-oss", "mamba", "mamba-2", "falcon-h1",
+    "nemotron-h", "nemotron-3", "jamba",
+)  # fmt: skip
+REFUSED: dict[tuple[str, str], str] = {}
+
+
+@pytest.fixture(scope="module", params=MATRIX)
+def checkpoint(
+    request: pytest.FixtureRequest, books: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[TinyModel, Path]]:
+    tiny = next(each for each in HYBRIDS if each.name == request.param)
+    scratch = tmp_path_factory.mktemp(tiny.name)
+    write_checkpoint(random_model(tiny), scratch / "model", books, fused_experts=tiny.fused_experts)
+    yield tiny, scratch
+    for file in scratch.glob("*.gguf"):
+        file.unlink()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cell_works_or_says_why_not(cell: str, checkpoint: tuple[TinyModel, Path]) -> None:
+    tiny, scratch = checkpoint
+    reason = run_cell(cell, scratch / "model", scratch)
+    expected = REFUSED.get((tiny.name, cell), "")
+    assert bool(reason) == bool(expected), reason
+    assert re.search(expected, reason)
+
+
+def test_the_table_of_families_is_what_the_tool_prints() -> None:
+    assert table(read_figures()) in (ROOT / "docs/sources.md").read_text(encoding="utf-8")
