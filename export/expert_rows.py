@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.export.row_origin import RowOrigin
+from edgepack.export.rows import row_count
+
 if TYPE_CHECKING:
     from edgepack.export.rows import Matrix, Rows
 
@@ -34,6 +37,11 @@ class TransposedExperts:
     def dtype(self) -> str:
         """The base's type."""
         return self.base.dtype
+
+    @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`: computed, as every row is a column."""
+        return RowOrigin.computed(row_count(self.shape), self.base.origin.names)
 
     def read(self, start: int, stop: int) -> Matrix:
         """As `Rows.read`."""
