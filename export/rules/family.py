@@ -184,7 +184,6 @@ class Family:
         nested: the settings stand under `text_config`, beside those of other modalities, which are left out.
         blocks: how many values `{i}` takes.
         stored: keys whose values stand in tensors, such as an activation's parameters.
-        refused: why llama.cpp's graph does not compute what these checkpoints are, where it does not.
         spellings: other names of settings: as the rules call them → as some config.json do.
         headless: the graph runs without a head, so that a model which gives embeddings may lack one.
         derived: settings under other keys or in other forms, such as a pattern of letters for the kinds of layers,
@@ -209,7 +208,6 @@ class Family:
     nested: bool = False
     blocks: Callable[[ModelConfig], int] = trunk_blocks
     stored: Callable[[ModelConfig, TensorSource], dict[str, Value]] = nothing_stored
-    refused: str | None = None
     spellings: Mapping[str, str] = field(default_factory=dict)
     headless: bool = False
     derived: Callable[[ModelConfig], Mapping[str, Any]] = nothing_derived

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from edgepack.errors import CheckpointError, UnsupportedModelError
 from edgepack.export.rows import JoinedRows
 from edgepack.export.rules.pooling import pooling_type
+from edgepack.export.rules.without_graph import OTHER_GRAPH, WITHOUT_GRAPH
 from edgepack.export.stored_blocks import source_rows
 
 if TYPE_CHECKING:
@@ -49,15 +50,19 @@ def find_family(config: ModelConfig) -> Family:
     """The family of a configuration.
 
     Raises:
-        UnsupportedModelError: the architecture is unknown (the known are listed) or refused by reason.
+        UnsupportedModelError: llama.cpp has no graph of the architecture, or it is unknown (the known are listed).
     """
-    known = families()
-    if config.architecture not in known:
-        runs = sorted(name for name, family in known.items() if family.refused is None)
-        raise UnsupportedModelError(f"unknown architecture '{config.architecture}'; known: {', '.join(runs)}")
-    family = known[config.architecture]
-    if family.refused is not None:
-        raise UnsupportedModelError(f"{config.label}: {config.architecture}: {family.refused}")
+    known, name = families(), config.architecture
+    if name in WITHOUT_GRAPH:
+        raise UnsupportedModelError(f"{name}: the installed llama.cpp has no graph of this architecture")
+    if name in OTHER_GRAPH:
+        raise UnsupportedModelError(f"{name}: {OTHER_GRAPH[name]}")
+    if name not in known:
+        raise UnsupportedModelError(
+            f"unknown architecture '{name}': give a GGUF of the model instead, which may have any architecture that"
+            f" llama.cpp knows (llama.cpp's convert_hf_to_gguf.py makes one); known: {', '.join(sorted(known))}"
+        )
+    family = known[name]
     return family.instead(config) or family
 
 

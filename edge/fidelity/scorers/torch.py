@@ -16,6 +16,7 @@ import transformers
 
 from edgepack.errors import CheckpointError, EdgepackError, TokenizerError
 from edgepack.quant.calibration.empty_model import language_model_class
+from edgepack.quant.calibration.stepwise import step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,9 +157,8 @@ class TorchScorer:
         written, cache = [], None
         with torch.inference_mode(), quiet_transformers():
             for _step in range(count):
-                output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                cache = output.past_key_values
-                ids = output.logits[:, -1].argmax(-1, keepdim=True)
+                logits, cache = step(self._model, ids, cache, logits_to_keep=1)
+                ids = logits[:, -1].argmax(-1, keepdim=True)
                 written.append(int(ids))
         return np.array(written, dtype=np.int32)
 
@@ -176,9 +176,8 @@ class TorchScorer:
         written, cache = [], None
         with torch.inference_mode(), quiet_transformers():
             for _step in range(length - 1):
-                output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                cache = output.past_key_values
-                ids = torch.multinomial(output.logits[:, -1].float().softmax(-1), 1, generator=generator)
+                logits, cache = step(self._model, ids, cache, logits_to_keep=1)
+                ids = torch.multinomial(logits[:, -1].float().softmax(-1), 1, generator=generator)
                 written.append(ids)
         rows = torch.cat(written, dim=1).tolist()
         return "\n\n".join(self.tokenizer.text(row) for row in rows)
