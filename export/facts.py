@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgepack.errors import GGUFError
+from edgepack.gguf import keys
 from edgepack.quant.types.mixtures import ModelFacts
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def model_facts(metadata: Mapping[str, Value], label: object) -> ModelFacts:
     Raises:
         GGUFError: a key that is absent or no count.
     """
-    name = metadata["general.architecture"].value if "general.architecture" in metadata else None
+    name = metadata[keys.ARCHITECTURE].value if keys.ARCHITECTURE in metadata else None
     if not isinstance(name, str):
         raise GGUFError(f"{label}: expected general.architecture, got {name!r}")
     heads = _count(metadata, f"{name}.attention.head_count", label, default=1)

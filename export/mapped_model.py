@@ -19,6 +19,7 @@ from edgepack.export.rows import StoredBlocks
 from edgepack.export.rules.mapping import completed, find_family, map_tensors, observed
 from edgepack.export.rules.pooling import pooling_metadata
 from edgepack.export.tokenizer.vocabulary import read_vocabulary
+from edgepack.gguf import keys
 from edgepack.gguf.types import Value, string
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None, allow_requ
     tensors = map_tensors(family, config, checkpoint.tensors)
     size = _size(tensors, config.n_experts)
     metadata = general_metadata(checkpoint.path, family.name, size)
-    metadata = {"general.architecture": string(family.name)} | metadata
+    metadata = {keys.ARCHITECTURE: string(family.name)} | metadata
     metadata |= pooling_metadata(config, family.name) | family.metadata(config)  # a head's own pooling decides
     metadata |= family.stored(config, checkpoint.tensors)
     metadata |= read_vocabulary(checkpoint.path, config.values, pre=pre)

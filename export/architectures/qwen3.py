@@ -27,6 +27,7 @@ from edgepack.export.rules.decoder import (
 )
 from edgepack.export.rules.family import Family, TensorRule, no_other_family, standard_dimensions
 from edgepack.export.rules.metadata import attention_window, common_metadata
+from edgepack.gguf import keys
 from edgepack.gguf.types import Value, string
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _metadata(config: ModelConfig) -> dict[str, Value]:
 
 
 def _answering_metadata(config: ModelConfig) -> dict[str, Value]:
-    question = {"tokenizer.chat_template.rerank": string(_QUESTION)}
+    question = {f"{keys.CHAT_TEMPLATE}.rerank": string(_QUESTION)}
     return _metadata(config) | ranking_metadata(config, "qwen3", _ANSWERS) | question
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.export.rules.decoder import EQUAL_HEADS, GELU
 from edgepack.export.rules.family import Origin, Requirement, TensorRule, standard_dimensions
+from edgepack.gguf import keys
 from edgepack.gguf.types import Value, boolean, u32
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def encoder_metadata(config: ModelConfig, name: str) -> dict[str, Value]:
     """That attention looks both ways, and how many types of token there are."""
     return {
         f"{name}.attention.causal": boolean(False),
-        "tokenizer.ggml.token_type_count": u32(config.count("type_vocab_size")),
+        keys.VOCABULARY_SEGMENTS: u32(config.count("type_vocab_size")),
     }
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # How the names of classes end whose models give no logits of the next token, and of those that do all the same.
-_WITHOUT_NEXT_TOKEN = ("Model", "ForMaskedLM", "ForSequenceClassification")
-_WITH_NEXT_TOKEN = "LMHeadModel"
+_EMBEDDERS = ("Model", "ForMaskedLM", "ForSequenceClassification")
+_GENERATORS = ("LMHeadModel",)
 
 
 def module_of(root: nn.Module, path: str) -> nn.Module:
@@ -57,7 +57,7 @@ def language_model_class(settings: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     published = str((settings.architectures or [""])[0])
-    if published.endswith(_WITHOUT_NEXT_TOKEN) and not published.endswith(_WITH_NEXT_TOKEN):
+    if published.endswith(_EMBEDDERS) and not published.endswith(_GENERATORS):
         raise UnsupportedModelError(f"{published} gives embeddings or scores: it does not say what comes next")
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
         if type(settings) in auto._model_mapping:  # noqa: SLF001

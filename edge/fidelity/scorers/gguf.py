@@ -9,6 +9,7 @@ import numpy as np
 from edgepack.edge.llama.options import Adapter, RuntimeOptions, SamplingOptions
 from edgepack.edge.llama.runtime import LoadedModel
 from edgepack.errors import UnsupportedModelError
+from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class GGUFTokenizer:
 def _refuse_without_next_token(path: Path) -> None:
     """Encoders, and models whose file says how their tokens are pooled or scored."""
     header = read_header(path)
-    name = header.get("general.architecture")
+    name = header.get(keys.ARCHITECTURE)
     if header.get(f"{name}.pooling_type") is not None or header.get(f"{name}.attention.causal") is False:
         raise UnsupportedModelError(f"{path}: {name} gives embeddings or scores: it does not say what comes next")
 
