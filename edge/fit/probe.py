@@ -108,7 +108,7 @@ def _key(header: GGUFHeader, threads: int) -> str:
 
 def _layer_counts(shape: ModelShape) -> Sequence[int]:
     count = len(shape.layers)
-    if shape.nbytes <= _WHOLE_BYTES:
+    if shape.nbytes <= _WHOLE_BYTES or shape.simulated is not None:  # layers that depend on others are not taken out
         return (count,)
     layer = max(shape.nbytes // max(count, 1), 1)
     more = max(3, min(count, _WHOLE_BYTES // layer))
@@ -150,9 +150,9 @@ def _twin_metadata(header: GGUFHeader, shape: ModelShape, chosen: Sequence[int])
     prefix = f"{shape.architecture}."
     kept: dict[str, Value] = {}
     for key, value in header.metadata.items():
-        if not key.startswith((prefix, keys.ARCHITECTURE)):
+        if not key.startswith((prefix, keys.ARCHITECTURE)) or key == f"{prefix}nextn_predict_layers":
             continue
-        per_layer = isinstance(value.value, list) and len(value.value) == len(shape.layers)
+        per_layer = isinstance(value.value, list) and len(value.value) == header.get(f"{prefix}block_count")
         kept[key] = Value(ValueType.ARRAY, [value.value[i] for i in chosen], value.item_type) if per_layer else value
     return kept | {
         f"{prefix}block_count": u32(len(chosen)),
