@@ -108,7 +108,8 @@ class Fitter:
         self.wish = wish or FitWish()
         if self.wish.kv_type is not None and not self._suits(self.wish.kv_type):
             raise UsageError(
-                f"KV cache type '{self.wish.kv_type}': its blocks do not divide heads of {shape.head_k} and {shape.head_v}"
+                f"KV cache type '{self.wish.kv_type}': its blocks do not divide heads of"
+                f" {shape.head_k} and {shape.head_v}"
             )
         if self.wish.n_ctx is not None and self.wish.n_ctx > shape.n_ctx_train:
             raise UsageError(f"context {self.wish.n_ctx}: the model was trained with {shape.n_ctx_train}")
