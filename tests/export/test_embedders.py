@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from references.llama_embeddings import llama_pooled, llama_token_embeddings
+from references.embedder_oracle import TOKENS, embedding_error, scoring_error
+from references.llama_embeddings import llama_pooled
 from references.llama_quantize import llama_types
 from references.tiny_checkpoints import VOCABULARY, TinyModel, random_model, write_checkpoint
 from references.tiny_encoders import EMBEDDERS, RANKERS
@@ -22,10 +23,6 @@ from edgepack.quant.types.targets import find_target
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
-TOKENS = np.random.default_rng(1).integers(3, VOCABULARY, 48)
-
 
 def exported(tiny: TinyModel, tokenizer: Path, folder: Path) -> tuple[Any, Path]:
     """The model of torch, and its file."""
@@ -33,29 +30,6 @@ def exported(tiny: TinyModel, tokenizer: Path, folder: Path) -> tuple[Any, Path]
     write_checkpoint(model, folder / "model", tokenizer, fused_experts=tiny.fused_experts)
     write_gguf(plan_export(open_model(folder / "model"), find_target("f32")), folder / "model.gguf")
     return model, folder / "model.gguf"
-
-
-def torch_embeddings(model: Any, _tiny: TinyModel) -> NDArray[np.float32]:
-    """The last hidden state of every token: [tokens, d]."""
-    with torch.no_grad():
-        hidden: NDArray[np.float32] = model.base_model(torch.tensor(TOKENS)[None]).last_hidden_state[0].numpy()
-    return hidden
-
-
-def torch_scores(model: Any, tiny: TinyModel, texts: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Scores of every text: [texts, labels]; of Qwen 3 their probabilities, a single one's against 0."""
-    with torch.no_grad():
-        scores = model(torch.tensor(texts)).logits
-    if tiny.family == "Qwen3":
-        scores = scores if scores.shape[1] > 1 else torch.cat((scores, torch.zeros_like(scores)), 1)
-        scores = scores.softmax(1)
-    found: NDArray[np.float32] = scores.numpy()
-    return found
-
-
-def assert_close(got: NDArray[np.float32], expected: NDArray[np.float32], spread: float, tolerance: float) -> None:
-    assert got.shape == expected.shape
-    assert np.abs(got - expected).max() <= tolerance * spread
 
 
 def assert_equal_types(folder: Path) -> None:
@@ -69,19 +43,14 @@ def assert_equal_types(folder: Path) -> None:
 @pytest.mark.parametrize("tiny", EMBEDDERS, ids=lambda tiny: tiny.name)
 def test_embeddings_of_every_token_equal_those_of_transformers(tiny: TinyModel, books: Path, tmp_path: Path) -> None:
     model, path = exported(tiny, books, tmp_path)
-    expected = torch_embeddings(model, tiny)
-    assert_close(llama_token_embeddings(path, TOKENS), expected, expected.std(), tiny.tolerance)
+    assert embedding_error(model, path) <= tiny.tolerance
     assert_equal_types(tmp_path)
 
 
 @pytest.mark.parametrize("tiny", RANKERS, ids=lambda tiny: tiny.name)
 def test_scores_equal_those_of_transformers(tiny: TinyModel, books: Path, tmp_path: Path) -> None:
-    """The spread of scores is that over several texts: one text may have a single score."""
     model, path = exported(tiny, books, tmp_path)
-    texts = np.random.default_rng(2).integers(3, VOCABULARY, (8, 32))
-    expected = torch_scores(model, tiny, texts)
-    for text, scores in zip(texts[:3], expected[:3], strict=True):
-        assert_close(llama_pooled(path, text), scores, expected.std(), tiny.tolerance)
+    assert scoring_error(tiny, model, path) <= tiny.tolerance
     assert_equal_types(tmp_path)
 
 
@@ -99,7 +68,7 @@ def test_a_reranker_that_answers_gives_the_probability_of_yes(tied: bool, books:
     write_gguf(plan_export(open_model(folder), find_target("f32")), tmp_path / "model.gguf")
     with torch.no_grad():
         answers = model(torch.tensor(TOKENS)[None]).logits[0, -1, ids].softmax(0).numpy()
-    assert_close(llama_pooled(tmp_path / "model.gguf", TOKENS), answers, 1.0, 1e-4)
+    np.testing.assert_allclose(llama_pooled(tmp_path / "model.gguf", TOKENS), answers, atol=1e-4)
     assert "{query}" in open_model(folder).metadata["tokenizer.chat_template.rerank"].value
 
 
