@@ -12,12 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgepack.edge.fit.twin_metadata import twin_metadata
 from edgepack.edge.llama.handles import open_context, open_model
 from edgepack.edge.llama.interrupt import AbortFlag
 from edgepack.edge.llama.log import runtime_log
 from edgepack.edge.llama.options import RuntimeOptions
-from edgepack.gguf import keys
-from edgepack.gguf.types import string, u32
 from edgepack.gguf.writer import GGUFWriter
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from edgepack.gguf.reader import GGUFHeader
 
 _MIB = 2**20
-_NOT_OF_THE_GRAPH = (keys.GENERAL, "tokenizer.", keys.SPLIT, keys.QUANTIZE, "edgepack.")
 
 
 class SimulatedModel:
@@ -85,16 +83,7 @@ class SimulatedModel:
 
     def _write(self, path: Path) -> None:
         """A file of the model's length with its header, without contents and vocabulary."""
-        name = str(self._header.get(keys.ARCHITECTURE))
-        kept = {key: value for key, value in self._header.metadata.items() if not key.startswith(_NOT_OF_THE_GRAPH)}
-        kept |= {
-            keys.ARCHITECTURE: string(name),
-            f"{name}.vocab_size": u32(self._n_vocab),
-            keys.TOKENIZER_MODEL: string("none"),
-        }
-        if keys.VOCABULARY_SEGMENTS in self._header.metadata:
-            kept[keys.VOCABULARY_SEGMENTS] = self._header.metadata[keys.VOCABULARY_SEGMENTS]
         with path.open("wb") as stream:
-            writer = GGUFWriter(stream, kept, list(self._header.tensors))
+            writer = GGUFWriter(stream, twin_metadata(self._header, self._n_vocab), list(self._header.tensors))
             writer.write_header()
             stream.truncate(writer.total_bytes)

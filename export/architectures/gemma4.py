@@ -188,7 +188,7 @@ def _sharable(config: ModelConfig) -> tuple[Any, ...]:
 def _attention(kind: str) -> tuple[TensorRule, ...]:
     """Attention of one kind of layer; k and v only where the layer has its own."""
     when = {"k": has_keys, "v": _has_values}
-    rules = []
+    rules: list[TensorRule] = []
     for rule in (*attention_rules(bias=False), *head_norm_rules()):
         part = rule.target.removeprefix("blk.{i}.attn_")[0]
         rules += restricted([rule], when[part]) if part in when else [rule]

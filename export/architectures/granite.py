@@ -62,7 +62,7 @@ def _dense_metadata(config: ModelConfig) -> dict[str, Value]:
 
 
 def _has_rope(config: ModelConfig) -> bool:
-    return config.get("position_embedding_type") == "rope"
+    return bool(config.get("position_embedding_type") == "rope")
 
 
 def _kinds(config: ModelConfig) -> list[str]:

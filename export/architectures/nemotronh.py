@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import CheckpointError
-from edgepack.export.rules.decoder import attention_rules, restricted
+from edgepack.export.rules.decoder import attention_rules, relocated, restricted
 from edgepack.export.rules.family import Family, Origin, Requirement, TensorRule, standard_dimensions
 from edgepack.export.rules.metadata import common_metadata, layer_kinds
 from edgepack.export.rules.state_space import mamba2_dimensions, mamba2_metadata, mamba2_rules
@@ -158,7 +158,7 @@ def _remarks(config: ModelConfig) -> tuple[str, ...]:
 
 
 def _attention(prefix: str) -> tuple[TensorRule, ...]:
-    return tuple(replace(rule, sources=rule.sources.replace(_SELF, prefix)) for rule in attention_rules(bias=False))
+    return relocated(attention_rules(bias=False), prefix, before=_SELF)
 
 
 def _experts(prefix: str) -> tuple[TensorRule, ...]:

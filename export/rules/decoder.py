@@ -120,25 +120,28 @@ def head_norm_rules(
     )
 
 
-def relocated(rules: Iterable[TensorRule], prefix: str, when: When) -> tuple[TensorRule, ...]:
+def relocated(
+    rules: Iterable[TensorRule], prefix: str, when: When | None = None, *, before: str = LAYER
+) -> tuple[TensorRule, ...]:
     """Rules of a layer for layers whose tensors stand elsewhere, such as those of prediction.
 
     Args:
-        rules: whose sources begin with `LAYER`; where they have a condition of their own, both must hold.
-        prefix: in place of `LAYER`.
+        rules: whose sources begin with `before`; where they have a condition of their own, both must hold.
+        prefix: in place of `before`.
         when: as `TensorRule.when`.
+        before: what the sources begin with.
     """
 
     def moved(sources: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if isinstance(sources, str):
-            return sources.replace(LAYER, prefix)
-        return tuple(source.replace(LAYER, prefix) for source in sources)
+            return sources.replace(before, prefix)
+        return tuple(source.replace(before, prefix) for source in sources)
 
     return tuple(
         replace(
             rule,
             sources=moved(rule.sources),
-            when=both(when, rule.when),
+            when=rule.when if when is None else both(when, rule.when),
             alternatives=tuple(replace(other, sources=moved(other.sources)) for other in rule.alternatives),
         )
         for rule in rules
