@@ -12,7 +12,7 @@ import numpy as np
 
 from edgepack.edge.fidelity.agreement import TruncatedPredictions, check_logits, log_softmax
 from edgepack.edge.fidelity.scorers.scorer import Chunk
-from edgepack.edge.fidelity.tasks import ChoiceItem, Comparison, MatchItem, choose, compare_answers
+from edgepack.edge.fidelity.tasks.tasks import ChoiceItem, Comparison, MatchItem, choose, compare_answers
 from edgepack.errors import UsageError
 from edgepack.progress import silent
 

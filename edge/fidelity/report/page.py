@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgepack.edge.fidelity.charts import Point, bars, line, scatter
 from edgepack.edge.fidelity.outcome import greedy_line, percent
+from edgepack.edge.fidelity.report.charts import Point, bars, line, scatter
 from edgepack.edge.fidelity.run import pareto_front
 from edgepack.edge.fidelity.validate import perplexity_ratio
 from edgepack.quantities import format_size

@@ -1,7 +1,7 @@
 """What is tried until the goal is reached: the target given, the largest that fits, the smallest that passes.
 
-The same for every maker. A scalar in place of a ladder is `pipeline.scalar`'s; files are made by `pipeline.makers`,
-judged by `pipeline.judging` and shipped by `pipeline.ship`.
+The same for every maker. A scalar in place of a ladder is `goals.scalar`'s; files are made by `pipeline.makers`,
+judged by `pipeline.goals.judging` and shipped by `pipeline.ship`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from edgepack.errors import CheckFailedError, UsageError
-from edgepack.pipeline.prediction import GatePrediction
+from edgepack.pipeline.goals.prediction import GatePrediction
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from edgepack.pipeline.judging import Judge, Rung
+    from edgepack.pipeline.goals.judging import Judge, Rung
     from edgepack.pipeline.outline import Made, Outline
     from edgepack.pipeline.request import ExportRequest
     from edgepack.pipeline.ship import Shipment, Shipped

@@ -1,6 +1,6 @@
 """What a recipe leaves in a GGUF: the importance of its tensors, and the metadata of its passes.
 
-Running passes is `pipeline.passes`'.
+Running passes is `export.recipe.work`'.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgepack.export.mapped import MappedModel
-    from edgepack.pipeline.recipe import Recipe
     from edgepack.quant.calibration.collect import Calibration
+    from edgepack.quant.passes.recipe import Recipe
     from edgepack.quant.passes.run import Figure
 
 

@@ -1,6 +1,6 @@
 """Holds one file after another against an original that is opened once: what gates decide by.
 
-How text is scored is `edge.fidelity`'s; what is tried next is `pipeline.goals`'.
+How text is scored is `edge.fidelity`'s; what is tried next is `pipeline.goals.ladder`'.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from edgepack.edge.fidelity.scoring import choose_chunking, open_candidate, sample_text, text_to_score
 from edgepack.edge.fidelity.validate import Gates, Validation, validate
-from edgepack.pipeline.fidelity import choose_chunking, open_candidate, open_reference, sample_text
-from edgepack.pipeline.text import text_to_score
+from edgepack.pipeline.fidelity import open_reference
 from edgepack.progress import Progress, silent
 from edgepack.quantities import format_size
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from edgepack.edge.fidelity.run import Text
     from edgepack.edge.fidelity.scorers.scorer import Chunking, Scorer
-    from edgepack.pipeline.fidelity import ScoringOptions
+    from edgepack.edge.fidelity.scoring import ScoringOptions
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgepack.export.plan import ExportPlan, PlannedTensor
+    from edgepack.export.recipe.work import PreparedExport
     from edgepack.gguf.types import Value
-    from edgepack.pipeline.passes import PreparedExport
-    from edgepack.pipeline.recipe import PassStep
     from edgepack.progress import Progress
+    from edgepack.quant.passes.recipe import PassStep
 
     Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import mmap
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from edgepack.export.mapped import MappedModel
-    from edgepack.export.rows import Rows
+    from numpy.typing import NDArray
+
     from edgepack.gguf.reader import GGUFHeader
     from edgepack.gguf.types import TensorInfo, Value
     from edgepack.progress import Progress
@@ -36,7 +36,34 @@ _SKIPPED = (keys.GENERAL, keys.QUANTIZE, keys.CHAT_TEMPLATE, keys.SPLIT)
 _FLOAT_TOLERANCE = 1e-6
 
 
-def find_differences(original: MappedModel, candidate: Path, progress: Progress = silent) -> FileFindings:
+class WeightRows(Protocol):
+    """Rows of a tensor of the original, as `export.rows.Rows`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Outermost dimension first."""
+        ...
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `start` (included) to `stop` (not included), float32 [rows, columns]."""
+        ...
+
+
+class Original(Protocol):
+    """What a file was made from, under GGUF names, as `export.mapped.MappedModel`."""
+
+    @property
+    def metadata(self) -> Mapping[str, Value]:
+        """Every key that the file should have."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, WeightRows]:
+        """GGUF name → rows."""
+        ...
+
+
+def find_differences(original: Original, candidate: Path, progress: Progress = silent) -> FileFindings:
     """Hold a GGUF's metadata and weights against the original's; reads both once, in bounded memory.
 
     Raises:
@@ -77,7 +104,7 @@ def metadata_differences(original: Mapping[str, Value], candidate: Mapping[str, 
     return lines
 
 
-def relative_error(header: GGUFHeader, info: TensorInfo, rows: Rows) -> float:
+def relative_error(header: GGUFHeader, info: TensorInfo, rows: WeightRows) -> float:
     """‖Ŵ − W‖ / ‖W‖ of one tensor, read in pieces."""
     if header.data_start + info.offset + info.nbytes > header.file_bytes:
         raise GGUFError(f"{header.path}: tensor '{info.name}' ends beyond the file")

@@ -1,6 +1,6 @@
 """Both models through lm-evaluation-harness: its tasks, prompts and answers, edgepack's scorers.
 
-The harness is imported only when a task of it is run; which items were right is compared by `edge.fidelity.tasks`.
+The harness is imported only when a task of it is run; which items were right is compared by `fidelity.tasks`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 from edgepack.edge.fidelity.agreement import TruncatedPredictions, log_softmax
 from edgepack.edge.fidelity.scorers.scorer import Chunk
-from edgepack.edge.fidelity.tasks import Comparison, compare_answers
+from edgepack.edge.fidelity.tasks.tasks import Comparison, compare_answers
 from edgepack.errors import UsageError
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.errors import UsageError
-from edgepack.pipeline.calibration import calibration_tokens, short_text_note
-from edgepack.pipeline.outline import ChangedModel
-from edgepack.pipeline.passes_records import importance_by_gguf_name, recipe_metadata
+from edgepack.export.recipe.calibration import calibration_tokens, short_text_note
+from edgepack.export.recipe.changed import ChangedModel
+from edgepack.export.recipe.records import importance_by_gguf_name, recipe_metadata
 from edgepack.progress import silent
 from edgepack.quant.passes.registry import find_pass
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from edgepack.export.plan import ExportPlan, Importance
     from edgepack.gguf.types import GGMLType
     from edgepack.model import Checkpoint
-    from edgepack.pipeline.recipe import PassStep, Recipe
     from edgepack.progress import Progress
     from edgepack.quant.calibration.collect import Calibration
     from edgepack.quant.passes.coded_rows import CodedRows
+    from edgepack.quant.passes.recipe import PassStep, Recipe
     from edgepack.quant.passes.run import Figure, PassRun
     from edgepack.quant.types.choice import Overrides
     from edgepack.quant.types.targets import Target

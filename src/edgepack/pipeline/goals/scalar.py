@@ -9,12 +9,12 @@ import math
 from typing import TYPE_CHECKING, Protocol
 
 from edgepack.errors import CheckFailedError, NumericError, UsageError
-from edgepack.pipeline.judging import margin
+from edgepack.pipeline.goals.judging import margin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgepack.pipeline.judging import Judge, Rung
+    from edgepack.pipeline.goals.judging import Judge, Rung
 
 TOLERANCE = 0.005  # of a wanted size: the archive is at most so much smaller, and never larger
 _TRIES = 9

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgepack.model import Checkpoint
-    from edgepack.pipeline.recipe import Recipe
+    from edgepack.quant.passes.recipe import Recipe
 
 
 def calibration_tokens(checkpoint: Checkpoint, recipe: Recipe, device: str = "cpu") -> NDArray[np.int64]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from edgepack.pipeline.goals import climb
-from edgepack.pipeline.judging import Judge
+from edgepack.pipeline.goals.judging import Judge
+from edgepack.pipeline.goals.ladder import climb
 from edgepack.pipeline.makers.gguf import open_gguf
 from edgepack.pipeline.request import ExportRequest
 from edgepack.progress import Progress, silent
@@ -15,8 +15,8 @@ from edgepack.progress import Progress, silent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.edge.fidelity.validate import Gates
-    from edgepack.pipeline.fidelity import ScoringOptions
 
 
 def larger_target_that_passes(
