@@ -56,6 +56,7 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None, allow_requ
     metadata = general_metadata(checkpoint.path, family.name, size)
     metadata = {keys.ARCHITECTURE: string(family.name)} | metadata
     metadata |= pooling_metadata(config, family.name) | family.metadata(config)  # a head's own pooling decides
+    metadata |= family.stored(config, checkpoint.tensors)
     vocabulary = open_vocabulary(
         checkpoint.tokenizer or checkpoint.path,
         config.values,

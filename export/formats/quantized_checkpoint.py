@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgepack.errors import UnsupportedModelError
 from edgepack.export.formats.auto_round import find_auto_round
 from edgepack.export.formats.awq import find_awq
+from edgepack.export.formats.bitnet import find_bitnet
 from edgepack.export.formats.bitsandbytes import find_bitsandbytes
 from edgepack.export.formats.compressed_tensors import find_compressed
 from edgepack.export.formats.float8 import block_size, find_scaled, hidden_scales
@@ -35,6 +36,7 @@ FORMATS: Mapping[str, Finder] = {
     "awq": find_awq,
     "gptq": find_gptq,
     "bitsandbytes": find_bitsandbytes,
+    "bitnet": find_bitnet,
     "compressed-tensors": find_compressed,
     "vptq": find_vptq,
     "mxfp4": find_mxfp4,
