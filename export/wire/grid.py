@@ -13,13 +13,13 @@ import torch
 from edgepack.gguf.types import GGMLType
 from edgepack.quant.codecs.ggml.host_grids import F16_STEP_BITS, Host
 from edgepack.quant.wire.grid import Lattice, coding_loss, column_multiples, half, raised_steps
-from edgepack.quant.wire.rates import ERROR, waiting_errors
+from edgepack.quant.wire.rates import ERROR
 from edgepack.trellis import trellis_of
 
 if TYPE_CHECKING:
     from edgepack.export.wire.rounding import WireSettings
     from edgepack.export.wire.stack import WireStack
-    from edgepack.quant.feedback import FeedbackFactor
+    from edgepack.quant.wire.factor import SweepFactor
     from edgepack.trellis import TrellisCode
 
 _FITTING = 0.998  # of a column's weights must fit the host with the column's own step
@@ -83,7 +83,7 @@ class GridChooser:
         """Whether to leave what has been decided on trellises as it is: else sizes jump between two near scales."""
         self._kept = kept
 
-    def choose(self, stack: WireStack, host: Host, factor: FeedbackFactor, scale: float) -> WireGrid:
+    def choose(self, stack: WireStack, host: Host, factor: SweepFactor, scale: float) -> WireGrid:
         """Steps and multiples, and whether a trellis gains more than its smaller steps lose to the host's reach.
 
         Args:
@@ -93,7 +93,7 @@ class GridChooser:
             scale: what relative steps are multiplied with on a plain grid.
         """
         weights, relative = stack.sample()
-        wanted = factor.diagonal.cpu().double()
+        wanted = torch.from_numpy(factor.diagonal).double()
         plain = self._grid_of(weights, relative, wanted, WireGrid(host, None, scale, torch.empty(0)))
         code = self._code(host, stack.width)
         if code is None:
@@ -101,7 +101,7 @@ class GridChooser:
         paths = self._grid_of(weights, relative, wanted, WireGrid(host, code, scale * _UNION_STEP, torch.empty(0)))
         name = stack.members[0].info.name
         if not self._kept or name not in self._pays_for:
-            spread = waiting_errors(factor).cpu().sqrt()
+            spread = torch.from_numpy(factor.noise).sqrt()
             self._pays_for[name] = self._pays(paths, plain, weights, relative, spread)
         return paths if self._pays_for[name] else plain
 

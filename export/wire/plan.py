@@ -7,7 +7,7 @@ them. How small the result packs, and which scalar makes it fit, is left to `edg
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from edgepack.errors import UnsupportedModelError
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.export.wire.drift import DriftRun
+from edgepack.export.wire.factors import FactorStore
 from edgepack.export.wire.folding import input_groups
 from edgepack.export.wire.grid import GridChooser
 from edgepack.export.wire.layer import LayerFolder
@@ -26,19 +27,18 @@ from edgepack.export.wire.origins import Origins
 from edgepack.export.wire.rounding import Rounding, WireResult, WireSettings
 from edgepack.export.wire.stack import WireStack
 from edgepack.gguf.types import GGMLType, boolean, f32, string, u32
+from edgepack.processors import default_threads
 from edgepack.progress import silent
 from edgepack.quant.codecs.ggml.host_grids import HOST_OF_TYPE, Host
 from edgepack.quant.types.choice import Overrides
 from edgepack.quant.types.targets import Target, find_target
-from edgepack.quant.wire.grid import (
-    TrellisRounding,
-    round_matrix,
-    row_scale,
-)
+from edgepack.quant.wire.grid import row_scale
+from edgepack.quant.wire.lanes import Lanes, TrellisRounding
 from edgepack.quant.wire.rates import RateModel
-from edgepack.quant.wire.trellis import Lanes
+from edgepack.quant.wire.rounding import round_matrix
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
     from edgepack.quant.calibration.curvature_store import CurvatureStore
-    from edgepack.quant.feedback import FeedbackFactor
+    from edgepack.quant.wire.factor import SweepFactor
 
 _TABLE = "token_embd.weight"
 _ROW_FLOOR = 0.01  # of the mean output curvature, added to each row's
@@ -69,6 +69,7 @@ class WireModel:
         settings: how it is rounded.
         tokens: [sequences, length], what drift is measured on; only needed where the settings ask for it.
         pre: the pre-tokenizer's name where its structure is not known.
+        threads: of the rounding; None for one a processor. Their number does not change a bit.
 
     Raises:
         UnsupportedModelError: matrices without a curvature: experts, or what transformers does not run as a linear.
@@ -83,7 +84,9 @@ class WireModel:
         tokens: NDArray[np.int64],
         *,
         pre: str | None = None,
+        threads: int | None = None,
     ) -> None:
+        self._threads = threads or default_threads()
         self._checkpoint, self._tokens = checkpoint, tokens
         self._drifted: dict[str, Drifted] = {}  # of the layer in hand
         self.model = map_checkpoint(checkpoint, pre=pre)
@@ -93,7 +96,10 @@ class WireModel:
             int(checkpoint.config.get("hidden_size", 0)) // max(1, self.model.facts.n_heads)
         )
         self._grids = GridChooser(settings)
-        self._folder = LayerFolder(self.model, self._hessian, settings.column_steps)
+        kept = f"factors-{int(settings.column_steps)}{int(settings.feedback)}"
+        folder = None if settings.drift else curvatures.folder / kept
+        self._factors = FactorStore(folder, settings.feedback)
+        self._folder = LayerFolder(self.model, self._squares, settings.column_steps)
         self.base = plan_export(self.model, host_target(settings.host), PlanOptions(Overrides(pure=True)))
         self._planned = {tensor.info.name: tensor for tensor in self.base.tensors}
         self._check()
@@ -155,8 +161,8 @@ class WireModel:
     def _round_layer(self, names: list[str], scale: float, work: Rounding) -> FoldedLayer:
         groups = self._groups(names)
         layer = self._folder.fold(groups)
-        for group in groups:
-            self._round_group(group, layer, scale, work)
+        with ThreadPoolExecutor(self._threads) as tiles, ThreadPoolExecutor(self._threads) as pool:
+            list(pool.map(lambda group: self._round_group(group, layer, scale, work, tiles), groups))
         work.vectors |= layer.vectors
         return layer
 
@@ -186,22 +192,25 @@ class WireModel:
     def _hessian(self, group: InputGroup) -> torch.Tensor:
         name = self._origins.of(group.members[0]).names[0]
         drifted = self._drifted.get(name)
-        hessian = (self.curvatures.inputs(name) if drifted is None else drifted.inputs).to(self.settings.device)
-        return hessian if self.settings.feedback else torch.diag(hessian.diagonal())
+        return (self.curvatures.inputs(name) if drifted is None else drifted.inputs).to(self.settings.device)
 
-    def _round_group(self, group: InputGroup, layer: FoldedLayer, scale: float, work: Rounding) -> None:
+    def _squares(self, group: InputGroup) -> NDArray[np.float64]:
+        name = self._origins.of(group.members[0]).names[0]
+        drifted = self._drifted.get(name)
+        if drifted is None:
+            return self.curvatures.squares(name)
+        return np.asarray(drifted.inputs.diagonal().double().numpy())
+
+    def _round_group(self, group: InputGroup, layer: FoldedLayer, scale: float, work: Rounding, pool: Executor) -> None:
         """Matrices that read one input share its factor and are swept as one."""
         stack = self._stack(group, layer)
         host = HOST_OF_TYPE[stack.members[0].info.type]
-        factor = layer.factors[group.members[0]]
-        if stack.columns is not None:
-            folds = torch.from_numpy(stack.columns).float().to(factor.upper.device)
-            factor = replace(factor, upper=factor.upper / folds)
+        factor = self._factors.get(group.members[0], lambda: self._hessian(group), stack.columns)
         grid = self._grids.choose(stack, host, factor, scale)
         for piece in stack.pieces(grid.code.rows if grid.code else 1):
-            self._round_piece(piece, factor, grid, work)
+            self._round_piece(piece, factor, grid, work, pool)
 
-    def _round_piece(self, piece: Piece, factor: FeedbackFactor, grid: WireGrid, work: Rounding) -> None:
+    def _round_piece(self, piece: Piece, factor: SweepFactor, grid: WireGrid, work: Rounding, pool: Executor) -> None:
         device = torch.device(self.settings.device)
         weights, relative = piece.weights.to(device), piece.relative.to(device)
         lattice = grid.lattice(relative)
@@ -210,14 +219,15 @@ class WireModel:
             rates = RateModel.of(weights, factor, lattice)
             lanes = Lanes.cut(piece.heights, grid.code.rows, rates.below())
             paths = TrellisRounding(grid.code, lanes, relative.square().reciprocal().float(), rates)
-        rounded = round_matrix(weights, factor, lattice, pull=self.settings.rdo, paths=paths)
-        raised = (rounded.lattice.factors > lattice.factors).any(1)
-        error, start = (weights - rounded.weights).double().cpu(), 0
+        rounded = round_matrix(weights, factor, lattice, pull=self.settings.rdo, paths=paths, pool=pool)
+        raised = (rounded.lattice.factors > lattice.factors.cpu()).any(1)
+        costs = 0.5 * rounded.losses / piece.relative.square()  # ½ · tr(G E H Eᵀ), the predicted divergence
+        start = 0
         for span, height in zip(piece.spans, piece.heights, strict=True):
             rows = slice(start, start + height)
             start += height
             work.store(span, grid.host, rounded, rows)
-            work.count(span, int(raised[rows].sum()), _cost(error[rows], factor, piece.relative[rows]))
+            work.count(span, int(raised[rows].sum()), float(costs[rows].sum()))
 
     def _stack(self, group: InputGroup, layer: FoldedLayer) -> WireStack:
         members = [self._planned[name] for name in group.members]
@@ -277,12 +287,6 @@ def _geometric_mean(values: torch.Tensor) -> float:
 
 def _floor(name: str) -> float:
     return _TABLE_FLOOR if name in (_TABLE, "output.weight") else _ROW_FLOOR
-
-
-def _cost(error: torch.Tensor, factor: FeedbackFactor, relative: torch.Tensor) -> float:
-    """½ · tr(G E H Eᵀ), the predicted divergence: G from the rows' relative steps, H from its factor."""
-    solved = torch.linalg.solve_triangular(factor.upper.double().cpu().T, error.T, upper=False)
-    return float(0.5 * (solved.square().sum(0) / relative.double().square()).sum())
 
 
 __all__ = ["WireModel", "WireResult", "WireSettings", "host_target"]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgepack.export.wire.stack import Span
     from edgepack.gguf.types import GGMLType, Value
     from edgepack.quant.codecs.ggml.host_grids import Host
-    from edgepack.quant.wire.grid import Rounded
+    from edgepack.quant.wire.rounding import Rounded
 
 DEFAULT_TRELLIS = 8
 
@@ -34,7 +34,7 @@ class WireSettings:
 
     Attributes:
         host: the container.
-        rdo: rate-distortion pull, see `quant.wire.grid.GridRounder`.
+        rdo: rate-distortion pull, see `quant.wire.rounding.round_matrix`.
         trellis: states of the trellis, one of `edgepack.trellis.STATES`; 0 for none.
         feedback: whether errors are fed back; else H's diagonal alone counts.
         column_steps: whether columns have steps of their own.

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from edgepack.quant.calibration.curvature import Curvature
 
 
@@ -38,6 +40,7 @@ class CurvatureStore:
                 if shared == len(inputs):
                     inputs.append(curvature.inputs)
                     arrays[f"inputs{shared}"] = curvature.inputs.numpy()
+                    arrays[f"squares{shared}"] = curvature.inputs.diagonal().numpy()
                 arrays[f"outputs{index}"] = curvature.outputs.numpy()
                 self._files[name] = (path, shared, index)
             np.savez(path, **arrays)
@@ -50,6 +53,12 @@ class CurvatureStore:
         path, shared, _ = self._files[name]
         with np.load(path) as arrays:
             return torch.from_numpy(arrays[f"inputs{shared}"])
+
+    def squares(self, name: str) -> NDArray[np.float64]:
+        """H's diagonal, float64 [in]."""
+        path, shared, _ = self._files[name]
+        with np.load(path) as arrays:
+            return np.asarray(arrays[f"squares{shared}"], np.float64)
 
     def outputs(self, name: str) -> torch.Tensor:
         """Diagonal of G of matrix `name`, float32 [out]."""

@@ -6,14 +6,16 @@
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
+#define INDEPENDENT _Pragma("GCC ivdep")
 #define RESTRICT __restrict__
 #else
 #define INLINE static __forceinline
 #define UNROLL
+#define INDEPENDENT __pragma(loop(ivdep))
 #define RESTRICT __restrict
 #endif
 
-enum { PANEL = 64, SUB = 32, OUTER = 128, INNER = 8, CHUNK = 64, MICRO = 4, STATES = 256, SCALES = 121 };
+enum { PANEL = 64, SUB = 32, OUTER = 128, INNER = 8, CHUNK = 64, MICRO = 4, LANES = 16, STATES = 256, SCALES = 121 };
 
 static const float NEAREST = 12582912.0f; /* 1.5 · 2^23: added and taken away, leaves the nearest integer */
 static const float UNREACHABLE = 1e30f;
@@ -107,15 +109,15 @@ INLINE void make_good(
 INLINE void load(const tile *t, int32_t at, int32_t width)
 {
     int32_t real = t->columns - at < width ? t->columns - at : width;
-    for (int32_t slot = 0; slot < t->slots; slot += 16) {
-        const float *from[16];
+    for (int32_t slot = 0; slot < t->slots; slot += LANES) {
+        const float *from[LANES];
         static const float nothing[OUTER] = {0};
-        for (int l = 0; l < 16; l++) {
+        for (int l = 0; l < LANES; l++) {
             int32_t row = t->rows[slot + l];
             from[l] = row < 0 ? nothing : t->matrix->weights + (int64_t)row * t->columns + at;
         }
         for (int32_t c = 0; c < real; c++)
-            for (int l = 0; l < 16; l++)
+            for (int l = 0; l < LANES; l++)
                 t->base[(int64_t)c * t->slots + slot + l] = from[l][c];
     }
     memset(t->base + (int64_t)real * t->slots, 0, sizeof(float) * (size_t)(width - real) * (size_t)t->slots);
@@ -147,20 +149,21 @@ INLINE float candidate(float value, float subset, float most)
     return fabsf(found) > most ? nearer : found;
 }
 
-/* Values in steps, whether they pass the limit, and what the candidates of the subsets cost, for W slots. */
+/* Values in steps, whether they pass the limit, and what the candidates of the subsets cost, for LANES slots. */
 INLINE void costs_of(
-    const tile *t, const float *work, int32_t slot, const column_facts *f, float cost[4][16], const int W)
+    const tile *t, const float *work, int32_t slot, const column_facts *f, float cost[4][LANES])
 {
     const float a = 0.6f / 2 / 0.69314718f, b = 0.4f * 1.41421356f / 0.69314718f;
-    float weight[16], quadratic[16], linear[16], norm[2][16];
-    int32_t place[16];
-    for (int l = 0; l < W; l++) {
+    float weight[LANES], quadratic[LANES], linear[LANES], norm[2][LANES];
+    int32_t place[LANES];
+    INDEPENDENT
+    for (int l = 0; l < LANES; l++) {
         float factor = f->factor[slot + l], x = work[slot + l] / (t->step[slot + l] * factor * f->multiple);
         t->scaled[slot + l] = x;
         f->beyond[slot + l] |= fabsf(x) + NEAREST - NEAREST > f->most;
         weight[l] = t->cost[slot + l] * factor * factor * f->level;
     }
-    for (int l = 0; l < W; l++) {
+    for (int l = 0; l < LANES; l++) {
         float square = t->square[slot + l] * f->rate + f->noise * t->wait[slot + l];
         square = square < 1e-12f ? 1e-12f : square;
         float inverse = 1.0f / sqrtf(square);
@@ -174,31 +177,32 @@ INLINE void costs_of(
                + (mantissa >= 6996167) + 40;
         place[l] = bits < 0 ? 0 : bits > SCALES - 1 ? SCALES - 1 : bits;
     }
-    for (int l = 0; l < W; l++) {
+    for (int l = 0; l < LANES; l++) {
         norm[0][l] = f->slope * f->normalisers[place[l]];
         norm[1][l] = f->slope * f->normalisers[SCALES + place[l]];
     }
     UNROLL
     for (int s = 0; s < 4; s++)
-        for (int l = 0; l < W; l++) {
+        for (int l = 0; l < LANES; l++) {
             float x = t->scaled[slot + l], n = candidate(x, (float)s, f->most), d = x - n, size = fabsf(n);
             cost[s][l] = d * d * weight[l] + (size * (size * quadratic[l] + linear[l]) + norm[s & 1][l]);
         }
     if (f->pull != 0.0f)
         for (int s = 0; s < 4; s++)
-            for (int l = 0; l < W; l++) {
+            for (int l = 0; l < LANES; l++) {
                 float n = candidate(t->scaled[slot + l], (float)s, f->most);
                 cost[s][l] += 2 * f->pull * f->logs[(int32_t)fabsf(n)];
             }
 }
 
-/* Sets the integers of a column's W slots: their errors, what feeds on, and what is written. */
+/* Sets the integers of a column's slots: their errors, what feeds on, and what is written. */
 INLINE void settle(
-    const tile *t, const float *work, int32_t slot, int32_t column, const column_facts *f, const float *n, const int W)
+    const tile *t, const float *work, int32_t slot, int32_t column, const column_facts *f, const float *n)
 {
     float *errors = t->errors + ((int64_t)(slot / PANEL) * t->columns + column) * PANEL + slot % PANEL;
     int32_t *chosen = t->chosen + (int64_t)(column % SUB) * t->slots;
-    for (int l = 0; l < W; l++) {
+    INDEPENDENT
+    for (int l = 0; l < LANES; l++) {
         float step = t->step[slot + l] * f->factor[slot + l] * f->multiple;
         float error = (work[slot + l] - n[l] * step) / f->diagonal * t->real[slot + l];
         t->loss[slot + l] += error * error;
@@ -208,17 +212,18 @@ INLINE void settle(
 }
 
 /* Any integers, or even ones only: no row depends on another. */
-INLINE void free_column(const tile *t, const float *work, int32_t column, const int W)
+INLINE void free_column(const tile *t, const float *work, int32_t column)
 {
     column_facts f = facts_of(t, column);
-    for (int32_t slot = 0; slot < t->slots; slot += W) {
-        float n[16], cost[4][16];
+    for (int32_t slot = 0; slot < t->slots; slot += LANES) {
+        float n[LANES], cost[4][LANES];
         if (t->matrix->states) {
-            costs_of(t, work, slot, &f, cost, W);
-            for (int l = 0; l < W; l++)
+            costs_of(t, work, slot, &f, cost);
+            for (int l = 0; l < LANES; l++)
                 n[l] = candidate(t->scaled[slot + l], cost[2][l] < cost[0][l] ? 2.0f : 0.0f, f.most);
         } else {
-            for (int l = 0; l < W; l++) {
+            INDEPENDENT
+            for (int l = 0; l < LANES; l++) {
                 float x = work[slot + l] / (t->step[slot + l] * f.factor[slot + l] * f.multiple), size = fabsf(x);
                 f.beyond[slot + l] |= size + NEAREST - NEAREST > f.most;
                 size -= f.pull / (size + 1.0f);
@@ -227,53 +232,53 @@ INLINE void free_column(const tile *t, const float *work, int32_t column, const 
                 n[l] = copysignf(size + NEAREST - NEAREST, x);
             }
         }
-        settle(t, work, slot, column, &f, n, W);
+        settle(t, work, slot, column, &f, n);
     }
 }
 
-/* Viterbi's algorithm along a column, W lanes side by side, then the survivors back. */
-INLINE void path_column(const tile *t, const float *work, int32_t column, const int W, const int states)
+/* Viterbi's algorithm along a column, lanes side by side, then the survivors back. */
+INLINE void path_column(const tile *t, const float *work, int32_t column, const int states)
 {
     column_facts f = facts_of(t, column);
-    float total[2][STATES][16], cost[4][16], best[16];
-    int32_t state[16], start = column % states, half = states / 2;
+    float total[2][STATES][LANES], cost[4][LANES], best[LANES];
+    int32_t state[LANES], start = column % states, half = states / 2;
     for (int s = 0; s < states; s++)
-        for (int l = 0; l < W; l++)
+        for (int l = 0; l < LANES; l++)
             total[0][s][l] = s == start ? 0.0f : UNREACHABLE;
     for (int32_t i = 0; i < t->length; i++) {
-        int32_t slot = i * W;
-        float(*RESTRICT before)[16] = total[i & 1], (*RESTRICT after)[16] = total[~i & 1];
-        costs_of(t, work, slot, &f, cost, W);
+        int32_t slot = i * LANES;
+        float(*RESTRICT before)[LANES] = total[i & 1], (*RESTRICT after)[LANES] = total[~i & 1];
+        costs_of(t, work, slot, &f, cost);
         for (int s = 0; s < 4; s++)
-            for (int l = 0; l < W; l++)
+            for (int l = 0; l < LANES; l++)
                 cost[s][l] *= t->real[slot + l];
         for (int first = 0; first < states; first += 32) {
-            uint32_t from[16] = {0};
+            uint32_t from[LANES] = {0};
             for (int s = first; s < first + 32 && s < states; s++) {
                 const float *low = cost[t->lower[s]], *up = cost[t->upper[s]];
-                for (int l = 0; l < W; l++) {
+                for (int l = 0; l < LANES; l++) {
                     float one = before[s >> 1][l] + low[l], two = before[(s >> 1) + half][l] + up[l];
                     after[s][l] = two < one ? two : one;
                     from[l] |= (uint32_t)(two < one) << (s & 31);
                 }
             }
-            memcpy(t->from + (int64_t)(first / 32) * t->slots + slot, from, sizeof(uint32_t) * (size_t)W);
+            memcpy(t->from + (int64_t)(first / 32) * t->slots + slot, from, sizeof from);
         }
     }
-    for (int l = 0; l < W; l++) {
+    for (int l = 0; l < LANES; l++) {
         state[l] = 0;
         best[l] = total[t->length & 1][0][l];
     }
     for (int s = 1; s < states; s++)
-        for (int l = 0; l < W; l++) {
+        for (int l = 0; l < LANES; l++) {
             float found = total[t->length & 1][s][l];
             state[l] = found < best[l] ? s : state[l];
             best[l] = found < best[l] ? found : best[l];
         }
     for (int32_t i = t->length - 1; i >= 0; i--) {
-        int32_t slot = i * W;
-        float n[16];
-        for (int l = 0; l < W; l++) {
+        int32_t slot = i * LANES;
+        float n[LANES];
+        for (int l = 0; l < LANES; l++) {
             uint32_t word = t->from[slot + l];
             for (int w = 1; w < states / 32; w++)
                 word = state[l] >> 5 == w ? t->from[(int64_t)w * t->slots + slot + l] : word;
@@ -283,24 +288,24 @@ INLINE void path_column(const tile *t, const float *work, int32_t column, const 
             n[l] = candidate(t->scaled[slot + l], (float)subset, f.most);
             state[l] = origin;
         }
-        settle(t, work, slot, column, &f, n, W);
+        settle(t, work, slot, column, &f, n);
     }
 }
 
-INLINE void one_column(const tile *t, int32_t column, const int W)
+INLINE void one_column(const tile *t, int32_t column)
 {
     const float *work = t->work + (int64_t)(column % SUB) * t->slots;
     if (t->matrix->states < 2)
-        free_column(t, work, column, W);
+        free_column(t, work, column);
     else if (t->matrix->states == 8)
-        path_column(t, work, column, W, 8);
+        path_column(t, work, column, 8);
     else
-        path_column(t, work, column, W, t->matrix->states);
+        path_column(t, work, column, t->matrix->states);
 }
 
 /* The columns of a sub-block from their values in `base`. */
-INLINE void sub_block(const tile *t, const float *base, int32_t start, int32_t width, const int W, const int rows,
-                      const int fused)
+INLINE void sub_block(
+    const tile *t, const float *base, int32_t start, int32_t width, const int rows, const int fused)
 {
     memcpy(t->work, base, sizeof(float) * (size_t)SUB * (size_t)t->slots);
     memset(t->beyond, 0, sizeof(int32_t) * (size_t)SUB * (size_t)t->slots);
@@ -308,7 +313,7 @@ INLINE void sub_block(const tile *t, const float *base, int32_t start, int32_t w
     for (int32_t inner = 0; inner < width; inner += INNER) {
         make_good(t, t->work + (int64_t)inner * t->slots, start + inner, INNER, start, start + inner, rows, fused);
         for (int32_t c = inner; c < inner + INNER && c < width; c++) {
-            one_column(t, start + c, W);
+            one_column(t, start + c);
             const float *u = feedback_at(t, start, start + c);
             for (int32_t k = c + 1; k < inner + INNER; k++)
                 for (int32_t panel = 0; panel < t->slots / PANEL; panel++) {
@@ -322,7 +327,7 @@ INLINE void sub_block(const tile *t, const float *base, int32_t start, int32_t w
 }
 
 /* Doubles the first factor of each row whose integers passed their limit; how many could be, and how many not. */
-static int32_t raise(const tile *t, int32_t width, int32_t *failed)
+static int32_t raise_factors(const tile *t, int32_t width, int32_t *failed)
 {
     int32_t raised = 0, groups = (width + t->matrix->group - 1) / t->matrix->group;
     *failed = 0;
@@ -392,7 +397,7 @@ static void load_rows(tile *t)
     }
 }
 
-INLINE int64_t sweep(tile *t, const int W, const int rows, const int fused)
+INLINE int64_t sweep(tile *t, const int rows, const int fused)
 {
     int64_t failures = 0;
     load_rows(t);
@@ -406,8 +411,8 @@ INLINE int64_t sweep(tile *t, const int W, const int rows, const int fused)
             make_good(t, base, start, SUB, outer, start, rows, fused);
             load_factors(t, start, width);
             do {
-                sub_block(t, base, start, width, W, rows, fused);
-                raised = raise(t, width, &failed);
+                sub_block(t, base, start, width, rows, fused);
+                raised = raise_factors(t, width, &failed);
             } while (raised);
             failures += failed;
             store(t, start, width);
@@ -416,26 +421,26 @@ INLINE int64_t sweep(tile *t, const int W, const int rows, const int fused)
     return failures;
 }
 
-typedef int64_t (*variant_of)(tile *, int32_t);
+typedef int64_t (*variant_of)(tile *);
 
-static int64_t sweep_plain(tile *t, int32_t lanes)
+static int64_t sweep_plain(tile *t)
 {
 #if defined(__aarch64__)
-    return lanes == 8 ? sweep(t, 8, 16, 1) : sweep(t, 16, 16, 1);
+    return sweep(t, 16, 1);
 #else
-    return lanes == 8 ? sweep(t, 8, 8, 0) : sweep(t, 16, 8, 0);
+    return sweep(t, 8, 0);
 #endif
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
-__attribute__((target("avx2,fma"))) static int64_t sweep_avx2(tile *t, int32_t lanes)
+__attribute__((target("avx2,fma"))) static int64_t sweep_avx2(tile *t)
 {
-    return lanes == 8 ? sweep(t, 8, 16, 1) : sweep(t, 16, 16, 1);
+    return sweep(t, 16, 1);
 }
 
-__attribute__((target("arch=x86-64-v4"))) static int64_t sweep_avx512(tile *t, int32_t lanes)
+__attribute__((target("arch=x86-64-v4"))) static int64_t sweep_avx512(tile *t)
 {
-    return lanes == 8 ? sweep(t, 8, 64, 1) : sweep(t, 16, 64, 1);
+    return sweep(t, 64, 1);
 }
 
 static const variant_of VARIANTS[] = {sweep_plain, sweep_avx2, sweep_avx512};
@@ -456,22 +461,21 @@ int32_t edgepack_wire_variants(void) { return 1; }
 
 static int64_t words_of(int32_t states) { return states <= 32 ? 1 : states / 32; }
 
-int64_t edgepack_wire_scratch(int32_t columns, int32_t lanes, int32_t length, int32_t states)
+int64_t edgepack_wire_scratch(int32_t columns, int32_t length, int32_t states)
 {
-    int64_t slots = (int64_t)lanes * length;
+    int64_t slots = (int64_t)LANES * length;
     return slots * (columns + OUTER + 4 * SUB + 7 + words_of(states)) + 16;
 }
 
 int64_t edgepack_wire_sweep(
-    const edgepack_wire_matrix *matrix, const int32_t *rows, int32_t lanes, int32_t length, float *scratch,
-    int32_t variant)
+    const edgepack_wire_matrix *matrix, const int32_t *rows, int32_t length, float *scratch, int32_t variant)
 {
     int32_t variants = edgepack_wire_variants();
-    if ((lanes != 8 && lanes != 16) || length < 1 || length * lanes % PANEL || matrix->columns < 1 || matrix->group < 1
+    if (length < 1 || length % (PANEL / LANES) || matrix->columns < 1 || matrix->group < 1
         || SUB % matrix->group || matrix->columns % matrix->group || matrix->states < 0 || matrix->states > STATES
         || (matrix->states > 1 && matrix->states < 4) || (matrix->states & (matrix->states - 1)))
         return -1;
-    tile t = {.matrix = matrix, .rows = rows, .slots = lanes * length, .length = length, .columns = matrix->columns};
+    tile t = {.matrix = matrix, .rows = rows, .slots = LANES * length, .length = length, .columns = matrix->columns};
     int64_t slots = t.slots;
     float *next = (float *)(((uintptr_t)scratch + 63) / 64 * 64);
     t.errors = next;
@@ -488,5 +492,5 @@ int64_t edgepack_wire_sweep(
     t.real = next += slots;
     t.loss = next += slots;
     t.from = (uint32_t *)(next + slots);
-    return VARIANTS[variant >= 0 && variant < variants ? variant : variants - 1](&t, lanes);
+    return VARIANTS[variant >= 0 && variant < variants ? variant : variants - 1](&t);
 }

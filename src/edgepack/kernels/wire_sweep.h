@@ -8,7 +8,7 @@
    a fused multiply-add and a product followed by a sum give the same bits: results depend neither on the instruction
    set nor on how loops are cut. What the twelve bits cost, errors at the optimum of a quadratic form, is second order.
 
-   A tile has `lanes` lanes side by side (8 or 16) and `length` positions; slot [position][lane]. 64 slots are a panel. */
+   A tile has 16 lanes side by side and `length` positions; slot [position][lane]. 64 slots are a panel. */
 #ifndef EDGEPACK_WIRE_SWEEP_H
 #define EDGEPACK_WIRE_SWEEP_H
 
@@ -46,14 +46,13 @@ typedef struct {
 int32_t edgepack_wire_variants(void);
 
 /* Floats of scratch that a tile needs. */
-int64_t edgepack_wire_scratch(int32_t columns, int32_t lanes, int32_t length, int32_t states);
+int64_t edgepack_wire_scratch(int32_t columns, int32_t length, int32_t states);
 
-/* Sweeps a tile; rows [length][lanes] are numbers of rows, or -1, and `length` is a multiple of 64 / lanes.
+/* Sweeps a tile; rows [length][16] are numbers of rows, or -1, and `length` is a multiple of 4.
    Of a trellis, a lane's rows come first and -1 behind them. Returns how many rows do not fit even with the greatest
    factor, or -1 for arguments that no caller should give. */
 int64_t edgepack_wire_sweep(
-    const edgepack_wire_matrix *matrix, const int32_t *rows, int32_t lanes, int32_t length, float *scratch,
-    int32_t variant);
+    const edgepack_wire_matrix *matrix, const int32_t *rows, int32_t length, float *scratch, int32_t variant);
 /* cffi */
 
 #endif

@@ -11,16 +11,21 @@ from edgepack.quant.codecs.ggml.host_grids import HOSTS, encode_host
 
 torch = pytest.importorskip("torch")
 
-from edgepack.quant.feedback import feedback_factor  # noqa: E402
+from edgepack.quant.feedback import feedback_factor as exact_factor  # noqa: E402
+from edgepack.quant.wire.factor import SweepFactor  # noqa: E402
 from edgepack.quant.wire.grid import (  # noqa: E402
     Lattice,
     coding_loss,
     column_multiples,
     half,
     ladder,
-    round_matrix,
     row_scale,
 )
+from edgepack.quant.wire.rounding import round_matrix  # noqa: E402
+
+
+def feedback_factor(hessian: torch.Tensor, damping: float = 0.01) -> SweepFactor:
+    return SweepFactor.of(exact_factor(hessian, damping))
 
 
 def problem(rows: int = 24, columns: int = 64, seed: int = 0):
