@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _LANES, _POSITIONS = 16, 128  # of a tile: the kernel's lanes side by side, and rows of a lane at most
 _UNIT = 4  # positions that fill a panel of the kernel
 _MOST = 32767  # an integer times its multiple
+_WRITTEN = ("factors", "quants", "losses")
 _ANY, _EVEN = 0, 1  # modes of the kernel beside the numbers of states
 
 
@@ -167,7 +168,7 @@ def _loose(numbers: NDArray[np.int32], mode: int) -> Iterator[_Tile]:
 
 def _sweep_tile(arrays: dict[str, Any], numbers: dict[str, float], variant: int, tile: _Tile) -> int:
     native = library()
-    matrix = record("edgepack_wire_matrix", {**numbers, "states": tile.mode}, arrays)
+    matrix = record("edgepack_wire_matrix", {**numbers, "states": tile.mode}, arrays, _WRITTEN)
     size = native.edgepack_wire_scratch(int(numbers["columns"]), len(tile.rows), tile.mode)
     scratch, rows = np.empty(size, np.float32), pointer(tile.rows, "const int32_t *")
     failures = int(native.edgepack_wire_sweep(matrix, rows, len(tile.rows), pointer(scratch, "float *"), variant))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgepack.errors import DependencyError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     import numpy as np
 
@@ -54,13 +54,16 @@ def pointer(array: np.ndarray, declared: str) -> Any:
     return importlib.import_module(_EXTENSION).ffi.cast(declared, array.ctypes.data)
 
 
-def record(name: str, numbers: Mapping[str, float], arrays: Mapping[str, np.ndarray]) -> Any:
+def record(
+    name: str, numbers: Mapping[str, float], arrays: Mapping[str, np.ndarray], written: Collection[str] = ()
+) -> Any:
     """A pointer to a new structure of the headers, its numbers and pointers set.
 
     Args:
         name: of the type.
         numbers: field → value.
         arrays: pointer field → contiguous array of the field's type; all must outlive the structure.
+        written: the fields whose arrays a function writes to.
 
     Raises:
         TypeError: an array's items are not as large as those that the field points to.
@@ -74,5 +77,5 @@ def record(name: str, numbers: Mapping[str, float], arrays: Mapping[str, np.ndar
         kind = fields[field].type
         if ffi.sizeof(kind.item) != array.itemsize:
             raise TypeError(f"{name}.{field}: expected items of {kind.item.cname}, got {array.dtype}")
-        setattr(made, field, pointer(array, ffi.getctype(kind)))
+        setattr(made, field, pointer(array, ("" if field in written else "const ") + ffi.getctype(kind)))
     return made
