@@ -37,7 +37,7 @@ from edgepack.pipeline.wire_host import fits_device  # noqa: E402
 from edgepack.pipeline.wire_run import Calibration, Trial, WireRun  # noqa: E402
 from edgepack.quant.calibration.blocks import whole_model  # noqa: E402
 from edgepack.quant.calibration.collect import collect  # noqa: E402
-from edgepack.quant.calibration.curvature import check_tokens, measure  # noqa: E402
+from edgepack.quant.calibration.curvature import check_tokens, draw_labels, measure  # noqa: E402
 from edgepack.quant.codecs.ggml.host_grids import HOSTS  # noqa: E402
 from edgepack.trellis import TrellisCode  # noqa: E402
 
@@ -105,10 +105,9 @@ def test_curvature_at_the_outputs_equals_the_whole_models_gradients(
             handles.append(module.register_forward_hook(look))
     whole.get_input_embeddings().weight.requires_grad_(True)
     logits = whole(torch.from_numpy(tokens)).logits
-    labels = torch.multinomial(
-        logits.detach().softmax(-1).reshape(-1, logits.shape[-1]), 1, generator=torch.Generator().manual_seed(0)
-    )
-    torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels[:, 0], reduction="sum").backward()
+    flat = logits.detach().reshape(-1, logits.shape[-1])
+    labels = draw_labels(flat.softmax(-1), torch.Generator().manual_seed(0))
+    torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels, reduction="sum").backward()
     assert len(squares) == 14
     assert not list(tmp_path.iterdir())
     for name, expected in squares.items():
