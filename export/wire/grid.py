@@ -31,7 +31,7 @@ _MARGIN = 2.0  # standard deviations of what feedback adds, which must fit the h
 _GROUPED_GAIN = 0.03  # all that unequal steps may lose in hosts of few integers: more was measured to cost all the gain
 _NARROWER = 0.65  # of a plain grid's steps; multiples that had to grow to fit the host take the trellis' room
 _TRELLIS_GAIN = 0.15  # bits a weight, of eight states and paths of 128 rows
-_UNION_STEP = 0.5625  # of a plain grid's step: eight states then have the plain grid's error (tools/trellis_gain.py)
+UNION_STEP = 0.5625  # of a plain grid's step: eight states then have the plain grid's error (tools/trellis_gain.py)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class GridChooser:
         code = self._code(host, stack.width)
         if code is None:
             return plain
-        paths = self._grid_of(weights, relative, wanted, WireGrid(host, code, scale * _UNION_STEP, torch.empty(0)))
+        paths = self._grid_of(weights, relative, wanted, WireGrid(host, code, scale * UNION_STEP, torch.empty(0)))
         name = stack.members[0].info.name
         if not self._kept or name not in self._pays_for:
             spread = torch.from_numpy(factor.noise).sqrt()

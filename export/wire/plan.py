@@ -21,7 +21,7 @@ from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.export.wire.drift import DriftRun
 from edgepack.export.wire.factors import FactorStore
 from edgepack.export.wire.folding import input_groups
-from edgepack.export.wire.grid import GridChooser
+from edgepack.export.wire.grid import UNION_STEP, GridChooser
 from edgepack.export.wire.layer import LayerFolder
 from edgepack.export.wire.origins import Origins
 from edgepack.export.wire.rounding import Rounding, WireResult, WireSettings
@@ -34,10 +34,12 @@ from edgepack.quant.types.choice import Overrides
 from edgepack.quant.types.targets import Target, find_target
 from edgepack.quant.wire.grid import row_scale
 from edgepack.quant.wire.lanes import Lanes, TrellisRounding
+from edgepack.quant.wire.prediction import Spread
 from edgepack.quant.wire.rates import RateModel
 from edgepack.quant.wire.rounding import round_matrix
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -154,6 +156,29 @@ class WireModel:
                 advance(1)
         return work.result(self.base, self._about(scale) | (about or {}))
 
+    def predicted_bytes(self, scales: Sequence[float]) -> list[float]:
+        """What archives at some scales will take, about: from a sample of rows, without rounding any.
+
+        Raises:
+            NumericError: as `round`.
+        """
+        others = sum(tensor.info.nbytes for tensor in self.base.tensors if not self._on_grid(tensor))
+        classes = sum(sum(tensor.info.shape) for tensor in self.matrices)  # a byte a row and column
+        return [others + classes + sum(spread.bits(scale) for spread in self._spreads) / 8 for scale in scales]
+
+    @cached_property
+    def _spreads(self) -> list[Spread]:
+        found = []
+        for names in self._layers().values():
+            groups = self._groups(names)
+            layer = self._folder.fold(groups)
+            for group in groups:
+                stack = self._stack(group, layer)
+                factor = self._factor(group, stack)
+                sample, relative = stack.sample()
+                found.append(Spread.of(sample, relative * UNION_STEP, factor, stack.rows * stack.width))
+        return found
+
     def keep_trellises(self, kept: bool) -> None:
         """Whether later roundings leave it as it is which matrices have a trellis; nothing is kept at first."""
         self._grids.keep(kept)
@@ -161,8 +186,12 @@ class WireModel:
     def _round_layer(self, names: list[str], scale: float, work: Rounding) -> FoldedLayer:
         groups = self._groups(names)
         layer = self._folder.fold(groups)
-        with ThreadPoolExecutor(self._threads) as tiles, ThreadPoolExecutor(self._threads) as pool:
-            list(pool.map(lambda group: self._round_group(group, layer, scale, work, tiles), groups))
+        if self._threads == 1:
+            for group in groups:
+                self._round_group(group, layer, scale, work, None)
+        else:  # groups read, fold and encode side by side, and share the threads that sweep
+            with ThreadPoolExecutor(self._threads) as tiles, ThreadPoolExecutor(self._threads) as pool:
+                list(pool.map(lambda group: self._round_group(group, layer, scale, work, tiles), groups))
         work.vectors |= layer.vectors
         return layer
 
@@ -205,10 +234,13 @@ class WireModel:
         """Matrices that read one input share its factor and are swept as one."""
         stack = self._stack(group, layer)
         host = HOST_OF_TYPE[stack.members[0].info.type]
-        factor = self._factors.get(group.members[0], lambda: self._hessian(group), stack.columns)
+        factor = self._factor(group, stack)
         grid = self._grids.choose(stack, host, factor, scale)
         for piece in stack.pieces(grid.code.rows if grid.code else 1):
             self._round_piece(piece, factor, grid, work, pool)
+
+    def _factor(self, group: InputGroup, stack: WireStack) -> SweepFactor:
+        return self._factors.get(group.members[0], lambda: self._hessian(group), stack.columns)
 
     def _round_piece(self, piece: Piece, factor: SweepFactor, grid: WireGrid, work: Rounding, pool: Executor) -> None:
         device = torch.device(self.settings.device)

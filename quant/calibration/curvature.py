@@ -120,7 +120,7 @@ class _Squares:
     def add(self, gradients: torch.Tensor) -> None:
         """Add gradients [..., out]."""
         flat = gradients.detach().reshape(-1, gradients.shape[-1])
-        squares = torch.linalg.vector_norm(flat, dim=0).square().double().cpu()
+        squares = flat.square().sum(0).double().cpu()
         self.total = squares if self.total is None else self.total + squares
         self.count += len(flat)
 
