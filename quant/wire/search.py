@@ -13,6 +13,7 @@ from itertools import pairwise
 
 TOLERANCE = 0.005  # of a wanted size: the archive is at most so much smaller, and never larger
 _AIM = 0.4  # of the tolerance: how far below the wanted size a guess aims
+_TILT = 0.1  # of a logarithm a level: what a line beyond all trials may change of the predicted curve
 _EDGE = 0.98  # of the way to a bound that has been tried: a guess goes no nearer
 
 
@@ -71,7 +72,7 @@ class Search:
 
     @property
     def saturated(self) -> bool:
-        """Whether a finer scale gave no more bytes, all below what is wanted: the host's reach decides, not the step."""
+        """Whether a finer scale gave no more bytes, all below what is wanted: the host's reach decides then."""
         levels = sorted(self.tried, key=lambda item: item.level)
         return any(a.bytes <= b.bytes <= self.wanted for a, b in pairwise(levels))
 
@@ -112,15 +113,15 @@ class Search:
         return self.curve[0][1]
 
     def _correction(self, level: float) -> float:
-        """Logarithm of found over predicted: a line through the two nearest trials, level beyond the outer ones."""
+        """Logarithm of found over predicted: a line through the two nearest trials, and on beyond the outer ones."""
         known = sorted(
             (item.level, math.log(item.bytes / self._curve_at(item.level))) for item in self.tried if item.bytes > 0
         )
-        if not known:
-            return 0.0
-        if level <= known[0][0]:
-            return known[0][1]
-        for (x0, y0), (x1, y1) in pairwise(known):
-            if level <= x1:
-                return y0 if x1 - x0 < 1e-12 else y0 + (y1 - y0) * (level - x0) / (x1 - x0)
-        return known[-1][1]
+        if len(known) < 2:
+            return known[0][1] if known else 0.0
+        lines = list(pairwise(known))
+        (x0, y0), (x1, y1) = next((line for line in lines if level <= line[1][0]), lines[-1])
+        slope = (y1 - y0) / max(x1 - x0, 1e-6)
+        if not x0 <= level <= x1:
+            slope = min(max(slope, -_TILT), _TILT)
+        return y0 + slope * (level - x0) if level <= x1 else y1 + slope * (level - x1)
