@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from edgepack.edge.llama.importance_collect import CollectOptions, collect_importance
-from edgepack.errors import CalibrationError, EdgepackError
+from edgepack.errors import EdgepackError
+from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import string
 from edgepack.progress import silent
 from edgepack.quant.calibration.importance_file import read_importance, write_importance
+from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from edgepack.progress import Progress
     from edgepack.quant.calibration.importance import ImportanceMatrix
 
-_RUN_KEY = "edgepack.imatrix.run"
-_MAX_TEXT_BYTES = 1 << 30
 _PRECISIONS = {"bf16": "gguf-bf16", "f16": "gguf-f16"}
 
 
@@ -68,7 +68,8 @@ class ImportanceRun:
             progress: told of each piece done.
 
         Raises:
-            CalibrationError: the text is unreadable or too short.
+            UsageError: the text is unreadable.
+            CalibrationError: it is too short.
             EdgepackError: as `open_model` and `collect_importance`.
         """
         text = read_text(self.text)
@@ -79,7 +80,7 @@ class ImportanceRun:
         def keep(matrix: ImportanceMatrix) -> None:
             nonlocal last
             if time.monotonic() - last >= self.keep_seconds:
-                write_importance(self.partial, matrix, exact=True, extra={_RUN_KEY: string(key)})
+                write_importance(self.partial, matrix, exact=True, extra={keys.IMATRIX_RUN: string(key)})
                 last = time.monotonic()
 
         with self._runnable(progress) as gguf:
@@ -121,27 +122,10 @@ class ImportanceRun:
         if not self.partial.is_file():
             return None
         try:
-            own = read_header(self.partial).get(_RUN_KEY) == key
+            own = read_header(self.partial).get(keys.IMATRIX_RUN) == key
             return read_importance(self.partial) if own else None
         except EdgepackError:  # cut off or of another version: the run begins anew
             return None
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 text file.
-
-    Raises:
-        CalibrationError: absent, too large, or not UTF-8.
-    """
-    try:
-        size = path.stat().st_size
-        if size > _MAX_TEXT_BYTES:
-            raise CalibrationError(f"{path}: expected a text of at most {_MAX_TEXT_BYTES} bytes, got {size}")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CalibrationError(f"{path}: expected UTF-8, got byte {error.object[error.start]:#04x}") from None
 
 
 def _precision(model: MappedModel) -> str:
