@@ -8,17 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from edgepack.quant.feedback import feedback_factor
 from edgepack.quant.wire.factor import SweepFactor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
+
+
+def typical_factor(factors: Iterable[SweepFactor]) -> SweepFactor:
+    """What factors of one width are like: means of their diagonals and noises. It has no coefficients to sweep with."""
+    diagonals, noises = zip(*((factor.diagonal, factor.noise) for factor in factors), strict=True)
+    diagonal = np.exp(np.mean([np.log(one) for one in diagonals], axis=0)).astype(np.float32)
+    return SweepFactor(np.zeros(0, np.float32), diagonal, np.mean(noises, axis=0).astype(np.float32))
 
 
 @dataclass(frozen=True)

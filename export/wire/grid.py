@@ -96,8 +96,8 @@ class GridChooser:
         wanted = torch.from_numpy(factor.diagonal).double()
         plain = self._grid_of(weights, relative, wanted, WireGrid(host, None, scale, torch.empty(0)))
         code = self._code(host, stack.width)
-        if code is None:
-            return plain
+        if code is None or (stack.experts > 1 and stack.rows // stack.experts % code.rows):
+            return plain  # no path may cross from one expert to the next
         paths = self._grid_of(weights, relative, wanted, WireGrid(host, code, scale * UNION_STEP, torch.empty(0)))
         name = stack.members[0].info.name
         if not self._kept or name not in self._pays_for:

@@ -6,7 +6,6 @@ them. How small the result packs, and which scalar makes it fit, is left to `edg
 
 from __future__ import annotations
 
-import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from math import prod
@@ -18,14 +17,16 @@ import torch
 from edgepack.errors import UnsupportedModelError
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, plan_export
+from edgepack.export.wire.curvatures import MatrixCurvatures
 from edgepack.export.wire.drift import DriftRun
-from edgepack.export.wire.factors import FactorStore
+from edgepack.export.wire.factors import FactorStore, typical_factor
 from edgepack.export.wire.folding import input_groups
 from edgepack.export.wire.grid import UNION_STEP, GridChooser
 from edgepack.export.wire.layer import LayerFolder
 from edgepack.export.wire.origins import Origins
 from edgepack.export.wire.rounding import Rounding, WireResult, WireSettings
 from edgepack.export.wire.stack import WireStack
+from edgepack.export.wire.steps import TABLE, RowSteps
 from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, boolean, f32, string, u32
 from edgepack.processors import default_threads
@@ -33,7 +34,6 @@ from edgepack.progress import silent
 from edgepack.quant.codecs.ggml.host_grids import HOST_OF_TYPE, Host
 from edgepack.quant.types.choice import Overrides
 from edgepack.quant.types.targets import Target, find_target
-from edgepack.quant.wire.grid import row_scale
 from edgepack.quant.wire.lanes import Lanes, TrellisRounding
 from edgepack.quant.wire.prediction import Spread
 from edgepack.quant.wire.rates import RateModel
@@ -58,10 +58,6 @@ if TYPE_CHECKING:
     from edgepack.quant.calibration.curvature_store import CurvatureStore
     from edgepack.quant.wire.factor import SweepFactor
 
-_TABLE = "token_embd.weight"
-_ROW_FLOOR = 0.01  # of the mean output curvature, added to each row's
-_TABLE_FLOOR = 0.05  # of the mean, for rows of embedding and head: tokens that the calibration text lacks
-
 
 class WireModel:
     """A checkpoint that can be rounded again and again at different scales; it is only read.
@@ -75,7 +71,7 @@ class WireModel:
         threads: of the rounding; None for one a processor. Their number does not change a bit.
 
     Raises:
-        UnsupportedModelError: matrices without a curvature: experts, or what transformers does not run as a linear.
+        UnsupportedModelError: matrices without a curvature: what transformers does not run as a linear layer.
         EdgepackError: as `map_checkpoint`.
     """
 
@@ -105,6 +101,8 @@ class WireModel:
         self._folder = LayerFolder(self.model, self._squares, settings.column_steps)
         self.base = plan_export(self.model, host_target(settings.host), PlanOptions(Overrides(pure=True)))
         self._planned = {tensor.info.name: tensor for tensor in self.base.tensors}
+        self._costs = MatrixCurvatures(curvatures, self._origins, checkpoint.tensors.specs)
+        self._steps = RowSteps(self.matrices, self.model.tensors, self._costs, settings.row_steps, settings.allocation)
         self._check()
 
     @property
@@ -112,21 +110,23 @@ class WireModel:
         """The tensors that go onto grids, in file order."""
         return [tensor for tensor in self.base.tensors if self._on_grid(tensor)]
 
+    @cached_property
+    def _watched(self) -> frozenset[str]:
+        """Matrices that drift follows: experts are left as they were."""
+        return frozenset(tensor.info.name for tensor in self.matrices if len(tensor.info.shape) == 2)
+
     @property
     def weights(self) -> int:
         """Weights in all of them."""
         return sum(prod(tensor.info.shape) for tensor in self.matrices)
 
     def _on_grid(self, tensor: PlannedTensor) -> bool:
-        return tensor.info.type in HOST_OF_TYPE and len(tensor.info.shape) == 2
+        return tensor.info.type in HOST_OF_TYPE and len(tensor.info.shape) in (2, 3)
 
     def _check(self) -> None:
         for tensor in self.base.tensors:
             quantised = tensor.info.type is not GGMLType.F32
-            known = self._on_grid(tensor) and all(
-                name in self.curvatures for name in self._origins.of(tensor.info.name).names
-            )
-            if quantised and not known:
+            if quantised and not (self._on_grid(tensor) and self._costs.known(tensor.info)):
                 raise UnsupportedModelError(
                     f"wire: '{tensor.info.name}' {list(tensor.info.shape)} is not a linear layer's matrix that "
                     "calibration can watch: use a gguf-* target for this model"
@@ -200,11 +200,11 @@ class WireModel:
         self, drift: DriftRun, block: int | None, names: list[str], layer: FoldedLayer, work: Rounding
     ) -> None:
         """Let the rounded model run on with what a layer has become."""
-        matrices = [name for name in names if self._on_grid(self._planned[name])]
+        matrices = [name for name in names if name in self._watched]
         if block is not None:
             drift.advance(block, ((self._origins.of(n), layer.unfolded(n, work.rows(n))) for n in matrices))
-        elif _TABLE in matrices:
-            drift.embed(layer.unfolded(_TABLE, work.rows(_TABLE)))
+        elif TABLE in matrices:
+            drift.embed(layer.unfolded(TABLE, work.rows(TABLE)))
 
     def _layers(self) -> dict[int | None, list[str]]:
         """Number of a layer → names of its tensors; those outside layers first, under None."""
@@ -220,30 +220,49 @@ class WireModel:
         return input_groups(names, matrices, self.model.facts, self._head)
 
     def _hessian(self, group: InputGroup) -> torch.Tensor:
-        name = self._origins.of(group.members[0]).names[0]
-        drifted = self._drifted.get(name)
-        return (self.curvatures.inputs(name) if drifted is None else drifted.inputs).to(self.settings.device)
+        drifted = self._drifts(group)
+        found = self._costs.inputs(self._planned[group.members[0]].info) if drifted is None else drifted.inputs
+        return found.to(self.settings.device)
 
     def _squares(self, group: InputGroup) -> NDArray[np.float64]:
-        name = self._origins.of(group.members[0]).names[0]
-        drifted = self._drifted.get(name)
+        drifted = self._drifts(group)
         if drifted is None:
-            return self.curvatures.squares(name)
+            return self._costs.squares(self._planned[group.members[0]].info)
         return np.asarray(drifted.inputs.diagonal().double().numpy())
 
-    def _round_group(self, group: InputGroup, layer: FoldedLayer, scale: float, work: Rounding, pool: Executor) -> None:
-        """Matrices that read one input share its factor and are swept as one."""
+    def _drifts(self, group: InputGroup) -> Drifted | None:
+        return self._drifted.get(self._origins.of(group.members[0]).names[0]) if self._drifted else None
+
+    def _round_group(
+        self, group: InputGroup, layer: FoldedLayer, scale: float, work: Rounding, pool: Executor | None
+    ) -> None:
+        """Matrices that read one input share its factor and are swept as one; every expert has a factor of its own."""
         stack = self._stack(group, layer)
-        host = HOST_OF_TYPE[stack.members[0].info.type]
-        factor = self._factor(group, stack)
+        host, factor = HOST_OF_TYPE[stack.members[0].info.type], self._factor(group, stack)
         grid = self._grids.choose(stack, host, factor, scale)
-        for piece in stack.pieces(grid.code.rows if grid.code else 1):
-            self._round_piece(piece, factor, grid, work, pool)
+        if stack.experts == 1:
+            for piece in stack.pieces(grid.code.rows if grid.code else 1):
+                self._round_piece(piece, factor, grid, work, pool)
+            return
+
+        def round_expert(expert: int) -> None:
+            self._round_piece(stack.expert(expert), self._expert_factor(stack, expert), grid, work, None)
+
+        list((map if pool is None else pool.map)(round_expert, range(stack.experts)))
 
     def _factor(self, group: InputGroup, stack: WireStack) -> SweepFactor:
+        """Of a group's inputs; of experts what all of them are like, without coefficients."""
+        if stack.experts > 1:
+            return typical_factor(self._expert_factor(stack, expert) for expert in range(stack.experts))
         return self._factors.get(group.members[0], lambda: self._hessian(group), stack.columns)
 
-    def _round_piece(self, piece: Piece, factor: SweepFactor, grid: WireGrid, work: Rounding, pool: Executor) -> None:
+    def _expert_factor(self, stack: WireStack, expert: int) -> SweepFactor:
+        info = stack.members[0].info
+        return self._factors.get(self._costs.inputs_of(info, expert), lambda: self._costs.inputs(info, expert))
+
+    def _round_piece(
+        self, piece: Piece, factor: SweepFactor, grid: WireGrid, work: Rounding, pool: Executor | None
+    ) -> None:
         device = torch.device(self.settings.device)
         weights, relative = piece.weights.to(device), piece.relative.to(device)
         lattice = grid.lattice(relative)
@@ -264,38 +283,10 @@ class WireModel:
 
     def _stack(self, group: InputGroup, layer: FoldedLayer) -> WireStack:
         members = [self._planned[name] for name in group.members]
-        relative = {name: self._relative(name) for name in group.members}
-        drifted = self._drifted.get(self._origins.of(group.members[0]).names[0])
+        relative = {tensor.info.name: self._steps.of(tensor) for tensor in members}
+        drifted = self._drifts(group)
         mixing = None if drifted is None else drifted.mixing.double().numpy()
         return WireStack(members, self.model.tensors, layer, relative, mixing)
-
-    def _relative(self, name: str) -> torch.Tensor:
-        """Relative steps of a matrix's unfolded rows, float64 [out]."""
-        relative = row_scale(self._outputs(name), _floor(name))
-        if self.settings.allocation:
-            return relative
-        return relative / _geometric_mean(relative) * self._spread(name) * self._unit
-
-    def _spread(self, name: str) -> float:
-        """Root mean square of a matrix' weights."""
-        rows = self.model.tensors[name]
-        return float(np.sqrt(np.square(rows.read(0, rows.shape[0]), dtype=np.float64).mean()))
-
-    @cached_property
-    def _unit(self) -> float:
-        """Step over spread of the weights that gives all matrices together the bits that steps by curvature give."""
-        total = 0.0
-        for tensor in self.matrices:
-            name = tensor.info.name
-            steps = _geometric_mean(row_scale(self._outputs(name), _floor(name)))
-            total += prod(tensor.info.shape) * math.log(steps / self._spread(name))
-        return math.exp(total / self.weights)
-
-    def _outputs(self, name: str) -> torch.Tensor:
-        """Curvature at the outputs [out], in the GGUF's order of rows."""
-        origin = self._origins.of(name)
-        outputs = torch.from_numpy(origin.gather({n: self.curvatures.outputs(n).numpy() for n in origin.names}))
-        return outputs if self.settings.row_steps else torch.full_like(outputs, float(outputs.mean()))
 
     def _about(self, scale: float) -> dict[str, Value]:
         """Metadata on how the file was made; the archive's coder reads host and trellis."""
@@ -312,14 +303,6 @@ def host_target(host: Host) -> Target:
     """llama.cpp's file type whose default tensor type is the host's."""
     names = {"Q8_0": "q8", "Q6_K": "q6k", "Q5_K": "q5ks", "Q4_K": "q4ks"}
     return find_target(f"gguf-{names[host.kind.name]}")
-
-
-def _geometric_mean(values: torch.Tensor) -> float:
-    return float(values.log().mean().exp())
-
-
-def _floor(name: str) -> float:
-    return _TABLE_FLOOR if name in (_TABLE, "output.weight") else _ROW_FLOOR
 
 
 __all__ = ["WireModel", "WireResult", "WireSettings", "host_target"]

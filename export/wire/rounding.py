@@ -130,8 +130,9 @@ class Rounding:
         lattice, tensor = rounded.lattice.rows(rows), span.tensor
         steps, factors = lattice.steps.cpu().numpy().astype(np.float16), lattice.factors.cpu().numpy()
         path = self._scratch / f"{tensor.info.name}.rows"
-        with path.open("r+b" if span.start else "wb") as stream:
-            stream.seek(0, 2)
+        path.touch()
+        with path.open("r+b") as stream:  # spans of experts come in any order
+            stream.seek(span.start * host.kind.row_bytes(tensor.info.shape[-1]))
             encode_host(host, steps, rounded.quants[rows].cpu().numpy(), factors).tofile(stream)
         self._encoded[tensor.info.name] = ScratchRows(path, host.kind, tensor.info.shape, tensor.rows.dtype)
 

@@ -90,6 +90,17 @@ class WireStack:
         return int(self.members[0].info.shape[-1])
 
     @property
+    def experts(self) -> int:
+        """Experts whose matrices, one behind the other, are the only member; 1 where there are none."""
+        shape = self.members[0].info.shape
+        return shape[0] if len(shape) == 3 else 1
+
+    def expert(self, number: int) -> Piece:
+        """All rows of one expert."""
+        per = self.rows // self.experts
+        return self._piece([Span(self.members[0], number * per, (number + 1) * per)])
+
+    @property
     def rows(self) -> int:
         """Rows of all members."""
         return sum(tensor.info.rows for tensor in self.members)

@@ -16,13 +16,14 @@ from torch import nn
 from edgepack.errors import CheckpointError, NumericError, UnsupportedModelError
 from edgepack.model import read_tensor
 from edgepack.quant.calibration.empty_model import block_list, checkpoint_names, empty_model, module_of
+from edgepack.quant.calibration.fused_experts import FusedExperts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from edgepack.model import Checkpoint, TensorSource
+    from edgepack.model import Checkpoint
 
 
 class _StopForwardError(Exception):
@@ -115,7 +116,7 @@ class BlockwiseModel:
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.checkpoint = checkpoint
-        self.source: TensorSource = checkpoint.tensors
+        self.source = FusedExperts(checkpoint.tensors)
         self.device, self.dtype = torch.device(device), dtype
         self.model = empty_model(checkpoint.config)
         self._list_path, self._blocks = block_list(self.model, checkpoint.config)
@@ -148,6 +149,12 @@ class BlockwiseModel:
         table = self.model.get_input_embeddings()
         path = next(path for path, module in self.model.named_modules() if module is table)
         return self._names.get(f"{path}.weight")
+
+    def run_experts_one_by_one(self) -> None:
+        """From now on experts are a product each, not one grouped product of all."""
+        for module in self.model.modules():
+            if hasattr(getattr(module, "config", None), "_experts_implementation"):
+                module.config._experts_implementation = "eager"  # noqa: SLF001
 
     @contextmanager
     def block(self, index: int) -> Iterator[Block]:

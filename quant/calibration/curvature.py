@@ -21,6 +21,7 @@ from edgepack.errors import CalibrationError, NumericError
 from edgepack.progress import silent
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.curvature_progress import CurvatureProgress
+from edgepack.quant.calibration.expert_curvature import ExpertMoments, ExpertSquares, ExpertWatch, expert_stacks
 from edgepack.quant.calibration.statistics import MomentAccumulator
 from edgepack.quant.calibration.sweep import BatchRunner, sweep
 
@@ -140,6 +141,7 @@ class _Run:
         self, model: BlockwiseModel, tokens: torch.Tensor, kept: CurvatureProgress, batch: int, seed: int
     ) -> None:
         self.model, self.tokens, self.kept, self.batch = model, tokens, kept, batch
+        model.run_experts_one_by_one()
         self.stride = 2 if len(tokens) >= _MANY else 1
         self.runner = BatchRunner(model, tokens, batch)
         self.generator = torch.Generator().manual_seed(seed)
@@ -164,8 +166,15 @@ class _Run:
 
         def keep(visit: BlockVisit) -> torch.Tensor:
             self.kept.enter(visit.block.index, visit.inputs)
-            found, outputs = visit.observe(list(visit.block.linears), with_hessian=True)
-            self.kept.moments(visit.block.index, {name: value.hessian for name, value in found.items()})
+            stacks = expert_stacks(visit.block)
+            experts = {name: ExpertMoments(len(stack)) for name, stack in stacks.items()}
+            with ExpertWatch(stacks, lambda name, expert, inputs, _outputs: experts[name].add(expert, inputs)):
+                found, outputs = visit.observe(list(visit.block.linears), with_hessian=True)
+            hessians = {name: value.hessian for name, value in found.items()}
+            for name, moments in experts.items():
+                ofs = [hessian.numpy() for hessian in moments.results()]
+                hessians |= {part.name: ofs[part.expert] for part in self.model.source.parts(name) if ofs}
+            self.kept.moments(visit.block.index, hessians)
             return outputs
 
         first = self.kept.forward
@@ -205,13 +214,20 @@ class _Run:
         """A block's curvature, and the gradient at its inputs."""
         squares = {name: _Squares() for name in block.linears}
         handles = [module.register_forward_hook(_observer(squares[name])) for name, module in block.linears.items()]
+        stacks = expert_stacks(block)
+        experts = {name: ExpertSquares(len(stack)) for name, stack in stacks.items()}
+
+        def look(name: str, expert: int, _inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+            if outputs.requires_grad:
+                outputs.register_hook(lambda gradient: experts[name].add(expert, gradient))
+
         parts, after = [], self.kept.gradient(block.index + 1)
         try:
             for start in range(0, len(after), self.batch):
                 rows = slice(start, min(start + self.batch, len(after)))
                 some = entering[:: self.stride][rows]
                 hidden = torch.from_numpy(np.array(some)).to(self.model.device).requires_grad_(True)
-                with torch.enable_grad():
+                with torch.enable_grad(), ExpertWatch(stacks, look):
                     output = block.run(hidden, self.runner.calls(len(hidden))[block.index])
                 gradient = torch.from_numpy(np.array(after[rows])).to(hidden.device)
                 parts.append(torch.autograd.grad(output, hidden, gradient)[0].cpu())
@@ -222,6 +238,10 @@ class _Run:
         found = {
             name: Curvature(moments[name], total.result(name)) for name, total in squares.items() if name in moments
         }
+        for name, of_experts in experts.items():
+            outputs = of_experts.results(after.shape[0] * after.shape[1])
+            for part in self.model.source.parts(name) if outputs else ():
+                found[part.name] = Curvature(moments[part.name], outputs[part.expert][part.start : part.stop].clone())
         return found, torch.cat(parts)
 
     def tables(self) -> dict[str, Curvature]:

@@ -75,6 +75,11 @@ class CurvatureStore:
         with np.load(path) as arrays:
             return torch.from_numpy(arrays[f"inputs{shared}"])
 
+    def inputs_of(self, name: str) -> str:
+        """What tells the inputs of matrix `name` from others: matrices that share them have the same."""
+        path, shared, _ = self._files[name]
+        return f"{path.stem}-{shared}"
+
     def squares(self, name: str) -> NDArray[np.float64]:
         """H's diagonal, float64 [in]."""
         path, shared, _ = self._files[name]
