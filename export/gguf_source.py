@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import GGUFError, UnsupportedModelError, UsageError
-from edgepack.export.mapped_model import MappedModel
+from edgepack.export.mapped import MappedModel
 from edgepack.export.rows import SourceRows
 from edgepack.gguf import keys
 from edgepack.gguf.reader import GGUFHeader, read_header

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgepack.export.lora.adapter import Adapter
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
     from edgepack.export.row_origin import RowOrigin
     from edgepack.export.rows import Rows
 

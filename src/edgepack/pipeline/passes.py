@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
     from edgepack.export.plan import ExportPlan, Importance
     from edgepack.gguf.types import GGMLType
     from edgepack.model import Checkpoint

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
     from edgepack.pipeline.recipe import Recipe
     from edgepack.quant.calibration.collect import Calibration
     from edgepack.quant.passes.run import Figure

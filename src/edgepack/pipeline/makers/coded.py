@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from edgepack.export.coded.plan import PlannedMatrix, VariantPlan
     from edgepack.export.coded.write import CodedReport
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
     from edgepack.gguf.types import TensorInfo, Value
     from edgepack.model import Checkpoint
     from edgepack.pipeline.outline import ChangedModel, Json

@@ -20,7 +20,7 @@ from edgepack.quant.types.targets import Target, find_target
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
     from edgepack.export.plan import ExportPlan, Importance
     from edgepack.pipeline.outline import Json
     from edgepack.pipeline.passes import Passes, PreparedExport

@@ -15,7 +15,7 @@ from edgepack.export.lora.gguf import adapter_factors, write_adapter
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
     from edgepack.pipeline.outline import Made, Outline
 
 Step_contra = TypeVar("Step_contra", contravariant=True)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
     from edgepack.export.wire.plan import WireModel, WireResult, WireSettings
     from edgepack.gguf.types import Value
     from edgepack.model import Checkpoint
