@@ -76,12 +76,12 @@ class GridChooser:
 
     def __init__(self, settings: WireSettings) -> None:
         self.settings = settings
-        self._pays_for: dict[str, bool] = {}  # first member of a stack → what was decided last
-        self._kept = False
+        self.pays_for: dict[str, bool] = {}  # first member of a stack → what was decided last
+        self.kept = False
 
     def keep(self, kept: bool) -> None:
         """Whether to leave what has been decided on trellises as it is: else sizes jump between two near scales."""
-        self._kept = kept
+        self.kept = kept
 
     def choose(self, stack: WireStack, host: Host, factor: SweepFactor, scale: float) -> WireGrid:
         """Steps and multiples, and whether a trellis gains more than its smaller steps lose to the host's reach.
@@ -100,10 +100,10 @@ class GridChooser:
             return plain  # no path may cross from one expert to the next
         paths = self._grid_of(weights, relative, wanted, WireGrid(host, code, scale * UNION_STEP, torch.empty(0)))
         name = stack.members[0].info.name
-        if not self._kept or name not in self._pays_for:
+        if not self.kept or name not in self.pays_for:
             spread = torch.from_numpy(factor.noise).sqrt()
-            self._pays_for[name] = self._pays(paths, plain, weights, relative, spread)
-        return paths if self._pays_for[name] else plain
+            self.pays_for[name] = self._pays(paths, plain, weights, relative, spread)
+        return paths if self.pays_for[name] else plain
 
     def _pays(
         self, paths: WireGrid, plain: WireGrid, weights: torch.Tensor, relative: torch.Tensor, spread: torch.Tensor

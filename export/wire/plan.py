@@ -40,7 +40,7 @@ from edgepack.quant.wire.rates import RateModel
 from edgepack.quant.wire.rounding import round_matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -139,7 +139,8 @@ class WireModel:
 
         Args:
             scale: the one scalar: steps are proportional to it, the predicted divergence to its square.
-            scratch: a folder for the blocks; what it held of an earlier rounding is replaced.
+            scratch: a folder for the blocks; what it held of an earlier rounding is replaced, but layers that an
+                interrupted rounding at this scale had finished are taken as they are.
             about: metadata to add.
             progress: told of each layer.
 
@@ -151,9 +152,10 @@ class WireModel:
         with progress("Rounding", len(layers), " layers") as advance:
             for block, names in layers.items():
                 self._drifted = drift.look(block) if drift is not None and block is not None else {}
-                layer = self._round_layer(names, scale, work)
-                if drift is not None:
-                    self._advance(drift, block, names, layer, work)
+                if drift is None:
+                    self._resume_layer(f"layer-{block}", names, scale, work)
+                else:
+                    self._advance(drift, block, names, self._round_layer(names, scale, work), work)
                 advance(1)
         return work.result(self.base, self._about(scale) | (about or {}))
 
@@ -183,6 +185,29 @@ class WireModel:
     def keep_trellises(self, kept: bool) -> None:
         """Whether later roundings leave it as it is which matrices have a trellis; nothing is kept at first."""
         self._grids.keep(kept)
+
+    @property
+    def trellises(self) -> dict[str, bool]:
+        """First matrix of a stack → whether it has a trellis, as the last rounding decided; may be set."""
+        return self._grids.pays_for
+
+    @trellises.setter
+    def trellises(self, decided: Mapping[str, bool]) -> None:
+        self._grids.pays_for = dict(decided)
+
+    def _resume_layer(self, layer: str, names: list[str], scale: float, work: Rounding) -> None:
+        """Round a layer, unless an interrupted rounding did."""
+        matrices = [self._planned[name] for name in names if self._on_grid(self._planned[name])]
+        mine = {name: self._grids.pays_for[name] for name in names if name in self._grids.pays_for}
+        key = repr((scale, self.settings, mine if self._grids.kept else None))
+        kept = work.resume(layer, key, matrices)
+        if kept is not None:
+            self._grids.pays_for |= kept
+            work.vectors |= self._folder.fold(self._groups(names)).vectors
+            return
+        self._round_layer(names, scale, work)
+        decided = {name: self._grids.pays_for[name] for name in names if name in self._grids.pays_for}
+        work.finish(layer, key, matrices, decided)
 
     def _round_layer(self, names: list[str], scale: float, work: Rounding) -> FoldedLayer:
         groups = self._groups(names)
