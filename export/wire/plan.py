@@ -298,6 +298,7 @@ class WireModel:
             paths = TrellisRounding(grid.code, lanes, relative.square().reciprocal().float(), rates)
         rounded = round_matrix(weights, factor, lattice, pull=self.settings.rdo, paths=paths, pool=pool)
         raised = (rounded.lattice.factors > lattice.factors.cpu()).any(1)
+        raised |= rounded.lattice.steps > lattice.steps.cpu()
         costs = 0.5 * rounded.losses / piece.relative.square()  # ½ · tr(G E H Eᵀ), the predicted divergence
         start = 0
         for span, height in zip(piece.spans, piece.heights, strict=True):

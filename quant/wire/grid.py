@@ -15,6 +15,7 @@ import torch
 
 LADDER = 4  # steps lie on a ladder of 2^(1/4): at most 9 % off, which costs 0.004 bit, and few values to store
 _SMALLEST_STEP = 2.0**-14  # of normal float16
+_ROOM = 1.5  # times its magnitude: what feedback may make of a weight beyond the host's reach
 _LARGEST_STEP = 4094.0  # 16 times this is a float16: the minima of Q5_K
 
 
@@ -130,9 +131,16 @@ def raised_steps(weights: torch.Tensor, lattice: Lattice, margins: torch.Tensor)
 
 
 def fitted(weights: torch.Tensor, lattice: Lattice) -> Lattice:
-    """Factors doubled where the weights themselves already lie beyond the limits."""
+    """Factors doubled where the weights themselves already lie beyond the limits.
+
+    A row with a weight beyond even the greatest factor (single weights of trained models are a thousand times the
+    others) gets a larger step: one row then costs more, where the whole matrix would not fit.
+    """
     reach = (lattice.multiples * lattice.limits).to(weights.dtype) * lattice.steps[:, None]
-    needed = (weights.abs() / reach).reshape(len(weights), -1, lattice.group).amax(2) / lattice.factors
+    needed = (weights.abs() / reach).reshape(len(weights), -1, lattice.group).amax(2)
+    over = (_ROOM * needed.amax(1) / lattice.most_factor).clamp_min(1.0).log2().ceil()
+    grown = (lattice.steps * torch.exp2(over)).clamp_max(_LARGEST_STEP)
+    needed = needed / lattice.factors * (lattice.steps / grown)[:, None]
     doublings = needed.clamp_min(1.0).log2().ceil().to(torch.int32)
     factors = (lattice.factors << doublings).clamp_max(lattice.most_factor)
-    return replace(lattice, factors=factors.to(torch.int32))
+    return replace(lattice, steps=torch.where(over > 0, grown, lattice.steps), factors=factors.to(torch.int32))

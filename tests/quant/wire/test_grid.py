@@ -74,6 +74,17 @@ def test_an_outlier_raises_the_step_of_its_group_only() -> None:
     assert int(raised.sum()) == 1
 
 
+def test_a_weight_beyond_the_greatest_factor_makes_the_step_of_its_row_larger() -> None:
+    weights, hessian = problem()
+    weights[3, 40] = 127 * 4 * 0.1 * 3
+    grid = lattice(*weights.shape, 0.1, most=4)
+    rounded = round_matrix(weights, feedback_factor(hessian), grid)
+    grown = rounded.lattice.steps / grid.steps
+    assert float(grown[3]) in (4.0, 8.0)
+    assert int((grown > 1).sum()) == 1
+    assert float((rounded.weights[3, 40] - weights[3, 40]).abs()) < 8 * 0.1 * 8
+
+
 def test_weights_beyond_any_factor_are_refused() -> None:
     weights, hessian = problem()
     weights[3, 40] = 1e6
