@@ -162,6 +162,12 @@ class BlockwiseModel:
         path = next(path for path, module in self.model.named_modules() if module is table)
         return self._names.get(f"{path}.weight")
 
+    def run_experts_one_by_one(self) -> None:
+        """From now on experts are a product each, not one grouped product of all."""
+        for module in self.model.modules():
+            if hasattr(getattr(module, "config", None), "_experts_implementation"):
+                module.config._experts_implementation = "eager"  # noqa: SLF001
+
     @contextmanager
     def block(self, index: int) -> Iterator[Block]:
         """Block `index` with its weights loaded; they are dropped when the context ends."""
