@@ -35,6 +35,16 @@ def library() -> Any:
     return native.lib
 
 
+def structure(declared: str, **fields: Any) -> Any:
+    """A C structure for a pointer parameter of type `declared`, such as `name *`; it copies values, not what they point at.
+
+    Args:
+        declared: as the header spells the parameter.
+        fields: of the structure; arrays' pointers come from `pointer` and must outlive the call.
+    """
+    return importlib.import_module(_EXTENSION).ffi.new(declared, fields)
+
+
 def pointer(array: np.ndarray, declared: str) -> Any:
     """The first element of `array` as a C pointer of type `declared`, such as `float *`.
 
