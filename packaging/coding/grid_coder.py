@@ -104,9 +104,10 @@ class _Symbols:
         )
         multiples = multiples.clip(1, 255)
         paths = as_indices(integers, multiples, code) if code is not None else None
-        indices = integers if paths is None and (multiples == 1).all() else integers // multiples
         if paths is not None:
             indices, multiples = paths.indices, paths.multiples
+        else:
+            indices = integers if (multiples == 1).all() else integers // multiples
         reach, rows, columns = _sums(indices, paths)
         half = 1 if paths is None else 2  # magnitudes of paths are those of half their integers
         return cls(indices, multiples, paths, max(1, reach), rows / half / len(columns), columns / half / len(rows))
@@ -126,14 +127,12 @@ class _Symbols:
         return rows if self.paths is None else rows + np.uint8(ASIDE) * self.paths.aside.astype(np.uint8)
 
 
-def _sums(
-    indices: NDArray[np.int16], paths: TrellisSymbols | None
-) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+def _sums(indices: NDArray[np.int16], paths: TrellisSymbols | None) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
     """Greatest index, and sums of magnitudes by row and by column."""
     rows, columns = (np.empty(size, np.int64) for size in indices.shape)
     reach = library().edgepack_grid_magnitudes(
         pointer(indices, "const int16_t *"),
-        *((0,) if paths is None else (pointer(paths.quantisers, "const uint8_t *"),)),
+        pointer(None if paths is None else paths.quantisers, "const uint8_t *"),
         *indices.shape, 1 if paths is None else 2, pointer(rows, "int64_t *"), pointer(columns, "int64_t *"),
     )  # fmt: skip
     return int(reach), rows, columns
@@ -188,9 +187,9 @@ def _cost(found: _Symbols, shape: int, rows: NDArray[np.uint8], columns: NDArray
     counts = np.zeros((2, CLASSES, 2 * found.reach + 1), np.int64)
     chosen = found.quantisers
     library().edgepack_grid_count(
-        pointer(found.indices, "const int16_t *"),
-        0 if chosen is None else pointer(chosen, "const uint8_t *"), *found.indices.shape, max(1, len(rows) // 64),
-        pointer(rows, "const uint8_t *"), pointer(columns, "const uint8_t *"), found.reach, pointer(counts, "int64_t *"),
+        pointer(found.indices, "const int16_t *"), pointer(chosen, "const uint8_t *"), *found.indices.shape,
+        max(1, len(rows) // 64), pointer(rows, "const uint8_t *"), pointer(columns, "const uint8_t *"), found.reach,
+        pointer(counts, "int64_t *"),
     )  # fmt: skip
     tables = first_tables(shape, found.reach, 1 if chosen is None else 2)
     return float((counts[: len(tables)] * -np.log2(tables / TOTAL)).sum())

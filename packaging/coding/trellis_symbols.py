@@ -104,7 +104,7 @@ def follow(
         code: the code.
     """
     ones = np.ones(integers.shape[1], np.int16)
-    found = _follow(_int16(integers), ones, aside.astype(np.uint8), np.ascontiguousarray(starts % code.states), code)
+    found = _follow(_int16(integers), ones, aside.astype(np.uint8), np.ascontiguousarray(starts), code)
     return found.quantisers, found.keeps
 
 
@@ -151,7 +151,10 @@ def as_indices(integers: Integers, multiples: Integers, code: TrellisCode) -> Tr
         chosen[open_columns] = [_next_divisor(int(all_), int(now)) for all_, now in pairs]
         tried = _follow(_int16(values[:, open_columns]), chosen[open_columns], aside, first[open_columns], code)
         kept = open_columns[tried.keeps]
-        found.quantisers[:, kept], found.indices[:, kept] = tried.quantisers[:, tried.keeps], tried.indices[:, tried.keeps]
+        found.quantisers[:, kept], found.indices[:, kept] = (
+            tried.quantisers[:, tried.keeps],
+            tried.indices[:, tried.keeps],
+        )
         open_columns = open_columns[~tried.keeps]
     return TrellisSymbols(found.indices, found.quantisers, chosen, aside.astype(bool))
 

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import zstandard
-
-from edgepack.errors import ArchiveError
 from references.numpy_coding.grid_tables import (
     CLASSES,
     OFFSET,
@@ -34,6 +32,8 @@ from references.numpy_coding.grid_tables import (
 )
 from references.numpy_coding.rans import LaneDecoder, encode_lanes
 from references.numpy_coding.trellis_symbols import StateTracker, TrellisSymbols, as_indices, integers_of
+
+from edgepack.errors import ArchiveError
 from edgepack.trellis import TrellisCode
 
 if TYPE_CHECKING:

@@ -10,15 +10,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+from references.numpy_coding.grid_tables import CLASSES
 
 from edgepack.errors import ArchiveError
-from references.numpy_coding.grid_tables import CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
-
     from references.numpy_coding.grid_tables import LearningTables
     from references.numpy_coding.trellis_symbols import StateTracker
 
