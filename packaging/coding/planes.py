@@ -57,9 +57,10 @@ def join(layout: Layout, raw_bytes: int, streams: list[Bytes]) -> Bytes:
     target = np.empty(raw_bytes, np.uint8)
     if blocks:
         parts, whole = _parts(layout), [np.ascontiguousarray(stream) for stream in streams]
+        places = _addresses(whole)
         library().edgepack_planes_join(
             pointer(target, "uint8_t *"), blocks, layout.block_bytes, pointer(parts, "const edgepack_part *"),
-            len(parts), pointer(_addresses(whole), "const uint8_t *const *"),
+            len(parts), pointer(places, "const uint8_t *const *"),
         )  # fmt: skip
     if tail:
         target[-tail:] = streams[-1]
@@ -70,10 +71,10 @@ def _split_blocks(layout: Layout, source: Bytes, blocks: int) -> list[Bytes]:
     """One allocation for all streams: memory of this size comes fresh from the system, which is dearer than the work."""
     sizes = [blocks * plane.symbols for plane in layout.planes]
     streams = np.split(np.empty(sum(sizes), np.uint8), np.cumsum(sizes)[:-1])
-    parts = _parts(layout)
+    parts, places = _parts(layout), _addresses(streams)
     library().edgepack_planes_split(
         pointer(source, "const uint8_t *"), blocks, layout.block_bytes, pointer(parts, "const edgepack_part *"),
-        len(parts), pointer(_addresses(streams), "uint8_t *const *"),
+        len(parts), pointer(places, "uint8_t *const *"),
     )  # fmt: skip
     return streams
 
