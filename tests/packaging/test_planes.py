@@ -73,7 +73,7 @@ def test_any_streams_join_as_in_the_reference_over_many_tiles(layout: Layout) ->
 
 
 def test_a_row_that_leaves_its_block_never_reaches_the_kernel() -> None:
-    beyond = Layout(999, "beyond", 4, (Plane("all", (Column(4, (Part(1),)),)),))
+    beyond = Layout(999, "beyond", 8, (Plane("all", (Column(8, (Part(1),)),)),))
     with pytest.raises(ValueError, match="leaves its block"):
         planes.split(beyond, bytes(16))
 
