@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from edgepack.processors import default_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable
     from concurrent.futures import Future
 
 Piece = TypeVar("Piece")
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 def ordered_map(
     function: Callable[[Piece], Result], pieces: Iterable[Piece], threads: int | None = None
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`function` of every piece, in order; numpy, hashlib and zstd release the interpreter while they work.
 
     Args:

@@ -160,7 +160,9 @@ def encode(symbols: NDArray[np.uint8], geometry: Geometry) -> bytes:
 
 def _integers(symbols: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.int16]:
     matrix = geometry.as_matrix(symbols)
-    return (matrix.view(np.int8) if geometry.zero == 256 else matrix).astype(np.int16) - np.int16(geometry.zero % 256)
+    integers: NDArray[np.int16] = (matrix.view(np.int8) if geometry.zero == 256 else matrix).astype(np.int16)
+    integers -= np.int16(geometry.zero % 256)
+    return integers
 
 
 def _classes(found: _Symbols, shape: int) -> tuple[int, NDArray[np.uint8], NDArray[np.uint8]]:

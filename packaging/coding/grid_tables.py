@@ -62,7 +62,7 @@ def first_tables(shape: int, reach: int, quantisers: int) -> NDArray[np.uint16]:
     sums = np.array([[math.fsum(row) for row in part] for part in density.tolist()])
     counts = (density / sums[..., None] * (TOTAL - (2 * reach + 1))).astype(np.uint32) + np.uint32(1)
     counts[..., reach] += np.uint32(TOTAL) - counts.sum(-1, dtype=np.uint32)
-    tables = counts.astype(np.uint16)  # three symbols or more: none has them all
+    tables: NDArray[np.uint16] = counts.astype(np.uint16)  # three symbols or more: none has them all
     tables.setflags(write=False)
     return tables
 

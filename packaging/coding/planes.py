@@ -68,7 +68,7 @@ def join(layout: Layout, raw_bytes: int, streams: list[Bytes]) -> Bytes:
 
 
 def _split_blocks(layout: Layout, source: Bytes, blocks: int) -> list[Bytes]:
-    """One allocation for all streams: memory of this size comes fresh from the system, which is dearer than the work."""
+    """One allocation for all streams: memory of this size comes fresh from the system, dearer than the work."""
     sizes = [blocks * plane.symbols for plane in layout.planes]
     streams = np.split(np.empty(sum(sizes), np.uint8), np.cumsum(sizes)[:-1])
     parts, places = _parts(layout), _addresses(streams)

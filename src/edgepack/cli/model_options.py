@@ -63,9 +63,11 @@ def _decorated(command: Callable[..., Any], options: Sequence[Callable[..., Any]
 
 def prepared(file: Path, values: Mapping[str, Any]) -> ModelFile:
     """The model in `file`, installed where it is an archive."""
+    from edgepack.edge.install.in_place import FromArchive
     from edgepack.edge.install.model_file import prepare
 
-    return prepare(file, verify=values["verify"], progress=terminal_progress, note=note)
+    wish = FromArchive(values.get("from_archive", "never"))  # only `run` has the option
+    return prepare(file, verify=values["verify"], from_archive=wish, progress=terminal_progress, note=note)
 
 
 def open_wish(source: ModelFile, values: Mapping[str, Any]) -> OpenWish:
