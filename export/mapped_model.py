@@ -49,11 +49,6 @@ class MappedModel:
     sources: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
 
-    @property
-    def n_parameters(self) -> int:
-        """Weights in all tensors."""
-        return sum(prod(rows.shape) for rows in self.tensors.values())
-
 
 def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedModel:
     """A Hugging Face checkpoint under GGUF names; reads headers and the tokenizer, no weights.

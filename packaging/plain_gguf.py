@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import GGUFError
+from edgepack.file_digest import file_sha256
 from edgepack.gguf.reader import MAGIC, read_header
 from edgepack.packaging.verify import Problem
 from edgepack.progress import Progress, silent
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_BLOCK_BYTES = 4 << 20
 
 
 def is_gguf(path: Path) -> bool:
@@ -45,7 +43,13 @@ def describe_gguf(path: Path, progress: Progress = silent) -> dict[str, Any]:
     size, types = header.file_bytes, Counter({"metadata": header.data_start})
     for tensor in header.tensors:
         types[tensor.type.name] += tensor.nbytes
-    member = {"name": path.name, "role": "gguf", "bytes": size, "stored_bytes": size, "sha256": _sha256(path, progress)}
+    member = {
+        "name": path.name,
+        "role": "gguf",
+        "bytes": size,
+        "stored_bytes": size,
+        "sha256": file_sha256(path, progress=progress),
+    }
     return {
         "format_version": f"GGUF {header.version}",
         "bytes": size,
@@ -63,12 +67,3 @@ def describe_gguf_tensors(path: Path) -> list[dict[str, Any]]:
         {"name": tensor.name, "type": tensor.type.name, "bytes": tensor.nbytes, "stored_bytes": tensor.nbytes}
         for tensor in read_header(path).tensors
     ]
-
-
-def _sha256(path: Path, progress: Progress) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream, progress("digesting", path.stat().st_size) as advance:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-            advance(len(block))
-    return digest.hexdigest()

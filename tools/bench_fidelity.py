@@ -27,7 +27,8 @@ from edgepack.export.wire.origins import Origins
 from edgepack.export.wire.plan import WireSettings
 from edgepack.packaging.pack import pack_archive
 from edgepack.pipeline.fidelity import ScoringOptions, run_validation
-from edgepack.pipeline.wire_run import SEQUENCES, WireRun, read_calibration
+from edgepack.pipeline.makers.wire import SEQUENCES, WireRun, read_calibration
+from edgepack.pipeline.scalar import scale_to_size
 from edgepack.quant.calibration.collect import collect
 from edgepack.quant.codecs.ggml.host_grids import find_host
 from edgepack.quant.types.targets import find_target
@@ -87,7 +88,7 @@ def make_ours(run: WireRun, sizes: dict[str, int], folder: Path) -> list[tuple[P
     """The wire at each of the sizes."""
     points = []
     for name, size in sizes.items():
-        trial = run.reach_size(size)
+        trial = scale_to_size(run, size)
         print(f"{name}: {trial.archive_bytes} bytes after {len(run.trials)} tries", file=sys.stderr, flush=True)
         path = folder / f"{name}.gguf"
         run.gguf.rename(path)
@@ -172,7 +173,9 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     started = time.monotonic()
-    calibration = read_calibration(arguments.model, arguments.calibration, "cpu", arguments.sequences, arguments.length)
+    calibration = read_calibration(
+        open_checkpoint(arguments.model), arguments.calibration, "cpu", arguments.sequences, arguments.length
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         peers = make_peers(arguments.model, arguments.types.split(","), calibration.tokens, folder)
@@ -180,7 +183,7 @@ def main() -> None:
         sizes = {f"wire at {key}": shipped[key] for key in arguments.at.split(",") if key in shipped}
         sizes |= {f"wire at {size}": int(size) for size in arguments.sizes.split(",") if size}
         settings = WireSettings(find_host(arguments.host))
-        with WireRun(arguments.model, folder / "wire.gguf", settings, calibration) as run:
+        with WireRun(open_checkpoint(arguments.model), folder / "wire.gguf", settings, calibration) as run:
             ours = make_ours(run, sizes, folder)
             chosen = {label: changes for label, changes in ABLATIONS.items() if re.search(arguments.ablations, label)}
             for label, changes in chosen.items() if arguments.ablations_at else ():

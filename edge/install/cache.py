@@ -13,12 +13,13 @@ import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from edgepack.atomic_file import atomic_output, partial_path
 from edgepack.edge.install.cache_folder import cache_folder
 from edgepack.edge.install.lock import locked
 from edgepack.errors import IntegrityError, ResourceError
+from edgepack.file_digest import file_sha256
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.format import Role
@@ -27,7 +28,7 @@ from edgepack.progress import Progress, silent
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from edgepack.gguf.reader import GGUFHeader
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from edgepack.packaging.index.contents import Member
 
 _HEADER_BYTES = 1 << 20  # of the beginning, hashed at each start: the header, or most of it
-_BLOCK = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -170,11 +170,7 @@ class ModelCache:
             name: for people, as archives name their members.
             origin: what it was made from.
         """
-        with path.open("rb") as stream:
-            digest = hashlib.sha256()
-            for block in _blocks(stream):
-                digest.update(block)
-        sha256 = digest.hexdigest()
+        sha256 = file_sha256(path)
         with locked(self._lock_path(sha256)):
             path.replace(self._path(sha256))
             record = {"name": name, "archive": origin, "stamp": asdict(stamp_of(self._path(sha256)))}
@@ -257,13 +253,8 @@ class ModelCache:
         return None
 
     def _full_problem(self, sha256: str, progress: Progress) -> str | None:
-        path = self._path(sha256)
-        digest = hashlib.sha256()
-        with path.open("rb") as stream, progress("verifying", path.stat().st_size) as advance:
-            for block in _blocks(stream):
-                digest.update(block)
-                advance(len(block))
-        return None if digest.hexdigest() == sha256 else f"SHA-256 is {digest.hexdigest()[:16]}…, not {sha256[:16]}…"
+        found = file_sha256(self._path(sha256), "verifying", progress)
+        return None if found == sha256 else f"SHA-256 is {found[:16]}…, not {sha256[:16]}…"
 
     def _entry(self, record_path: Path) -> CacheEntry | None:
         sha256 = record_path.stem
@@ -320,12 +311,6 @@ def prune(
     return removed
 
 
-def check_entries(cache: ModelCache) -> list[tuple[CacheEntry, str]]:
-    """Check every byte of every entry; the damaged ones with what is wrong."""
-    problems = [(entry, cache.problem(entry)) for entry in cache.entries()]
-    return [(entry, problem) for entry, problem in problems if problem is not None]
-
-
 def _adapters(archive: Archive) -> list[Member]:
     main = archive.main
     return [member for member in archive.members if member.role is Role.GGUF and member is not main]
@@ -351,8 +336,3 @@ def stamp_of(path: Path) -> Stamp:
 
 def _describe(stamp: Stamp) -> str:
     return f"{stamp.bytes} bytes of {stamp.mtime_ns // 10**9} with {stamp.head_sha256[:8]}…"
-
-
-def _blocks(stream: BinaryIO) -> Iterator[bytes]:
-    while block := stream.read(_BLOCK):
-        yield block

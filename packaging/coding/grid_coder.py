@@ -46,7 +46,7 @@ _PATHS = struct.Struct("<HH")  # states, rows of a path
 _STATIC, _LEARNING = 1, 2  # versions: tables stay as they are, or learn
 _NO_TRELLIS = 1  # states
 _SYMBOLS_A_LANE = 4096
-_MOST_COLUMNS = 1 << 21  # a row that is kept whole has fewer: `segments`
+_MOST_CLASSES = 1 << 22  # of rows and columns together; a chunk of whole rows of blocks has far fewer
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _head(stored: memoryview, count: int, where: str) -> _Head:
     version, zero, shape, reach, columns, lanes, groups, width, side_bytes = _HEAD.unpack_from(stored)
     if version not in (_STATIC, _LEARNING) or shape >= SHAPES:
         raise ArchiveError(f"{where}: unknown grid version {version}, shape {shape}: update edgepack")
-    if not 0 < columns <= min(count, _MOST_COLUMNS) or count % columns:
+    if not 0 < columns <= count or count % columns or count // columns + columns > _MOST_CLASSES:
         raise ArchiveError(f"{where}: {columns} columns do not fit {count} symbols")
     if not 0 < lanes <= MOST_LANES or not 0 < reach <= MOST_REACH:
         raise ArchiveError(f"{where}: expected up to {MOST_LANES} lanes and reach {MOST_REACH}, got {lanes}, {reach}")

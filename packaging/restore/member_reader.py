@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgepack.packaging.format import damaged, sha256
+from edgepack.packaging.index.contents import chunk_cost
 from edgepack.packaging.parallel import ordered_map
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class MemberReader:
         if segment.entry.n_chunks == 1:  # threads would cost more than they save
             self._ahead = (self._decode(chunk) for chunk in chunks)
         else:
-            self._ahead = ordered_map(self._decode, chunks, self._threads)
+            self._ahead = ordered_map(self._decode, chunks, self._threads, size=chunk_cost)
         return self._ahead
 
     def _segment(self, offset: int) -> Segment:

@@ -15,6 +15,7 @@ import zstandard
 
 from edgepack.atomic_file import atomic_output
 from edgepack.errors import ArchiveError, IntegrityError, UsageError
+from edgepack.ordered_threads import ordered_map
 from edgepack.packaging import format as archive_format
 from edgepack.packaging import records
 from edgepack.packaging.coding import chunks
@@ -22,7 +23,6 @@ from edgepack.packaging.coding.streams import StreamDecoder
 from edgepack.packaging.format import DIGEST_BYTES, RECORD_HEAD, RecordType, Role, unseal
 from edgepack.packaging.index import table as index
 from edgepack.packaging.index.member_names import check_member_name
-from edgepack.packaging.parallel import ordered_map
 from edgepack.packaging.restore.unpack import UnpackResult
 from edgepack.progress import Progress, silent
 
@@ -155,7 +155,7 @@ def _restore(
         return chunks.decode(piece[1], decoder, f"chunk {piece[0]}")
 
     done = 0
-    for raw in ordered_map(decode, _chunk_records(arrived, size), threads):
+    for raw in ordered_map(decode, _chunk_records(arrived, size), threads, size=_cost):
         done += len(raw)
         target.write(raw.data)
         whole.update(raw.data)
@@ -163,6 +163,11 @@ def _restore(
     if done != size:
         raise ArchiveError(f"expected {size} bytes of the member, its chunks hold {done}")
     return whole.digest()
+
+
+def _cost(piece: tuple[int, bytes]) -> int:
+    """Bytes of memory that decoding a record takes, about."""
+    return max(len(piece[1]), records.decode_chunk_head(piece[1], f"chunk {piece[0]}").raw_bytes)
 
 
 def _chunk_records(arrived: _Arrived, size: int) -> Iterator[tuple[int, bytes]]:

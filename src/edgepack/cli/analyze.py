@@ -85,17 +85,14 @@ def command(
 def _tokens(
     checkpoint: Checkpoint, text: Path | None, own: bool, sequences: int, length: int | None, device: str
 ) -> NDArray[np.int64] | None:
+    from edgepack.pipeline.text import read_text
     from edgepack.quant.calibration.text import own_samples, text_sequences
 
     if own:
         return own_samples(checkpoint, length=length, sequences=sequences, device=device)
     if text is None:
         return None
-    try:
-        content = text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--text '{text}': cannot be read as UTF-8 text: {error}") from None
-    return text_sequences(checkpoint, content, length=length, sequences=sequences)
+    return text_sequences(checkpoint, read_text(text), length=length, sequences=sequences)
 
 
 def _print(found: ModelAnalysis) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import time
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.cli.output import note, print_json, terminal_progress
 from edgepack.errors import UsageError
+from edgepack.file_digest import file_sha256
 from edgepack.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -59,14 +59,6 @@ def unpack_native(
     if as_json:
         result = {"output": str(path), "bytes": size, "original_bytes": file.stat().st_size, "seconds": seconds}
         tensors = [{"name": info.name, "type": info.type.name, "bytes": info.nbytes} for info in plan.infos]
-        print_json({**result, "sha256": _sha256(path), "tensors": tensors})
+        print_json({**result, "sha256": file_sha256(path), "tensors": tensors})
         return
     note(f"{path}: {format_size(size)}, {len(plan.variant.coded)} coded tensors decoded, in {format_duration(seconds)}")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 23):
-            digest.update(block)
-    return digest.hexdigest()

@@ -139,20 +139,12 @@ def _replay(candidate: Path, gates: Gates, options: ScoringOptions, *, as_json: 
 
 def _suggest(least_bytes: int, reference: Path, text: Path | None, gates: Gates, options: ScoringOptions) -> None:
     """Say which larger type of file would pass; the files that are tried for it are thrown away."""
-    from tempfile import TemporaryDirectory
+    from edgepack.pipeline.suggest import larger_target_that_passes
 
-    from edgepack.pipeline.ladder import climb, rungs
-
-    larger = [rung for rung in rungs(reference) if rung[1] > least_bytes]
-    if not larger:
-        return
-    with TemporaryDirectory(prefix="edgepack-") as folder:
-        try:
-            ladder = climb(reference, larger, gates, text, options, Path(folder), tell=note, progress=terminal_progress)
-        except CheckFailedError as error:
-            note(str(error))
-        else:
-            note(f"try {ladder.tried[-1].target}")
+    try:
+        note(f"try {larger_target_that_passes(least_bytes, reference, text, gates, options, note, terminal_progress)}")
+    except CheckFailedError as error:
+        note(str(error))
 
 
 def with_causes(run: FidelityRun, reference: Path) -> FidelityRun:

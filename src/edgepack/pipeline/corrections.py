@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import RecipeError
+from edgepack.export.inputs import input_statistics
 from edgepack.gguf.types import GGMLType, string
-from edgepack.pipeline.passes_records import source_names
 from edgepack.progress import silent
 from edgepack.quantities import format_size
 
@@ -103,11 +103,10 @@ def _moment(prepared: PreparedExport, name: str, covariance: str) -> NDArray[np.
     """E[x·xᵀ] or E[x²] of a GGUF tensor's inputs; ones where it was not measured."""
     rows = prepared.reference.tensors[name]
     assert prepared.calibration is not None
-    for source in sorted(source_names(rows)):
-        found = prepared.calibration.statistics.get(source)
-        if found is not None:
-            return found.mean_square if covariance == "diagonal" or found.hessian is None else found.hessian
-    return np.ones(rows.shape[-1], dtype=np.float32)
+    found = input_statistics(rows, prepared.calibration.statistics)
+    if found is None:
+        return np.ones(rows.shape[-1], dtype=np.float32)
+    return found.mean_square if covariance == "diagonal" or found.hessian is None else found.hessian
 
 
 class _Length:

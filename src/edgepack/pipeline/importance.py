@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from edgepack.edge.llama.importance_collect import CollectOptions, collect_importance
-from edgepack.errors import CalibrationError, EdgepackError
+from edgepack.errors import EdgepackError
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import string
+from edgepack.pipeline.text import read_text
 from edgepack.progress import silent
 from edgepack.quant.calibration.importance_file import read_importance, write_importance
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from edgepack.quant.calibration.importance import ImportanceMatrix
 
 _RUN_KEY = "edgepack.imatrix.run"
-_MAX_TEXT_BYTES = 1 << 30
 _PRECISIONS = {"bf16": "gguf-bf16", "f16": "gguf-f16"}
 
 
@@ -68,7 +68,8 @@ class ImportanceRun:
             progress: told of each piece done.
 
         Raises:
-            CalibrationError: the text is unreadable or too short.
+            UsageError: the text is unreadable.
+            CalibrationError: it is too short.
             EdgepackError: as `open_model` and `collect_importance`.
         """
         text = read_text(self.text)
@@ -125,23 +126,6 @@ class ImportanceRun:
             return read_importance(self.partial) if own else None
         except EdgepackError:  # cut off or of another version: the run begins anew
             return None
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 text file.
-
-    Raises:
-        CalibrationError: absent, too large, or not UTF-8.
-    """
-    try:
-        size = path.stat().st_size
-        if size > _MAX_TEXT_BYTES:
-            raise CalibrationError(f"{path}: expected a text of at most {_MAX_TEXT_BYTES} bytes, got {size}")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CalibrationError(f"{path}: expected UTF-8, got byte {error.object[error.start]:#04x}") from None
 
 
 def _precision(model: MappedModel) -> str:

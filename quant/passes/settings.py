@@ -1,15 +1,19 @@
-"""Every key that a recipe may have: its type, its range, its default.
+"""What a key of a recipe may hold: its type, its range, its default.
 
-Which keys exclude each other is `pipeline.recipe`'s business; what they mean, the passes'.
+Which keys there are is each pass's declaration's business; reading them from a file, `pipeline.recipe`'s.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgepack.errors import RecipeError, UsageError
 from edgepack.quantities import parse_size
+
+Settings = Mapping[str, Any]
+"""Every key of a pass with its checked value; None where an absent key has no default."""
 
 
 @dataclass(frozen=True)
@@ -64,40 +68,3 @@ class Setting:
             end = "not included" if self.open_end else "included"
             raise RecipeError(f"{path}: expected {self.low:g} to {self.high:g} ({end}), got {value!r}")
         return value
-
-
-_RANK = Setting("whole", low=1, high=65536)
-SETTINGS: dict[str, dict[str, Setting]] = {
-    "prune": {
-        "method": Setting("text", ("magnitude", "wanda", "sparsegpt", "layers"), default="wanda"),
-        "sparsity": Setting("number", low=0, high=1, open_end=True),
-        "pattern": Setting("text", default="unstructured"),
-        "compare": Setting("text", ("auto", "row", "layer"), default="auto"),
-        "allocation": Setting("text", ("uniform", "owl"), default="uniform"),
-        "layers": Setting("whole", low=1, high=10_000),
-    },
-    "awq": {
-        "scale": Setting("flag", default=True),
-        "clip": Setting("flag", default=True),
-        "search_bits": Setting("whole", low=-2, high=2, default=0),
-        "sequences": Setting("whole", low=1, high=4096, default=24),
-        "integer_bits": Setting("whole", low=0, high=8, default=0),
-        "group": Setting("whole", low=8, high=65536, default=128),
-    },
-    "gptq": {"damping": Setting("number", low=0, high=1, default=0.01)},
-    "lowrank": {
-        "method": Setting("text", ("svd", "whitened", "correction"), default="svd"),
-        "rank": _RANK,
-        "variance": Setting("number", low=0, high=1),
-        "size": Setting("size", low=1),
-        "covariance": Setting("text", ("diagonal", "full"), default="full"),
-        "output": Setting("text", ("merged", "adapter"), default="merged"),
-    },
-}
-CALIBRATION: dict[str, Setting] = {
-    "text": Setting("text"),
-    "sequences": Setting("whole", low=1, high=1_000_000, default=64),
-    "length": Setting("whole", low=2, high=1_000_000),
-    "seed": Setting("whole", low=0, high=2**63 - 1, default=0),
-    "importance": Setting("flag", default=True),
-}
