@@ -40,12 +40,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROWS, COLUMNS, STATES = 4096, 2048, 8
-# Runs the command line and prints its peak memory: Linux counts ru_maxrss in KiB.
-_CHILD = """
-import resource, sys
+# Runs the command line and prints its own peak memory (ru_maxrss would be at least that of the process that forked).
+_CHILD = r"""
+import re, sys
+from pathlib import Path
 from edgepack.cli import execute
 code = execute(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)
+print(1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]), file=sys.stderr)
 sys.exit(code)
 """
 
@@ -93,7 +94,7 @@ def seconds(work: Callable[[], object], turns: int) -> float:
 
 
 def _limit(archive: Path, gguf: Path, out: Path) -> None:
-    """A MiB at a time, as unpacking goes: the archive read and hashed a piece at a time, the GGUF hashed and written."""
+    """The archive read and hashed, as many bytes as the GGUF has hashed and written, a MiB at a time."""
     buffer, whole = bytearray(1 << 20), hashlib.sha256()
     with archive.open("rb", buffering=0) as stored:
         while count := stored.readinto(buffer):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgepack.edge.install.cache.in_place import FromArchive, read_in_place
+from edgepack.edge.install.in_place import FromArchive, read_in_place
 from edgepack.edge.llama.check import check_runnable, read_runnable
 from edgepack.errors import UsageError
 

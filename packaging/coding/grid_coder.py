@@ -32,7 +32,7 @@ from edgepack.packaging.coding.grid_tables import (
     first_tables,
     mean_magnitudes,
 )
-from edgepack.packaging.coding.rans import ASIDE, MOST_LANES, MOST_REACH, LaneCoder
+from edgepack.packaging.coding.rans import ASIDE, LEAST_LANES, MOST_LANES, MOST_REACH, LaneCoder
 from edgepack.packaging.coding.trellis_symbols import as_indices
 from edgepack.trellis import TrellisCode
 
@@ -148,7 +148,7 @@ def encode(symbols: NDArray[np.uint8], geometry: Geometry) -> bytes:
     found = _Symbols.of(_integers(symbols, geometry), geometry.code)
     shape, rows, columns = min((_classes(found, shape) for shape in range(SHAPES)), key=lambda c: _cost(found, *c))
     side = found.side(rows, columns)
-    lanes = min(int(np.clip(symbols.size // _SYMBOLS_A_LANE, 4, MOST_LANES)), geometry.columns)
+    lanes = min(int(np.clip(symbols.size // _SYMBOLS_A_LANE, LEAST_LANES, MOST_LANES)), geometry.columns)
     code = geometry.code if found.paths is not None else None
     coder = LaneCoder(found.marked(rows), columns, lanes, shape, found.reach, True, code)
     states, words = coder.encode(found.indices, found.quantisers)
@@ -227,8 +227,9 @@ def _head(stored: memoryview, count: int, where: str) -> _Head:
         raise ArchiveError(f"{where}: unknown grid version {version}, shape {shape}: update edgepack")
     if not 0 < columns <= count or count % columns or count // columns + columns > _MOST_CLASSES:
         raise ArchiveError(f"{where}: {columns} columns do not fit {count} symbols")
-    if not 0 < lanes <= MOST_LANES or not 0 < reach <= MOST_REACH:
-        raise ArchiveError(f"{where}: expected up to {MOST_LANES} lanes and reach {MOST_REACH}, got {lanes}, {reach}")
+    if not min(LEAST_LANES, columns) <= lanes <= MOST_LANES or not 0 < reach <= MOST_REACH:
+        expected = f"{LEAST_LANES} to {MOST_LANES} lanes, reach up to {MOST_REACH}"
+        raise ArchiveError(f"{where}: expected {expected}, got {lanes}, {reach}")
     if not groups * width or count % (groups * width):
         raise ArchiveError(f"{where}: {groups} groups of {width} do not fit {count} symbols")
     code = _code(stored, where) if version == _LEARNING else None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgepack.trellis import TrellisCode
 
 LOW = 1 << 16  # states lie in [LOW, 2^32)
-MOST_LANES = 256
+LEAST_LANES, MOST_LANES = 4, 256  # each is a chain of dependent steps: one alone would decode at a third of the rate
 MOST_REACH = 128
 ASIDE = 128  # added to the class of a row that stands aside
 

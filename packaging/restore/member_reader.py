@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgepack.ordered_threads import ordered_map
 from edgepack.packaging.format import damaged, sha256
 from edgepack.packaging.index.contents import chunk_cost
-from edgepack.packaging.parallel import ordered_map
 
 if TYPE_CHECKING:
     from collections.abc import Generator

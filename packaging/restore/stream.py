@@ -160,6 +160,7 @@ def _restore(
         target.write(raw.data)
         whole.update(raw.data)
         advance(len(raw))
+        del raw  # not kept while the next one is decoded: chunks may be large
     if done != size:
         raise ArchiveError(f"expected {size} bytes of the member, its chunks hold {done}")
     return whole.digest()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_models import Shape, write_random
 
 from edgepack.edge.install.cache import ModelCache, in_place
-from edgepack.edge.install.cache.in_place import FromArchive
+from edgepack.edge.install.in_place import FromArchive
 from edgepack.edge.install.model_file import prepare
 from edgepack.edge.llama.options import RuntimeOptions
 from edgepack.edge.llama.runtime import LoadedModel

@@ -63,7 +63,7 @@ def _decorated(command: Callable[..., Any], options: Sequence[Callable[..., Any]
 
 def prepared(file: Path, values: Mapping[str, Any]) -> ModelFile:
     """The model in `file`, installed where it is an archive."""
-    from edgepack.edge.install.cache.in_place import FromArchive
+    from edgepack.edge.install.in_place import FromArchive
     from edgepack.edge.install.model_file import prepare
 
     wish = FromArchive(values.get("from_archive", "never"))  # only `run` has the option
