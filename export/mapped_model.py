@@ -16,6 +16,7 @@ from edgepack.export.naming import Size, general_metadata
 from edgepack.export.notes import limits
 from edgepack.export.rules.mapping import completed, find_family, map_tensors
 from edgepack.export.tokenizer.vocabulary import read_vocabulary
+from edgepack.gguf import keys
 from edgepack.gguf.types import Value, string
 from edgepack.quant.types.mixtures import ModelFacts
 
@@ -68,7 +69,7 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
     tensors = map_tensors(family, config, checkpoint.tensors)
     size = _size(tensors, config.n_experts)
     metadata = general_metadata(checkpoint.path, family.name, size)
-    metadata = {"general.architecture": string(family.name)} | metadata | family.metadata(config)
+    metadata = {keys.ARCHITECTURE: string(family.name)} | metadata | family.metadata(config)
     metadata |= read_vocabulary(checkpoint.path, config.values, pre=pre)
     facts = ModelFacts(family.name, family.blocks(config), config.n_heads, config.n_kv_heads, config.n_experts)
     sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))

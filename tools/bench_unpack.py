@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import GGMLType, TensorInfo, string, u32
 from edgepack.gguf.writer import GGUFWriter
 from edgepack.packaging.coding.trellis_symbols import starts
 from edgepack.packaging.pack import pack_archive
 from edgepack.packaging.restore.unpack import unpack_archive
-from edgepack.packaging.segments import GRID_KEY, TRELLIS_KEY
 from edgepack.quantities import format_size
 from edgepack.trellis import TrellisCode, trellis_of
 
@@ -70,7 +70,7 @@ def write_wire_model(path: Path, matrices: int) -> Path:
     code = trellis_of(STATES, kind.row_bytes(COLUMNS))
     assert code is not None
     infos = [TensorInfo(f"blk.{number}.ffn_up.weight", (ROWS, COLUMNS), kind) for number in range(matrices)]
-    metadata = {"general.architecture": string("llama"), GRID_KEY: string("q8_0"), TRELLIS_KEY: u32(STATES)}
+    metadata = {"general.architecture": string("llama"), keys.WIRE_HOST: string("q8_0"), keys.WIRE_TRELLIS: u32(STATES)}
     with path.open("wb") as stream:
         writer = GGUFWriter(stream, metadata, infos)
         writer.write_header()

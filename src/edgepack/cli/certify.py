@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
-from edgepack.cli.validate import scoring_options
+from edgepack.cli.scoring_options import scoring_options
 
 if TYPE_CHECKING:
     from edgepack.pipeline.certify import Certified

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
-from edgepack.cli.validate import gate_options, report_option, scoring_options, write_report
+from edgepack.cli.scoring_options import gate_options, report_option, scoring_options
+from edgepack.cli.validate import write_report
 from edgepack.errors import CheckFailedError
 
 if TYPE_CHECKING:

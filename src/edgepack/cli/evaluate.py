@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.scoring_options import threads_option
 
 if TYPE_CHECKING:
     from edgepack.edge.fidelity.tasks import Comparison
@@ -29,7 +30,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--limit", type=click.IntRange(1), help="Only the first N items.")
 @click.option("--ctx", type=click.IntRange(8), default=512, show_default=True, help="The longest item, in tokens.")
-@click.option("--threads", type=int, default=0, help="Cores in all; default every core.")
+@threads_option
 @json_option
 def command(
     candidate: Path,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.scoring_options import gpu_option
 from edgepack.errors import UsageError
 from edgepack.quantities import format_duration, format_size
 
@@ -36,7 +37,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--show", is_flag=True, help="Print statistics of every tensor.")
 @click.option("--pre", metavar="NAME", help="The pre-tokenizer's name, where its structure is not known.")
 @click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
-@click.option("--n-gpu-layers", type=int, default=0, help="llama.cpp's layers on the GPU; -1 is all.")
+@gpu_option
 @json_option
 def command(
     model: Path | None,

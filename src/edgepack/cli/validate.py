@@ -9,52 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.scoring_options import gate_options, report_option, scoring_options
 from edgepack.errors import CheckFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from edgepack.edge.fidelity.run import Candidate, FidelityRun
     from edgepack.edge.fidelity.validate import Gates
     from edgepack.pipeline.fidelity import ScoringOptions
 
 _PATH = click.Path(path_type=Path)
 _QUICK_BYTES = 200_000_000
-
-
-def scoring_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options on how text is scored, which `validate`, `compare` and `certify` share."""
-    for option in (
-        click.option("--greedy", type=click.IntRange(0), default=8, show_default=True,
-                     help="Beginnings that both models continue on their own."),
-        click.option("--blockwise/--whole", default=None,
-                     help="Load the original block by block; by default when it exceeds this machine's memory."),
-        click.option("--floor/--no-floor", default=True, help="Measure the original's own noise too."),
-        click.option("--n-gpu-layers", type=int, default=0, help="llama.cpp's layers on the GPU; -1 is all."),
-        click.option("--kv-type", default="f32", show_default=True,
-                     help="llama.cpp's cache; f32 measures the file alone, f16 as devices run it."),
-        click.option("--threads", type=int, default=0, help="Cores in all; default every core."),
-        click.option("--chunks", "max_chunks", type=int, help="Score only the first N chunks."),
-        click.option("--stride", type=int, help="A sliding window of this step instead of chunks side by side."),
-        click.option("--ctx", type=int, help="Tokens in a chunk; default 512, less where the reference gains nothing."),
-        click.option("--text", "text_path", type=_PATH, help="UTF-8 text; default the reference's own samples."),
-    ):  # fmt: skip
-        function = option(function)
-    return function
-
-
-def gate_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The bars to clear."""
-    for option in (
-        click.option("--max-perplexity-ratio", type=float, help="Largest perplexity over the reference's."),
-        click.option("--max-kl", type=float, help="Largest mean KL divergence, in nats."),
-        click.option("--min-agreement", type=float, help="Least share of equal first choices, such as 0.95."),
-    ):
-        function = option(function)
-    return function
-
-
-report_option = click.option("--report", type=_PATH, metavar="HTML", help="Write a self-contained page.")
 
 
 @click.command("validate")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.pipeline.text import read_text
+from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,12 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from edgepack.atomic_file import atomic_output, check_output
-from edgepack.edge.fidelity.certificate import DEFAULT_TOKENS, MEMBER, METADATA_KEY, Replay, replay, small_form, store
+from edgepack.edge.fidelity.certificate import DEFAULT_TOKENS, MEMBER, Replay, replay, small_form, store
 from edgepack.edge.fidelity.outcome import figures, finite
 from edgepack.edge.fidelity.stored_reference import StoredReference, decode, encode
 from edgepack.edge.fidelity.validate import validate
 from edgepack.errors import IntegrityError, UsageError
 from edgepack.file_digest import file_sha256, stream_sha256
+from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.writer import GGUFWriter
 from edgepack.pipeline.fidelity import (
@@ -115,7 +116,7 @@ def certify(
         few = replace(chunking, max_chunks=max(1, -(-stored_tokens // each)))
         with TemporaryDirectory(prefix=".edgepack-", dir=output.parent) as folder:
             model = Path(folder) / f"{candidate_path.stem}.gguf"
-            facts["gguf_sha256"] = with_metadata(candidate.path, {METADATA_KEY: small_form(short)}, model)
+            facts["gguf_sha256"] = with_metadata(candidate.path, {keys.CERTIFICATE: small_form(short)}, model)
             stored = store(reference, candidate, text.text, few, facts, progress)
             certificate = Path(folder) / MEMBER
             certificate.write_bytes(encode(stored))
@@ -136,7 +137,7 @@ def _small_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def wire_facts(metadata: Mapping[str, Value]) -> dict[str, Any]:
     """How a file of the wire was made: host, scale, trellis, digest of the calibration text; empty for any other."""
-    prefix = "edgepack.wire."
+    prefix = keys.WIRE
     return {key.removeprefix(prefix): value.value for key, value in metadata.items() if key.startswith(prefix)}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgepack.errors import RecipeError
 from edgepack.export.inputs import input_statistics
+from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, string
 from edgepack.progress import silent
 from edgepack.quantities import format_size
@@ -83,7 +84,7 @@ def write_correction(
             found = correction(error, _moment(prepared, name, step.settings["covariance"]), rank)
             factors[name] = (found.left, found.right)
             advance(1)
-    architecture, extra = prepared.plan.metadata["general.architecture"], _recipe_of(prepared.plan)
+    architecture, extra = prepared.plan.metadata[keys.ARCHITECTURE], _recipe_of(prepared.plan)
     return write_low_rank(factors, adapter_metadata(architecture, f"correction of {model.name}", extra), path), rank
 
 
@@ -122,7 +123,7 @@ class _Length:
         tensors = corrected_tensors(plan)
         self.shapes = {tensor.info.name: (tensor.info.shape[0], tensor.info.shape[1]) for tensor in tensors}
         name = "correction of " + "x" * 64
-        self.metadata = adapter_metadata(plan.metadata["general.architecture"], name, _recipe_of(plan))
+        self.metadata = adapter_metadata(plan.metadata[keys.ARCHITECTURE], name, _recipe_of(plan))
 
     def __call__(self, rank: int) -> int:
         from edgepack.export.lora.low_rank import adapter_bytes, adapter_infos
@@ -146,7 +147,7 @@ def _rank_for_size(plan: ExportPlan, size: int) -> int:
 
 def _recipe_of(plan: ExportPlan) -> dict[str, Value]:
     """What an adapter's metadata says of the recipe."""
-    return {"edgepack.recipe": string(plan.metadata["edgepack.recipe"].value)}
+    return {keys.RECIPE: string(plan.metadata[keys.RECIPE].value)}
 
 
 def write_adapters(
@@ -179,6 +180,6 @@ def write_factors_apart(prepared: PreparedExport, path: Path) -> int:
 
     low_rank = {name: LowRank(left, right) for name, (left, right) in prepared.low_rank.items()}
     mapped = adapter_factors(Adapter(path, 0.0, low_rank, {}), prepared.reference)
-    architecture, extra = prepared.plan.metadata["general.architecture"], _recipe_of(prepared.plan)
+    architecture, extra = prepared.plan.metadata[keys.ARCHITECTURE], _recipe_of(prepared.plan)
     metadata = adapter_metadata(architecture, path.stem, extra)
     return write_low_rank({name: (pair.b, pair.a) for name, pair in mapped.items()}, metadata, path)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from edgepack.errors import CheckFailedError, UsageError
+from edgepack.pipeline.prediction import GatePrediction
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
@@ -154,24 +155,50 @@ def reach_gates(
 def climb(
     maker: Maker[Step], settings: Sequence[Step], judge: Judge, folder: Path, tell: Callable[[str], object]
 ) -> tuple[tuple[Rung, ...], Made]:
-    """Make and judge files from small to large until one passes; gives all that was tried, and the one.
+    """Find the smallest that passes; what is next smaller has failed, or there is none.
+
+    Args:
+        maker: of the files.
+        settings: from small to large.
+        judge: holds files against the original.
+        folder: where files are made, as `TARGET.gguf`; only the one that is given back stays.
+        tell: told one line a try.
+
+    Returns:
+        What was tried, from small to large up to the one that is given back.
 
     Raises:
         CheckFailedError: none passes, or there is none.
     """
-    tried: list[Rung] = []
-    for setting in settings:
-        outline = maker.outline(setting)
-        made = maker.make(setting, folder / f"{outline.target}.gguf")
-        tried.append(judge(outline.target, made.gguf, made.adapters))
-        tell(str(tried[-1]))
-        if tried[-1].passed:
-            return tuple(tried), made
-        for file in (*made.files, *made.adapters):
-            file.unlink()
-        maker.forget(setting)
-    last = f"; the largest tried: {tried[-1]}" if tried else ": there is none that is larger"
-    raise CheckFailedError(f"no type of file clears the gates{last}")
+    prediction = GatePrediction([maker.outline(setting) for setting in settings], judge.gates)
+    failed, passed = -1, len(settings)  # rungs between them are open
+    tried: dict[int, Rung] = {}
+    best: Made | None = None
+    while passed - failed > 1:
+        rung = prediction.next_rung(failed, passed)
+        outline = maker.outline(settings[rung])
+        made = maker.make(settings[rung], folder / f"{outline.target}.gguf")
+        tried[rung] = judge(outline.target, made.gguf, made.adapters)
+        tell(str(tried[rung]))
+        prediction.learn(rung, tried[rung].validation)
+        if not tried[rung].passed:
+            failed = rung
+            _remove(made)
+            maker.forget(settings[rung])
+            continue
+        if best is not None:
+            _remove(best)
+            maker.forget(settings[passed])
+        passed, best = rung, made
+    if best is None:
+        last = f"; the largest tried: {tried[max(tried)]}" if tried else ": there is none that is larger"
+        raise CheckFailedError(f"no type of file clears the gates{last}")
+    return tuple(tried[rung] for rung in sorted(tried) if rung <= passed), best
+
+
+def _remove(made: Made) -> None:
+    for file in (*made.files, *made.adapters):
+        file.unlink()
 
 
 def too_large(maker: Maker[Step], outline: Outline, size: int, limit: int) -> UsageError:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from edgepack.edge.llama.importance_collect import CollectOptions, collect_importance
 from edgepack.errors import EdgepackError
+from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import string
-from edgepack.pipeline.text import read_text
 from edgepack.progress import silent
 from edgepack.quant.calibration.importance_file import read_importance, write_importance
+from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from edgepack.progress import Progress
     from edgepack.quant.calibration.importance import ImportanceMatrix
 
-_RUN_KEY = "edgepack.imatrix.run"
 _PRECISIONS = {"bf16": "gguf-bf16", "f16": "gguf-f16"}
 
 
@@ -80,7 +80,7 @@ class ImportanceRun:
         def keep(matrix: ImportanceMatrix) -> None:
             nonlocal last
             if time.monotonic() - last >= self.keep_seconds:
-                write_importance(self.partial, matrix, exact=True, extra={_RUN_KEY: string(key)})
+                write_importance(self.partial, matrix, exact=True, extra={keys.IMATRIX_RUN: string(key)})
                 last = time.monotonic()
 
         with self._runnable(progress) as gguf:
@@ -122,7 +122,7 @@ class ImportanceRun:
         if not self.partial.is_file():
             return None
         try:
-            own = read_header(self.partial).get(_RUN_KEY) == key
+            own = read_header(self.partial).get(keys.IMATRIX_RUN) == key
             return read_importance(self.partial) if own else None
         except EdgepackError:  # cut off or of another version: the run begins anew
             return None

@@ -48,6 +48,7 @@ class RecipeOptions:
         pre: the pre-tokenizer's name where its structure is not known.
         device: a torch device for the passes.
         batch: calibration sequences at a time.
+        tokens: calibration tokens [sequences, length] that are known already, in place of the recipe's.
         save_calibration: a `.safetensors` file for the statistics, which makes calibration resumable; or None.
         progress: told of each block done.
     """
@@ -57,6 +58,7 @@ class RecipeOptions:
     pre: str | None = None
     device: str = "cpu"
     batch: int = 8
+    tokens: NDArray[np.int64] | None = None
     save_calibration: Path | None = None
     progress: Progress = silent
 
@@ -201,7 +203,9 @@ class _Work:
         return work
 
     def tokens(self) -> NDArray[np.int64]:
-        """Calibration tokens: of the recipe's text, or sampled from the model."""
+        """Calibration tokens: those given, of the recipe's text, or sampled from the model."""
+        if self.options.tokens is not None:
+            return self.options.tokens
         if "tokens" not in self._kept:
             self._kept["tokens"] = calibration_tokens(self.checkpoint, self.recipe, self.options.device)
         return self._kept["tokens"]

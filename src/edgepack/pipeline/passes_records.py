@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgepack.export.inputs import input_statistics
+from edgepack.gguf import keys
 from edgepack.gguf.types import Value, ValueType, boolean, f32, string
 
 if TYPE_CHECKING:
@@ -29,11 +30,11 @@ def importance_by_gguf_name(calibration: Calibration, mapped: MappedModel) -> di
 
 
 def recipe_metadata(recipe: Recipe, figures: Sequence[Mapping[str, Figure]]) -> dict[str, Value]:
-    """`edgepack.pipeline.recipe`, and `edgepack.pass.N.KEY` for every figure of pass N (from 0)."""
-    metadata = {"edgepack.recipe": string(recipe.text)}
+    """`edgepack.recipe`, and `edgepack.pass.N.KEY` for every figure of pass N (from 0)."""
+    metadata = {keys.RECIPE: string(recipe.text)}
     for number, values in enumerate(figures):
         for key, value in values.items():
-            metadata[f"edgepack.pass.{number}.{key}"] = _value(value)
+            metadata[f"{keys.FIGURES}{number}.{key}"] = _value(value)
     return metadata
 
 

@@ -12,9 +12,9 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import RecipeError, UsageError
-from edgepack.pipeline.text import read_text
 from edgepack.quant.passes.registry import ZEROS, contradiction, find_pass, pass_names
 from edgepack.quant.passes.settings import Setting, Settings
+from edgepack.text_file import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib

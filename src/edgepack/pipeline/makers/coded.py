@@ -123,9 +123,9 @@ def _statistics(
 
 def _collected(request: ExportRequest, checkpoint: Checkpoint, mapped: MappedModel) -> dict[str, Statistics]:
     """GGUF name → Hessian of a matrix's inputs over the calibration text."""
-    from edgepack.pipeline.text import read_text
     from edgepack.quant.calibration.collect import collect
     from edgepack.quant.calibration.text import text_sequences
+    from edgepack.text_file import read_text
 
     tokens = text_sequences(checkpoint, read_text(Path(request.calibration or "")))
     known = collect(checkpoint, tokens, with_hessian=True, device=request.device, progress=request.progress).statistics

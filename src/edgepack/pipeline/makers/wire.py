@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from edgepack.atomic_file import check_output
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, plan_export
+from edgepack.gguf import keys
 from edgepack.gguf.types import string, u32
 from edgepack.pipeline.makers.opened import changed_by, opened_checkpoint, read_request_recipe, unworked
 from edgepack.pipeline.makers.separate import SUFFIX
@@ -164,8 +165,8 @@ class WireRun:
 
         about: dict[str, Value] = {
             **self._about,
-            "edgepack.wire.calibration_sha256": string(self.calibration.sha256),
-            "edgepack.wire.calibration_tokens": u32(self.calibration.tokens.size),
+            keys.WIRE_CALIBRATION_SHA256: string(self.calibration.sha256),
+            keys.WIRE_CALIBRATION_TOKENS: u32(self.calibration.tokens.size),
         }
         result = self.model.round(scale, self.scratch / "blocks", about, self.progress)
         written = write_gguf(result.plan, self.gguf, threads=self.threads, progress=self.progress)
@@ -266,7 +267,7 @@ class WireMaker:
         more: dict[str, Json] = {
             "archive_bytes": trial.archive_bytes, "gguf_bytes": trial.gguf_bytes, "bits_per_weight": bits,
             "scale": trial.scale, "predicted_kl": trial.result.loss, "trials": len(run.trials),
-            "trellis": trial.result.plan.metadata["edgepack.wire.trellis"].value,
+            "trellis": trial.result.plan.metadata[keys.WIRE_TRELLIS].value,
             "raised_rows": dict(trial.result.raised_rows),
         }  # fmt: skip
         lines = _lines(trial, run.host, bits, len(run.trials))
