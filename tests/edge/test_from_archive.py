@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import closing
 from types import SimpleNamespace
@@ -61,6 +62,28 @@ def test_running_in_place_installs_nothing(cache: ModelCache, archive: Path) -> 
     prepared = prepare(archive, from_archive=FromArchive.ALWAYS, progress=silent)
     assert prepared.path == archive
     assert not list(cache.folder.iterdir())
+
+
+def test_adapters_of_the_archive_are_files_and_its_model_is_none(
+    cache: ModelCache, source: Path, tmp_path: Path
+) -> None:
+    adapter = write_random(tmp_path / "adapter.gguf", Shape(layers=1))
+    archive = pack_archive(source, tmp_path / "both.edgepack", include=[adapter]).output
+    prepared = prepare(archive, from_archive=FromArchive.ALWAYS, progress=silent)
+    assert [path.read_bytes() for path in prepared.adapters] == [adapter.read_bytes()]
+    assert [path.suffix for path in sorted(cache.folder.glob("*.gguf"))] == [".gguf"]
+
+
+def test_the_command_answers_alike_in_place_and_installed(
+    cache: ModelCache, archive: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    texts = []
+    for wish in ("always", "never", "auto"):
+        options = ["--prompt", "hello", "--json", "--temperature", "0", "--max-tokens", "4", "--threads", "1"]
+        assert run(["run", str(archive), "--from-archive", wish, *options]) == 0
+        texts.append(json.loads(capfd.readouterr().out)["text"])
+        assert bool(list(cache.folder.glob("*.gguf"))) == (wish != "always")
+    assert len(set(texts)) == 1
 
 
 @pytest.mark.parametrize(("free", "in_place_"), [(10, True), (1 << 40, False)])
