@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tiny_models import Shape, write_random
 
 from edgepack.cli import execute as run
-from edgepack.edge.install.cache import ModelCache, in_place
+from edgepack.edge.install import in_place
+from edgepack.edge.install.cache import ModelCache
 from edgepack.edge.install.in_place import FromArchive
 from edgepack.edge.install.model_file import prepare
 from edgepack.edge.llama.options import RuntimeOptions
