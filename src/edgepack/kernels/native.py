@@ -35,6 +35,11 @@ def library() -> Any:
     return native.lib
 
 
+@lru_cache(maxsize=1)
+def _ffi() -> Any:
+    return importlib.import_module(_EXTENSION).ffi
+
+
 def structure(declared: str, **fields: Any) -> Any:
     """A C structure for a pointer parameter of type `declared`, such as `name *`.
 
@@ -42,7 +47,7 @@ def structure(declared: str, **fields: Any) -> Any:
         declared: as the header spells the parameter.
         fields: of the structure; arrays' pointers come from `pointer`; the arrays must outlive the call.
     """
-    return importlib.import_module(_EXTENSION).ffi.new(declared, fields)
+    return _ffi().new(declared, fields)
 
 
 def pointer(array: np.ndarray | None, declared: str) -> Any:
@@ -56,7 +61,7 @@ def pointer(array: np.ndarray | None, declared: str) -> Any:
     Raises:
         ValueError: the array is not contiguous, or not writable.
     """
-    ffi = importlib.import_module(_EXTENSION).ffi
+    ffi = _ffi()
     if array is None:
         return ffi.NULL
     if not array.flags.c_contiguous:

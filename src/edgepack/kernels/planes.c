@@ -5,6 +5,7 @@
 #include "abi.h"
 
 #define BYTES 0x0101010101010101ull
+#define MOST_BLOCK_BYTES 512
 #define TILE_BYTES (16 << 10) /* of blocks: they and their symbols stay in the first cache for all parts */
 #define INLINE static inline __attribute__((always_inline))
 #if defined(_MSC_VER)
@@ -12,7 +13,7 @@
 #define INLINE static __forceinline
 #endif
 
-/* `size` is 1, 4 or 8. Byte order does not matter: shifts stay inside bytes. */
+/* `size` is 1, 4 or 8. Numbers are little-endian, as GGUFs are. */
 INLINE uint64_t load(const uint8_t *from, int size) {
     uint64_t word = 0;
     memcpy(&word, from, (size_t)size);
@@ -46,13 +47,14 @@ INLINE void join_part(const edgepack_part *shared, uint8_t *restrict raw, int64_
     const edgepack_part part = *shared;
     const uint64_t mask = BYTES * ((1u << part.width) - 1);
     for (int64_t block = 0; block < blocks; block++, raw += block_bytes, symbols += count) {
+        uint64_t words[MOST_BLOCK_BYTES]; /* of the whole field, before any is stored: flips are in the block too */
         for (int at = 0; at < count; at += size) {
             uint64_t word = load(symbols + at, size);
             if (flip) word ^= flips(&part, raw, at, size);
-            uint8_t *to = raw + part.offset + at;
             word = ((word >> part.position) & mask) << part.shift;
-            store(to, opens ? word : word | load(to, size), size);
+            words[at / size] = opens ? word : word | load(raw + part.offset + at, size);
         }
+        for (int at = 0; at < count; at += size) store(raw + part.offset + at, words[at / size], size);
     }
 }
 
@@ -71,12 +73,65 @@ INLINE void interleave(uint8_t *restrict to, const uint8_t *restrict fields, int
         for (int byte = 0; byte < step; byte++) to[step * block + byte] = fields[byte * blocks + block];
 }
 
+/* Rows and columns of 8 × 8 bytes change places: byte c of x[r] and byte r of x[c]. */
+INLINE void transpose(uint64_t *x) {
+    for (int i = 0; i < 4; i++) {
+        uint64_t t = ((x[i] >> 32) ^ x[i + 4]) & 0x00000000FFFFFFFFull;
+        x[i] ^= t << 32, x[i + 4] ^= t;
+    }
+    for (int i = 0; i < 8; i += i % 4 == 1 ? 3 : 1) {
+        uint64_t t = ((x[i] >> 16) ^ x[i + 2]) & 0x0000FFFF0000FFFFull;
+        x[i] ^= t << 16, x[i + 2] ^= t;
+    }
+    for (int i = 0; i < 8; i += 2) {
+        uint64_t t = ((x[i] >> 8) ^ x[i + 1]) & 0x00FF00FF00FF00FFull;
+        x[i] ^= t << 8, x[i + 1] ^= t;
+    }
+}
+
+/* All bytes of all blocks: `fields` [step, blocks] is the transpose of `raw` [blocks, step]. */
+INLINE void gather_all(uint8_t *restrict fields, const uint8_t *restrict raw, int64_t blocks, int64_t step) {
+    int64_t block = 0, byte = 0;
+    for (; block + 8 <= blocks; block += 8) {
+        for (byte = 0; byte + 8 <= step; byte += 8) {
+            uint64_t x[8];
+            for (int i = 0; i < 8; i++) x[i] = load(raw + (block + i) * step + byte, 8);
+            transpose(x);
+            for (int i = 0; i < 8; i++) store(fields + (byte + i) * blocks + block, x[i], 8);
+        }
+        for (; byte < step; byte++) gather(fields + byte * blocks + block, raw + block * step + byte, 8, step);
+    }
+    for (byte = 0; byte < step; byte++)
+        gather(fields + byte * blocks + block, raw + block * step + byte, blocks - block, step);
+}
+
+INLINE void scatter_all(uint8_t *restrict raw, int64_t step, const uint8_t *restrict fields, int64_t blocks) {
+    int64_t block = 0, byte = 0;
+    for (; block + 8 <= blocks; block += 8) {
+        for (byte = 0; byte + 8 <= step; byte += 8) {
+            uint64_t x[8];
+            for (int i = 0; i < 8; i++) x[i] = load(fields + (byte + i) * blocks + block, 8);
+            transpose(x);
+            for (int i = 0; i < 8; i++) store(raw + (block + i) * step + byte, x[i], 8);
+        }
+        for (; byte < step; byte++) scatter(raw + block * step + byte, step, fields + byte * blocks + block, 8);
+    }
+    for (byte = 0; byte < step; byte++)
+        scatter(raw + block * step + byte, step, fields + byte * blocks + block, blocks - block);
+}
+
 /* Bits of contiguous bytes, (byte >> right & mask) << left, put over or added to `to`. */
-INLINE void move_bits(uint8_t *restrict to, const uint8_t *restrict from, int64_t count, int right, uint8_t mask,
-                      int left, int first) {
-    for (int64_t i = 0; i < count; i++) {
-        uint8_t bits = (uint8_t)((from[i] >> right & mask) << left);
-        to[i] = first ? bits : to[i] | bits;
+INLINE void move_bits(uint8_t *restrict to, const uint8_t *restrict from, int64_t count, int right, int width, int left,
+                      int first) {
+    const uint64_t mask = BYTES * ((1u << width) - 1);
+    int64_t at = 0;
+    for (; at + 8 <= count; at += 8) {
+        uint64_t bits = ((load(from + at, 8) >> right) & mask) << left;
+        store(to + at, first ? bits : bits | load(to + at, 8), 8);
+    }
+    for (; at < count; at++) {
+        uint8_t bits = (uint8_t)((from[at] >> right & (uint8_t)mask) << left);
+        to[at] = first ? bits : to[at] | bits;
     }
 }
 
@@ -103,32 +158,48 @@ INLINE void copy_fields(uint8_t *to, int64_t to_step, const uint8_t *from, int64
 /* Whether a column has one symbol a block: its bytes stand far apart and are brought together for all its parts. */
 static int is_single(const edgepack_part *part) { return part->count == 1 && part->flip_offset < 0; }
 
-INLINE void split_single(const edgepack_part *part, const uint8_t *raw, int64_t blocks, int32_t step, uint8_t *symbols,
-                         uint8_t *field) {
-    if (part->opens && step == 2)
-        gather(field, raw + part->offset, blocks, 2);
-    else if (part->opens && step == 4)
-        gather(field, raw + part->offset, blocks, 4);
-    else if (part->opens)
-        gather(field, raw + part->offset, blocks, step);
-    move_bits(symbols, field, blocks, part->shift, (uint8_t)((1u << part->width) - 1), part->position, part->first);
+INLINE void split_single(const edgepack_part *part, int64_t blocks, uint8_t *symbols, const uint8_t *field) {
+    if (part->first)
+        move_bits(symbols, field, blocks, part->shift, part->width, part->position, 1);
+    else
+        move_bits(symbols, field, blocks, part->shift, part->width, part->position, 0);
 }
 
 INLINE void join_single(const edgepack_part *part, int64_t blocks, const uint8_t *symbols, uint8_t *field) {
-    move_bits(field, symbols, blocks, part->position, (uint8_t)((1u << part->width) - 1), part->shift, part->opens);
+    if (part->opens)
+        move_bits(field, symbols, blocks, part->position, part->width, part->shift, 1);
+    else
+        move_bits(field, symbols, blocks, part->position, part->width, part->shift, 0);
 }
 
-INLINE void put_singles(const edgepack_part *parts, int32_t n_parts, uint8_t *raw, int64_t blocks, int32_t step,
+/* The fields of single columns, out of a tile of blocks and into it. `all`: there are no others. */
+EDGEPACK_CLONES
+static void take_singles(const edgepack_part *parts, int32_t n_parts, const uint8_t *raw, int64_t blocks, int32_t step,
+                         int all, uint8_t *fields) {
+    if (all && step == 2)
+        for (int byte = 0; byte < 2; byte++) gather(fields + byte * blocks, raw + byte, blocks, 2);
+    else if (all && step == 4)
+        for (int byte = 0; byte < 4; byte++) gather(fields + byte * blocks, raw + byte, blocks, 4);
+    else if (all)
+        gather_all(fields, raw, blocks, step);
+    else
+        for (const edgepack_part *part = parts; part < parts + n_parts; part++)
+            if (is_single(part) && part->opens) gather(fields + part->offset * blocks, raw + part->offset, blocks, step);
+}
+
+EDGEPACK_CLONES
+static void put_singles(const edgepack_part *parts, int32_t n_parts, uint8_t *raw, int64_t blocks, int32_t step, int all,
                         const uint8_t *fields) {
-    if (step == 2 || step == 4) {
-        if (step == 2)
-            interleave(raw, fields, blocks, 2);
-        else
-            interleave(raw, fields, blocks, 4);
-        return;
-    }
-    for (const edgepack_part *part = parts; part < parts + n_parts; part++)
-        if (is_single(part) && part->opens) scatter(raw + part->offset, step, fields + part->offset * blocks, blocks);
+    if (all && step == 2)
+        interleave(raw, fields, blocks, 2);
+    else if (all && step == 4)
+        interleave(raw, fields, blocks, 4);
+    else if (all)
+        scatter_all(raw, step, fields, blocks);
+    else
+        for (const edgepack_part *part = parts; part < parts + n_parts; part++)
+            if (is_single(part) && part->opens)
+                scatter(raw + part->offset, step, fields + part->offset * blocks, blocks);
 }
 
 EDGEPACK_CLONES
@@ -145,7 +216,7 @@ static void split_part_of_tile(const uint8_t *raw, int64_t blocks, int32_t step,
     else                                                                                       \
         split_part(part, raw, blocks, step, symbols, count, size, 0, 0)
     if (is_single(part))
-        split_single(part, raw, blocks, step, symbols, fields + part->offset * blocks);
+        split_single(part, blocks, symbols, fields + part->offset * blocks);
     else if (part->width == 8) {
         FOR_COUNT(COPY, part->count)
     } else {
@@ -179,12 +250,6 @@ static void join_part_of_tile(uint8_t *raw, int64_t blocks, int32_t step, const 
 #undef MOVE
 }
 
-EDGEPACK_CLONES
-static void put_singles_of_tile(const edgepack_part *parts, int32_t n_parts, uint8_t *raw, int64_t blocks, int32_t step,
-                                const uint8_t *fields) {
-    put_singles(parts, n_parts, raw, blocks, step, fields);
-}
-
 static int64_t tile_blocks(int32_t block_bytes) { return TILE_BYTES / block_bytes; }
 
 /* Where the symbols of a part's column begin, from block `first` on. */
@@ -192,15 +257,28 @@ static int64_t place(const edgepack_part *part, int64_t blocks, int64_t first) {
     return blocks * part->before + first * part->count;
 }
 
+/* Whether there are single columns, and whether there are no others. */
+static void count_singles(const edgepack_part *parts, int32_t n_parts, int *any, int *all) {
+    *any = 0, *all = 1;
+    for (const edgepack_part *part = parts; part < parts + n_parts; part++) {
+        *any |= is_single(part);
+        *all &= is_single(part);
+    }
+}
+
 void edgepack_planes_split(const uint8_t *raw, int64_t blocks, int32_t block_bytes, const edgepack_part *parts,
                            int32_t n_parts, uint8_t *const *streams) {
     uint8_t fields[TILE_BYTES];
     int64_t step = tile_blocks(block_bytes);
+    int any, all;
+    count_singles(parts, n_parts, &any, &all);
     for (int64_t first = 0; first < blocks; first += step) {
         int64_t some = blocks - first < step ? blocks - first : step;
+        const uint8_t *tile = raw + first * block_bytes;
+        if (any) take_singles(parts, n_parts, tile, some, block_bytes, all, fields);
         for (const edgepack_part *part = parts; part < parts + n_parts; part++)
-            split_part_of_tile(raw + first * block_bytes, some, block_bytes, part,
-                               streams[part->stream] + place(part, blocks, first), fields);
+            split_part_of_tile(tile, some, block_bytes, part, streams[part->stream] + place(part, blocks, first),
+                               fields);
     }
 }
 
@@ -208,13 +286,13 @@ void edgepack_planes_join(uint8_t *raw, int64_t blocks, int32_t block_bytes, con
                           int32_t n_parts, const uint8_t *const *streams) {
     uint8_t fields[TILE_BYTES];
     int64_t step = tile_blocks(block_bytes);
-    int singles = 0;
-    for (const edgepack_part *part = parts; part < parts + n_parts; part++) singles |= is_single(part);
+    int any, all;
+    count_singles(parts, n_parts, &any, &all);
     for (int64_t first = 0; first < blocks; first += step) {
         int64_t some = blocks - first < step ? blocks - first : step;
         uint8_t *tile = raw + first * block_bytes;
         for (const edgepack_part *part = parts; part < parts + n_parts; part++)
             join_part_of_tile(tile, some, block_bytes, part, streams[part->stream] + place(part, blocks, first), fields);
-        if (singles) put_singles_of_tile(parts, n_parts, tile, some, block_bytes, fields);
+        if (any) put_singles(parts, n_parts, tile, some, block_bytes, all, fields);
     }
 }
