@@ -198,9 +198,8 @@ def measure_update(parameters: int, kind: GGMLType, folder: Path) -> None:
         applied = _run([*command, "patch", str(pair[0]), str(folder / "p.edgepatch"), "-o", str(folder / "patched")])
         _run(["cmp", str(folder / "patched"), str(pair[1])])
         size = format_size((folder / "p.edgepatch").stat().st_size)
-        print(
-            f"  {name:16} patch of {size:>8}, made in {seconds.wall:.1f} s, applied and verified in {applied.wall:.1f} s"
-        )
+        walls = f"made in {seconds.wall:.1f} s, applied and verified in {applied.wall:.1f} s"
+        print(f"  {name:16} patch of {size:>8}, {walls}")
 
 
 _PEAK = (
