@@ -180,4 +180,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from figure_file import aligned_tables, run_with_figure
+
+    run_with_figure(main, aligned_tables)

@@ -29,7 +29,7 @@ from edgepack.quantities import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
 
 GLM_4_7: dict[str, Any] = {
     "architectures": ["Glm4MoeForCausalLM"],

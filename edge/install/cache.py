@@ -7,7 +7,6 @@ to `packaging.restore.unpack` (resumable, every chunk checked), opening the mode
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from edgepack.atomic_file import atomic_output, partial_path
 from edgepack.edge.install.cache_folder import cache_folder
 from edgepack.edge.install.lock import locked
+from edgepack.edge.install.stamp import Stamp, describe, stamp_of
 from edgepack.errors import IntegrityError, ResourceError
 from edgepack.file_digest import file_sha256
 from edgepack.gguf.reader import read_header
@@ -34,23 +34,6 @@ if TYPE_CHECKING:
     from edgepack.gguf.reader import GGUFHeader
     from edgepack.packaging.archive import Archive
     from edgepack.packaging.index.contents import Member
-
-_HEADER_BYTES = 1 << 20  # of the beginning, hashed at each start: the header, or most of it
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """What a later start compares before it trusts a file that was verified once.
-
-    Attributes:
-        bytes: length of the file.
-        mtime_ns: when it was last written.
-        head_sha256: of its first 2²⁰ bytes.
-    """
-
-    bytes: int
-    mtime_ns: int
-    head_sha256: str
 
 
 @dataclass(frozen=True)
@@ -241,7 +224,7 @@ class ModelCache:
             return self._adopt(sha256, progress)
         found = stamp_of(path)
         if found != expected:
-            return f"expected {_describe(expected)}, got {_describe(found)}"
+            return f"expected {describe(expected)}, got {describe(found)}"
         return self._full_problem(sha256, progress) if verify else None
 
     def _adopt(self, sha256: str, progress: Progress) -> str | None:
@@ -325,14 +308,3 @@ def read_template(archive: Archive) -> str | None:
             except UnicodeDecodeError:
                 raise IntegrityError(f"'{archive.path}': member '{member.name}': expected UTF-8 text") from None
     return None
-
-
-def stamp_of(path: Path) -> Stamp:
-    """The stamp of a file as it is now."""
-    with path.open("rb") as stream:
-        status = os.fstat(stream.fileno())
-        return Stamp(status.st_size, status.st_mtime_ns, hashlib.sha256(stream.read(_HEADER_BYTES)).hexdigest())
-
-
-def _describe(stamp: Stamp) -> str:
-    return f"{stamp.bytes} bytes of {stamp.mtime_ns // 10**9} with {stamp.head_sha256[:8]}…"

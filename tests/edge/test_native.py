@@ -14,7 +14,7 @@ from edgepack.edge.install.native import native_header, plan_native, write_nativ
 from edgepack.errors import CodecError, EdgepackError, UsageError
 from edgepack.export.coded.plan import parse_tensor_codecs, plan_variant
 from edgepack.export.coded.write import write_variant
-from edgepack.export.mapped_model import MappedModel
+from edgepack.export.mapped import MappedModel
 from edgepack.export.rows import ArrayRows
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header

@@ -18,7 +18,7 @@ from edgepack.quant.types.targets import find_target
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgepack.edge.llama.importance_collect import CollectOptions, collect_importance
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
     from edgepack.progress import Progress
     from edgepack.quant.calibration.importance import ImportanceMatrix
 
@@ -132,10 +132,3 @@ def _precision(model: MappedModel) -> str:
     """The float target that loses nothing of the checkpoint's matrices."""
     dtypes = {rows.dtype for rows in model.tensors.values() if len(rows.shape) > 1}
     return _PRECISIONS.get(dtypes.pop(), "gguf-f32") if len(dtypes) == 1 else "gguf-f32"
-
-
-def statistics_json(matrix: ImportanceMatrix) -> list[dict[str, object]]:
-    """Per-tensor statistics as JSON objects."""
-    from edgepack.quant.calibration.importance import statistics
-
-    return [asdict(entry) for entry in statistics(matrix)]
