@@ -35,8 +35,8 @@ def library() -> Any:
     return native.lib
 
 
-def pointer(array: np.ndarray, declared: str) -> Any:
-    """The first element of `array` as a C pointer of type `declared`, such as `float *`.
+def pointer(array: np.ndarray | None, declared: str) -> Any:
+    """The first element of `array` as a C pointer of type `declared`, such as `float *`; NULL of None.
 
     Args:
         array: contiguous (C order), and writable unless the pointer is declared `const`. Must outlive the call.
@@ -45,8 +45,11 @@ def pointer(array: np.ndarray, declared: str) -> Any:
     Raises:
         ValueError: the array is not contiguous, or not writable.
     """
+    ffi = importlib.import_module(_EXTENSION).ffi
+    if array is None:
+        return ffi.NULL
     if not array.flags.c_contiguous:
         raise ValueError(f"a kernel needs a contiguous array, got strides {array.strides} of shape {array.shape}")
     if not array.flags.writeable and not declared.startswith("const "):
         raise ValueError(f"a kernel's {declared!r} is written to, got a read-only array")
-    return importlib.import_module(_EXTENSION).ffi.cast(declared, array.ctypes.data)
+    return ffi.cast(declared, array.ctypes.data)
