@@ -70,7 +70,7 @@ def quantize_rows(
 def _quantize_chunk(
     kind: GGMLType, rows: NDArray[np.float32], weights: NDArray[np.float32] | None, out: NDArray[np.uint8]
 ) -> None:
-    """ggml's own quantiser into `out`; modifies it."""
+    """The quantiser of ggml itself into `out`; modifies it."""
     count, columns = rows.shape
     address = None if weights is None else weights.ctypes.data
     written = ggml().ggml_quantize_chunk(kind, rows.ctypes.data, out.ctypes.data, 0, count, columns, address)
