@@ -1,11 +1,12 @@
 # edgepack's two commands: `make demo` and `make test`. Both begin by making .venv.
+# `make figures` puts docs/figures/*.json into the documents, `make figures-run TABLE=NAME` measures one again.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint typecheck pytest clean
+.PHONY: demo test lint typecheck pytest figures figures-run clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python tools/demo.py
@@ -25,6 +26,13 @@ typecheck: $(VENV)/.installed
 # Two workers share two cores: OpenMP threads that spin while they wait would slow each other down tenfold.
 pytest: $(VENV)/.installed
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+figures: $(VENV)/.installed
+	$(BIN)/python tools/figures.py render
+	$(BIN)/python tools/api_document.py
+
+figures-run: $(VENV)/.installed
+	$(BIN)/python tools/figures.py run $(TABLE)
 
 # llama-cpp-python is compiled here the first time (about 8 minutes on two cores).
 # torch is taken from the configured index if it has a CPU build, else from PyTorch's own CPU index.

@@ -82,9 +82,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise CheckpointError(f"model '{path}': expected a folder with config.json and safetensors, found none")
     config = _with_quantization(read_json(path / "config.json"), path)
-    generation = path / "generation_config.json"
     tensors = dequantized(_open_tensors(path), config)
-    return Checkpoint(path, config, tensors, read_json(generation) if generation.is_file() else {})
+    return Checkpoint(path, config, tensors)
 
 
 def _with_quantization(config: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgepack.export.plan import ExportPlan, PlannedTensor
+    from edgepack.export.row_origin import RowOrigin
     from edgepack.export.rows import Rows
     from edgepack.gguf.types import GGMLType
     from edgepack.quant.passes.coded_rows import CodedRows
@@ -43,6 +44,11 @@ class CodedTensorRows:
     def dtype(self) -> str:
         """The base's type."""
         return self.base.dtype
+
+    @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`: the base's."""
+        return self.base.origin
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """As `Rows.read`."""

@@ -6,8 +6,6 @@ is the plan's.
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,13 +16,13 @@ from edgepack.export.interrupted import plan_digest, resumable_output, tensors_o
 from edgepack.export.plan import shard_path
 from edgepack.export.rows import StoredBlocks
 from edgepack.gguf.writer import GGUFWriter
+from edgepack.ordered_threads import ordered_map
 from edgepack.processors import default_threads
 from edgepack.progress import silent
 from edgepack.quant.codecs.ggml.codec import quantize_rows, valid_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from concurrent.futures import Future
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -89,21 +87,8 @@ def encoded_chunks(tensors: Sequence[PlannedTensor], threads: int) -> Iterator[t
 
     The thread count does not change the bytes: each row is quantised by itself.
     """
-    window: deque[tuple[str, Future[NDArray[np.uint8]]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="quantise") as pool:
-        try:
-            for tensor in tensors:
-                for chunk in chunks(tensor):
-                    window.append((tensor.info.name, pool.submit(chunk.encode)))
-                    if len(window) > 2 * threads:
-                        name, future = window.popleft()
-                        yield name, future.result()
-            while window:
-                name, future = window.popleft()
-                yield name, future.result()
-        finally:
-            for _, future in window:
-                future.cancel()
+    every = (chunk for tensor in tensors for chunk in chunks(tensor))
+    return ordered_map(lambda chunk: (chunk.tensor.info.name, chunk.encode()), every, threads)
 
 
 def write_gguf(

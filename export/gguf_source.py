@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import GGUFError, UnsupportedModelError, UsageError
-from edgepack.export.mapped_model import MappedModel
+from edgepack.export.mapped import MappedModel
 from edgepack.export.rows import SourceRows
+from edgepack.gguf import keys
 from edgepack.gguf.reader import GGUFHeader, read_header
 from edgepack.gguf.types import GGMLType
 from edgepack.model import TensorSpec
@@ -130,7 +131,7 @@ def map_gguf(path: Path, *, allow_requantize: bool = False) -> MappedModel:
     """
     headers = _read_split(path)
     first = headers[0]
-    kind = first.get("general.type", "model")
+    kind = first.get(keys.TYPE, "model")
     if kind != "model":
         raise UnsupportedModelError(f"{path}: expected a GGUF of a model, got general.type {kind!r}")
     tensors = GGUFTensors(headers)
@@ -154,7 +155,7 @@ def _check_type(path: Path, info: TensorInfo, allow_requantize: bool) -> None:
 def _read_split(path: Path) -> list[GGUFHeader]:
     """The headers of all files of a split model."""
     header = read_header(path)
-    count = header.get("split.count", 1)
+    count = header.get(keys.SPLIT_COUNT, 1)
     if type(count) is not int or count <= 1:
         return [header]
     match = _SPLIT.search(path.name)
@@ -166,7 +167,7 @@ def _read_split(path: Path) -> list[GGUFHeader]:
 
 
 def _facts(metadata: Mapping[str, Value], path: Path) -> ModelFacts:
-    name = metadata["general.architecture"].value if "general.architecture" in metadata else None
+    name = metadata[keys.ARCHITECTURE].value if keys.ARCHITECTURE in metadata else None
     if not isinstance(name, str):
         raise GGUFError(f"{path}: expected general.architecture, got {name!r}")
     heads = _count(metadata, f"{name}.attention.head_count", path, default=1)

@@ -1,22 +1,24 @@
-"""A model as a GGUF will hold it, before types are chosen: metadata, tensors by their GGUF names, key facts.
+"""Opens a source as a `MappedModel`: a Hugging Face checkpoint under GGUF names, or a GGUF as it is.
 
-Every kind of source becomes one of these; `export.plan` takes it from here.
+What a mapped model is stands in `mapped`; `export.plan` takes it from here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
 from edgepack.errors import UsageError
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.config import ModelConfig
+from edgepack.export.mapped import MappedModel
 from edgepack.export.naming import Size, general_metadata
 from edgepack.export.notes import limits
 from edgepack.export.rules.mapping import completed, find_family, map_tensors
 from edgepack.export.tokenizer.vocabulary import read_vocabulary
-from edgepack.gguf.types import Value, string
+from edgepack.gguf import keys
+from edgepack.gguf.types import string
 from edgepack.quant.types.mixtures import ModelFacts
 
 if TYPE_CHECKING:
@@ -27,32 +29,6 @@ if TYPE_CHECKING:
     from edgepack.model import Checkpoint
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
-
-
-@dataclass(frozen=True)
-class MappedModel:
-    """What is exported.
-
-    Attributes:
-        label: names the source in messages.
-        metadata: every key but `general.file_type` and `general.quantization_version`.
-        tensors: GGUF name → rows.
-        facts: what the choice of types asks.
-        sources: the files that weights come from.
-        notes: limits that the user should know of, a line each.
-    """
-
-    label: str
-    metadata: Mapping[str, Value]
-    tensors: Mapping[str, Rows]
-    facts: ModelFacts
-    sources: tuple[Path, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def n_parameters(self) -> int:
-        """Weights in all tensors."""
-        return sum(prod(rows.shape) for rows in self.tensors.values())
 
 
 def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedModel:
@@ -73,7 +49,7 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
     tensors = map_tensors(family, config, checkpoint.tensors)
     size = _size(tensors, config.n_experts)
     metadata = general_metadata(checkpoint.path, family.name, size)
-    metadata = {"general.architecture": string(family.name)} | metadata | family.metadata(config)
+    metadata = {keys.ARCHITECTURE: string(family.name)} | metadata | family.metadata(config)
     metadata |= read_vocabulary(checkpoint.path, config.values, pre=pre)
     facts = ModelFacts(family.name, family.blocks(config), config.n_heads, config.n_kv_heads, config.n_experts)
     sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))

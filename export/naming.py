@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgepack.gguf import keys
 from edgepack.gguf.types import Value, ValueType
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def file_name(metadata: Mapping[str, Value], encoding: str) -> str:
     from gguf.utility import naming_convention
 
     def text(key: str) -> str | None:
-        value = metadata.get(f"general.{key}")
+        value = metadata.get(f"{keys.GENERAL}{key}")
         return None if value is None else str(value.value)
 
     parts = [text(key) for key in ("name", "basename", "finetune", "version", "size_label")]

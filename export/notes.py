@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from edgepack.gguf import keys
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -43,7 +45,7 @@ def limits(family: Family, config: ModelConfig, metadata: Mapping[str, Value], s
 
 
 def _tokenizer_limits(metadata: Mapping[str, Value]) -> list[str]:
-    pre, lowercase = metadata.get("tokenizer.ggml.pre"), metadata.get("tokenizer.ggml.normalizer.lowercase")
+    pre, lowercase = metadata.get(keys.TOKENIZER_PRE), metadata.get(keys.NORMALIZER_LOWERCASE)
     if pre is not None and pre.value in _COARSE_PRE:
         return [f"tokenizer: llama.cpp's '{pre.value}' cuts words at combining marks (Hindi, Khmer), the original not"]
     if lowercase is not None and lowercase.value:

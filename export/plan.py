@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.errors import CalibrationError
 from edgepack.export.formats.safetensors_file import ITEM_BYTES
+from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType, u32
 from edgepack.gguf.writer import GGUFWriter
 from edgepack.quant.types.choice import (
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
     from edgepack.export.rows import Rows
     from edgepack.quant.codecs.ggml.encoders import Quantizer
     from edgepack.quant.types.targets import Target
@@ -146,8 +147,8 @@ def plan_export(model: MappedModel, target: Target, options: PlanOptions = PlanO
         for name in sorted(model.tensors, key=llama_order)
     )
     metadata = dict(model.metadata)
-    metadata["general.quantization_version"] = u32(_QUANTIZATION_VERSION)
-    metadata["general.file_type"] = u32(target.file_type)
+    metadata[keys.QUANTIZATION_VERSION] = u32(_QUANTIZATION_VERSION)
+    metadata[keys.FILE_TYPE] = u32(target.file_type)
     return ExportPlan(model.label, target, metadata, tensors, model.sources)
 
 
@@ -170,9 +171,9 @@ def split_plan(plan: ExportPlan, shard_bytes: int) -> list[ExportPlan]:
     shards = []
     for number, group in enumerate(groups):
         split = {
-            "split.no": Value(ValueType.UINT16, number),
-            "split.count": Value(ValueType.UINT16, len(groups)),
-            "split.tensors.count": Value(ValueType.INT32, len(plan.tensors)),
+            keys.SPLIT_NUMBER: Value(ValueType.UINT16, number),
+            keys.SPLIT_COUNT: Value(ValueType.UINT16, len(groups)),
+            keys.SPLIT_TENSORS: Value(ValueType.INT32, len(plan.tensors)),
         }
         metadata = (dict(plan.metadata) if number == 0 else {}) | split
         shards.append(replace(plan, metadata=metadata, tensors=tuple(group)))

@@ -7,7 +7,7 @@ data in `export.architectures`.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from math import prod
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 
 from edgepack.errors import NumericError
+from edgepack.export.row_origin import RowOrigin, joined
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,9 +42,19 @@ class Rows(Protocol):
         """Storage type of the source, as `TensorSpec.dtype`."""
         ...
 
+    @property
+    def origin(self) -> RowOrigin:
+        """Which rows of which of the checkpoint's tensors these are; costs no reading."""
+        ...
+
     def read(self, start: int, stop: int) -> Matrix:
         """Rows `start` (included) to `stop` (not included): float32, shape [stop - start, columns]."""
         ...
+
+
+def row_count(shape: tuple[int, ...]) -> int:
+    """Rows of which `Rows.origin` speaks: all dimensions but the last, a vector's elements."""
+    return shape[0] if len(shape) == 1 else prod(shape[:-1])
 
 
 @runtime_checkable
@@ -76,6 +87,11 @@ class SourceRows:
     def dtype(self) -> str:
         """The tensor's own type."""
         return self.source.specs[self.name].dtype
+
+    @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`: all rows."""
+        return RowOrigin.of_tensor(self.name, row_count(self.shape))
 
     def read(self, start: int, stop: int) -> Matrix:
         """As `Rows.read`.
@@ -111,6 +127,11 @@ class ArrayRows:
         """The array's shape."""
         return self.array.shape
 
+    @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`: none."""
+        return RowOrigin.computed(row_count(self.shape))
+
     def read(self, start: int, stop: int) -> Matrix:
         """As `Rows.read`."""
         return np.array(self.array.reshape(-1, self.array.shape[-1])[start:stop], dtype=np.float32)
@@ -130,12 +151,22 @@ class _Wrapped:
         """The base's type."""
         return self.base.dtype
 
+    @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`: the base's."""
+        return self.base.origin
+
 
 @dataclass(frozen=True)
 class PermutedRows(_Wrapped):
     """Row i is row `order[i]` of the base; for a vector, element i is element `order[i]`."""
 
     order: NDArray[np.intp]
+
+    @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`."""
+        return self.base.origin.take(self.order)
 
     def read(self, start: int, stop: int) -> Matrix:
         """As `Rows.read`; reads the smallest range of the base that holds the rows asked for."""
@@ -158,6 +189,12 @@ class SlicedRows(_Wrapped):
         """The first dimension becomes stop - start."""
         return (self.stop - self.start, *self.base.shape[1:])
 
+    @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`."""
+        per = prod(self.base.shape[1:-1])
+        return self.base.origin.take(slice(self.start * per, self.stop * per))
+
     def read(self, start: int, stop: int) -> Matrix:
         """As `Rows.read`."""
         if len(self.base.shape) == 1:
@@ -177,6 +214,13 @@ class SlicedExperts(_Wrapped):
     def shape(self) -> tuple[int, ...]:
         """[experts, stop - start, columns]."""
         return (self.base.shape[0], self.stop - self.start, self.base.shape[2])
+
+    @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`."""
+        experts, per, _columns = self.base.shape
+        kept = np.arange(experts)[:, None] * per + np.arange(self.start, self.stop)
+        return self.base.origin.take(kept.reshape(-1))
 
     def read(self, start: int, stop: int) -> Matrix:
         """As `Rows.read`; one read of the base for each expert that is touched."""
@@ -200,6 +244,12 @@ class ReshapedRows(_Wrapped):
     def shape(self) -> tuple[int, ...]:
         """The new shape."""
         return self.new_shape
+
+    @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`; a row that becomes a vector has no rows any more."""
+        origin, count = self.base.origin, row_count(self.shape)
+        return origin if len(origin) == count else RowOrigin.computed(count, origin.names)
 
     def read(self, start: int, stop: int) -> Matrix:
         """As `Rows.read`."""
@@ -225,6 +275,11 @@ class ScaledRows(_Wrapped):
 
     factor: float
 
+    @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`."""
+        return self.base.origin.scaled(self.factor)
+
     def read(self, start: int, stop: int) -> Matrix:
         """As `Rows.read`."""
         rows = self.base.read(start, stop)
@@ -243,6 +298,14 @@ class TransposedRows(_Wrapped):
     def shape(self) -> tuple[int, ...]:
         """The base's shape, reversed."""
         return self.base.shape[::-1]
+
+    @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`: columns of a whole tensor; of anything else, computed."""
+        count, names = self.shape[0], self.base.origin.names
+        if not isinstance(self.base, SourceRows):
+            return RowOrigin.computed(count, names)
+        return replace(RowOrigin.of_tensor(self.base.name, count), transposed=frozenset(names))
 
     def read(self, start: int, stop: int) -> Matrix:
         """As `Rows.read`."""
@@ -267,6 +330,11 @@ class JoinedRows:
     def dtype(self) -> str:
         """The first part's type."""
         return self.parts[0].dtype
+
+    @property
+    def origin(self) -> RowOrigin:
+        """As `Rows.origin`."""
+        return joined([part.origin for part in self.parts])
 
     @cached_property
     def _ends(self) -> list[int]:

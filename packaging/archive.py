@@ -14,6 +14,7 @@ import numpy as np
 
 from edgepack.errors import ArchiveError, IntegrityError, UsageError
 from edgepack.gguf.reader import GGUFHeader, parse_header
+from edgepack.ordered_threads import ordered_map
 from edgepack.packaging import format as archive_format
 from edgepack.packaging import records
 from edgepack.packaging.coding import chunks
@@ -22,7 +23,6 @@ from edgepack.packaging.coding.streams import StreamDecoder
 from edgepack.packaging.format import FOOTER_BYTES, HEADER_BYTES, Role
 from edgepack.packaging.index import table as index
 from edgepack.packaging.index.contents import Chunk, Member, Segment, place_members
-from edgepack.packaging.parallel import ordered_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,6 +19,7 @@ import numpy as np
 
 from edgepack.atomic_file import atomic_output
 from edgepack.errors import UsageError
+from edgepack.ordered_threads import ordered_map
 from edgepack.packaging import format as archive_format
 from edgepack.packaging import records
 from edgepack.packaging.archive import open_archive
@@ -28,7 +29,6 @@ from edgepack.packaging.coding.streams import DEFAULT_LEVEL, StreamEncoder
 from edgepack.packaging.delta.base import BaseArchive
 from edgepack.packaging.index import table as index
 from edgepack.packaging.index.merkle import merkle_root
-from edgepack.packaging.parallel import ordered_map
 from edgepack.packaging.segments import MemberPlan, Segment, plan_member
 from edgepack.progress import Progress, silent
 from edgepack.version import __version__

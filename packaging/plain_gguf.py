@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import GGUFError
+from edgepack.file_digest import file_sha256
 from edgepack.gguf.reader import MAGIC, read_header
+from edgepack.packaging.inspection import Inspection, MemberFacts, StreamFacts, TensorFacts
 from edgepack.packaging.verify import Problem
 from edgepack.progress import Progress, silent
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_BLOCK_BYTES = 4 << 20
 
 
 def is_gguf(path: Path) -> bool:
@@ -35,8 +34,8 @@ def verify_gguf(path: Path) -> tuple[Problem, ...]:
     return ()
 
 
-def describe_gguf(path: Path, progress: Progress = silent) -> dict[str, Any]:
-    """Under the keys of `inspection.describe_archive`: one member, and bytes by tensor type as streams.
+def inspect_gguf(path: Path, *, tensors: bool = False, progress: Progress = silent) -> Inspection:
+    """As `inspection.inspect_archive`: the file is the one member, and each tensor type a kind of stream.
 
     Raises:
         GGUFError: not a whole GGUF.
@@ -45,30 +44,12 @@ def describe_gguf(path: Path, progress: Progress = silent) -> dict[str, Any]:
     size, types = header.file_bytes, Counter({"metadata": header.data_start})
     for tensor in header.tensors:
         types[tensor.type.name] += tensor.nbytes
-    member = {"name": path.name, "role": "gguf", "bytes": size, "stored_bytes": size, "sha256": _sha256(path, progress)}
-    return {
-        "format_version": f"GGUF {header.version}",
-        "bytes": size,
-        "original_bytes": size,
-        "members": [member],
-        "streams": [
-            {"kind": kind, "bytes": count, "stored_bytes": count, "dictionary": None} for kind, count in types.items()
-        ],
-    }
-
-
-def describe_gguf_tensors(path: Path) -> list[dict[str, Any]]:
-    """Name, type and bytes of every tensor."""
-    return [
-        {"name": tensor.name, "type": tensor.type.name, "bytes": tensor.nbytes, "stored_bytes": tensor.nbytes}
-        for tensor in read_header(path).tensors
-    ]
-
-
-def _sha256(path: Path, progress: Progress) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream, progress("digesting", path.stat().st_size) as advance:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-            advance(len(block))
-    return digest.hexdigest()
+    listed = tuple(TensorFacts(t.name, t.type.name, t.nbytes, t.nbytes) for t in header.tensors)
+    return Inspection(
+        format_version=f"GGUF {header.version}",
+        bytes=size,
+        original_bytes=size,
+        members=(MemberFacts(path.name, "gguf", size, size, file_sha256(path, progress=progress)),),
+        streams=tuple(StreamFacts(kind, count, count) for kind, count in types.items()),
+        tensors=listed if tensors else None,
+    )

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from edgepack.errors import GGUFError, UsageError
+from edgepack.gguf import keys
 from edgepack.gguf.reader import MAGIC, GGUFHeader, read_header
 from edgepack.packaging.coding.layouts import BYTES, METADATA, TEXT, Layout, grid_layout_of, layout_of
 from edgepack.packaging.format import Role
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from edgepack.gguf.types import GGMLType
 
 CHUNK_BYTES = 1 << 20
-GRID_KEY = "edgepack.wire.host"  # in the metadata of a file whose matrices lie on grids
-TRELLIS_KEY = "edgepack.wire.trellis"  # states of the trellis that their integers follow; 0 for none
 _HEADER_CUT = 16 << 10  # metadata values from this size on have chunks of their own: a small change stays small
 
 _ROLES = {
@@ -108,7 +107,7 @@ def plan_member(path: Path, name: str | None = None, main: bool = False, grids: 
 
 def gguf_segments(header: GGUFHeader, grids: bool = False) -> Iterator[Segment]:
     """The header in pieces, then each tensor in file order with the padding behind it; together all bytes."""
-    on_grids, states = grids or GRID_KEY in header.metadata, _trellis_states(header)
+    on_grids, states = grids or keys.WIRE_HOST in header.metadata, _trellis_states(header)
     tensors = sorted(header.tensors, key=lambda tensor: tensor.offset)
     starts = [header.data_start + tensor.offset for tensor in tensors]
     header_end = starts[0] if starts else header.file_bytes
@@ -126,7 +125,7 @@ def gguf_segments(header: GGUFHeader, grids: bool = False) -> Iterator[Segment]:
 
 def _trellis_states(header: GGUFHeader) -> int:
     """What the metadata says, 0 for anything that is no trellis."""
-    stated = header.metadata.get(TRELLIS_KEY)
+    stated = header.metadata.get(keys.WIRE_TRELLIS)
     return int(stated.value) if stated is not None and stated.value in STATES else 0
 
 

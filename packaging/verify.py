@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgepack.errors import ArchiveError, IntegrityError
+from edgepack.ordered_threads import ordered_map
 from edgepack.packaging import format as archive_format
 from edgepack.packaging import records
 from edgepack.packaging.archive import Archive, open_archive
 from edgepack.packaging.coding.stored_dictionaries import dictionary_places, read_dictionary
 from edgepack.packaging.format import sha256
-from edgepack.packaging.parallel import ordered_map
 from edgepack.progress import Progress, silent
 
 if TYPE_CHECKING:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import figure_file
+import house
 import pytest
 
 if sys.version_info >= (3, 11):
@@ -19,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("export", "quant", "packaging", "edge")
 # A layer imports only layers with a smaller number (and itself).
 LAYERS = {
-    "errors": 1, "version": 1, "quantities": 2, "progress": 2, "atomic_file": 2, "processors": 2, "gguf": 2, "kernels": 2, "trellis": 2, "model": 2,
-    "quant": 3, "packaging": 3, "export": 4, "edge": 4, "pipeline": 5, "cli": 6, "__main__": 7, "__init__": 7,
+    "errors": 1, "version": 1, "quantities": 2, "progress": 2, "atomic_file": 2, "file_digest": 2, "ordered_threads": 2, "processors": 2, "text_file": 2, "gguf": 2, "kernels": 2, "trellis": 2, "model": 2,
+    "quant": 3, "packaging": 3, "export": 4, "edge": 4, "pipeline": 5, "api": 6, "cli": 7, "__main__": 8, "__init__": 8,
 }  # fmt: skip
 SIBLINGS = ({"quant", "packaging"}, {"export", "edge"}, {"export", "packaging"})
 # A module of `edge` or `quant.codecs` that names one of these is a publisher's: nothing else there may import it.
@@ -119,3 +121,30 @@ def test_starting_imports_nothing_heavy(arguments: list[str]) -> None:
     assert result.returncode == 0
     loaded = {line.rsplit("|", 1)[1].strip() for line in result.stderr.splitlines() if "|" in line}
     assert not loaded & {"numpy", "torch", "transformers", "gguf", "llama_cpp", "zstandard", "tqdm"}
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Imports inside functions count: they only put a cycle off. Imports for type checkers alone do not."""
+    assert house.cycles() == []
+
+
+def test_a_cycle_through_a_function_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {
+        "first": "from edgepack import second",
+        "second": "def work():\n    from edgepack.third import X\n    import edgepack.first",
+        "third": "from typing import TYPE_CHECKING\nX = 1\nif TYPE_CHECKING:\n    from edgepack import second",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setattr(house, "PACKAGE", tmp_path)
+    monkeypatch.setattr(house, "ROOT", tmp_path)
+    assert house.cycles() == [["edgepack.first", "edgepack.second"]]
+
+
+def test_the_picture_of_the_house_shows_every_folder_and_what_it_imports() -> None:
+    """Lines may drift until `make figures` renders them again; folders and imports may not."""
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    shown = [figure_file.split_row(line) for line in text.split(house.BEGIN)[1].split(house.END)[0].splitlines()[3:]]
+    assert [(row[0], row[3]) for row in shown] == [(row[0], row[3]) for row in house.rows()], "run: make figures"
+    for row, (folder, _modules, lines, _imports) in zip(shown, house.rows(), strict=True):
+        told = int(row[2].replace(",", ""))
+        assert abs(told - lines) <= max(300, 0.3 * lines), f"{folder} has {lines} lines: run make figures"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import re
 import shutil
 import statistics
 import subprocess
@@ -241,5 +242,19 @@ def main() -> None:
         compare(path, arguments.turns, arguments.xz_limit)
 
 
+def archive_table(printed: str) -> list[list[list[str]]]:
+    """What `compare` printed as one table, a row a file."""
+    blocks = re.split(r"^(?=\S+: .* of the file$)", printed, flags=re.MULTILINE)
+    rows = [["GGUF", "size", "archive / file", "over the order-0 entropy bound", f"against `{ZSTD}`"]]
+    for block in blocks:
+        ours = re.search(r"edgepack +([\d.]+) of the file, ([\d.]+) of the bound(?:, ([\d.]+) of zstd)?", block)
+        if ours:
+            name, size = re.match(r"(\S+): (.*), bound", block).groups()  # type: ignore[union-attr]
+            rows.append([name, size, *(found or "" for found in ours.groups())])
+    return [rows]
+
+
 if __name__ == "__main__":
-    main()
+    from figure_file import run_with_figure
+
+    run_with_figure(main, archive_table)

@@ -260,4 +260,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from figure_file import run_with_figure
+
+    run_with_figure(main)

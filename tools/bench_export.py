@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from synthetic_checkpoint import LlamaShape, parse_parameters, synthetic_llama, write_llama
 
+from edgepack.processors import default_threads
 from edgepack.quantities import format_duration, format_size
 
 
@@ -40,7 +41,7 @@ class Cost:
 
     def row(self, name: str) -> str:
         """One line of the table."""
-        busy = self.cpu / self.wall / len(os.sched_getaffinity(0))
+        busy = self.cpu / self.wall / default_threads()
         return (
             f"{name:<34} {format_duration(self.wall):>14} {self.cpu:>9.1f} s {busy:>6.0%}"
             f" {format_size(self.memory):>10} {format_size(self.disk):>10}"
@@ -84,7 +85,7 @@ def quantize(source: Path, out: Path, file_type: int) -> None:
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.nthread = file_type, len(os.sched_getaffinity(0))
+    params.ftype, params.nthread = file_type, default_threads()
     sys.exit(llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)))
 
 
@@ -107,7 +108,7 @@ def compare(arguments: argparse.Namespace) -> None:
         model, work = Path(scratch) / "random-llama", Path(scratch) / "work"
         write_llama(model, LlamaShape.of_size(arguments.parameters))
         size = format_size((model / "model.safetensors").stat().st_size)
-        print(f"random Llama, {size} of bf16, to {arguments.target}, {len(os.sched_getaffinity(0))} processors")
+        print(f"random Llama, {size} of bf16, to {arguments.target}, {default_threads()} processors")
         print(f"{'':<34} {'wall':>14} {'cpu':>11} {'busy':>6} {'memory':>10} {'disk':>10}")
         out = work / "ours.gguf"
         ours_command = [sys.executable, "-m", "edgepack", "export", str(model), "--target", arguments.target, "-o"]
@@ -179,4 +180,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from figure_file import aligned_tables, run_with_figure
+
+    run_with_figure(main, aligned_tables)

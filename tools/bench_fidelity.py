@@ -27,7 +27,8 @@ from edgepack.export.wire.origins import Origins
 from edgepack.export.wire.plan import WireSettings
 from edgepack.packaging.pack import pack_archive
 from edgepack.pipeline.fidelity import ScoringOptions, run_validation
-from edgepack.pipeline.wire_run import SEQUENCES, WireRun, read_calibration
+from edgepack.pipeline.makers.wire import SEQUENCES, WireRun, read_calibration
+from edgepack.pipeline.scalar import scale_to_size
 from edgepack.quant.calibration.collect import collect
 from edgepack.quant.codecs.ggml.host_grids import find_host
 from edgepack.quant.types.targets import find_target
@@ -87,7 +88,7 @@ def make_ours(run: WireRun, sizes: dict[str, int], folder: Path) -> list[tuple[P
     """The wire at each of the sizes."""
     points = []
     for name, size in sizes.items():
-        trial = run.reach_size(size)
+        trial = scale_to_size(run, size)
         print(f"{name}: {trial.archive_bytes} bytes after {len(run.trials)} tries", file=sys.stderr, flush=True)
         path = folder / f"{name}.gguf"
         run.gguf.rename(path)
@@ -136,20 +137,33 @@ def plot(peers: list[Point], ours: list[Point], path: Path) -> None:
 
 def show(title: str, points: list[Point]) -> None:
     """Print a table of points."""
-    print(
-        f"\n{title}\n{'':<28}{'file MB':>9}{'shipped MB':>12}{'mean KL':>10}{'top-1':>8}{'predicted':>11}{'ratio':>7}"
-    )
+    columns = ("file", "runs in", "ships in", "mean KL", "top-1", "predicted", "ratio")
+    print(f"\n{title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for p in points:
         predicted = "" if p.predicted_kl is None else f"{p.predicted_kl:.5f}"
         ratio = "" if p.ratio is None else f"{p.ratio:.2f}"
-        print(f"{p.name:<28}{p.file_bytes / 1e6:>9.3f}{p.shipped_bytes / 1e6:>12.3f}{p.mean_kl:>10.5f}{p.top1:>8.4f}"
-              f"{predicted:>11}{ratio:>7}")  # fmt: skip
+        sizes = f"{p.file_bytes / 1e6:.3f} MB | {p.shipped_bytes / 1e6:.3f} MB"
+        print(f"| {p.name} | {sizes} | {p.mean_kl:.5f} | {p.top1:.4f} | {predicted} | {ratio} |")
 
 
 def report(text: Path, host: str, peers: list[Point], ours: list[Point]) -> None:
-    """Both tables of one text."""
-    show(f"{text.name}: llama.cpp, importance matrix", peers)
-    show(f"{text.name}: wire, host {host}; ratio: KL over the best peer of at most these bytes", ours)
+    """The table of one text."""
+    told = "ratio: KL over that of llama.cpp's best, with an importance matrix, of at most these bytes"
+    show(f"{text.name}: llama.cpp's types and the wire on host {host}; {told}", [*peers, *ours])
+
+
+def report_texts(found: list[tuple[str, list[Point]]]) -> None:
+    """Several texts side by side: llama.cpp's best at the bytes, the wire, and their ratio."""
+    columns = [f"at {point.shipped_bytes / 1e6:.2f} MB" for point in found[0][1]]
+    print(f"\n| text | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
+    for text, points in found:
+        print(f"| {text} | {' | '.join(map(_beside_best, points))} |")
+
+
+def _beside_best(point: Point) -> str:
+    if not point.ratio:
+        return f"{point.mean_kl:.4f}"
+    return f"{point.mean_kl / point.ratio:.4f}, {point.mean_kl:.4f}, {point.ratio:.2f}"
 
 
 def main() -> None:
@@ -172,7 +186,9 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     started = time.monotonic()
-    calibration = read_calibration(arguments.model, arguments.calibration, "cpu", arguments.sequences, arguments.length)
+    calibration = read_calibration(
+        open_checkpoint(arguments.model), arguments.calibration, "cpu", arguments.sequences, arguments.length
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         peers = make_peers(arguments.model, arguments.types.split(","), calibration.tokens, folder)
@@ -180,20 +196,23 @@ def main() -> None:
         sizes = {f"wire at {key}": shipped[key] for key in arguments.at.split(",") if key in shipped}
         sizes |= {f"wire at {size}": int(size) for size in arguments.sizes.split(",") if size}
         settings = WireSettings(find_host(arguments.host))
-        with WireRun(arguments.model, folder / "wire.gguf", settings, calibration) as run:
+        with WireRun(open_checkpoint(arguments.model), folder / "wire.gguf", settings, calibration) as run:
             ours = make_ours(run, sizes, folder)
             chosen = {label: changes for label, changes in ABLATIONS.items() if re.search(arguments.ablations, label)}
             for label, changes in chosen.items() if arguments.ablations_at else ():
                 run.use(replace(settings, **({"trellis": 0} if label in PLAIN else {}), **changes))
                 ours += make_ours(run, {label: arguments.ablations_at}, folder)
-        found = []
+        found, texts = [], []
         for text in arguments.text:
             score([*peers, *ours], arguments.model, text, ScoringOptions(arguments.ctx, max_chunks=arguments.chunks))
             compare([p for p, _ in peers], [p for p, _ in ours])
             report(text, arguments.host, [p for p, _ in peers], [p for p, _ in ours])
+            texts.append((text.name, [replace(p) for p, _ in ours]))
             found.append(
                 {"text": text.name, "peers": [asdict(p) for p, _ in peers], "wire": [asdict(p) for p, _ in ours]}
             )
+        if len(found) > 1:
+            report_texts(texts)
     print(f"\n{arguments.chunks} chunks of each text; {time.monotonic() - started:.0f} s")
     if arguments.json:
         arguments.json.write_text(json.dumps(found))
@@ -202,4 +221,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from figure_file import run_with_figure
+
+    run_with_figure(main)

@@ -9,7 +9,6 @@ lie apart. llama.cpp reads a GGUF, which a checkpoint must become first; that ti
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.gguf_file import write_gguf
 from edgepack.export.mapped_model import open_model
 from edgepack.export.plan import plan_export
+from edgepack.processors import default_threads
 from edgepack.quant.types.targets import find_target
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="100m")
     parser.add_argument("--chunks", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     import torch

@@ -48,8 +48,7 @@ def main() -> None:
         collect += ("--threads", options.threads, "--ctx", options.calibration_ctx)
         chunks = result_of(*collect, "-o", matrix)["chunks"]
         print(f"collected over {chunks} pieces of {options.calibration_ctx} tokens")
-        head = f"{'agreement':>10} {'interval':>17} {'mean KL':>9} {'KL ratio':>9}"
-        print(f"{'target':<12} {'matrix':<7} {'bytes':>10} {head}")
+        print("| target | matrix | bytes | agreement | interval | mean KL | KL ratio |\n|---|---|---|---|---|---|---|")
         for target in options.targets.split(","):
             plain = 0.0
             for label, extra in (("none", ()), ("yes", ("--imatrix", matrix))):
@@ -62,11 +61,13 @@ def main() -> None:
                 low, high = score["top1_interval"]
                 plain = plain or score["mean_kl"]
                 print(
-                    f"{target:<12} {label:<7} {size:>10,} {score['top1_agreement']:>10.4f} {low:>8.4f}–{high:.4f}"
-                    f" {score['mean_kl']:>9.5f} {score['mean_kl'] / plain:>9.3f}",
+                    f"| {target} | {label} | {size:,} | {score['top1_agreement']:.4f} | {low:.4f}–{high:.4f}"
+                    f" | {score['mean_kl']:.5f} | {score['mean_kl'] / plain:.3f} |",
                     flush=True,
                 )
 
 
 if __name__ == "__main__":
-    main()
+    from figure_file import run_with_figure
+
+    run_with_figure(main)

@@ -195,15 +195,15 @@ def main() -> int:
     if arguments.json:
         print(json.dumps([result.__dict__ for result in results]))
     else:
-        print(f"{'':<34} {'edgepack':>10} {'bare':>10} {'ratio':>7}  bound")
+        print("| | edgepack | bare | ratio | bound | |\n|---|---|---|---|---|---|")
         for result in results:
             verdict = "holds" if result.holds else "FAILS"
-            print(
-                f"{result.what:<34} {result.ours:>10.2f} {result.theirs:>10.2f} {result.ours / result.theirs:>7.2f}  "
-                f"{result.bound} ({result.unit}): {verdict}"
-            )
+            figures = f"{result.ours:.2f} | {result.theirs:.2f} | {result.ours / result.theirs:.2f}"
+            print(f"| {result.what}, {result.unit} | {figures} | {result.bound} | {verdict} |")
     return 0 if all(result.holds for result in results) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from figure_file import run_with_figure
+
+    run_with_figure(main)

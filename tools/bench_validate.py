@@ -22,8 +22,10 @@ from edgepack.edge.fidelity.certificate import store
 from edgepack.edge.fidelity.scorers.scorer import Chunking
 from edgepack.edge.fidelity.stored_reference import encode
 from edgepack.edge.fidelity.validate import validate
-from edgepack.pipeline.fidelity import ScoringOptions, open_candidate, open_reference, read_text
-from edgepack.pipeline.ladder import export_rung
+from edgepack.pipeline.export import run_export
+from edgepack.pipeline.fidelity import ScoringOptions, open_candidate, open_reference
+from edgepack.pipeline.request import ExportRequest
+from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
     from edgepack.edge.fidelity.scorers.scorer import Scorer
@@ -47,7 +49,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / "q5km.gguf"
-        export_rung(arguments.model, "gguf-q5km", candidate)
+        run_export(ExportRequest(arguments.model, "gguf-q5km", output=candidate))
         bench_speed(candidate, arguments)
         bench_memory(candidate, arguments)
         bench_storage(candidate, arguments)
@@ -56,7 +58,7 @@ def main() -> None:
 def bench_speed(candidate_path: Path, arguments: argparse.Namespace) -> None:
     """Each scorer alone, with the threads that it has in a validation, and both together."""
     options = ScoringOptions(ctx=CTX, max_chunks=arguments.chunks, floor=False)
-    text, chunking = read_text(arguments.text).text, Chunking(CTX, None, arguments.chunks)
+    text, chunking = read_text(arguments.text), Chunking(CTX, None, arguments.chunks)
     with (
         closing(open_reference(arguments.model, options)) as reference,
         closing(open_candidate(candidate_path, options)) as candidate,
@@ -103,7 +105,7 @@ def peak_memory(candidate_path: Path, model: Path, text: Path, chunks: int) -> i
         closing(open_reference(model, options)) as reference,
         closing(open_candidate(candidate_path, options)) as candidate,
     ):
-        validate(reference, [candidate], read_text(text).text, Chunking(CTX, None, chunks))
+        validate(reference, [candidate], read_text(text), Chunking(CTX, None, chunks))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -114,7 +116,7 @@ def bench_storage(candidate_path: Path, arguments: argparse.Namespace) -> None:
         closing(open_reference(arguments.model, options)) as reference,
         closing(open_candidate(candidate_path, options)) as candidate,
     ):
-        text = read_text(arguments.text).text
+        text = read_text(arguments.text)
         stored = store(reference, candidate, text, Chunking(CTX, None, arguments.chunks), {})
     size, positions = len(encode(stored)), len(stored.candidate_top)
     vocabulary, chunks = stored.reference.vocabulary, len(stored.tokens)

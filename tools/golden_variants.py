@@ -18,7 +18,7 @@ import numpy as np
 from edgepack.edge.install.native import plan_native, write_native
 from edgepack.export.coded.plan import plan_variant
 from edgepack.export.coded.write import write_variant
-from edgepack.export.mapped_model import MappedModel
+from edgepack.export.mapped import MappedModel
 from edgepack.export.rows import ArrayRows
 from edgepack.gguf.types import GGMLType, string
 from edgepack.gguf.variant import VERSION

@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 from itertools import islice
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from synthetic_checkpoint import BUNDLED_TOKENIZER, SyntheticTensors, bf16_specs
@@ -28,7 +29,7 @@ from edgepack.quantities import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
 
 GLM_4_7: dict[str, Any] = {
     "architectures": ["Glm4MoeForCausalLM"],
@@ -131,8 +132,9 @@ def main() -> None:
     targets = [find_target(text) for text in parser.parse_args().targets]
     started = time.monotonic()
     model = mapped_giant()
+    parameters = sum(prod(rows.shape) for rows in model.tensors.values())
     print(
-        f"GLM-4.7: {model.n_parameters:,} parameters in {len(model.tensors)} tensors,"
+        f"GLM-4.7: {parameters:,} parameters in {len(model.tensors)} tensors,"
         f" mapped in {time.monotonic() - started:.1f} s"
     )
     for target in targets:

@@ -35,40 +35,82 @@ class Completion:
     tokens_per_second: float
 
 
+class CompletionStream:
+    """An answer as it comes: iterate over its pieces of text; close it to stop early.
+
+    Args:
+        model: an open model; nothing else may use it until the answer has ended or is closed.
+        prompt: text (BOS is put in front where the vocabulary asks for it), or token ids as they stand.
+        sampling: how tokens are chosen.
+        max_tokens: not more than these; -1 is as many as the context holds.
+        stops: texts that end the answer and are left out.
+        context_shift: cut the middle out of a prompt that is too long, and forget when the context is full.
+
+    Raises:
+        UsageError: by the first step, when the prompt is longer than the context (both numbers are in the text).
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        prompt: str | Sequence[int],
+        sampling: SamplingOptions,
+        max_tokens: int = -1,
+        *,
+        stops: Sequence[str] = (),
+        context_shift: bool = False,
+    ) -> None:
+        self._clock = _Clock()
+        ids = model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        self._ids = without_middle(ids, model.n_ctx) if context_shift else ids
+        self._tokens = model.generate(self._ids, sampling, max_tokens, context_shift=context_shift)
+        self._pieces = until_stop(self._clock.texts(self._tokens), stops)
+        self._told: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            piece = next(self._pieces)
+        except StopIteration:
+            self.close()
+            raise
+        self._told.append(piece)
+        return piece
+
+    def close(self) -> None:
+        """End the answer where it is."""
+        self._tokens.close()
+
+    @property
+    def result(self) -> Completion:
+        """What has come so far, and how fast; of the whole answer once it has ended."""
+        clock = self._clock
+        text = "".join(self._told)
+        return Completion(text, clock.tokens, len(self._ids), clock.first_token_seconds, clock.tokens_per_second)
+
+
 def complete(
     model: LoadedModel,
     prompt: str | Sequence[int],
     sampling: SamplingOptions,
     max_tokens: int,
-    show: Callable[[str], object],
+    show: Callable[[str], object] = lambda _text: None,
     *,
     stops: Sequence[str] = (),
     context_shift: bool = False,
 ) -> Completion:
-    """Continue `prompt`.
-
-    Args:
-        model: an open model.
-        prompt: text (BOS is put in front where the vocabulary asks for it), or token ids as they stand.
-        sampling: how tokens are chosen.
-        max_tokens: not more than these; -1 is as many as the context holds.
-        show: called with each piece of text as it comes.
-        stops: texts that end the answer and are left out.
-        context_shift: cut the middle out of a prompt that is too long, and forget when the context is full.
+    """Continue `prompt` to its end; `show` is called with each piece of text, the rest is as `CompletionStream` has it.
 
     Raises:
         UsageError: the prompt is longer than the context (both numbers are in the text).
     """
-    clock = _Clock()
-    ids = model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
-    if context_shift:
-        ids = without_middle(ids, model.n_ctx)
-    pieces: list[str] = []
-    with closing(model.generate(ids, sampling, max_tokens, context_shift=context_shift)) as tokens:
-        for piece in until_stop(clock.texts(tokens), stops):
-            pieces.append(piece)
+    stream = CompletionStream(model, prompt, sampling, max_tokens, stops=stops, context_shift=context_shift)
+    with closing(stream):
+        for piece in stream:
             show(piece)
-    return Completion("".join(pieces), clock.tokens, len(ids), clock.first_token_seconds, clock.tokens_per_second)
+    return stream.result
 
 
 def without_middle(ids: list[int], n_ctx: int) -> list[int]:

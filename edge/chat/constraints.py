@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from edgepack.errors import UsageError
+from edgepack.text_file import read_text
 
 
 def choose_grammar(grammar: str | None, schema: str | None) -> str | None:
@@ -40,9 +41,4 @@ def schema_grammar(schema: str) -> str:
 
 
 def _text(value: str) -> str:
-    if not value.startswith("@"):
-        return value
-    try:
-        return Path(value[1:]).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"'{value[1:]}': cannot be read: {getattr(error, 'strerror', error)}") from error
+    return read_text(Path(value[1:])) if value.startswith("@") else value

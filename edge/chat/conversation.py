@@ -85,7 +85,7 @@ class Conversation:
         """
         self.turns.append({"role": "user", "content": question})
         try:
-            return self._fitting_prompt()
+            return self.fitting_prompt()
         finally:
             self.turns.pop()
 
@@ -99,7 +99,7 @@ class Conversation:
         """
         self.turns.append({"role": "user", "content": question})
         try:
-            prompt = self._fitting_prompt()
+            prompt = self.fitting_prompt()
         except BaseException:
             self.turns.pop()
             raise
@@ -113,8 +113,13 @@ class Conversation:
             tokens.close()
             self.turns.append({"role": "assistant", "content": "".join(pieces)})
 
-    def _fitting_prompt(self) -> list[int]:
-        """The prompt; with `context_shift` the oldest question and answer go until at least a quarter is free."""
+    def fitting_prompt(self) -> list[int]:
+        """The prompt of all turns; with `context_shift` the oldest question and answer go until a quarter is free.
+
+        Raises:
+            UsageError: it is longer than the context.
+            TemplateError: the template refuses the conversation.
+        """
         prompt = self.tokens(self.messages)
         room = self.model.n_ctx * 3 // 4 if self.context_shift else self.model.n_ctx - 1
         while len(prompt) > room and self.context_shift and len(self.turns) > 2:

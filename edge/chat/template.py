@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from edgepack.errors import TemplateError, UsageError
+from edgepack.gguf import keys
+from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,10 +54,10 @@ class SpecialTokens:
 
 def special_tokens(header: GGUFHeader) -> SpecialTokens:
     """The spellings in a checked header, so that a template can be tried before the model is loaded."""
-    tokens = header.get("tokenizer.ggml.tokens") or []
+    tokens = header.get(keys.TOKENS) or []
 
     def spelling(name: str) -> str:
-        number = header.get(f"tokenizer.ggml.{name}_token_id")
+        number = header.get(f"{keys.TOKENIZER}{name}_token_id")
         return str(tokens[number]) if isinstance(number, int) and 0 <= number < len(tokens) else ""
 
     return SpecialTokens(spelling("bos"), spelling("eos"))
@@ -228,7 +230,7 @@ def _wanted(wanted: str, special: SpecialTokens) -> JinjaTemplate | NamedTemplat
         return NamedTemplate(wanted)
     path = Path(wanted)
     if path.is_file():
-        return JinjaTemplate(path.read_text(encoding="utf-8"), special, wanted)
+        return JinjaTemplate(read_text(path), special, wanted)
     raise UsageError(f"template '{wanted}': expected a file or one of {', '.join(named_templates())}")
 
 

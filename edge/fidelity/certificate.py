@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from edgepack.progress import Progress
 
 MEMBER = "certificate.edgeref"
-METADATA_KEY = "edgepack.certificate"
 DEFAULT_TOKENS = 4096
 REPLAY_SECONDS = 50.0
 # Other kernels (a GPU's, another instruction set's) round otherwise: measured between AVX2 and a float32 matrix
@@ -174,7 +173,7 @@ def stored_chunks(stored: Stored) -> Iterator[tuple[Chunk, TruncatedPredictions]
 
 
 def small_form(figures: Mapping[str, Any]) -> Value:
-    """The certificate's figures as a GGUF metadata value under METADATA_KEY."""
+    """The certificate's figures as a GGUF metadata value under `edgepack.gguf.keys.CERTIFICATE`."""
     return string(json.dumps(figures, sort_keys=True, ensure_ascii=False, allow_nan=False))
 
 

@@ -6,7 +6,7 @@ It measures and opens nothing.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -114,6 +114,10 @@ class FidelityRun:
     text: Text
     reference: str
     floor: tuple[Validation, ...] = ()
+
+    def only(self, candidate: Candidate) -> FidelityRun:
+        """The run as if `candidate` had been the only one."""
+        return replace(self, candidates=(candidate,))
 
 
 def pareto_front(sizes: Sequence[float], divergences: Sequence[float]) -> list[bool]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import UsageError
+from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,10 +77,7 @@ def read_items(path: Path) -> list[ChoiceItem | MatchItem]:
     Raises:
         UsageError: not such a file; the text names the line and the field.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"task '{path}': cannot be read as UTF-8 text: {error}") from None
+    lines = read_text(path).splitlines()
     items = [_read_item(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not items:
         raise UsageError(f"task '{path}': no items")

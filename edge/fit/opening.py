@@ -11,6 +11,7 @@ from edgepack.edge.fit.shape import read_shape
 from edgepack.edge.llama.cpu_threads import best_threads
 from edgepack.edge.llama.options import Adapter, RuntimeOptions
 from edgepack.errors import ResourceError, UnsupportedModelError
+from edgepack.gguf import keys
 
 if TYPE_CHECKING:
     from edgepack.gguf.reader import GGUFHeader
@@ -47,7 +48,7 @@ def runtime_options(header: GGUFHeader, wish: OpenWish) -> RuntimeOptions:
     """
     fit = _fit(header, wish)
     if fit is None:  # a kind of model whose memory cannot be predicted: llama.cpp decides
-        context = min(int(header.get(f"{header.get('general.architecture')}.context_length")), DEFAULT_CONTEXT)
+        context = min(int(header.get(f"{header.get(keys.ARCHITECTURE)}.context_length")), DEFAULT_CONTEXT)
         layers, n_ctx, kv, n_ubatch, threads = wish.n_gpu_layers or 0, wish.n_ctx or context, wish.kv_type, 512, 0
     else:
         layers = fit.request.n_gpu_layers if wish.n_gpu_layers is None else wish.n_gpu_layers

@@ -25,6 +25,7 @@ from edgepack.edge.install.cache_folder import cache_folder
 from edgepack.edge.llama.cpu_threads import best_threads
 from edgepack.edge.llama.options import RuntimeOptions
 from edgepack.edge.llama.runtime import LoadedModel
+from edgepack.gguf import keys
 from edgepack.gguf.types import Value, ValueType, string, u32
 from edgepack.gguf.writer import GGUFWriter
 
@@ -149,14 +150,14 @@ def _twin_metadata(header: GGUFHeader, shape: ModelShape, chosen: Sequence[int])
     prefix = f"{shape.architecture}."
     kept: dict[str, Value] = {}
     for key, value in header.metadata.items():
-        if not key.startswith((prefix, "general.architecture")):
+        if not key.startswith((prefix, keys.ARCHITECTURE)):
             continue
         per_layer = isinstance(value.value, list) and len(value.value) == len(shape.layers)
         kept[key] = Value(ValueType.ARRAY, [value.value[i] for i in chosen], value.item_type) if per_layer else value
     return kept | {
         f"{prefix}block_count": u32(len(chosen)),
         f"{prefix}vocab_size": u32(shape.n_vocab),
-        "tokenizer.ggml.model": string("none"),
+        keys.TOKENIZER_MODEL: string("none"),
     }
 
 

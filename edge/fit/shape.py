@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import GGUFError, UnsupportedModelError
+from edgepack.gguf import keys
 
 if TYPE_CHECKING:
     from edgepack.gguf.reader import GGUFHeader
@@ -106,7 +107,7 @@ class _Keys:
 
     def __init__(self, header: GGUFHeader) -> None:
         self.header = header
-        self.architecture = str(header.get("general.architecture"))
+        self.architecture = str(header.get(keys.ARCHITECTURE))
 
     def raw(self, name: str) -> Any:
         return self.header.get(f"{self.architecture}.{name}")

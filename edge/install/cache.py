@@ -7,18 +7,19 @@ to `packaging.restore.unpack` (resumable, every chunk checked), opening the mode
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from edgepack.atomic_file import atomic_output, partial_path
 from edgepack.edge.install.cache_folder import cache_folder
 from edgepack.edge.install.lock import locked
+from edgepack.edge.install.stamp import Stamp, describe, stamp_of
 from edgepack.errors import IntegrityError, ResourceError
+from edgepack.file_digest import file_sha256
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.format import Role
@@ -27,30 +28,12 @@ from edgepack.progress import Progress, silent
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from edgepack.gguf.reader import GGUFHeader
     from edgepack.packaging.archive import Archive
     from edgepack.packaging.index.contents import Member
-
-_HEADER_BYTES = 1 << 20  # of the beginning, hashed at each start: the header, or most of it
-_BLOCK = 8 << 20
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """What a later start compares before it trusts a file that was verified once.
-
-    Attributes:
-        bytes: length of the file.
-        mtime_ns: when it was last written.
-        head_sha256: of its first 2²⁰ bytes.
-    """
-
-    bytes: int
-    mtime_ns: int
-    head_sha256: str
 
 
 @dataclass(frozen=True)
@@ -161,11 +144,7 @@ class ModelCache:
             name: for people, as archives name their members.
             origin: what it was made from.
         """
-        with path.open("rb") as stream:
-            digest = hashlib.sha256()
-            for block in _blocks(stream):
-                digest.update(block)
-        sha256 = digest.hexdigest()
+        sha256 = file_sha256(path)
         with locked(self._lock_path(sha256)):
             path.replace(self._path(sha256))
             record = {"name": name, "archive": origin, "stamp": asdict(stamp_of(self._path(sha256)))}
@@ -233,7 +212,7 @@ class ModelCache:
             return self._adopt(sha256, progress)
         found = stamp_of(path)
         if found != expected:
-            return f"expected {_describe(expected)}, got {_describe(found)}"
+            return f"expected {describe(expected)}, got {describe(found)}"
         return self._full_problem(sha256, progress) if verify else None
 
     def _adopt(self, sha256: str, progress: Progress) -> str | None:
@@ -245,13 +224,8 @@ class ModelCache:
         return None
 
     def _full_problem(self, sha256: str, progress: Progress) -> str | None:
-        path = self._path(sha256)
-        digest = hashlib.sha256()
-        with path.open("rb") as stream, progress("verifying", path.stat().st_size) as advance:
-            for block in _blocks(stream):
-                digest.update(block)
-                advance(len(block))
-        return None if digest.hexdigest() == sha256 else f"SHA-256 is {digest.hexdigest()[:16]}…, not {sha256[:16]}…"
+        found = file_sha256(self._path(sha256), "verifying", progress)
+        return None if found == sha256 else f"SHA-256 is {found[:16]}…, not {sha256[:16]}…"
 
     def _entry(self, record_path: Path) -> CacheEntry | None:
         sha256 = record_path.stem
@@ -308,12 +282,6 @@ def prune(
     return removed
 
 
-def check_entries(cache: ModelCache) -> list[tuple[CacheEntry, str]]:
-    """Check every byte of every entry; the damaged ones with what is wrong."""
-    problems = [(entry, cache.problem(entry)) for entry in cache.entries()]
-    return [(entry, problem) for entry, problem in problems if problem is not None]
-
-
 def _read_template(archive: Archive) -> str | None:
     for member in archive.members:
         if member.role is Role.CHAT_TEMPLATE:
@@ -322,19 +290,3 @@ def _read_template(archive: Archive) -> str | None:
             except UnicodeDecodeError:
                 raise IntegrityError(f"'{archive.path}': member '{member.name}': expected UTF-8 text") from None
     return None
-
-
-def stamp_of(path: Path) -> Stamp:
-    """The stamp of a file as it is now."""
-    with path.open("rb") as stream:
-        status = os.fstat(stream.fileno())
-        return Stamp(status.st_size, status.st_mtime_ns, hashlib.sha256(stream.read(_HEADER_BYTES)).hexdigest())
-
-
-def _describe(stamp: Stamp) -> str:
-    return f"{stamp.bytes} bytes of {stamp.mtime_ns // 10**9} with {stamp.head_sha256[:8]}…"
-
-
-def _blocks(stream: BinaryIO) -> Iterator[bytes]:
-    while block := stream.read(_BLOCK):
-        yield block

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.edge.llama.check import check_runnable, read_runnable
 from edgepack.errors import UsageError
+from edgepack.gguf import keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,5 +96,5 @@ def peek(file: Path) -> GGUFHeader:
 
 
 def _own_template(header: GGUFHeader) -> str | None:
-    template = header.get("tokenizer.chat_template")
+    template = header.get(keys.CHAT_TEMPLATE)
     return template if isinstance(template, str) and template else None

@@ -16,6 +16,7 @@ import numpy as np
 
 from edgepack.atomic_file import atomic_output
 from edgepack.errors import CodecError, NumericError, UsageError
+from edgepack.gguf import keys
 from edgepack.gguf.reader import GGUFHeader, read_header
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType
 from edgepack.gguf.variant import DTYPES, CodedTensor, Variant, read_variant
@@ -89,7 +90,7 @@ def plan_native(path: Path, native_type: GGMLType | None = None) -> NativePlan:
             with _named(tensor, variant):
                 _open(tensor, variant, buffer)
     infos = tuple(_native_info(tensor, native_type) for tensor in variant.tensors)
-    return NativePlan(variant, {**variant.plain_metadata, "general.quantization_version": _QUANTIZATION_VERSION}, infos)
+    return NativePlan(variant, {**variant.plain_metadata, keys.QUANTIZATION_VERSION: _QUANTIZATION_VERSION}, infos)
 
 
 def native_header(header: GGUFHeader) -> GGUFHeader:
@@ -99,7 +100,7 @@ def native_header(header: GGUFHeader) -> GGUFHeader:
         CodecError: a description that contradicts itself or the file.
     """
     variant = read_variant(header)
-    metadata = {**variant.plain_metadata, "general.quantization_version": _QUANTIZATION_VERSION}
+    metadata = {**variant.plain_metadata, keys.QUANTIZATION_VERSION: _QUANTIZATION_VERSION}
     tensors = place_tensors([_native_info(tensor, None) for tensor in variant.tensors], header.alignment)
     data_start = len(encode_header(metadata, tensors, header.alignment))
     end = tensors[-1].offset + tensors[-1].nbytes if tensors else 0

@@ -11,6 +11,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import GGUFError, UnsupportedModelError, UsageError
+from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ _PER_LAYER = {"feed_forward_length", "attention.head_count", "attention.head_cou
 _ROPE_SCALING = ("none", "linear", "yarn", "longrope")  # LLAMA_ROPE_SCALING_TYPES; llama.cpp aborts on others
 _REQUIRED = ("block_count", "context_length", "embedding_length")
 _FINITE = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon", "rope.freq_base", "attention.scale")
-_PER_TOKEN = ("tokenizer.ggml.scores", "tokenizer.ggml.token_type")
+_PER_TOKEN = (keys.VOCABULARY_SCORES, keys.VOCABULARY_TYPES)
 _MAX_TEMPLATE = 256 * 1024  # characters; the longest published templates have about 20,000
 
 
@@ -73,8 +74,8 @@ def check_adapter(path: Path, model: GGUFHeader | None = None) -> None:
     if not path.is_file():
         raise UsageError(f"adapter '{path}': no such file")
     header = read_header(path)
-    if header.get("general.type") != "adapter" or header.get("adapter.type") != "lora":
-        raise UsageError(f"adapter '{path}': expected a LoRA adapter, got general.type {header.get('general.type')!r}")
+    if header.get(keys.TYPE) != "adapter" or header.get(keys.ADAPTER_TYPE) != "lora":
+        raise UsageError(f"adapter '{path}': expected a LoRA adapter, got general.type {header.get(keys.TYPE)!r}")
     if model is None or any(tensor.name == "output.weight" for tensor in model.tensors):
         return
     if any(tensor.name.startswith("token_embd.") for tensor in header.tensors):
@@ -83,10 +84,10 @@ def check_adapter(path: Path, model: GGUFHeader | None = None) -> None:
 
 def check_runnable(header: GGUFHeader) -> None:
     """Check the metadata of a model; raises GGUFError with the key and the value."""
-    kind = header.get("general.type", "model")
+    kind = header.get(keys.TYPE, "model")
     if kind != "model":
         raise GGUFError(f"{header.path}: general.type: expected 'model', got {kind!r}")
-    architecture = header.get("general.architecture")
+    architecture = header.get(keys.ARCHITECTURE)
     if not isinstance(architecture, str) or not re.fullmatch(r"[a-z0-9._-]{1,64}", architecture):
         raise GGUFError(f"{header.path}: general.architecture: expected a name, got {architecture!r:.80}")
     for name in _REQUIRED:
@@ -160,7 +161,7 @@ def _check_layers(header: GGUFHeader, layers: int) -> None:
 
 
 def _check_vocabulary(header: GGUFHeader) -> None:
-    tokens = header.get("tokenizer.ggml.tokens")
+    tokens = header.get(keys.TOKENS)
     if tokens is None:
         return
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
@@ -173,6 +174,6 @@ def _check_vocabulary(header: GGUFHeader) -> None:
     for key in header.metadata:
         if re.fullmatch(r"tokenizer\.ggml\.\w+_token_id", key):
             _check_range(header, key, 0, len(tokens) - 1, per_layer=False)
-    template = header.get("tokenizer.chat_template", "")
+    template = header.get(keys.CHAT_TEMPLATE, "")
     if not isinstance(template, str) or len(template) > _MAX_TEMPLATE:
         raise GGUFError(f"{header.path}: tokenizer.chat_template: expected at most {_MAX_TEMPLATE} characters of text")

@@ -1,4 +1,7 @@
-"""Opens llama.cpp's model, adapters and context from options; what is done with them is `runtime`'s."""
+"""The one place that opens llama.cpp's model, adapters and context from options.
+
+What is done with handles is `runtime`'s, with llama-cpp-python's own object `edge.serve`'s.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from edgepack.edge.llama.options import kv_type
 from edgepack.errors import ModelRuntimeError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from edgepack.edge.llama.interrupt import AbortFlag
@@ -29,8 +33,7 @@ def open_model(path: Path, options: RuntimeOptions) -> tuple[Any, list[Any]]:
     """
     from llama_cpp import llama_cpp as c
 
-    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # should llama.cpp abort, one line is enough
-    c.llama_backend_init()
+    _start_backend()
     parameters = c.llama_model_default_params()
     parameters.n_gpu_layers = options.n_gpu_layers
     if options.simulated:
@@ -45,6 +48,13 @@ def open_model(path: Path, options: RuntimeOptions) -> tuple[Any, list[Any]]:
     except BaseException:
         c.llama_model_free(model)
         raise
+
+
+def _start_backend() -> None:
+    from llama_cpp import llama_cpp as c
+
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # should llama.cpp abort, one line is enough
+    c.llama_backend_init()
 
 
 def _open_adapter(model: Any, path: Path) -> Any:
@@ -74,13 +84,66 @@ def open_context(path: Path, model: Any, adapters: list[Any], options: RuntimeOp
         context = c.llama_init_from_model(model, parameters)
     if not context:
         raise ModelRuntimeError(f"{path}: llama.cpp cannot open a context: {log.last_errors() or 'no reason given'}")
-    if adapters:
-        pointers = (c.llama_adapter_lora_p_ctypes * len(adapters))(*adapters)
-        scales = (ctypes.c_float * len(adapters))(*(adapter.scale for adapter in options.adapters))
-        if c.llama_set_adapters_lora(context, pointers, len(adapters), scales):
-            c.llama_free(context)
-            raise ModelRuntimeError(f"{path}: llama.cpp cannot apply the adapters")
+    try:
+        _apply_adapters(path, context, adapters, options)
+    except BaseException:
+        c.llama_free(context)
+        raise
     return context
+
+
+def _apply_adapters(path: Path, context: Any, adapters: list[Any], options: RuntimeOptions) -> None:
+    from llama_cpp import llama_cpp as c
+
+    if not adapters:
+        return
+    pointers = (c.llama_adapter_lora_p_ctypes * len(adapters))(*adapters)
+    scales = (ctypes.c_float * len(adapters))(*(adapter.scale for adapter in options.adapters))
+    if c.llama_set_adapters_lora(context, pointers, len(adapters), scales):
+        raise ModelRuntimeError(f"{path}: llama.cpp cannot apply the adapters")
+
+
+def open_bindings(path: Path, options: RuntimeOptions, chat_handler: Callable[..., Any]) -> tuple[Any, list[Any]]:
+    """llama-cpp-python's `Llama`, for those who need that object, and its adapters; the caller closes the former.
+
+    Args:
+        path: the GGUF.
+        options: how it is opened; `auto` for flash attention is on, as that library knows no third way.
+        chat_handler: makes prompts of messages, as `llama_cpp.llama_chat_format` has it.
+
+    Raises:
+        ModelRuntimeError: llama.cpp refuses the file, the options or an adapter.
+        UsageError: an option is out of range.
+    """
+    import llama_cpp
+
+    runtime_log().install()  # importing llama_cpp's classes put their own callback in its place
+    _start_backend()
+    with runtime_log().recording() as log:
+        try:
+            llama = llama_cpp.Llama(
+                str(path), **_bindings_parameters(options), chat_handler=chat_handler, logits_all=False, verbose=False
+            )
+        except (ValueError, RuntimeError) as error:
+            raise ModelRuntimeError(f"{path}: llama.cpp refuses it: {log.last_errors() or error}") from error
+    try:
+        adapters = [_open_adapter(llama.model, adapter.path) for adapter in options.adapters]
+        _apply_adapters(path, llama.ctx, adapters, options)
+    except BaseException:
+        llama.close()
+        raise
+    return llama, adapters
+
+
+def _bindings_parameters(options: RuntimeOptions) -> dict[str, Any]:
+    """What `context_parameters` says, in the words of `llama_cpp.Llama`."""
+    known = context_parameters(options)
+    same = ("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "type_k", "type_v", "swa_full")
+    return {
+        **{name: getattr(known, name) for name in same},
+        "n_gpu_layers": options.n_gpu_layers,
+        "flash_attn": options.flash_attention != "off",
+    }
 
 
 def context_parameters(options: RuntimeOptions) -> Any:

@@ -252,7 +252,7 @@ class LoadedModel:
             for _ in count() if context_shift and max_tokens < 0 else range(self._room(max_tokens, context_shift)):
                 if self.abort:
                     return
-                if context_shift and len(self._evaluated) == self.n_ctx:
+                if context_shift and self.n_evaluated == self.n_ctx:
                     self._shift()
                 if token >= 0:
                     self._decode(np.array([token], np.int32))
@@ -306,7 +306,7 @@ class LoadedModel:
 
     def _room(self, max_tokens: int, context_shift: bool) -> int:
         """Tokens that may still be generated: the last one need not fit, as it is never evaluated."""
-        left = self.n_ctx - len(self._evaluated) + 1
+        left = self.n_ctx - self.n_evaluated + 1
         return max_tokens if context_shift else left if max_tokens < 0 else min(max_tokens, left)
 
     def _shift(self) -> None:
@@ -318,7 +318,7 @@ class LoadedModel:
         c, memory = self._c, self._c.llama_get_memory(self._context)
         if not c.llama_memory_can_shift(memory):
             raise UsageError("context shift: this model's cache cannot be shifted; use a larger context")
-        total = len(self._evaluated)
+        total = self.n_evaluated
         keep = min(_KEPT_BEGINNING, total // 4)
         cut = keep + (total - keep) // 2
         c.llama_memory_seq_rm(memory, 0, keep, cut)
@@ -337,7 +337,7 @@ class LoadedModel:
 
     def _drop_after(self, kept: int) -> int:
         """Forget all but the first `kept` tokens; a recurrent state cannot be cut, so there it forgets all."""
-        if kept == len(self._evaluated):
+        if kept == self.n_evaluated:
             return kept
         memory = self._c.llama_get_memory(self._context)
         # Layers with a sliding window keep little more than the window: what lies behind `kept` may be gone.
@@ -360,7 +360,7 @@ class LoadedModel:
         if status == 0:
             self._evaluated.extend(ids.tolist())
             return
-        c.llama_memory_seq_rm(c.llama_get_memory(self._context), 0, len(self._evaluated), -1)
+        c.llama_memory_seq_rm(c.llama_get_memory(self._context), 0, self.n_evaluated, -1)
         if status == _ABORTED:
             raise StoppedError(f"{self.path}: stopped while evaluating {len(ids)} tokens")
         reason = "the KV cache is full" if status == _NO_SLOT else log.last_errors() or "no reason given"

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.chat.template import special_tokens, stop_texts
-from edgepack.edge.llama.log import runtime_log
-from edgepack.edge.llama.options import kv_type
+from edgepack.edge.llama.handles import open_bindings
 from edgepack.edge.serve.guard import RequestGuard
-from edgepack.errors import DependencyError, EdgepackError, ModelRuntimeError, UsageError
+from edgepack.errors import DependencyError, EdgepackError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,13 +76,7 @@ class ServedModel:
     def __init__(self, source: ModelFile, options: RuntimeOptions, template: ChatTemplate | None, name: str) -> None:
         self.name = name
         self._template = template
-        handler = _chat_handler(self, source)
-        with runtime_log().recording() as log:
-            try:
-                self.llama = _open_llama(source.path, options, handler)
-            except (ValueError, RuntimeError) as error:
-                raise ModelRuntimeError(f"{source.path}: llama.cpp refuses it: {log.last_errors() or error}") from error
-        self._adapters = _apply_adapters(self.llama, options)
+        self.llama, self._adapters = open_bindings(source.path, options, _chat_handler(self, source))
 
     def __call__(self, _model: str | None = None) -> Any:
         """The model."""
@@ -112,44 +105,6 @@ class ServedModel:
     def close(self) -> None:
         """Free the model."""
         self.llama.close()
-
-
-def _open_llama(path: Path, options: RuntimeOptions, handler: Callable[..., Any]) -> Any:
-    import llama_cpp
-
-    runtime_log().install()  # importing llama_cpp's classes put their own callback in its place
-    return llama_cpp.Llama(
-        str(path),
-        n_ctx=options.n_ctx,
-        n_batch=options.n_batch,
-        n_ubatch=options.n_ubatch,
-        n_threads=options.threads or None,
-        n_threads_batch=options.threads_batch or options.threads or None,
-        n_gpu_layers=options.n_gpu_layers,
-        type_k=int(kv_type(options.kv_type_k)),
-        type_v=int(kv_type(options.kv_type_v)),
-        flash_attn=options.flash_attention != "off",
-        logits_all=False,
-        swa_full=False,
-        chat_handler=handler,
-        verbose=False,
-    )
-
-
-def _apply_adapters(llama: Any, options: RuntimeOptions) -> list[Any]:
-    import ctypes
-
-    from llama_cpp import llama_cpp as c
-
-    pointers = [c.llama_adapter_lora_init(llama.model, str(adapter.path).encode()) for adapter in options.adapters]
-    for adapter, pointer in zip(options.adapters, pointers, strict=True):
-        if not pointer:
-            raise ModelRuntimeError(f"{adapter.path}: llama.cpp refuses the adapter")
-    if pointers:
-        array = (c.llama_adapter_lora_p_ctypes * len(pointers))(*pointers)
-        scales = (ctypes.c_float * len(pointers))(*(adapter.scale for adapter in options.adapters))
-        c.llama_set_adapters_lora(llama.ctx, array, len(pointers), scales)
-    return pointers
 
 
 def _chat_handler(model: ServedModel, source: ModelFile) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from edgepack.errors import UsageError
 from edgepack.export.coded.file import VariantLayout, draft_tensor
 from edgepack.export.plan import stored_bytes
+from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, u32
 from edgepack.quant.codecs.chain import settle
 from edgepack.quant.codecs.codec import NO_STATISTICS
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
     from edgepack.export.rows import Rows
     from edgepack.gguf.types import Value
     from edgepack.gguf.variant import CodedTensor
@@ -148,7 +149,7 @@ def plan_variant(
         PlannedMatrix(name, model.tensors[name], chosen(name, model.tensors[name]))
         for name in sorted(model.tensors, key=llama_order)
     )
-    metadata = {**model.metadata, "general.quantization_version": _QUANTIZATION_VERSION}
+    metadata = {**model.metadata, keys.QUANTIZATION_VERSION: _QUANTIZATION_VERSION}
     return VariantPlan(target, metadata, tensors, model.sources)
 
 

@@ -13,16 +13,7 @@ import numpy as np
 
 from edgepack.atomic_file import atomic_output
 from edgepack.errors import AdapterError
-from edgepack.export.rows import (
-    JoinedRows,
-    PermutedRows,
-    ReshapedRows,
-    ScaledRows,
-    ShiftedRows,
-    SlicedRows,
-    SourceRows,
-    TransposedRows,
-)
+from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, f32, string
 from edgepack.gguf.writer import GGUFWriter
 
@@ -33,7 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgepack.export.lora.adapter import Adapter
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
+    from edgepack.export.row_origin import RowOrigin
     from edgepack.export.rows import Rows
 
     Matrix = NDArray[np.float32]
@@ -61,7 +53,7 @@ def adapter_factors(adapter: Adapter, model: MappedModel) -> dict[str, Factors]:
         raise AdapterError(f"{adapter.path}: it replaces '{next(iter(adapter.replaced))}' whole: merge it instead")
     if any(update.magnitude is not None for update in adapter.low_rank.values()):
         raise AdapterError(f"{adapter.path}: DoRA rescales rows, which a GGUF adapter cannot: merge it instead")
-    left = set(adapter.low_rank).difference(*map(_source_names, model.tensors.values()))
+    left = set(adapter.low_rank).difference(*(rows.origin.names for rows in model.tensors.values()))
     if left:
         raise AdapterError(f"{adapter.path}: the exported model has no '{min(left)}' of its own: merge it instead")
     found = {name: _factors(rows, adapter) for name, rows in model.tensors.items()}
@@ -72,55 +64,35 @@ def adapter_factors(adapter: Adapter, model: MappedModel) -> dict[str, Factors]:
     return factors
 
 
-def _source_names(rows: Rows) -> set[str]:
-    """The checkpoint's tensors that an expression reads."""
-    if isinstance(rows, SourceRows):
-        return {rows.name}
-    parts = rows.parts if isinstance(rows, JoinedRows) else [getattr(rows, "base", None)]
-    return set().union(*(_source_names(part) for part in parts if part is not None))
-
-
 def _factors(rows: Rows, adapter: Adapter) -> Factors | None:
-    """The factors of an expression over the checkpoint's tensors, None where the adapter leaves it alone."""
-    if isinstance(rows, SourceRows):
-        update = adapter.low_rank.get(rows.name)
-        return None if update is None else Factors(update.up, update.down)
-    if isinstance(rows, JoinedRows):
-        return _joined(rows, adapter)
-    base = getattr(rows, "base", None)
-    pair = None if base is None else _factors(base, adapter)
-    if pair is None or isinstance(rows, ShiftedRows):
-        return pair
-    if isinstance(rows, PermutedRows):
-        return Factors(pair.a, pair.b[rows.order])
-    if isinstance(rows, SlicedRows):
-        return Factors(pair.a, pair.b[rows.start : rows.stop])
-    if isinstance(rows, ScaledRows):
-        return Factors(pair.a, pair.b * np.float32(rows.factor))
-    if isinstance(rows, TransposedRows):
-        return Factors(pair.b.T, pair.a.T)
-    if isinstance(rows, ReshapedRows) and len(rows.shape) == 2:
-        return pair
-    raise AdapterError(f"{adapter.path}: a {type(rows).__name__} cannot be adapted apart: merge the adapter instead")
-
-
-def _joined(rows: JoinedRows, adapter: Adapter) -> Factors | None:
-    """Parts one below the other: ranks add up, each part's rows use its own."""
-    pairs = [_factors(part, adapter) for part in rows.parts]
-    present = [pair for pair in pairs if pair is not None]
-    if not present:
+    """The factors of a tensor, None where the adapter leaves it alone; ranks of joined sources add up."""
+    origin = rows.origin
+    updates = [(part, adapter.low_rank[name]) for part, name in enumerate(origin.names) if name in adapter.low_rank]
+    if not updates:
         return None
-    rank = sum(len(pair.a) for pair in present)
-    if len(rows.shape) != 2 or rank > _MAX_JOINED_RANK:
+    if len(rows.shape) != 2:
         raise AdapterError(f"{adapter.path}: stacked experts cannot be adapted apart: merge the adapter instead")
-    b = np.zeros((rows.shape[0], rank), dtype=np.float32)
-    row = column = 0
-    for part, pair in zip(rows.parts, pairs, strict=True):
-        if pair is not None:
-            b[row : row + part.shape[0], column : column + len(pair.a)] = pair.b
-            column += len(pair.a)
-        row += part.shape[0]
-    return Factors(np.concatenate([pair.a for pair in present]), b)
+    rank = sum(len(update.up) for _, update in updates)
+    if not origin.is_linear or (rank > _MAX_JOINED_RANK and len(updates) > 1):
+        raise AdapterError(
+            f"{adapter.path}: a {type(rows).__name__} cannot be adapted apart: merge the adapter instead"
+        )
+    pairs = [
+        _of_part(origin, part, Factors(update.up, update.down), rows.shape[0]) for part, update in updates
+    ]  # fmt: skip
+    return Factors(np.concatenate([pair.a for pair in pairs]), np.concatenate([pair.b for pair in pairs], axis=1))
+
+
+def _of_part(origin: RowOrigin, part: int, update: Factors, count: int) -> Factors:
+    """What the update of one source does to the `count` rows of a tensor; nothing to those from other sources."""
+    if origin.names[part] in origin.transposed:
+        update = Factors(update.b.T, update.a.T)
+    mine, rows = origin.of_part(part)
+    b = np.zeros((count, len(update.a)), dtype=np.float32)
+    b[mine] = update.b[rows]
+    if origin.factors is not None:
+        b *= origin.factors[:, None]
+    return Factors(update.a if origin.columns is None else update.a[:, origin.columns], b)
 
 
 def write_adapter(adapter: Adapter, model: MappedModel, path: Path) -> int:
@@ -154,9 +126,9 @@ def write_adapter(adapter: Adapter, model: MappedModel, path: Path) -> int:
 
 def _metadata(adapter: Adapter, model: Mapping[str, Value]) -> dict[str, Value]:
     return {
-        "general.architecture": model["general.architecture"],
-        "general.type": string("adapter"),
-        "general.name": string(adapter.path.name or "adapter"),
-        "adapter.type": string("lora"),
-        "adapter.lora.alpha": f32(adapter.alpha),
+        keys.ARCHITECTURE: model[keys.ARCHITECTURE],
+        keys.TYPE: string("adapter"),
+        keys.NAME: string(adapter.path.name or "adapter"),
+        keys.ADAPTER_TYPE: string("lora"),
+        keys.ADAPTER_ALPHA: f32(adapter.alpha),
     }

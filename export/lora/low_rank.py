@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.atomic_file import atomic_output
+from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, f32, string
 from edgepack.gguf.writer import GGUFWriter
 from edgepack.quant.codecs.ggml.codec import quantize_rows
@@ -43,11 +44,11 @@ def adapter_infos(shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int
 def adapter_metadata(architecture: Value, name: str, extra: Mapping[str, Value]) -> dict[str, Value]:
     """Keys of an adapter whose factors are added with scale 1."""
     return {
-        "general.architecture": architecture,
-        "general.type": string("adapter"),
-        "general.name": string(name),
-        "adapter.type": string("lora"),
-        "adapter.lora.alpha": f32(0.0),  # llama.cpp then takes the user's scale alone, 1 by default
+        keys.ARCHITECTURE: architecture,
+        keys.TYPE: string("adapter"),
+        keys.NAME: string(name),
+        keys.ADAPTER_TYPE: string("lora"),
+        keys.ADAPTER_ALPHA: f32(0.0),  # llama.cpp then takes the user's scale alone, 1 by default
         **extra,
     }
 

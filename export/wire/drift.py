@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgepack.export.wire.origins import Origin
+    from edgepack.export.row_origin import RowOrigin as Origin
     from edgepack.model import Checkpoint
     from edgepack.quant.calibration.blocks import Block
 

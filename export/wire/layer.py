@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
     from edgepack.export.wire.folding import InputGroup
 
 _EVEN_FLOOR = 0.01  # of the mean square, added to each input's

@@ -25,6 +25,7 @@ from edgepack.export.wire.layer import LayerFolder
 from edgepack.export.wire.origins import Origins
 from edgepack.export.wire.rounding import Rounding, WireResult, WireSettings
 from edgepack.export.wire.stack import WireStack
+from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, boolean, f32, string, u32
 from edgepack.progress import silent
 from edgepack.quant.codecs.ggml.host_grids import HOST_OF_TYPE, Host
@@ -88,7 +89,7 @@ class WireModel:
         self._drifted: dict[str, Drifted] = {}  # of the layer in hand
         self.model = map_checkpoint(checkpoint, pre=pre)
         self.curvatures, self.settings = curvatures, settings
-        self._origins = Origins(checkpoint)
+        self._origins = Origins(checkpoint, pre=pre)
         self._head = int(checkpoint.config.get("head_dim") or 0) or (
             int(checkpoint.config.get("hidden_size", 0)) // max(1, self.model.facts.n_heads)
         )
@@ -257,11 +258,11 @@ class WireModel:
     def _about(self, scale: float) -> dict[str, Value]:
         """Metadata on how the file was made; the archive's coder reads host and trellis."""
         return {
-            "edgepack.wire.host": string(self.settings.host.kind.name),
-            "edgepack.wire.scale": f32(scale),
-            "edgepack.wire.rdo": f32(self.settings.rdo),
-            "edgepack.wire.trellis": u32(self.settings.trellis),
-            "edgepack.wire.drift": boolean(self.settings.drift),
+            keys.WIRE_HOST: string(self.settings.host.kind.name),
+            keys.WIRE_SCALE: f32(scale),
+            keys.WIRE_RDO: f32(self.settings.rdo),
+            keys.WIRE_TRELLIS: u32(self.settings.trellis),
+            keys.WIRE_DRIFT: boolean(self.settings.drift),
         }
 
 

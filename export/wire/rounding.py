@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.export.row_origin import RowOrigin
 from edgepack.export.rows import ArrayRows
 from edgepack.quant.codecs.ggml.codec import dequantize_rows
 from edgepack.quant.codecs.ggml.host_grids import encode_host
@@ -70,6 +71,11 @@ class ScratchRows:
     stored_type: GGMLType
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def origin(self) -> RowOrigin:
+        """As `export.rows.Rows.origin`: none, the rows are rounded and perhaps folded."""
+        return RowOrigin.computed(self.shape[0])
 
     def read_blocks(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Rows `start` (included) to `stop` (not included): uint8 [rows, bytes of a row]."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from edgepack.atomic_file import atomic_output
 from edgepack.errors import ArchiveError, IntegrityError, UsageError
+from edgepack.file_digest import stream_sha256
 from edgepack.packaging.delta.patch_format import (
     OPERATION,
     PATCH_HEAD,
@@ -96,12 +97,8 @@ def _check_patch(steps: BinaryIO, patch: Path) -> int:
     """Check the patch against its own digest; returns where its operations end."""
     size = os.fstat(steps.fileno()).st_size
     steps.seek(0)
-    digest, left = hashlib.sha256(), size - DIGEST_BYTES
-    while left > 0:
-        block = steps.read(min(left, _COPY_BYTES))
-        digest.update(block)
-        left -= len(block) or left
-    if steps.read(DIGEST_BYTES) != digest.digest():
+    digest = stream_sha256(steps, max(0, size - DIGEST_BYTES))
+    if steps.read(DIGEST_BYTES) != digest:
         raise IntegrityError(f"'{patch}': SHA-256 differs: the patch is truncated or damaged")
     return size - DIGEST_BYTES
 

@@ -15,6 +15,7 @@ import zstandard
 
 from edgepack.atomic_file import atomic_output
 from edgepack.errors import ArchiveError, IntegrityError, UsageError
+from edgepack.ordered_threads import ordered_map
 from edgepack.packaging import format as archive_format
 from edgepack.packaging import records
 from edgepack.packaging.coding import chunks
@@ -22,7 +23,6 @@ from edgepack.packaging.coding.streams import StreamDecoder
 from edgepack.packaging.format import DIGEST_BYTES, RECORD_HEAD, RecordType, Role, unseal
 from edgepack.packaging.index import table as index
 from edgepack.packaging.index.member_names import check_member_name
-from edgepack.packaging.parallel import ordered_map
 from edgepack.packaging.restore.unpack import UnpackResult
 from edgepack.progress import Progress, silent
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgepack.atomic_file import atomic_output
 from edgepack.errors import CalibrationError, GGUFError
+from edgepack.gguf import keys
 from edgepack.gguf.reader import MAGIC, GGUFHeader, read_header
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType, array, string, u32
 from edgepack.gguf.writer import GGUFWriter
@@ -71,7 +72,7 @@ def write_importance(
         tensors[name + _SUMS] = entry.sums
         tensors[name + _COUNTS] = entry.counts[:, None].astype(np.float64)
     metadata = {
-        "general.type": string("imatrix"),
+        keys.TYPE: string("imatrix"),
         "imatrix.datasets": array(ValueType.STRING, list(matrix.datasets)),
         "imatrix.chunk_count": u32(matrix.chunk_count),
         "imatrix.chunk_size": u32(matrix.chunk_size),
@@ -110,16 +111,16 @@ def _legacy_text(text: str) -> bytes:
 
 def importance_metadata(matrix: ImportanceMatrix, source: Path | None) -> dict[str, Value]:
     """The `quantize.imatrix.*` keys by which a quantised model names the matrix that was used, as llama.cpp does."""
-    keys = {"file": string("" if source is None else source.name)}
+    named = {"file": string("" if source is None else source.name)}
     if matrix.datasets:
-        keys["dataset"] = string(matrix.datasets[0])
-    keys |= {"entries_count": u32(len(matrix.entries)), "chunks_count": u32(matrix.chunk_count)}
-    return {f"quantize.imatrix.{key}": value for key, value in keys.items()}
+        named["dataset"] = string(matrix.datasets[0])
+    named |= {"entries_count": u32(len(matrix.entries)), "chunks_count": u32(matrix.chunk_count)}
+    return {f"{keys.IMATRIX}{key}": value for key, value in named.items()}
 
 
 def _read_gguf(header: GGUFHeader) -> ImportanceMatrix:
     where = header.path
-    kind = header.get("general.type")
+    kind = header.get(keys.TYPE)
     if kind != "imatrix":
         raise CalibrationError(f"{where}: expected general.type imatrix, got {kind!r}")
     arrays = _read_arrays(header)

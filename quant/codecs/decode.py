@@ -5,12 +5,11 @@ What a chunk becomes (rows of a GGUF, an error sum) is left to the caller.
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from edgepack.ordered_threads import ordered_map
 from edgepack.processors import default_threads
 from edgepack.quant.codecs.registry import open_decoder
 
@@ -48,18 +47,9 @@ def map_rows(
         use: called on the thread that decoded; float32 rows `start` (included) to `stop` (not included).
         threads: at most threads + 1 chunks are held at a time.
     """
-    with ThreadPoolExecutor(threads) as workers:
-        waiting: deque[Future[Result]] = deque()
-        try:
-            for start, stop in row_chunks(*shape):
-                waiting.append(workers.submit(lambda a, b: use(a, b, decoder.rows(a, b)), start, stop))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    return ordered_map(
+        lambda span: use(*span, decoder.rows(*span)), row_chunks(*shape), threads, ahead=threads
+    )  # fmt: skip
 
 
 def decode(encoded: Encoded, threads: int | None = None) -> NDArray[np.float32]:

@@ -46,11 +46,6 @@ class EdgeTarget:
     codecs: tuple[Codec, ...]
 
 
-def is_edge_target(text: str) -> bool:
-    """Whether a target is one of the variant's."""
-    return text.startswith(PREFIX)
-
-
 def find_edge_target(text: str) -> EdgeTarget:
     """The target called `edge-seedlm4`, `seedlm4:search=pruned` or `edge-seedlm3+vptq2`.
 

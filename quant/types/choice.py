@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from edgepack.errors import UsageError
 from edgepack.gguf.types import GGMLType
 from edgepack.quant.types.mixtures import Counters, ModelFacts, mixed_type
+from edgepack.quant.types.targets import find_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,6 +109,33 @@ class Overrides:
     def matching(self, name: str) -> GGMLType | None:
         """The type of the first pattern that matches, or None."""
         return next((kind for pattern, kind in self.patterns if re.search(pattern, name)), None)
+
+
+def parse_overrides(
+    tensor_types: Sequence[str], *, output: str | None = None, embedding: str | None = None, pure: bool = False
+) -> Overrides:
+    """What people write of types: `REGEX=TYPE` texts and names of types.
+
+    Raises:
+        UsageError: an expression or a type that is none.
+    """
+    return Overrides(
+        tuple(map(_pattern, tensor_types)),
+        output=find_type(output) if output else None,
+        embedding=find_type(embedding) if embedding else None,
+        pure=pure,
+    )
+
+
+def _pattern(text: str) -> tuple[str, GGMLType]:
+    pattern, equals, kind = text.rpartition("=")
+    if not equals:
+        raise UsageError(f"--tensor-type '{text}': expected REGEX=TYPE, such as ffn_down=q6_k")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"--tensor-type '{text}': not a regular expression: {error}") from error
+    return pattern, find_type(kind)
 
 
 def role_of(name: str) -> Role:

@@ -1,15 +1,150 @@
 """edgepack: from a Hugging Face checkpoint to one verified file that runs offline.
 
 This package is thin: `export`, `quant`, `packaging` and `edge` are its parts, found beside `src/` in a
-checkout and inside the package once installed. It leaves all work to them.
+checkout and inside the package once installed. It leaves all work to them. The Python API (docs/api.md) is
+reached through this module: a name is imported from `edgepack.api` when it is asked for, so that `import edgepack`
+loads neither numpy nor anything heavier.
 """
 
+from __future__ import annotations
+
+import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from edgepack.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from inspect import Signature
+
+    from edgepack import errors, progress
+    from edgepack.api.analysis import analyze
+    from edgepack.api.archives import estimate_pack, extract, pack, unpack, unpack_native
+    from edgepack.api.checking import generate_key, inspect, sign, verify
+    from edgepack.api.fidelity import certify, compare, evaluate, replay, validate
+    from edgepack.api.importance import imatrix
+    from edgepack.api.loading import load
+    from edgepack.api.model import Model
+    from edgepack.api.speed import bench, fit
+    from edgepack.api.updates import diff, patch
+    from edgepack.edge.llama.options import Adapter, SamplingOptions
+    from edgepack.pipeline.fidelity import ScoringOptions
+
+# name → the module below edgepack that defines it; "" is a module of that name.
+_NAMES = {
+    "Adapter": "edge.llama.options",
+    "Model": "api.model",
+    "SamplingOptions": "edge.llama.options",
+    "ScoringOptions": "pipeline.fidelity",
+    "analyze": "api.analysis",
+    "bench": "api.speed",
+    "certify": "api.fidelity",
+    "compare": "api.fidelity",
+    "diff": "api.updates",
+    "errors": "",
+    "estimate_pack": "api.archives",
+    "evaluate": "api.fidelity",
+    "extract": "api.archives",
+    "fit": "api.speed",
+    "generate_key": "api.checking",
+    "imatrix": "api.importance",
+    "inspect": "api.checking",
+    "load": "api.loading",
+    "pack": "api.archives",
+    "patch": "api.updates",
+    "progress": "",
+    "replay": "api.fidelity",
+    "sign": "api.checking",
+    "unpack": "api.archives",
+    "unpack_native": "api.archives",
+    "validate": "api.fidelity",
+    "verify": "api.checking",
+}
+__all__ = [
+    "Adapter",
+    "Model",
+    "SamplingOptions",
+    "ScoringOptions",
+    "__version__",
+    "analyze",
+    "bench",
+    "certify",
+    "compare",
+    "diff",
+    "errors",
+    "estimate_pack",
+    "evaluate",
+    "extract",
+    "fit",
+    "generate_key",
+    "imatrix",
+    "inspect",
+    "load",
+    "pack",
+    "patch",
+    "progress",
+    "replay",
+    "sign",
+    "unpack",
+    "unpack_native",
+    "validate",
+    "verify",
+]
 
 _here = Path(__file__).resolve().parent
 if _here.parent.name == "src":  # a checkout: the parts lie beside src/, not inside this folder
     __path__.append(str(_here.parent.parent))
+
+
+def __getattr__(name: str) -> object:
+    """A name of the API, imported when it is first asked for."""
+    if name not in _NAMES:
+        raise AttributeError(f"module 'edgepack' has no attribute '{name}'")
+    if not _NAMES[name]:
+        return import_module(f"edgepack.{name}")
+    if name in _FUNCTIONS_TOO:
+        return import_module(f"edgepack.{name}")  # the part, which can be called
+    return _defined(name)
+
+
+def __dir__() -> list[str]:
+    """Every public name, loaded or not."""
+    return sorted({*globals(), *__all__})
+
+
+def _defined(name: str) -> Callable[..., object]:
+    found: Callable[..., object] = getattr(import_module(f"edgepack.{_NAMES[name]}"), name)
+    return found
+
+
+# Parts whose name is also a function of the API: importing `edgepack.export.config` makes the folder `export` an
+# attribute of this package, so the folder's module itself has to be what `edgepack.export(...)` calls.
+_FUNCTIONS_TOO = frozenset(name for name in ("export",) if name in _NAMES)
+
+
+class _CallablePart(ModuleType):
+    """A part that is also the API's function of its name."""
+
+    def __call__(self, *arguments: object, **options: object) -> object:
+        return _defined(self.__name__.rpartition(".")[2])(*arguments, **options)
+
+    @property
+    def __signature__(self) -> Signature:
+        from inspect import signature
+
+        return signature(_defined(self.__name__.rpartition(".")[2]))
+
+
+class _Package(ModuleType):
+    """This package: parts become callable as the import system hangs them in."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _FUNCTIONS_TOO and isinstance(value, ModuleType):
+            value.__class__ = _CallablePart
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

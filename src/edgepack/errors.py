@@ -5,7 +5,7 @@ It knows nothing of what raises them. The tree:
     EdgepackError                  70  (never raised itself)
     ├── CheckFailedError            1  a check ran and failed: agreement below the gate, a signature
     │   └── IntegrityError          1  bytes that differ from their digest
-    ├── UsageError                  2  wrong options, unknown target, output folder absent
+    ├── UsageError                  2  wrong options, unknown target, output folder absent, a text that is none
     │   └── RecipeError             2  a recipe with an unknown key or that contradicts itself
     ├── CheckpointError             3  a checkpoint that is missing, truncated or inconsistent
     │   └── AdapterError            3  an adapter that does not belong to the model

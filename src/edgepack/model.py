@@ -5,7 +5,7 @@ Values and protocols only. How files hold tensors is left to `export`; what is d
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -74,13 +74,11 @@ class Checkpoint:
         path: the folder (or file) it came from.
         config: parsed `config.json`.
         tensors: the weights.
-        generation_config: parsed `generation_config.json`, empty when there is none.
     """
 
     path: Path
     config: Mapping[str, Any]
     tensors: TensorSource
-    generation_config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

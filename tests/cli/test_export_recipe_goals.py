@@ -13,7 +13,7 @@ from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.mapped_model import open_model
 from edgepack.gguf.reader import read_header
 from edgepack.pipeline import passes as pipeline_passes
-from edgepack.pipeline.export import LADDER
+from edgepack.pipeline.makers.gguf import ladder
 from edgepack.pipeline.passes import Passes, RecipeOptions
 from edgepack.pipeline.recipe import inline_recipe
 from edgepack.quant.types.targets import find_target
@@ -60,7 +60,7 @@ def outputs(folder: Path) -> set[str]:
 def sizes(model: Path, folder: Path) -> dict[str, int]:
     """Bytes of every type before passes have left their figures in the metadata."""
     passes = Passes(open_checkpoint(model), inline_recipe([], {"importance": False}), RecipeOptions(folder))
-    return {target.name: passes.outline(target).total_bytes for target in LADDER}
+    return {target.name: passes.outline(target).total_bytes for target in ladder(open_model(model))}
 
 
 def test_the_largest_type_that_fits_after_the_passes_is_written(export: Any, model: Path, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edgepack.cli import execute as run
-from edgepack.pipeline.export import LADDER, ExportRequest, prepare
+from edgepack.export.mapped_model import open_model
+from edgepack.pipeline.makers.gguf import ladder, open_gguf
+from edgepack.pipeline.request import ExportRequest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +29,8 @@ def test_the_largest_target_that_fits_is_taken(
     path = tmp_path / "x.gguf"
     result = export(capsys, books, "--max-size", limit, "-o", path)
     assert path.stat().st_size == result["bytes"] <= limit
-    sizes = [prepare(ExportRequest(books, target)).plan.total_bytes for target in LADDER]
+    maker = open_gguf(ExportRequest(books), None)
+    sizes = [maker.outline(target).bytes for target in ladder(open_model(books))]
     assert result["bytes"] == max(size for size in sizes if size <= limit)
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from edgepack.cli import execute as run
+from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
-from edgepack.pipeline.certify import METADATA_KEY, certificate_path
+from edgepack.pipeline.certify import certificate_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,9 +74,9 @@ def test_the_gguf_states_the_figures_and_its_tensors_are_untouched(
 ) -> None:
     certify(folder, books, capfd, "q4.gguf", "stated.gguf")
     before, after = read_header(folder / "q4.gguf"), read_header(folder / "stated.gguf")
-    stated = json.loads(after.get(METADATA_KEY))
+    stated = json.loads(after.get(keys.CERTIFICATE))
     assert 0.8 < stated["figures"]["top1_agreement"] < 1
-    assert {key: value for key, value in after.metadata.items() if key != METADATA_KEY} == dict(before.metadata)
+    assert {key: value for key, value in after.metadata.items() if key != keys.CERTIFICATE} == dict(before.metadata)
     data = [(folder / name).read_bytes()[header.data_start :] for name, header in
             (("q4.gguf", before), ("stated.gguf", after))]  # fmt: skip
     assert data[0] == data[1]

@@ -184,7 +184,7 @@ def test_export_calibrates_in_one_go(books, text, tmp_path):
         (["imatrix", "BOOKS"], UsageError),
         (["imatrix", "--text", "TEXT"], UsageError),
         (["imatrix", "BOOKS", "--text", "SHORT"], CalibrationError),
-        (["imatrix", "BOOKS", "--text", "absent.txt"], CalibrationError),
+        (["imatrix", "BOOKS", "--text", "absent.txt"], UsageError),
         (["imatrix", "BOOKS", "--text", "TEXT", "-o", "absent/i.gguf"], UsageError),
         (["imatrix", "--merge", "TEXT", "--show"], CalibrationError),
         (["export", "BOOKS", "--target", "gguf-q4km", "--imatrix", "TEXT"], CalibrationError),

@@ -17,7 +17,7 @@ from tiny_models import Shape, write_random
 
 from edgepack.atomic_file import partial_path
 from edgepack.cli import execute as run
-from edgepack.edge.install.cache import ModelCache, check_entries, prune
+from edgepack.edge.install.cache import ModelCache, prune
 from edgepack.errors import ArchiveError, CheckFailedError, IntegrityError, ResourceError
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.pack import pack_archive
@@ -96,7 +96,6 @@ def test_cache_list_verify_names_the_damaged_entry(
     raw = bytearray(path.read_bytes())
     raw[-100] ^= 1
     path.write_bytes(raw)
-    assert [entry.path for entry, _problem in check_entries(cache)] == [path]
     capfd.readouterr()
     assert run(["cache", "list", "--verify", "--json"]) == 1
     (entry,) = json.loads(capfd.readouterr().out)["entries"]

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from references.scorers_of_arrays import TableScorer
 
 from edgepack.edge.fidelity.scorers.scorer import Chunking
 from edgepack.edge.fidelity.validate import LOOKS, Gates, validate
 from edgepack.errors import CheckFailedError
+from edgepack.export.mapped_model import open_model
+from edgepack.export.rows import ArrayRows
 from edgepack.pipeline.fidelity import ScoringOptions
-from edgepack.pipeline.ladder import climb, hopeless, rungs
+from edgepack.pipeline.goals import climb
+from edgepack.pipeline.judging import Judge, hopeless
+from edgepack.pipeline.makers.gguf import ladder, open_gguf
+from edgepack.pipeline.request import ExportRequest
+from edgepack.quant.types.targets import find_target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,26 +28,32 @@ TEXT = "".join(chr(97 + (i * i) % 26) for i in range(9000))
 QUICK = ScoringOptions(ctx=64, max_chunks=60)
 
 
-def test_rungs_are_sorted_by_their_exact_bytes(books: Path) -> None:
-    found = rungs(books)
-    assert [size for _target, size in found] == sorted(size for _target, size in found)
-    assert found[0][0] == "gguf-q2k"
-    assert found[-1][0] == "gguf-f32"
+def test_the_largest_target_is_the_float_type_that_loses_nothing(books: Path) -> None:
+    maker = open_gguf(ExportRequest(books), None)
+    sizes = [maker.outline(target).bytes for target in maker.ladder]
+    assert sizes[0] == max(sizes)
+    assert maker.ladder[0].name == "gguf-bf16"  # the bundled model is stored in it
+    assert maker.ladder[-1].name == "gguf-q2k"
+    wide = replace(open_model(books), tensors={"x": ArrayRows(np.ones((4, 32), np.float32), "f32")})
+    assert [target.name for target in ladder(wide)][:2] == ["gguf-f32", "gguf-bf16"]
 
 
 def test_the_smallest_that_passes_is_kept_and_the_others_are_gone(books: Path, tmp_path: Path, eval_text: str) -> None:
-    text = tmp_path / "text.txt"
+    text, scratch = tmp_path / "text.txt", tmp_path / "scratch"
     text.write_text(eval_text[:12_000], encoding="utf-8")
-    targets = rungs(books, ("q2_k", "q4_k_m", "q8_0"))
+    scratch.mkdir()
+    targets = [find_target(name) for name in ("q2_k", "q4_k_m", "q8_0")]
+    maker = open_gguf(ExportRequest(books), None)
     told: list[str] = []
-    ladder = climb(books, targets, Gates(min_agreement=0.85), text, QUICK, tmp_path, tell=told.append)
-    assert [(rung.target, rung.passed) for rung in ladder.tried] == [("gguf-q2k", False), ("gguf-q4km", True)]
-    assert ladder.path == tmp_path / "gguf-q4km.gguf"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["gguf-q4km.gguf", "text.txt"]
-    assert [line.split(":")[0] for line in told] == ["failed gguf-q2k", "passed gguf-q4km"]
-    with pytest.raises(CheckFailedError, match="no type of file clears the gates; .*gguf-q2k"):
-        climb(books, targets[:1], Gates(min_agreement=0.85), text, QUICK, tmp_path)
-    assert not (tmp_path / "gguf-q2k.gguf").exists()
+    with Judge(books, Gates(min_agreement=0.85), text, QUICK) as judge:
+        tried, made = climb(maker, targets, judge, scratch, told.append)
+        assert [(rung.target, rung.passed) for rung in tried] == [("gguf-q2k", False), ("gguf-q4km", True)]
+        assert made.gguf == scratch / "gguf-q4km.gguf"
+        assert [path.name for path in scratch.iterdir()] == ["gguf-q4km.gguf"]
+        assert sorted(line.split(":")[0] for line in told) == ["failed gguf-q2k", "passed gguf-q4km"]
+        with pytest.raises(CheckFailedError, match=r"no type of file clears the gates; .*gguf-q2k"):
+            climb(maker, targets[:1], judge, scratch, told.append)
+    assert not (scratch / "gguf-q2k.gguf").exists()
 
 
 def test_a_hopeless_candidate_is_scored_no_further_than_a_look() -> None:

@@ -14,11 +14,12 @@ from edgepack.edge.install.native import native_header, plan_native, write_nativ
 from edgepack.errors import CodecError, EdgepackError, UsageError
 from edgepack.export.coded.plan import parse_tensor_codecs, plan_variant
 from edgepack.export.coded.write import write_variant
-from edgepack.export.mapped_model import MappedModel
+from edgepack.export.mapped import MappedModel
 from edgepack.export.rows import ArrayRows
+from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import GGMLType, Value, string, u32
-from edgepack.gguf.variant import TENSOR_PREFIX, TENSORS_KEY, VERSION_KEY, is_variant, read_variant
+from edgepack.gguf.variant import is_variant, read_variant
 from edgepack.gguf.writer import GGUFWriter
 from edgepack.quant.codecs.ggml.codec import dequantize_rows
 from edgepack.quant.codecs.targets import find_edge_target
@@ -71,7 +72,7 @@ def rewritten(source: Path, output: Path, changes: dict[str, Value | None], drop
 
 
 def described(source: Path, name: str, **changes: Any) -> Value:
-    fields = json.loads(read_header(source).get(TENSOR_PREFIX + name))
+    fields = json.loads(read_header(source).get(keys.VARIANT_TENSOR + name))
     return string(json.dumps({**fields, **changes}))
 
 
@@ -154,12 +155,12 @@ def test_native_types_add_at_most_a_tenth_of_the_codecs_error(
 @pytest.mark.parametrize(
     ("changes", "drop", "message"),
     [
-        ({VERSION_KEY: u32(2)}, "", "made by a newer edgepack: variant version 2"),
-        ({VERSION_KEY: None}, "", "not of the variant"),
-        ({TENSORS_KEY: string("x")}, "", "expected an array"),
-        ({TENSOR_PREFIX + NAMES[0]: None}, "", "description is missing"),
-        ({TENSOR_PREFIX + NAMES[0]: string("[" * 60000)}, "", "not JSON"),
-        ({TENSOR_PREFIX + NAMES[0]: string("7")}, "", "expected a JSON object"),
+        ({keys.VARIANT_VERSION: u32(2)}, "", "made by a newer edgepack: variant version 2"),
+        ({keys.VARIANT_VERSION: None}, "", "not of the variant"),
+        ({keys.VARIANT_TENSORS: string("x")}, "", "expected an array"),
+        ({keys.VARIANT_TENSOR + NAMES[0]: None}, "", "description is missing"),
+        ({keys.VARIANT_TENSOR + NAMES[0]: string("[" * 60000)}, "", "not JSON"),
+        ({keys.VARIANT_TENSOR + NAMES[0]: string("7")}, "", "expected a JSON object"),
         ({}, "nf4.absmax", "broken.gguf: tensor 'blk.0.attn_q.weight': codec 'nf4': component 'absmax' is missing"),
         ({}, "seedlm", "broken.gguf: tensor 'blk.0.attn_q.weight': codec 'seedlm': component 'seeds' is missing"),
     ],
@@ -192,7 +193,7 @@ def test_broken_files_are_refused_by_name(
 def test_contradictory_descriptions_are_refused_before_anything_is_decoded(
     variant: Path, tmp_path: Path, fields: dict[str, Any], message: str
 ) -> None:
-    changes: dict[str, Value | None] = {TENSOR_PREFIX + NAMES[2]: described(variant, NAMES[2], **fields)}
+    changes: dict[str, Value | None] = {keys.VARIANT_TENSOR + NAMES[2]: described(variant, NAMES[2], **fields)}
     broken = rewritten(variant, tmp_path / "broken.gguf", changes)
     with pytest.raises(CodecError, match=message):
         plan_native(broken)

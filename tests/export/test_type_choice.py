@@ -16,7 +16,7 @@ from tiny_models import Shape, metadata
 
 from edgepack.errors import CalibrationError, UsageError
 from edgepack.export.gguf_file import write_gguf
-from edgepack.export.mapped_model import MappedModel
+from edgepack.export.mapped import MappedModel
 from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.export.rows import ArrayRows
 from edgepack.gguf.types import GGMLType, u32

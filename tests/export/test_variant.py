@@ -11,7 +11,7 @@ from edgepack.edge.install.native import plan_native
 from edgepack.export.coded import write as variant_write
 from edgepack.export.coded.plan import VariantPlan, parse_tensor_codecs, plan_variant, settle_plan
 from edgepack.export.coded.write import write_variant
-from edgepack.export.mapped_model import MappedModel
+from edgepack.export.mapped import MappedModel
 from edgepack.export.rows import ArrayRows
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import string

@@ -31,10 +31,12 @@ from edgepack.model import read_tensor  # noqa: E402
 from edgepack.packaging.coding.trellis_symbols import as_indices  # noqa: E402
 from edgepack.packaging.pack import pack_archive  # noqa: E402
 from edgepack.packaging.restore.unpack import unpack_archive  # noqa: E402
+from edgepack.pipeline.accepted import check_request  # noqa: E402
 from edgepack.pipeline.certify import wire_facts  # noqa: E402
-from edgepack.pipeline.wire import Goal  # noqa: E402
-from edgepack.pipeline.wire_host import fits_device  # noqa: E402
-from edgepack.pipeline.wire_run import Calibration, Trial, WireRun  # noqa: E402
+from edgepack.pipeline.makers.wire import Calibration, Trial, WireRun  # noqa: E402
+from edgepack.pipeline.makers.wire_host import fits_device  # noqa: E402
+from edgepack.pipeline.request import ExportRequest  # noqa: E402
+from edgepack.pipeline.scalar import scale_to_size  # noqa: E402
 from edgepack.quant.calibration.blocks import whole_model  # noqa: E402
 from edgepack.quant.calibration.collect import collect  # noqa: E402
 from edgepack.quant.calibration.curvature import check_tokens, measure  # noqa: E402
@@ -62,7 +64,9 @@ def tokens() -> np.ndarray:
 @pytest.fixture(scope="module")
 def run(model: Path, tokens: np.ndarray, tmp_path_factory: pytest.TempPathFactory):
     output = tmp_path_factory.mktemp("out") / "small.gguf"
-    with WireRun(model, output, WireSettings(HOSTS["q8"]), Calibration(tokens, "0" * 64), threads=2) as opened:
+    with WireRun(
+        open_checkpoint(model), output, WireSettings(HOSTS["q8"]), Calibration(tokens, "0" * 64), threads=2
+    ) as opened:
         yield opened
 
 
@@ -142,7 +146,7 @@ def test_the_archive_restores_the_gguf_and_packing_again_gives_the_same_size(run
 
 def test_a_size_is_hit_within_half_a_percent_and_never_exceeded(run: WireRun) -> None:
     wanted = run.attempt(run.scale_of(3e-2)).archive_bytes - 5000
-    trial = run.reach_size(wanted)
+    trial = scale_to_size(run, wanted)
     assert wanted * 0.995 <= trial.archive_bytes <= wanted
     assert run.archive.stat().st_size == trial.archive_bytes
 
@@ -156,7 +160,7 @@ def test_more_bytes_than_the_host_can_use_give_the_finest_grid(run: WireRun, mon
         return attempt(scale)
 
     monkeypatch.setattr(run, "attempt", limited)
-    trial = run.reach_size(1 << 30)
+    trial = scale_to_size(run, 1 << 30)
     assert limit <= trial.scale < 2 * limit
 
 
@@ -172,7 +176,7 @@ def test_a_scale_means_about_as_many_bytes_without_an_ingredient(run: WireRun, c
 
 def test_a_size_below_the_least_names_the_least(run: WireRun) -> None:
     with pytest.raises(UsageError, match=r"expected at least \d+ bytes, the least that this model packs to"):
-        run.reach_size(20000)
+        scale_to_size(run, 20000)
 
 
 def test_a_file_fitted_to_drifted_inputs_says_so_and_still_answers(
@@ -289,9 +293,9 @@ def test_calibration_text_of_one_repeated_line_is_refused(ids: list[int]) -> Non
 
 
 @pytest.mark.parametrize("values", [{}, {"bits": 4.0, "max_kl": 0.1}, {"bits": -1.0}, {"min_agreement": 1.0}])
-def test_a_goal_is_exactly_one_sensible_number(values: dict[str, float]) -> None:
+def test_a_goal_is_exactly_one_sensible_number(values: dict[str, float], model: Path) -> None:
     with pytest.raises(UsageError):
-        Goal(**values)
+        check_request(ExportRequest(model, "wire", **values))
 
 
 @pytest.mark.slow
@@ -317,7 +321,7 @@ def test_the_command_writes_an_archive_of_the_wanted_size(
     [
         ([], "exactly one of --bits, --max-size"),
         (["--bits", "4", "--host", "q3"], "unknown host 'q3'"),
-        (["--bits", "4", "--pure"], "--pure: not an option of target 'wire'"),
+        (["--bits", "4", "--pure"], "--pure: expected a gguf target, got 'wire'"),
     ],
 )
 def test_wrong_usage_is_one_line(
@@ -328,7 +332,7 @@ def test_wrong_usage_is_one_line(
 
 
 def test_a_host_too_large_for_the_device_names_the_largest_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgepack.pipeline import wire_host as pipeline_wire_host
+    from edgepack.pipeline.makers import wire_host as pipeline_wire_host
 
     fitting = {"q5k", "q4k"}
     monkeypatch.setattr(
@@ -347,4 +351,4 @@ def test_the_fit_of_a_host_is_that_of_its_header(model: Path) -> None:
 
 def test_wire_options_need_the_wire(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert edgepack(["export", str(model), "--target", "gguf-q8", "--bits", "4"]) == 2
-    assert "--bits needs --target wire" in capsys.readouterr().err
+    assert "--bits: expected --target wire, got 'gguf-q8'" in capsys.readouterr().err

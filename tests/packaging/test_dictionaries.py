@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgepack.packaging.archive import open_archive
-from edgepack.packaging.inspection import describe_archive
+from edgepack.packaging.inspection import inspect_archive
 from edgepack.packaging.pack import pack_archive
 from edgepack.packaging.restore.stream import unpack_stream
 from edgepack.packaging.restore.unpack import unpack_archive
@@ -37,7 +37,7 @@ def test_a_dictionary_that_gains_is_used_and_one_that_does_not_is_not(gguf: Path
         - pack_archive(gguf, with_dictionary, include=cards).bytes
     )
     with open_archive(with_dictionary) as archive:
-        description = describe_archive(archive)
+        description = inspect_archive(archive).json()
         assert archive.read_member("README.7.md") == cards[7].read_bytes()
     gains = {entry["kind"]: entry["dictionary_gain"] for entry in description["streams"] if entry["dictionary"]}
     assert set(gains) == {"text"}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from references.ggml_integers import read_quants
 
 from edgepack.errors import CodecError
 from edgepack.gguf.types import GGMLType
 from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows
-from edgepack.quant.codecs.ggml.grid import GRID_TYPES, read_grid, read_quants, write_quants
+from edgepack.quant.codecs.ggml.grid import GRID_TYPES, read_grid, write_quants
 
 KINDS = sorted(GRID_TYPES)
 COLUMNS = 512

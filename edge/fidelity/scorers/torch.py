@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 
-from edgepack.errors import CheckpointError, EdgepackError, TokenizerError, UnsupportedModelError
+from edgepack.errors import CheckpointError, EdgepackError, TokenizerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -181,15 +181,3 @@ class TorchScorer:
     def close(self) -> None:
         """Drop the model."""
         self._model = None
-
-
-def check_scorable(folder: Path) -> None:
-    """Check before long work that `folder` holds a language model with a forward pass in torch.
-
-    Raises:
-        UnsupportedModelError: transformers knows no causal language model of this type.
-    """
-    with checkpoint_errors(folder):
-        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    if type(config) not in transformers.AutoModelForCausalLM._model_mapping:  # noqa: SLF001 - its only list
-        raise UnsupportedModelError(f"{folder}: transformers has no causal language model '{config.model_type}'")

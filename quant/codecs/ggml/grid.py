@@ -1,4 +1,4 @@
-"""The grid that a quantised ggml block spans, and its integers: read them, or put others in their place.
+"""The grid that a quantised ggml block spans, and other integers put in the place of its own.
 
 Scales are left as they are: choosing them is ggml's own business (`quant.codecs.ggml.codec`). Layouts are those of
 the structs in ggml-common.h; every value equals scale · q + offset. numpy only.
@@ -55,7 +55,6 @@ class _Layout:
     lowest: int
     highest: int
     scales: Callable[[Bytes], tuple[Floats, Floats]]  # → scale, offset, each [n, groups]
-    unpack: Callable[[Bytes], NDArray[np.uint8]]  # → q - lowest, [n, weights of a block]
     pack: Callable[[Bytes, NDArray[np.uint8]], None]  # q - lowest into the blocks; modifies the blocks
 
 
@@ -109,28 +108,11 @@ def _q6_scales(blocks: Bytes) -> tuple[Floats, Floats]:
     return scale, np.zeros_like(scale)
 
 
-def _unpack_halves(start: int) -> Callable[[Bytes], Bytes]:
-    """Blocks of 32: weight l in the low nibble of byte l, weight l + 16 in the high one."""
-    return lambda blocks: np.concatenate(
-        [blocks[:, start : start + 16] & 15, blocks[:, start : start + 16] >> 4], axis=1
-    )
-
-
 def _pack_halves(start: int) -> Callable[[Bytes, Bytes], None]:
     def pack(blocks: Bytes, quants: Bytes) -> None:
         blocks[:, start : start + 16] = _nibbles(quants[:, :16], quants[:, 16:])
 
     return pack
-
-
-def _unpack_q5(start: int) -> Callable[[Bytes], Bytes]:
-    """As the 4-bit blocks, with the fifth bits of all 32 weights in four bytes before."""
-
-    def unpack(blocks: Bytes) -> Bytes:
-        fifth = np.unpackbits(blocks[:, start : start + 4], axis=1, bitorder="little")
-        return np.asarray(_unpack_halves(start + 4)(blocks) | (fifth << 4))
-
-    return unpack
 
 
 def _pack_q5(start: int) -> Callable[[Bytes, Bytes], None]:
@@ -141,18 +123,8 @@ def _pack_q5(start: int) -> Callable[[Bytes, Bytes], None]:
     return pack
 
 
-def _unpack_q8(blocks: Bytes) -> Bytes:
-    return np.asarray(blocks[:, 2:34] + np.uint8(128))  # two's complement + 128, modulo 256
-
-
 def _pack_q8(blocks: Bytes, quants: Bytes) -> None:
     blocks[:, 2:34] = quants - np.uint8(128)
-
-
-def _unpack_nibble_runs(packed: Bytes, run: int) -> Bytes:
-    """Runs of `run` bytes: low nibbles are one run of weights, high nibbles the next."""
-    runs = packed.reshape(len(packed), -1, run)
-    return np.stack([runs & 15, runs >> 4], axis=2).reshape(len(packed), -1)
 
 
 def _pack_nibble_runs(quants: Bytes, run: int) -> Bytes:
@@ -160,17 +132,8 @@ def _pack_nibble_runs(quants: Bytes, run: int) -> Bytes:
     return _nibbles(runs[:, :, 0], runs[:, :, 1]).reshape(len(quants), -1)
 
 
-def _unpack_q4k(blocks: Bytes) -> Bytes:
-    return _unpack_nibble_runs(blocks[:, 16:144], 32)
-
-
 def _pack_q4k(blocks: Bytes, quants: Bytes) -> None:
     blocks[:, 16:144] = _pack_nibble_runs(quants, 32)
-
-
-def _unpack_bit_planes(packed: Bytes) -> Bytes:
-    """32 bytes whose bit k belongs to weight 32 k + l: [n, 32] → [n, 256]."""
-    return np.stack([(packed >> bit) & 1 for bit in range(8)], axis=1).reshape(len(packed), -1)
 
 
 def _pack_bit_planes(bits: Bytes) -> Bytes:
@@ -178,20 +141,9 @@ def _pack_bit_planes(bits: Bytes) -> Bytes:
     return np.asarray(np.bitwise_or.reduce([planes[:, bit] << bit for bit in range(8)], axis=0))
 
 
-def _unpack_q5k(blocks: Bytes) -> Bytes:
-    return np.asarray(_unpack_nibble_runs(blocks[:, 48:176], 32) | (_unpack_bit_planes(blocks[:, 16:48]) << 4))
-
-
 def _pack_q5k(blocks: Bytes, quants: Bytes) -> None:
     blocks[:, 48:176] = _pack_nibble_runs(quants & 15, 32)
     blocks[:, 16:48] = _pack_bit_planes(quants >> 4)
-
-
-def _unpack_pairs(packed: Bytes) -> Bytes:
-    """Runs of 32 bytes with 2 bits each for four runs of 32 weights: [n, 64] → [n, 256]."""
-    runs = packed.reshape(len(packed), 2, 1, 32)
-    shifts = np.array([0, 2, 4, 6], dtype=np.uint8).reshape(1, 1, 4, 1)
-    return ((runs >> shifts) & 3).reshape(len(packed), -1)
 
 
 def _pack_pairs(quants: Bytes) -> Bytes:
@@ -201,27 +153,13 @@ def _pack_pairs(quants: Bytes) -> Bytes:
     )
 
 
-def _unpack_q2k(blocks: Bytes) -> Bytes:
-    return _unpack_pairs(blocks[:, 16:80])
-
-
 def _pack_q2k(blocks: Bytes, quants: Bytes) -> None:
     blocks[:, 16:80] = _pack_pairs(quants)
-
-
-def _unpack_q3k(blocks: Bytes) -> Bytes:
-    return np.asarray(_unpack_pairs(blocks[:, 32:96]) | (_unpack_bit_planes(blocks[:, :32]) << 2))
 
 
 def _pack_q3k(blocks: Bytes, quants: Bytes) -> None:
     blocks[:, 32:96] = _pack_pairs(quants & 3)
     blocks[:, :32] = _pack_bit_planes(quants >> 2)
-
-
-def _unpack_q6k(blocks: Bytes) -> Bytes:
-    runs = blocks[:, :128].reshape(len(blocks), 2, 1, 64)
-    low = np.concatenate([runs & 15, runs >> 4], axis=2).reshape(len(blocks), 256)
-    return np.asarray(low | (_unpack_pairs(blocks[:, 128:192]) << 4))
 
 
 def _pack_q6k(blocks: Bytes, quants: Bytes) -> None:
@@ -231,16 +169,16 @@ def _pack_q6k(blocks: Bytes, quants: Bytes) -> None:
 
 
 _LAYOUTS: dict[GGMLType, _Layout] = {
-    GGMLType.Q4_0: _Layout(32, -8, 7, _simple_scales(False), _unpack_halves(2), _pack_halves(2)),
-    GGMLType.Q4_1: _Layout(32, 0, 15, _simple_scales(True), _unpack_halves(4), _pack_halves(4)),
-    GGMLType.Q5_0: _Layout(32, -16, 15, _simple_scales(False), _unpack_q5(2), _pack_q5(2)),
-    GGMLType.Q5_1: _Layout(32, 0, 31, _simple_scales(True), _unpack_q5(4), _pack_q5(4)),
-    GGMLType.Q8_0: _Layout(32, -128, 127, _simple_scales(False), _unpack_q8, _pack_q8),
-    GGMLType.Q2_K: _Layout(16, 0, 3, _q2_scales, _unpack_q2k, _pack_q2k),
-    GGMLType.Q3_K: _Layout(16, -4, 3, _q3_scales, _unpack_q3k, _pack_q3k),
-    GGMLType.Q4_K: _Layout(32, 0, 15, _k4_scales, _unpack_q4k, _pack_q4k),
-    GGMLType.Q5_K: _Layout(32, 0, 31, _k4_scales, _unpack_q5k, _pack_q5k),
-    GGMLType.Q6_K: _Layout(16, -32, 31, _q6_scales, _unpack_q6k, _pack_q6k),
+    GGMLType.Q4_0: _Layout(32, -8, 7, _simple_scales(False), _pack_halves(2)),
+    GGMLType.Q4_1: _Layout(32, 0, 15, _simple_scales(True), _pack_halves(4)),
+    GGMLType.Q5_0: _Layout(32, -16, 15, _simple_scales(False), _pack_q5(2)),
+    GGMLType.Q5_1: _Layout(32, 0, 31, _simple_scales(True), _pack_q5(4)),
+    GGMLType.Q8_0: _Layout(32, -128, 127, _simple_scales(False), _pack_q8),
+    GGMLType.Q2_K: _Layout(16, 0, 3, _q2_scales, _pack_q2k),
+    GGMLType.Q3_K: _Layout(16, -4, 3, _q3_scales, _pack_q3k),
+    GGMLType.Q4_K: _Layout(32, 0, 15, _k4_scales, _pack_q4k),
+    GGMLType.Q5_K: _Layout(32, 0, 31, _k4_scales, _pack_q5k),
+    GGMLType.Q6_K: _Layout(16, -32, 31, _q6_scales, _pack_q6k),
 }
 GRID_TYPES = frozenset(_LAYOUTS)
 
@@ -254,13 +192,6 @@ def read_grid(kind: GGMLType, rows: Bytes) -> Grid:
     layout, blocks = _blocks(kind, rows)
     scale, offset = (array.reshape(len(rows), -1) for array in layout.scales(blocks))
     return Grid(scale, offset, layout.group, layout.lowest, layout.highest)
-
-
-def read_quants(kind: GGMLType, rows: Bytes) -> NDArray[np.int8]:
-    """The integers of `rows`: int8 [rows, columns]; raises as `read_grid`."""
-    layout, blocks = _blocks(kind, rows)
-    quants = layout.unpack(blocks).astype(np.int16) + layout.lowest
-    return quants.astype(np.int8).reshape(len(rows), -1)
 
 
 def write_quants(kind: GGMLType, rows: Bytes, quants: NDArray[np.int8]) -> Bytes:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from edgepack.quant.codecs.seedlm.basis import Basis, outer_products
+from edgepack.quant.codecs.seedlm.best import Best, improve, tile_workers
 from edgepack.quant.codecs.seedlm.cells import MAX_LOG2_CELLS, make_cells
-from edgepack.quant.codecs.seedlm.search import Best, improve, tile_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -7,8 +7,6 @@ all pairs of block and seed, and only the few seeds whose bound is below the blo
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,11 +14,11 @@ import numpy as np
 import torch
 
 from edgepack.quant.codecs.seedlm.basis import GROUP, Basis, outer_products, seed_basis
-from edgepack.quant.codecs.seedlm.rounding import least_errors, quantise
-from edgepack.quant.codecs.torch_threads import one_thread
+from edgepack.quant.codecs.seedlm.best import Best, improve, tile_workers
+from edgepack.quant.codecs.seedlm.rounding import quantise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -34,7 +32,6 @@ SLACK = 4e-6
 _BLOCK_TILE_ACCELERATOR = 16384
 # Seeds below which every one is tried, whatever was asked for.
 _FEWEST_PRUNED = 4096
-_INFINITE = 0x7F800000  # the bits of float32's infinity
 
 
 @dataclass(frozen=True)
@@ -50,44 +47,6 @@ class Found:
     seeds: NDArray[np.uint16]
     exponents: NDArray[np.int32]
     coefficients: NDArray[np.int8]
-
-
-class Best:
-    """The best of what has been measured so far, by block; improved in place.
-
-    Error and seed lie in one integer, the error's bits above the seed's: floats that are not negative are ordered
-    as their bits are, so the least integer is the least error, and the lowest seed among equals.
-    """
-
-    def __init__(self, keys: torch.Tensor) -> None:
-        self._keys = keys
-
-    @classmethod
-    def nothing(cls, blocks: int, device: torch.device) -> Best:
-        """Nothing is measured yet: every error is infinite."""
-        return cls(torch.full((blocks,), _INFINITE << 32, dtype=torch.int64, device=device))
-
-    def part(self, blocks: slice) -> Best:
-        """Some of the blocks; what improves them improves these."""
-        return Best(self._keys[blocks])
-
-    def put(self, blocks: torch.Tensor, other: Best) -> None:
-        """Take what `other` knows of `blocks` (indices)."""
-        self._keys[blocks] = other._keys
-
-    def offer(self, block: torch.Tensor, seed: torch.Tensor, error: torch.Tensor) -> None:
-        """Pairs of block and seed (indices) with their errors, float32."""
-        self._keys.scatter_reduce_(0, block, (error.view(torch.int32).long() << 32) | seed, "amin")
-
-    @property
-    def error(self) -> torch.Tensor:
-        """Float32 [blocks]; infinity where nothing was measured."""
-        return (self._keys >> 32).int().view(torch.float32)
-
-    @property
-    def seed(self) -> torch.Tensor:
-        """Index into the basis, int64 [blocks]."""
-        return self._keys & 0xFFFFFFFF
 
 
 def search_seeds(weight: NDArray[np.float32], codec: SeedLM, column_weights: NDArray[np.float64] | None) -> Found:
@@ -212,13 +171,6 @@ def search_exhaustive(x: torch.Tensor, basis: Basis, best: Best) -> None:
         list(workers.map(search, range(0, len(x), tile)))
 
 
-@contextmanager
-def tile_workers(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """Threads that take a tile each, with torch's own threading off: small operations need no barriers."""
-    with one_thread() as threads, ThreadPoolExecutor(threads if device.type == "cpu" else 1) as workers:
-        yield workers
-
-
 def _search_tile(x: torch.Tensor, basis: Basis, best: Best) -> None:
     products = outer_products(x)
     norms = (x * x).sum(-1)
@@ -267,12 +219,3 @@ def above(scores: torch.Tensor, peaks: torch.Tensor, threshold: torch.Tensor) ->
     lanes = scores.view(len(scores), GROUP, -1)[row, :, group]
     inside, lane = torch.nonzero(lanes > threshold[row, None], as_tuple=True)
     return row[inside], lane * peaks.shape[1] + group[inside]
-
-
-def improve(x: torch.Tensor, basis: Basis, block: torch.Tensor, seed: torch.Tensor, best: Best) -> None:
-    """Measure pairs of block and seed (indices), and keep what is better; ties keep the lower seed."""
-    known = seed < len(basis.seeds)
-    block, seed = block[known], seed[known]
-    if len(block):
-        own = basis.factors.index_select(0, seed)
-        best.offer(block, seed, least_errors(x.index_select(0, block), own, basis.coefficients))

@@ -16,8 +16,8 @@ from edgepack.quant.codecs import bits
 from edgepack.quant.codecs.codec import Encoded
 from edgepack.quant.codecs.torch_threads import one_thread
 from edgepack.quant.codecs.vptq.codebook import kmeans, nearest, tune
-from edgepack.quant.codecs.vptq.codec import Geometry, index_bits
 from edgepack.quant.codecs.vptq.geometry import normalise, plan_geometry
+from edgepack.quant.codecs.vptq.stored import Geometry, index_bits
 from edgepack.quant.feedback import FeedbackFactor, feedback_factor, feedback_sweep
 
 if TYPE_CHECKING:

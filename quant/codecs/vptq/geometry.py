@@ -15,7 +15,7 @@ import torch
 from edgepack.errors import CodecError
 from edgepack.quant.codecs.torch_threads import one_thread
 from edgepack.quant.codecs.vptq.codebook import kmeans, nearest
-from edgepack.quant.codecs.vptq.codec import MAX_CENTROIDS, Geometry
+from edgepack.quant.codecs.vptq.stored import MAX_CENTROIDS, Geometry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

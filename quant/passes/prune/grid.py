@@ -31,15 +31,20 @@ class Level:
     archive_bytes: int
 
 
-def measure_levels(sparsities: Sequence[float], measure: Callable[[float], Level]) -> list[Level]:
-    """Every level, sparsest last.
+def ordered(sparsities: Sequence[float]) -> list[float]:
+    """The levels of a grid, each once, sparsest last.
 
     Raises:
         UsageError: no level, or one outside 0 … 1 (1 not included).
     """
     if not sparsities or not all(0 <= sparsity < 1 for sparsity in sparsities):
         raise UsageError(f"prune grid: expected sparsities from 0 to 1 (not included), got {list(sparsities)}")
-    return [measure(sparsity) for sparsity in sorted(set(sparsities))]
+    return sorted(set(sparsities))
+
+
+def measure_levels(sparsities: Sequence[float], measure: Callable[[float], Level]) -> list[Level]:
+    """Every level, in the order of `ordered`; raises as it does."""
+    return [measure(sparsity) for sparsity in ordered(sparsities)]
 
 
 def choose_level(levels: Sequence[Level], min_agreement: float) -> Level:

@@ -18,6 +18,7 @@ from edgepack.version import __version__
 COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "A Hugging Face checkpoint becomes a GGUF."),
     "analyze": ("analyze", "how many directions a model's weights and activations really use"),
+    "prune-grid": ("prune_grid", "how much of a model can go: fidelity and size of several sparsities"),
     "imatrix": ("imatrix", "which weights a text needs: an importance matrix"),
     "pack": ("pack", "a GGUF into one verified archive"),
     "unpack": ("unpack", "the GGUF out of an archive, bit for bit"),

@@ -1,6 +1,6 @@
 """`edgepack analyze`: how many directions a model's weights and activations really use.
 
-The work is `quant.passes.lowrank.analysis`'s.
+The work is `edgepack.analyze`'s.
 """
 
 from __future__ import annotations
@@ -12,13 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
-from edgepack.errors import DependencyError, UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from edgepack.model import Checkpoint
     from edgepack.quant.passes.lowrank.analysis import ModelAnalysis
     from edgepack.quant.passes.lowrank.spectrum import Spectrum
 
@@ -47,55 +42,28 @@ def command(
     as_json: bool,
 ) -> None:
     """Print spectra of MODEL's weights, and of its activations over a text."""
+    from edgepack.api.analysis import analyze
     from edgepack.atomic_file import atomic_output, check_output
-    from edgepack.export.checkpoint import open_checkpoint
 
-    if text is not None and own_samples:
-        raise UsageError("--text and --own-samples: expected one of them, got both")
     for path in (report, output):
         if path is not None:
             check_output(path)
-    try:
-        from edgepack.quant.passes.lowrank.analysis import analyse
-        from edgepack.quant.passes.run import PassRun
-    except ModuleNotFoundError as error:
-        raise DependencyError(
-            f"analyze: '{error.name}' is not installed, use pip install 'edgepack[compress]'"
-        ) from None
-    checkpoint = open_checkpoint(model)
-    tokens = _tokens(checkpoint, text, own_samples, sequences, length, device)
-    found = analyse(checkpoint, PassRun(Path(), tokens, device=device, progress=terminal_progress))
-    origin = text.name if text else f"{sequences} samples of the model" if own_samples else ""
-    result = {"model": str(model), "text": origin, **found.as_json()}
+    result = analyze(
+        model, text=text, own_samples=own_samples, sequences=sequences, length=length, device=device,
+        progress=terminal_progress,
+    )  # fmt: skip
+    found = result.found
     if output is not None:
         with atomic_output(output) as stream:
-            stream.write(json.dumps(result, indent=1).encode())
+            stream.write(json.dumps(result.json(), indent=1).encode())
     if report is not None:
-        from edgepack.quant.passes.lowrank.report import render_analysis
-
         with atomic_output(report) as stream:
-            stream.write(render_analysis(model.name, origin, found).encode())
+            stream.write(result.html().encode())
         note(f"{report}: spectra of {len(found.weights)} weights and {len(found.activations)} blocks")
     if as_json:
-        print_json(result)
+        print_json(result.json())
     else:
         _print(found)
-
-
-def _tokens(
-    checkpoint: Checkpoint, text: Path | None, own: bool, sequences: int, length: int | None, device: str
-) -> NDArray[np.int64] | None:
-    from edgepack.quant.calibration.text import own_samples, text_sequences
-
-    if own:
-        return own_samples(checkpoint, length=length, sequences=sequences, device=device)
-    if text is None:
-        return None
-    try:
-        content = text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--text '{text}': cannot be read as UTF-8 text: {error}") from None
-    return text_sequences(checkpoint, content, length=length, sequences=sequences)
 
 
 def _print(found: ModelAnalysis) -> None:

@@ -1,15 +1,15 @@
-"""`edgepack bench`: tokens per second as llama-bench defines them; measured in `edge.bench`."""
+"""`edgepack bench`: tokens per second as llama-bench defines them; measured by `edgepack.bench`."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.model_options import open_wish, opening_options, prepared
-from edgepack.cli.output import json_option, note, print_json
+from edgepack.cli.model_options import open_options, opening_options
+from edgepack.cli.output import json_option, note, print_json, terminal_progress
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
@@ -26,18 +26,16 @@ if TYPE_CHECKING:
 @json_option
 def command(file: Path, **values: Any) -> None:
     """Time prompt processing (pp) and generation (tg) of the model in FILE, a GGUF or an archive."""
-    from edgepack.edge.bench import append_result, earlier_result, measure
-    from edgepack.edge.fit.opening import running_device, runtime_options
+    from edgepack.api.speed import bench
+    from edgepack.edge.bench import earlier_result
 
-    source = prepared(file, values)
-    options = runtime_options(source.header, open_wish(source, values))
-    options = replace(options, n_ctx=max(values["n_prompt"], values["n_gen"]) + 1)
-    device = running_device(values["device"]).name
-    result = measure(
-        source.path, options, device, repetitions=values["repetitions"],
-        n_prompt=values["n_prompt"], n_generate=values["n_gen"], name=file.name,
+    opening = open_options(values)
+    result = bench(
+        file, repetitions=values["repetitions"], n_prompt=values["n_prompt"], n_gen=values["n_gen"],
+        device=opening.device, n_gpu_layers=opening.n_gpu_layers, kv_type=opening.kv_type, threads=opening.threads,
+        adapters=opening.adapters, own_adapters=opening.own_adapters, verify=opening.verify,
+        keep=True, progress=terminal_progress,
     )  # fmt: skip
-    append_result(result)
     earlier = earlier_result(result) if values["compare"] else None
     if values["as_json"]:
         print_json({**asdict(result), "earlier": None if earlier is None else asdict(earlier)})

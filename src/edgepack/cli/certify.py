@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
-from edgepack.cli.validate import scoring_options
+from edgepack.cli.scoring_options import scoring_options
 
 if TYPE_CHECKING:
     from edgepack.pipeline.certify import Certified
@@ -38,13 +38,13 @@ def command(
 
     On the device, `edgepack validate` on the archive replays them offline. Sign the archive after this.
     """
-    from edgepack.pipeline.certify import certify
+    from edgepack.api.fidelity import certify
     from edgepack.pipeline.fidelity import ScoringOptions
 
-    output = candidate.with_name(f"{candidate.stem}-certified.edgepack") if output is None else output
     result = certify(
-        candidate, reference, text_path, output, ScoringOptions(**scoring), stored_tokens, terminal_progress
-    )
+        candidate, reference, output, text=text_path, stored_tokens=stored_tokens,
+        scoring=ScoringOptions(**scoring), progress=terminal_progress,
+    )  # fmt: skip
     if as_json:
         print_json({**asdict(result), "output": str(result.output)})
     else:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
-from edgepack.cli.validate import gate_options, report_option, scoring_options, write_report
+from edgepack.cli.scoring_options import gate_options, report_option, scoring_options
+from edgepack.cli.validate import write_page
 from edgepack.errors import CheckFailedError
 
 if TYPE_CHECKING:
@@ -40,43 +41,24 @@ def command(
 
     With gates, exits with 1 when none of the files clears them.
     """
-    from edgepack.edge.fidelity.validate import Gates
-    from edgepack.pipeline.fidelity import ScoringOptions, run_validation
+    from edgepack.api.fidelity import compare
+    from edgepack.pipeline.fidelity import ScoringOptions
 
-    gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
-    run = run_validation(reference, candidates, text_path, ScoringOptions(**scoring), terminal_progress)
+    result = compare(
+        candidates, reference, text=text_path, min_agreement=min_agreement, max_kl=max_kl,
+        max_perplexity_ratio=max_perplexity_ratio, scoring=ScoringOptions(**scoring), findings=report is not None,
+        progress=terminal_progress, note=note,
+    )  # fmt: skip
     if report is not None:
-        write_report(run, gates, reference, report)
+        write_page(result, report)
     if as_json:
-        print_json(comparison_json(run, gates))
+        print_json(result.json())
     else:
-        _print_table(run, gates)
-    if any(candidate.validation.passed(gates) for candidate in run.candidates):
+        _print_table(result.run, result.gates)
+    if result.passed:
         return 0
     note("FAILED: no file clears the gates")
     return CheckFailedError.exit_code
-
-
-def comparison_json(run: FidelityRun, gates: Gates) -> dict[str, Any]:
-    """The one object of `--json`."""
-    from edgepack.edge.fidelity.outcome import as_json, floor_json, greedy_json
-    from edgepack.edge.fidelity.run import pareto_front
-
-    front = pareto_front(
-        [candidate.bytes for candidate in run.candidates],
-        [candidate.validation.statistics.divergence.mean for candidate in run.candidates],
-    )
-    return {
-        "reference": run.reference,
-        "text": {"origin": run.text.origin, "sha256": run.text.sha256},
-        "noise_floor": floor_json(run),
-        "candidates": [
-            {"path": str(candidate.path), "bytes": candidate.bytes, "on_pareto_front": marked,
-             "greedy": greedy_json(candidate.greedy),
-             **as_json(candidate.validation, gates, run.chunking)}
-            for candidate, marked in zip(run.candidates, front, strict=True)
-        ],
-    }  # fmt: skip
 
 
 def _print_table(run: FidelityRun, gates: Gates) -> None:

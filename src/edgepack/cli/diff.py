@@ -1,4 +1,4 @@
-"""`edgepack diff`: a small patch from one version of a file to the next; the work is `packaging.delta`'s."""
+"""`edgepack diff`: a small patch from one version of a file to the next; the work is `edgepack.diff`'s."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from edgepack.cli.output import json_option, note, print_json, terminal_progress
 @json_option
 def command(old: Path, new: Path, output: Path | None, level: int, as_json: bool) -> None:
     """Write a patch that makes NEW from OLD, bit for bit; both are archives, or GGUFs, or any files."""
-    from edgepack.packaging.delta.diff import diff_files
+    from edgepack.api.updates import diff
     from edgepack.quantities import format_duration, format_size
 
-    output = new.with_name(f"{new.name}.edgepatch") if output is None else output
-    result = diff_files(old, new, output, level=level, progress=terminal_progress)
+    result = diff(old, new, output, level=level, progress=terminal_progress)
     if as_json:
         print_json(
             {
-                "output": str(output),
+                "output": str(result.output),
                 "bytes": result.bytes,
                 "new_bytes": result.new_bytes,
                 "copied_bytes": result.copied_bytes,
@@ -36,6 +35,6 @@ def command(old: Path, new: Path, output: Path | None, level: int, as_json: bool
         return
     copied = 100 * result.copied_bytes / max(1, result.new_bytes)
     note(
-        f"{output}: {format_size(result.bytes)} for a file of {format_size(result.new_bytes)}, "
+        f"{result.output}: {format_size(result.bytes)} for a file of {format_size(result.new_bytes)}, "
         f"{copied:.1f} % of it copied, in {format_duration(result.seconds)}"
     )

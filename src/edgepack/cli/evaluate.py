@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.scoring_options import threads_option
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from edgepack.edge.fidelity.tasks import Comparison
 
 _PATH = click.Path(path_type=Path)
@@ -29,7 +32,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--limit", type=click.IntRange(1), help="Only the first N items.")
 @click.option("--ctx", type=click.IntRange(8), default=512, show_default=True, help="The longest item, in tokens.")
-@click.option("--threads", type=int, default=0, help="Cores in all; default every core.")
+@threads_option
 @json_option
 def command(
     candidate: Path,
@@ -41,11 +44,9 @@ def command(
     as_json: bool,
 ) -> None:
     """Answer the same items with CANDIDATE and its original; count flips, judge them by McNemar's test."""
-    from edgepack.pipeline.evaluate import evaluate
-    from edgepack.pipeline.fidelity import ScoringOptions
+    from edgepack.api.fidelity import evaluate
 
-    options = ScoringOptions(ctx=ctx, threads=threads)
-    found = evaluate(candidate, reference, tasks, options, limit, terminal_progress)
+    found = evaluate(candidate, reference, tasks, limit=limit, ctx=ctx, threads=threads, progress=terminal_progress)
     if as_json:
         print_json({"tasks": {task: _measures(measures) for task, measures in found.items()}})
         return
@@ -54,7 +55,7 @@ def command(
             _print(task, measure, compared)
 
 
-def _measures(measures: dict[str, Comparison]) -> dict[str, Any]:
+def _measures(measures: Mapping[str, Comparison]) -> dict[str, Any]:
     return {measure: asdict(compared) for measure, compared in measures.items()}
 
 

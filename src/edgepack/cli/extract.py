@@ -1,17 +1,12 @@
-"""`edgepack extract`: members or single tensors out of an archive; the work is `edgepack.packaging`'s."""
+"""`edgepack extract`: members or single tensors out of an archive; the work is `edgepack.extract`'s."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
-from edgepack.errors import UsageError
-
-if TYPE_CHECKING:
-    from edgepack.packaging.archive import Archive
 
 
 @click.command("extract")
@@ -25,30 +20,11 @@ def command(file: Path, names: tuple[str, ...], output: Path, members: bool, as_
 
     Only the chunks that hold them are read.
     """
-    from edgepack.packaging.archive import open_archive
+    from edgepack.api.archives import extract
 
-    if not output.is_dir():
-        raise UsageError(f"output '{output}': expected a folder that exists")
-    with open_archive(file) as archive:
-        wanted = [*names, *(m.name for m in archive.members if members and m is not archive.main)]
-        if not wanted:
-            raise UsageError("name a member or a tensor, or ask for --members; `edgepack inspect --tensors` lists them")
-        extracted = [_extract(file, archive, name, output) for name in dict.fromkeys(wanted)]
+    found = extract(file, names, output, members=members, progress=terminal_progress)
     if as_json:
-        print_json({"extracted": extracted})
+        print_json({"extracted": [{"output": str(e.output), "bytes": e.bytes, "sha256": e.sha256} for e in found]})
         return
-    for entry in extracted:
-        note(f"{entry['output']}: {entry['bytes']} bytes, sha256 {entry['sha256']}")
-
-
-def _extract(file: Path, archive: Archive, name: str, folder: Path) -> dict[str, Any]:
-    from edgepack.packaging.restore.unpack import extract_tensor, unpack_archive
-
-    if name not in [member.name for member in archive.members]:
-        target = folder / f"{name.replace('/', '_')}.bin"
-        segment = extract_tensor(archive, name, target)
-        return {"output": str(target), "bytes": segment.entry.tensor_bytes, "sha256": segment.entry.sha256.hex()}
-    target = folder / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    result = unpack_archive(file, target, member=name, progress=terminal_progress)
-    return {"output": str(target), "bytes": result.bytes, "sha256": result.sha256}
+    for entry in found:
+        note(f"{entry.output}: {entry.bytes} bytes, sha256 {entry.sha256}")

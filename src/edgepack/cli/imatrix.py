@@ -1,15 +1,14 @@
-"""`edgepack imatrix`: importance matrices are collected, merged and looked at."""
+"""`edgepack imatrix`: importance matrices are collected, merged and looked at; the work is `edgepack.imatrix`'s."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
-from edgepack.errors import UsageError
+from edgepack.cli.scoring_options import gpu_option
 from edgepack.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--show", is_flag=True, help="Print statistics of every tensor.")
 @click.option("--pre", metavar="NAME", help="The pre-tokenizer's name, where its structure is not known.")
 @click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
-@click.option("--n-gpu-layers", type=int, default=0, help="llama.cpp's layers on the GPU; -1 is all.")
+@gpu_option
 @json_option
 def command(
     model: Path | None,
@@ -58,40 +57,23 @@ def command(
     Without MODEL, `edgepack imatrix --merge a.gguf --merge b.gguf -o both.gguf` adds matrices up, and
     `edgepack imatrix --merge a.gguf --show` looks at one.
     """
-    from edgepack.atomic_file import check_output
-    from edgepack.edge.llama.importance_collect import CollectOptions
-    from edgepack.pipeline.importance import ImportanceRun, statistics_json
-    from edgepack.quant.calibration.importance import merge
-    from edgepack.quant.calibration.importance_file import read_importance, write_importance, write_legacy
+    from edgepack.api.importance import DEFAULT_NAME, imatrix
 
-    if (model is None) != (text is None):
-        raise UsageError("imatrix: expected MODEL and --text together")
-    if model is None and not merged:
-        raise UsageError("imatrix: expected MODEL with --text, or --merge FILE")
-    started = time.monotonic()
-    target = output or (None if model is None and show else Path("imatrix.gguf"))
-    if target is not None:
-        check_output(target, None)
-    matrices = [read_importance(path) for path in merged]
-    if model is not None and text is not None:
-        options = CollectOptions(ctx, chunks, include_head, threads or 0, n_gpu_layers)
-        run = ImportanceRun(model, text, target or Path("imatrix.gguf"), options, pre)
-        matrices.append(run.collect(resume=resume, progress=terminal_progress))
-    matrix = merge(matrices)
-    if target is not None:
-        (write_legacy if target.suffix == ".dat" else write_importance)(target, matrix)
-    seconds = time.monotonic() - started
+    target = output or (None if model is None and show else Path(DEFAULT_NAME))
+    result = imatrix(
+        model, text, target, merged=merged, ctx=ctx, chunks=chunks, include_head=include_head, resume=resume,
+        pre=pre, threads=threads, n_gpu_layers=n_gpu_layers, progress=terminal_progress,
+    )  # fmt: skip
     if as_json:
-        summary = {"entries": len(matrix.entries), "chunks": matrix.chunk_count, "seconds": round(seconds, 3)}
-        where = {} if target is None else {"output": str(target), "bytes": target.stat().st_size}
-        print_json({**where, **summary, "statistics": statistics_json(matrix)})
+        print_json(result.json())
         return
     if show:
-        _print_statistics(matrix)
-    if target is not None:
-        tokens = matrix.chunk_count * matrix.chunk_size
-        size = format_size(target.stat().st_size)
-        note(f"{target}: {size}, {len(matrix.entries)} tensors over {tokens:,} tokens, in {format_duration(seconds)}")
+        _print_statistics(result.matrix)
+    if result.output is not None:
+        note(
+            f"{result.output}: {format_size(result.bytes)}, {len(result.matrix.entries)} tensors over "
+            f"{result.tokens:,} tokens, in {format_duration(result.seconds)}"
+        )
 
 
 def _print_statistics(matrix: ImportanceMatrix) -> None:

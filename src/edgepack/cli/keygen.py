@@ -1,4 +1,4 @@
-"""`edgepack keygen`: a key to sign archives with; the work is `edgepack.packaging.signing`'s."""
+"""`edgepack keygen`: a key to sign archives with; the work is `edgepack.generate_key`'s."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from edgepack.cli.output import json_option, note, print_json
 @json_option
 def command(key: Path, as_json: bool) -> None:
     """Make an Ed25519 key: the private half in the file KEY, the public half in KEY.pub."""
-    from edgepack.packaging.signing import generate_key, public_path
+    from edgepack.api.checking import generate_key
 
-    public = generate_key(key)
+    made = generate_key(key)
     if as_json:
-        print_json({"private": str(key), "public": str(public_path(key)), "key": public})
+        print_json({"private": str(made.private), "public": str(made.public), "key": made.key})
         return
-    note(f"{key}: private, keep it secret")
-    note(f"{public_path(key)}: public, give it to those who verify (ed25519 {public})")
+    note(f"{made.private}: private, keep it secret")
+    note(f"{made.public}: public, give it to those who verify (ed25519 {made.key})")

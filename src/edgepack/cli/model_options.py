@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgepack.cli.output import note, terminal_progress
-from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
-    from edgepack.edge.fit.opening import OpenWish
-    from edgepack.edge.install.model_file import ModelFile
-    from edgepack.edge.llama.options import Adapter, SamplingOptions
+    from edgepack.api.model import Model
+    from edgepack.api.opening import OpenOptions
+    from edgepack.edge.llama.options import SamplingOptions
 
 _OPENING = [
     click.option("--ctx", "--ctx-size", "ctx", type=click.IntRange(min=1), help="Context.  [default: fitted]"),
@@ -46,7 +45,7 @@ _SAMPLING = [
 
 
 def opening_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of how a model is opened; `open_wish` reads them."""
+    """Add the options of how a model is opened; `open_options` reads them."""
     return _decorated(command, _OPENING)
 
 
@@ -61,45 +60,27 @@ def _decorated(command: Callable[..., Any], options: Sequence[Callable[..., Any]
     return command
 
 
-def prepared(file: Path, values: Mapping[str, Any]) -> ModelFile:
-    """The model in `file`, installed where it is an archive."""
-    from edgepack.edge.install.model_file import prepare
+def open_options(values: Mapping[str, Any]) -> OpenOptions:
+    """The opening options of the command line."""
+    from edgepack.api.opening import OpenOptions, parse_adapter
 
-    return prepare(file, verify=values["verify"], progress=terminal_progress, note=note)
-
-
-def open_wish(source: ModelFile, values: Mapping[str, Any]) -> OpenWish:
-    """What the options insist on, with the adapters of the archive and of the command line."""
-    from edgepack.edge.fit.opening import OpenWish
-    from edgepack.edge.llama.check import check_adapter
-    from edgepack.edge.llama.options import Adapter
-
-    own = () if values["no_adapters"] else tuple(Adapter(path) for path in source.adapters)
-    adapters = own + tuple(parse_adapter(text) for text in values["adapters"])
-    for adapter in adapters:
-        check_adapter(adapter.path, source.header)
-    return OpenWish(
+    return OpenOptions(
+        ctx=values["ctx"],
         device=values["device"],
-        n_ctx=values["ctx"],
-        kv_type=values["kv_type"],
         n_gpu_layers=values["n_gpu_layers"],
+        kv_type=values["kv_type"],
         threads=values["threads"],
-        adapters=adapters,
+        adapters=tuple(parse_adapter(text) for text in values["adapters"]),
+        own_adapters=not values["no_adapters"],
+        verify=values["verify"],
     )
 
 
-def parse_adapter(text: str) -> Adapter:
-    """`FILE` or `FILE:SCALE`; raises UsageError when it is neither."""
-    from edgepack.edge.llama.options import Adapter
+def prepared(file: Path, values: Mapping[str, Any], template: str | None = None) -> Model:
+    """The model in `file`, installed where it is an archive, not yet opened."""
+    from edgepack.api.loading import prepare_model
 
-    name, colon, scale = text.rpartition(":")
-    path, strength = Path(text), 1.0
-    if colon and not path.is_file():
-        try:
-            path, strength = Path(name), float(scale)
-        except ValueError:
-            raise UsageError(f"adapter '{text}': expected FILE or FILE:SCALE") from None
-    return Adapter(path, strength)
+    return prepare_model(file, open_options(values), template, progress=terminal_progress, note=note)
 
 
 def sampling(values: Mapping[str, Any]) -> SamplingOptions:

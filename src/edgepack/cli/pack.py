@@ -1,4 +1,4 @@
-"""`edgepack pack`: a GGUF into one archive; the work is `edgepack.packaging.pack`'s."""
+"""`edgepack pack`: a GGUF into one archive; the work is `edgepack.pack`'s."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def command(
     as_json: bool,
 ) -> None:
     """Pack FILE (a GGUF) into one verified archive that restores bit for bit."""
-    from edgepack.packaging.pack import STANDARD_STREAM, pack_archive
+    from edgepack.api.archives import pack
+    from edgepack.packaging.pack import STANDARD_STREAM
     from edgepack.quantities import format_duration, format_size
 
     output = file.with_suffix(".edgepack") if output is None else output
@@ -41,7 +42,7 @@ def command(
     if dry_run:
         _estimate(file, output, include, level, as_json)
         return
-    result = pack_archive(
+    result = pack(
         file,
         output,
         level=level,
@@ -70,10 +71,10 @@ def command(
 
 
 def _estimate(file: Path, output: Path, include: tuple[Path, ...], level: int, as_json: bool) -> None:
-    from edgepack.packaging.estimate import estimate_archive
+    from edgepack.api.archives import estimate_pack
     from edgepack.quantities import format_size
 
-    estimate = estimate_archive(file, include, level)
+    estimate = estimate_pack(file, include=include, level=level)
     if as_json:
         print_json(
             {

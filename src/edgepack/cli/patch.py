@@ -1,4 +1,4 @@
-"""`edgepack patch`: the next version of a file, from the old one and a patch; `packaging.delta` works."""
+"""`edgepack patch`: the next version of a file, from the old one and a patch; `edgepack.patch` works."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from edgepack.cli.output import json_option, note, print_json, terminal_progress
 @json_option
 def command(old: Path, patch: Path, output: Path | None, as_json: bool) -> None:
     """Make the new file from OLD and PATCH, bit for bit and verified."""
-    from edgepack.packaging.delta.patch import apply_patch
+    from edgepack.api.updates import patch as apply
     from edgepack.quantities import format_duration, format_size
 
-    result = apply_patch(old, patch, output, progress=terminal_progress)
+    result = apply(old, patch, output, progress=terminal_progress)
     if as_json:
         print_json(
             {"output": str(result.output), "bytes": result.bytes, "sha256": result.sha256, "seconds": result.seconds}

@@ -1,26 +1,25 @@
-"""`edgepack run`: one completion, one answer, or a chat; how models are opened and run is left to `edge`."""
+"""`edgepack run`: one completion, one answer, or a chat; the model is `edgepack.load`'s."""
 
 from __future__ import annotations
 
 import sys
-import time
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.model_options import open_wish, opening_options, prepared, sampling, sampling_options
+from edgepack.cli.model_options import opening_options, prepared, sampling, sampling_options
 from edgepack.cli.output import json_option, note, print_json
 from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edgepack.edge.chat.completion import Completion
-    from edgepack.edge.chat.template import JinjaTemplate, NamedTemplate
-    from edgepack.edge.install.model_file import ModelFile
-    from edgepack.edge.llama.runtime import LoadedModel
+    from edgepack.api.model import Model
+    from edgepack.edge.chat.completion import Completion, CompletionStream
+    from edgepack.edge.chat.conversation import Conversation
+    from edgepack.edge.llama.options import SamplingOptions
 
 
 @click.command()
@@ -41,31 +40,18 @@ def command(file: Path, **values: Any) -> None:
 
     With --prompt the text is continued; without it you chat, where the model has a chat template.
     """
-    from edgepack.edge.fit.opening import runtime_options
-    from edgepack.edge.llama.runtime import LoadedModel
-
     chosen = sampling(values)
-    source = prepared(file, values)
-    wants_chat = values["chat"] or values["prompt"] is None
-    if values["as_json"] and values["prompt"] is None:
-        raise UsageError("--json: expected --prompt with it")
-    # Whatever can be wrong with the template is told before a large model is loaded.
-    template = _template(source, values["template"], file) if wants_chat else None
-    with nullcontext() if template is None else closing(template):
-        options = runtime_options(source.header, open_wish(source, values))
-        started = time.perf_counter()
-        with LoadedModel(source.path, options) as model:
-            load_seconds = time.perf_counter() - started
-            if template is None:
-                _complete(model, source, values, chosen, load_seconds)
-            else:
-                _chat(model, template, values, chosen, load_seconds)
-
-
-def _template(source: ModelFile, wanted: str | None, file: Path) -> JinjaTemplate | NamedTemplate:
-    from edgepack.edge.chat.template import choose_template, special_tokens
-
-    return choose_template(wanted, source.template, special_tokens(source.header), str(file))
+    with prepared(file, values, values["template"]) as model:
+        wants_chat = values["chat"] or values["prompt"] is None
+        if values["as_json"] and values["prompt"] is None:
+            raise UsageError("--json: expected --prompt with it")
+        if wants_chat:  # whatever can be wrong with the template is told before a large model is loaded
+            model.chat_template()
+        model.open()
+        if wants_chat:
+            _chat(model, values, chosen)
+        else:
+            _complete(model, values, chosen)
 
 
 def _prompt(text: str) -> str:
@@ -77,50 +63,48 @@ def _show(text: str) -> None:
     sys.stdout.flush()
 
 
-def _complete(
-    model: LoadedModel, source: ModelFile, values: Mapping[str, Any], chosen: Any, load_seconds: float
-) -> None:
-    from edgepack.edge.chat.completion import complete
-    from edgepack.edge.llama.interrupt import ctrl_c_sets
-
+def _complete(model: Model, values: Mapping[str, Any], chosen: SamplingOptions) -> None:
     prompt, as_json = _prompt(values["prompt"]), values["as_json"]
     if not as_json:
         _show(prompt)
-    show = (lambda _text: None) if as_json else _show
-    with ctrl_c_sets(model.abort):
-        result = complete(
-            model, prompt, chosen, values["max_tokens"], show,
-            stops=values["stops"], context_shift=values["ctx_shift"],
-        )  # fmt: skip
-    _report(prompt, result, load_seconds, as_json=as_json)
-    if source.template is not None and not as_json:
+    answer = model.complete(
+        prompt, max_tokens=values["max_tokens"], stop=values["stops"], sampling=chosen,
+        context_shift=values["ctx_shift"], stream=True,
+    )  # fmt: skip
+    _tell(model, prompt, answer, as_json=as_json)
+    if model.can_chat and not as_json:
         note("(the model has a chat template: --chat asks the prompt as a question)")
     if model.abort:
         raise KeyboardInterrupt
 
 
-def _chat(
-    model: LoadedModel,
-    template: JinjaTemplate | NamedTemplate,
-    values: Mapping[str, Any],
-    chosen: Any,
-    load_seconds: float,
-) -> None:
-    from edgepack.cli.chat_screen import converse
-    from edgepack.edge.chat.conversation import Conversation
+def _tell(model: Model, prompt: str, answer: CompletionStream, *, as_json: bool) -> None:
+    """Show the answer as it comes, and what it took; Ctrl-C ends it where it is."""
+    from edgepack.edge.llama.interrupt import ctrl_c_sets
 
-    conversation = Conversation(
-        model, template, chosen, values["system"], values["max_tokens"], values["ctx_shift"], values["stops"]
-    )
+    with ctrl_c_sets(model.abort), closing(answer):
+        for piece in answer:
+            if not as_json:
+                _show(piece)
+    _report(prompt, answer.result, model.load_seconds, as_json=as_json)
+
+
+def _chat(model: Model, values: Mapping[str, Any], chosen: SamplingOptions) -> None:
+    from edgepack.cli.chat_screen import converse
+
+    conversation = model.conversation(
+        chosen, system=values["system"], max_tokens=values["max_tokens"],
+        stop=values["stops"], context_shift=values["ctx_shift"],
+    )  # fmt: skip
     if values["prompt_cache"] is not None:
         _use_prompt_cache(conversation, values["prompt_cache"])
     if values["prompt"] is None:
         converse(conversation)
     else:
-        _ask(conversation, _prompt(values["prompt"]), load_seconds, as_json=values["as_json"])
+        _ask(model, values, chosen)
 
 
-def _use_prompt_cache(conversation: Any, path: Path) -> None:
+def _use_prompt_cache(conversation: Conversation, path: Path) -> None:
     from edgepack.edge.chat.prompt_cache import load_prompt_state, save_prompt_state
 
     if not conversation.system:
@@ -131,19 +115,15 @@ def _use_prompt_cache(conversation: Any, path: Path) -> None:
     note(f"(the evaluated system prompt is kept in {path})")
 
 
-def _ask(conversation: Any, question: str, load_seconds: float, *, as_json: bool) -> None:
+def _ask(model: Model, values: Mapping[str, Any], chosen: SamplingOptions) -> None:
     """One question, one answer."""
-    from edgepack.edge.chat.completion import complete
-    from edgepack.edge.llama.interrupt import ctrl_c_sets
-
-    show = (lambda _text: None) if as_json else _show
-    prompt = conversation.prompt_for(question)
-    model = conversation.model
-    with ctrl_c_sets(model.abort):
-        result = complete(
-            model, prompt, conversation.sampling, conversation.max_tokens, show, stops=conversation.all_stops
-        )
-    _report(question, result, load_seconds, as_json=as_json)
+    question = _prompt(values["prompt"])
+    system = [{"role": "system", "content": values["system"]}] if values["system"] else []
+    answer = model.chat(
+        [*system, {"role": "user", "content": question}], max_tokens=values["max_tokens"], stop=values["stops"],
+        sampling=chosen, context_shift=values["ctx_shift"], stream=True,
+    )  # fmt: skip
+    _tell(model, question, answer, as_json=values["as_json"])
     if model.abort:
         raise KeyboardInterrupt
 

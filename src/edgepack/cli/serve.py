@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from edgepack.cli.model_options import open_wish, opening_options, prepared
-from edgepack.cli.output import json_option, note, print_json
+from edgepack.cli.model_options import open_options, opening_options
+from edgepack.cli.output import json_option, note, print_json, terminal_progress
 
 
 @click.command()
@@ -23,16 +23,17 @@ from edgepack.cli.output import json_option, note, print_json
 @json_option
 def command(file: Path, **values: Any) -> None:
     """Serve the model in FILE (GGUF or archive) to OpenAI clients and to a browser on this machine."""
+    from edgepack.api.opening import open_file
     from edgepack.edge.fit.opening import runtime_options
     from edgepack.edge.serve.server import ServedModel, ServerOptions, bound_socket, build_app, check_address, serve
 
     options = ServerOptions(values["host"], values["port"], values["api_key"], file.stem)
     check_address(options)
-    source = prepared(file, values)
+    source, wish = open_file(file, open_options(values), terminal_progress, note)
     template = _template(source, values["template"], file)
     with closing(bound_socket(options)) as listener:
         # llama-cpp-python's class reserves every position's logits: fit must know.
-        opened = runtime_options(source.header, replace(open_wish(source, values), max_outputs=0))
+        opened = runtime_options(source.header, replace(wish, max_outputs=0))
         model = ServedModel(source, opened, template, options.name)
         app = build_app(model, options)
         port = listener.getsockname()[1]

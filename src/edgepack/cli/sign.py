@@ -1,4 +1,4 @@
-"""`edgepack sign`: a signature added to an archive; the work is `edgepack.packaging.signing`'s."""
+"""`edgepack sign`: a signature added to an archive; the work is `edgepack.sign`'s."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from edgepack.cli.output import json_option, note, print_json
 @json_option
 def command(file: Path, key: Path, output: Path | None, as_json: bool) -> None:
     """Sign the archive FILE; `edgepack verify --trusted KEY.pub` checks it."""
-    from edgepack.packaging.signing import sign_archive
+    from edgepack.api.checking import sign
 
-    public = sign_archive(file, key, output)
+    result = sign(file, key, output)
     if as_json:
-        print_json({"output": str(output or file), "key": public})
+        print_json({"output": str(result.output), "key": result.key})
         return
-    note(f"{output or file}: signed by ed25519 {public}")
+    note(f"{result.output}: signed by ed25519 {result.key}")

@@ -1,49 +1,13 @@
-"""`edgepack unpack`: the GGUF out of an archive; the work is `edgepack.packaging.restore.unpack`'s."""
+"""`edgepack unpack`: the GGUF out of an archive; the work is `edgepack.unpack`'s and `edgepack.unpack_native`'s."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
-from edgepack.errors import UsageError
-
-if TYPE_CHECKING:
-    from edgepack.packaging.restore.unpack import UnpackResult
-
-
-def _unpack(file: Path, output: Path | None, trusted: tuple[Path, ...], threads: int | None) -> UnpackResult:
-    from edgepack.packaging.restore.stream import unpack_stream
-    from edgepack.packaging.restore.unpack import unpack_archive
-
-    keys = _load_keys(trusted)
-    if file == Path("-"):
-        target = Path() if output is None else output
-        return unpack_stream(sys.stdin.buffer, target, trusted=keys, threads=threads, progress=terminal_progress)
-    target = _default_output(file) if output is None else output
-    return unpack_archive(file, target, trusted=keys, threads=threads, progress=terminal_progress)
-
-
-def _load_keys(paths: tuple[Path, ...]) -> list[bytes]:
-    if not paths:
-        return []
-    from edgepack.packaging.signing import load_public_key
-
-    return [load_public_key(path) for path in paths]
-
-
-def _default_output(file: Path) -> Path:
-    """The model's own name beside the archive; never a file that is there already."""
-    from edgepack.packaging.archive import open_archive
-
-    with open_archive(file) as archive:
-        target = file.parent / Path(archive.main.name).name
-    if target.exists():
-        raise UsageError(f"'{target}' is there already: name the output with -o")
-    return target
 
 
 @click.command("unpack")
@@ -67,14 +31,14 @@ def command(
 
     With --native, FILE may also be a GGUF of the variant itself.
     """
+    from edgepack.api.archives import unpack
     from edgepack.quantities import format_duration, format_size
 
     if native or native_type:
-        from edgepack.cli.unpack_native import unpack_native
-
-        unpack_native(file, output, native_type, threads, as_json=as_json)
+        _native(file, output, native_type, threads, as_json=as_json)
         return
-    result = _unpack(file, output, trusted, threads)
+    archive = sys.stdin.buffer if file == Path("-") else file
+    result = unpack(archive, output, trusted=trusted, threads=threads, progress=terminal_progress)
     if as_json:
         print_json(
             {
@@ -89,3 +53,24 @@ def command(
         return
     kept = f", {format_size(result.kept_bytes)} of it kept from before" if result.kept_bytes else ""
     note(f"{result.output}: {format_size(result.bytes)}{kept}, verified, in {format_duration(result.seconds)}")
+
+
+def _native(file: Path, output: Path | None, native_type: str | None, threads: int | None, *, as_json: bool) -> None:
+    from edgepack.api.archives import unpack_native
+    from edgepack.quantities import format_duration, format_size
+
+    result = unpack_native(file, output, native_type=native_type, threads=threads, progress=terminal_progress)
+    if as_json:
+        print_json(
+            {
+                "output": str(result.output),
+                "bytes": result.bytes,
+                "original_bytes": result.original_bytes,
+                "sha256": result.sha256,
+                "seconds": result.seconds,
+                "tensors": [{"name": t.name, "type": t.type.name, "bytes": t.nbytes} for t in result.tensors],
+            }
+        )
+        return
+    took = format_duration(result.seconds)
+    note(f"{result.output}: {format_size(result.bytes)}, {result.coded} coded tensors decoded, in {took}")

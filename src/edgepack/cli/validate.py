@@ -2,59 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.scoring_options import gate_options, report_option, scoring_options
 from edgepack.errors import CheckFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from edgepack.edge.fidelity.run import Candidate, FidelityRun
+    from edgepack.api.validation import ComparisonResult, ValidationResult
+    from edgepack.edge.fidelity.run import Candidate
     from edgepack.edge.fidelity.validate import Gates
     from edgepack.pipeline.fidelity import ScoringOptions
 
 _PATH = click.Path(path_type=Path)
 _QUICK_BYTES = 200_000_000
-
-
-def scoring_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options on how text is scored, which `validate`, `compare` and `certify` share."""
-    for option in (
-        click.option("--greedy", type=click.IntRange(0), default=8, show_default=True,
-                     help="Beginnings that both models continue on their own."),
-        click.option("--blockwise/--whole", default=None,
-                     help="Load the original block by block; by default when it exceeds this machine's memory."),
-        click.option("--floor/--no-floor", default=True, help="Measure the original's own noise too."),
-        click.option("--n-gpu-layers", type=int, default=0, help="llama.cpp's layers on the GPU; -1 is all."),
-        click.option("--kv-type", default="f32", show_default=True,
-                     help="llama.cpp's cache; f32 measures the file alone, f16 as devices run it."),
-        click.option("--threads", type=int, default=0, help="Cores in all; default every core."),
-        click.option("--chunks", "max_chunks", type=int, help="Score only the first N chunks."),
-        click.option("--stride", type=int, help="A sliding window of this step instead of chunks side by side."),
-        click.option("--ctx", type=int, help="Tokens in a chunk; default 512, less where the reference gains nothing."),
-        click.option("--text", "text_path", type=_PATH, help="UTF-8 text; default the reference's own samples."),
-    ):  # fmt: skip
-        function = option(function)
-    return function
-
-
-def gate_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The bars to clear."""
-    for option in (
-        click.option("--max-perplexity-ratio", type=float, help="Largest perplexity over the reference's."),
-        click.option("--max-kl", type=float, help="Largest mean KL divergence, in nats."),
-        click.option("--min-agreement", type=float, help="Least share of equal first choices, such as 0.95."),
-    ):
-        function = option(function)
-    return function
-
-
-report_option = click.option("--report", type=_PATH, metavar="HTML", help="Write a self-contained page.")
 
 
 @click.command("validate")
@@ -88,23 +52,26 @@ def command(
 
     Gates look at the end of the 95 % interval that is against the candidate; a missed one exits with 1.
     """
+    from edgepack.api.fidelity import validate
     from edgepack.edge.fidelity.validate import Gates
-    from edgepack.pipeline.fidelity import ScoringOptions, run_validation
+    from edgepack.pipeline.fidelity import ScoringOptions
 
+    options = ScoringOptions(**scoring)
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
     if reference is None:
-        return _replay(candidate, gates, ScoringOptions(**scoring), as_json=as_json)
-    run = run_validation(reference, [candidate], text_path, ScoringOptions(**scoring), terminal_progress)
-    found = run.candidates[0].validation
+        return _replay(candidate, gates, options, as_json=as_json)
+    result = validate(
+        candidate, reference, text=text_path, min_agreement=min_agreement, max_kl=max_kl,
+        max_perplexity_ratio=max_perplexity_ratio, scoring=options,
+        findings=None if report is None else True, progress=terminal_progress, note=note,
+    )  # fmt: skip
     if report is not None:
-        run = write_report(run, gates, reference, report)
-    elif not found.passed(gates):
-        run = with_causes(run, reference)
-    _print(run, gates, as_json=as_json)
-    if found.passed(gates):
+        write_page(result, report)
+    _print(result, as_json=as_json)
+    if result.passed:
         return 0
-    if _may_help(run.candidates[0]) and (_is_quick(reference) if suggest is None else suggest):
-        _suggest(run.candidates[0].bytes, reference, text_path, gates, ScoringOptions(**scoring))
+    if _may_help(result.candidate) and (_is_quick(reference) if suggest is None else suggest):
+        _suggest(result.candidate.bytes, reference, text_path, result.gates, options)
     return CheckFailedError.exit_code
 
 
@@ -121,85 +88,55 @@ def _is_quick(reference: Path) -> bool:
 
 def _replay(candidate: Path, gates: Gates, options: ScoringOptions, *, as_json: bool) -> int:
     """Replay the file's own certificate."""
-    from edgepack.edge.fidelity.outcome import as_lines, finite, replay_json
-    from edgepack.pipeline.certify import run_replay
+    from edgepack.api.fidelity import replay
+    from edgepack.edge.fidelity.outcome import as_lines
 
-    result, stored = run_replay(candidate, options, terminal_progress)
-    failed = [gate for gate in result.validation.gate_results(gates) if not gate.passed]
+    result = replay(
+        candidate, min_agreement=gates.min_agreement, max_kl=gates.max_kl,
+        max_perplexity_ratio=gates.max_perplexity_ratio, scoring=options, progress=terminal_progress,
+    )  # fmt: skip
     if as_json:
-        print_json(finite(replay_json(result, stored, gates)))
+        print_json(result.json())
     else:
-        click.echo("\n".join([*as_lines(result.validation), "", str(result)]))
-    for gate in failed:
+        click.echo("\n".join([*as_lines(result.replay.validation), "", str(result.replay)]))
+    for gate in result.failed_gates:
         note(f"FAILED {gate.name}: {gate.detail}")
     if not result.reproduced:
-        note(f"FAILED certificate: {result}: suspect this machine's driver, its memory or the file")
-    return CheckFailedError.exit_code if failed or not result.reproduced else 0
+        note(f"FAILED certificate: {result.replay}: suspect this machine's driver, its memory or the file")
+    return 0 if result.passed else CheckFailedError.exit_code
 
 
 def _suggest(least_bytes: int, reference: Path, text: Path | None, gates: Gates, options: ScoringOptions) -> None:
     """Say which larger type of file would pass; the files that are tried for it are thrown away."""
-    from tempfile import TemporaryDirectory
-
-    from edgepack.pipeline.ladder import climb, rungs
-
-    larger = [rung for rung in rungs(reference) if rung[1] > least_bytes]
-    if not larger:
-        return
-    with TemporaryDirectory(prefix="edgepack-") as folder:
-        try:
-            ladder = climb(reference, larger, gates, text, options, Path(folder), tell=note, progress=terminal_progress)
-        except CheckFailedError as error:
-            note(str(error))
-        else:
-            note(f"try {ladder.tried[-1].target}")
-
-
-def with_causes(run: FidelityRun, reference: Path) -> FidelityRun:
-    """The run with what the files' contents tell; as it was where the reference cannot be mapped."""
-    from edgepack.errors import EdgepackError
-    from edgepack.pipeline.fidelity import with_findings
+    from edgepack.pipeline.suggest import larger_target_that_passes
 
     try:
-        return with_findings(run, reference, terminal_progress)
-    except EdgepackError as error:
-        note(f"weights were not compared: {error}")
-        return run
+        note(f"try {larger_target_that_passes(least_bytes, reference, text, gates, options, note, terminal_progress)}")
+    except CheckFailedError as error:
+        note(str(error))
 
 
-def write_report(run: FidelityRun, gates: Gates, reference: Path, report: Path) -> FidelityRun:
-    """Write the HTML page, weights compared; gives back the run with what that found."""
+def write_page(result: ValidationResult | ComparisonResult, report: Path) -> None:
+    """Write the HTML page, whole or not at all."""
     from edgepack.atomic_file import atomic_output
-    from edgepack.edge.fidelity.report import render
 
-    run = with_causes(run, reference)
-    page = render(run, gates).encode()
+    page = result.html().encode()
     with atomic_output(report, len(page)) as stream:
         stream.write(page)
-    return run
 
 
-def _print(run: FidelityRun, gates: Gates, *, as_json: bool) -> None:
-    from edgepack.edge.fidelity.outcome import as_json as validation_json
-    from edgepack.edge.fidelity.outcome import as_lines, finite, floor_json, floor_lines, greedy_json, greedy_line
+def _print(result: ValidationResult, *, as_json: bool) -> None:
+    from edgepack.edge.fidelity.outcome import as_lines, floor_lines, greedy_line
 
-    candidate = run.candidates[0]
-    found = candidate.validation
+    run, found = result.run, result.validation
     if as_json:
-        told = {
-            "reference": run.reference,
-            "text": {"origin": run.text.origin, "sha256": run.text.sha256},
-            "noise_floor": floor_json(run),
-            "greedy": greedy_json(candidate.greedy),
-            "findings": asdict(candidate.findings) if candidate.findings else None,
-        }
-        print_json(finite({**validation_json(found, gates, run.chunking), **told}))
+        print_json(result.json())
     else:
         click.echo(f"{found.candidate} against {run.reference}")
-        scored = f"{found.statistics.tokens} tokens of {run.text.origin}"
-        click.echo(f"{scored}, {found.chunks} chunks of {run.chunking.ctx}")
-        click.echo("\n".join(["", *as_lines(found), *greedy_line(candidate.greedy), *floor_lines(run), ""]))
-    report_gates(candidate, gates, quiet=as_json)
+        click.echo(f"{result.tokens} tokens of {run.text.origin}, {found.chunks} chunks of {run.chunking.ctx}")
+        greedy = greedy_line(result.candidate.greedy)
+        click.echo("\n".join(["", *as_lines(found), *greedy, *floor_lines(run), ""]))
+    report_gates(result.candidate, result.gates, quiet=as_json)
 
 
 def report_gates(candidate: Candidate, gates: Gates, *, quiet: bool) -> None:

@@ -1,18 +1,13 @@
-"""`edgepack verify`: every byte of an archive against its digests, and who signed it; the work is `packaging`'s."""
+"""`edgepack verify`: every byte of an archive against its digests, and who signed it; `edgepack.verify` works."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
 from edgepack.errors import IntegrityError
-
-if TYPE_CHECKING:
-    from edgepack.packaging.signing import SignatureReport
-    from edgepack.packaging.verify import Problem
 
 
 @click.command("verify")
@@ -27,51 +22,17 @@ def command(file: Path, deep: bool, trusted: tuple[Path, ...], as_json: bool) ->
 
     A GGUF carries no digests: of one, only the structure is checked.
     """
-    problems, report = _check(file, deep, trusted)
+    from edgepack.api.checking import key_list, verify
+
+    result = verify(file, deep=deep, trusted=trusted, progress=terminal_progress)
     if as_json:
-        signature = None if report is None else {"state": report.state.value, "keys": report.keys}
-        listed = [{"where": problem.where, "what": problem.what} for problem in problems]
-        print_json({"ok": not problems, "problems": listed, "signature": signature})
-        return int(bool(problems))
-    for problem in problems:
+        print_json(result.json())
+        return int(not result.ok)
+    for problem in result.problems:
         note(f"{problem.where}: {problem.what}")
-    if problems:
-        raise IntegrityError(f"'{file}': {len(problems)} problem{'s' if len(problems) > 1 else ''}")
-    note(f"{file}: sound, {report.state.value}{_key_list(report)}" if report else f"{file}: sound in its structure")
+    if not result.ok:
+        count = len(result.problems)
+        raise IntegrityError(f"'{file}': {count} problem{'s' if count > 1 else ''}")
+    signed = result.signature
+    note(f"{file}: sound, {signed.state.value}{key_list(signed)}" if signed else f"{file}: sound in its structure")
     return 0
-
-
-def _check(file: Path, deep: bool, trusted: tuple[Path, ...]) -> tuple[list[Problem], SignatureReport | None]:
-    from edgepack.packaging.plain_gguf import is_gguf, verify_gguf
-    from edgepack.packaging.signing import load_public_key
-    from edgepack.packaging.verify import Problem, verify_archive
-
-    keys = [load_public_key(path) for path in trusted]
-    if is_gguf(file):
-        unsigned = [Problem("signature", "a GGUF cannot be signed; pack it first")] if keys else []
-        return [*verify_gguf(file), *unsigned], None
-    problems = list(verify_archive(file, deep=deep, progress=terminal_progress))
-    report = None if any(problem.where == "structure" for problem in problems) else _judge(file, keys)
-    if report is not None and (complaint := _complaint(report, required=bool(keys))):
-        problems.append(Problem("signature", complaint))
-    return problems, report
-
-
-def _judge(file: Path, keys: list[bytes]) -> SignatureReport:
-    from edgepack.packaging.archive import open_archive
-    from edgepack.packaging.signing import judge_signatures
-
-    with open_archive(file) as archive:
-        return judge_signatures(archive, keys)
-
-
-def _complaint(report: SignatureReport, required: bool) -> str:
-    """What is wrong with the signatures, or nothing; an unsigned archive is wrong only where a key is required."""
-    from edgepack.packaging.signing import SignatureState
-
-    bad = {SignatureState.INVALID} | ({SignatureState.UNSIGNED, SignatureState.STRANGER} if required else set())
-    return f"the archive is {report.state.value}{_key_list(report)}" if report.state in bad else ""
-
-
-def _key_list(report: SignatureReport | None) -> str:
-    return f" (ed25519 {', '.join(report.keys)})" if report and report.keys else ""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import GGUFError
+from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ def _read_tensor_info(cursor: _Cursor) -> TensorInfo:
 
 
 def _alignment(metadata: Mapping[str, Value], label: Path) -> int:
-    value = metadata.get("general.alignment")
+    value = metadata.get(keys.ALIGNMENT)
     if value is None:
         return DEFAULT_ALIGNMENT
     alignment = value.value

@@ -12,6 +12,7 @@ from math import isfinite, prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgepack.errors import CodecError
+from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType, array, string, u32
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from edgepack.gguf.reader import GGUFHeader
 
 VERSION = 1
-VERSION_KEY = "edgepack.variant.version"
-TENSORS_KEY = "edgepack.variant.tensors"
-TENSOR_PREFIX = "edgepack.variant.tensor."
 MAX_STAGES = 8
 MAX_DESCRIPTION_BYTES = 1 << 16
 MAX_DIMENSION = 1 << 40
@@ -117,7 +115,7 @@ class Variant:
     @property
     def plain_metadata(self) -> dict[str, Value]:
         """The metadata of the plain GGUF: all keys but the variant's own."""
-        return {key: value for key, value in self.header.metadata.items() if not key.startswith("edgepack.variant.")}
+        return {key: value for key, value in self.header.metadata.items() if not key.startswith(keys.VARIANT)}
 
 
 def component_name(tensor: str, stage: int, codec: str, component: str) -> str:
@@ -135,8 +133,11 @@ def component_name(tensor: str, stage: int, codec: str, component: str) -> str:
 
 def variant_metadata(coded: Sequence[CodedTensor]) -> dict[str, Value]:
     """The variant's own keys for these tensors."""
-    keys = {VERSION_KEY: u32(VERSION), TENSORS_KEY: array(ValueType.STRING, [tensor.name for tensor in coded])}
-    return keys | {TENSOR_PREFIX + tensor.name: string(_description(tensor)) for tensor in coded}
+    metadata = {
+        keys.VARIANT_VERSION: u32(VERSION),
+        keys.VARIANT_TENSORS: array(ValueType.STRING, [tensor.name for tensor in coded]),
+    }
+    return metadata | {keys.VARIANT_TENSOR + tensor.name: string(_description(tensor)) for tensor in coded}
 
 
 def _description(tensor: CodedTensor) -> str:
@@ -156,7 +157,7 @@ def header_bytes(tensor: CodedTensor) -> int:
 
 def is_variant(header: GGUFHeader) -> bool:
     """Whether a GGUF says that it is of the variant."""
-    return VERSION_KEY in header.metadata
+    return keys.VARIANT_VERSION in header.metadata
 
 
 def read_variant(header: GGUFHeader) -> Variant:
@@ -165,14 +166,14 @@ def read_variant(header: GGUFHeader) -> Variant:
     Raises:
         CodecError: made by a newer edgepack, or a description that contradicts itself or the file.
     """
-    version = header.get(VERSION_KEY)
+    version = header.get(keys.VARIANT_VERSION)
     if version is None:
-        raise CodecError(f"{header.path}: not of the variant: it has no '{VERSION_KEY}'")
+        raise CodecError(f"{header.path}: not of the variant: it has no '{keys.VARIANT_VERSION}'")
     if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= VERSION:
         raise CodecError(f"{header.path}: made by a newer edgepack: variant version {version!r}, known up to {VERSION}")
-    names = header.get(TENSORS_KEY)
+    names = header.get(keys.VARIANT_TENSORS)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
-        raise CodecError(f"{header.path}: '{TENSORS_KEY}': expected an array of different strings")
+        raise CodecError(f"{header.path}: '{keys.VARIANT_TENSORS}': expected an array of different strings")
     components = _components(header)
     coded = {name: _read_tensor(header, name, components) for name in names}
     owner = {
@@ -197,7 +198,7 @@ def _components(header: GGUFHeader) -> dict[str, dict[str, TensorInfo]]:
 
 def _read_tensor(header: GGUFHeader, name: str, components: Components) -> CodedTensor:
     where = f"{header.path}: tensor '{name}'"
-    fields = _parse(header.get(TENSOR_PREFIX + name), where)
+    fields = _parse(header.get(keys.VARIANT_TENSOR + name), where)
     shape = fields.get("shape")
     if not isinstance(shape, list) or not 1 <= len(shape) <= 4 or not all(map(_is_dimension, shape)):
         raise CodecError(f"{where}: expected a shape of 1 to 4 positive dimensions, got {shape!r}")

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from edgepack.errors import GGUFError
+from edgepack.gguf import keys
 from edgepack.gguf.reader import DEFAULT_ALIGNMENT, MAGIC, SCALARS
 from edgepack.gguf.types import TensorInfo, Value, ValueType
 
@@ -81,7 +82,7 @@ class GGUFWriter:
     """
 
     def __init__(self, stream: BinaryIO, metadata: Mapping[str, Value], tensors: Sequence[TensorInfo]) -> None:
-        alignment = metadata.get("general.alignment")
+        alignment = metadata.get(keys.ALIGNMENT)
         self._alignment = DEFAULT_ALIGNMENT if alignment is None else int(alignment.value)
         self._stream = stream
         self.tensors = place_tensors(tensors, self._alignment)

@@ -5,7 +5,6 @@ What a certificate holds is `edge.fidelity.certificate`'s, how an archive holds 
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -14,11 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from edgepack.atomic_file import atomic_output, check_output
-from edgepack.edge.fidelity.certificate import DEFAULT_TOKENS, MEMBER, METADATA_KEY, Replay, replay, small_form, store
+from edgepack.edge.fidelity.certificate import DEFAULT_TOKENS, MEMBER, Replay, replay, small_form, store
 from edgepack.edge.fidelity.outcome import figures, finite
 from edgepack.edge.fidelity.stored_reference import StoredReference, decode, encode
 from edgepack.edge.fidelity.validate import validate
 from edgepack.errors import IntegrityError, UsageError
+from edgepack.file_digest import file_sha256, stream_sha256
+from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.writer import GGUFWriter
 from edgepack.pipeline.fidelity import (
@@ -27,9 +28,9 @@ from edgepack.pipeline.fidelity import (
     open_candidate,
     open_reference,
     open_stored,
-    read_text,
     sample_text,
 )
+from edgepack.pipeline.text import text_to_score
 from edgepack.progress import silent
 from edgepack.version import __version__
 
@@ -91,7 +92,7 @@ def certify(
         EdgepackError: whatever opening, scoring or packing finds wrong; nothing is left behind.
     """
     check_output(output)
-    text = None if text_path is None else read_text(text_path)
+    text = None if text_path is None else text_to_score(text_path)
     with ExitStack() as opened:
         candidate = opened.enter_context(closing(open_candidate(candidate_path, options, progress=progress)))
         reference = opened.enter_context(closing(open_reference(reference_path, options)))
@@ -115,7 +116,7 @@ def certify(
         few = replace(chunking, max_chunks=max(1, -(-stored_tokens // each)))
         with TemporaryDirectory(prefix=".edgepack-", dir=output.parent) as folder:
             model = Path(folder) / f"{candidate_path.stem}.gguf"
-            facts["gguf_sha256"] = with_metadata(candidate.path, {METADATA_KEY: small_form(short)}, model)
+            facts["gguf_sha256"] = with_metadata(candidate.path, {keys.CERTIFICATE: small_form(short)}, model)
             stored = store(reference, candidate, text.text, few, facts, progress)
             certificate = Path(folder) / MEMBER
             certificate.write_bytes(encode(stored))
@@ -136,7 +137,7 @@ def _small_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def wire_facts(metadata: Mapping[str, Value]) -> dict[str, Any]:
     """How a file of the wire was made: host, scale, trellis, digest of the calibration text; empty for any other."""
-    prefix = "edgepack.wire."
+    prefix = keys.WIRE
     return {key.removeprefix(prefix): value.value for key, value in metadata.items() if key.startswith(prefix)}
 
 
@@ -190,14 +191,7 @@ def with_metadata(path: Path, added: Mapping[str, Value], out: Path) -> str:
                 left -= len(block)
         writer.close()
         stream.seek(0)
-        return _digest(stream)
-
-
-def _digest(stream: Any) -> str:
-    digest = hashlib.sha256()
-    while block := stream.read(_BLOCK):
-        digest.update(block)
-    return digest.hexdigest()
+        return stream_sha256(stream).hex()
 
 
 def read_certificate(path: Path) -> StoredReference:
@@ -231,8 +225,7 @@ def run_replay(path: Path, options: ScoringOptions, progress: Progress = silent)
     """
     stored = read_certificate(path)
     with closing(open_candidate(path, replace(options, ctx=int(stored.tokens.shape[1])), 0, progress)) as candidate:
-        with candidate.path.open("rb") as stream:
-            got = _digest(stream)
+        got = file_sha256(candidate.path)
         expected = stored.facts.get("gguf_sha256")
         if expected != got:
             raise IntegrityError(f"'{path}': the certificate was made for a GGUF with SHA-256 {expected}, got {got}")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import RecipeError
+from edgepack.export.inputs import input_statistics
+from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, string
-from edgepack.pipeline.passes_records import source_names
 from edgepack.progress import silent
 from edgepack.quantities import format_size
 
@@ -83,7 +84,7 @@ def write_correction(
             found = correction(error, _moment(prepared, name, step.settings["covariance"]), rank)
             factors[name] = (found.left, found.right)
             advance(1)
-    architecture, extra = prepared.plan.metadata["general.architecture"], _recipe_of(prepared.plan)
+    architecture, extra = prepared.plan.metadata[keys.ARCHITECTURE], _recipe_of(prepared.plan)
     return write_low_rank(factors, adapter_metadata(architecture, f"correction of {model.name}", extra), path), rank
 
 
@@ -103,11 +104,10 @@ def _moment(prepared: PreparedExport, name: str, covariance: str) -> NDArray[np.
     """E[x·xᵀ] or E[x²] of a GGUF tensor's inputs; ones where it was not measured."""
     rows = prepared.reference.tensors[name]
     assert prepared.calibration is not None
-    for source in sorted(source_names(rows)):
-        found = prepared.calibration.statistics.get(source)
-        if found is not None:
-            return found.mean_square if covariance == "diagonal" or found.hessian is None else found.hessian
-    return np.ones(rows.shape[-1], dtype=np.float32)
+    found = input_statistics(rows, prepared.calibration.statistics)
+    if found is None:
+        return np.ones(rows.shape[-1], dtype=np.float32)
+    return found.mean_square if covariance == "diagonal" or found.hessian is None else found.hessian
 
 
 class _Length:
@@ -123,7 +123,7 @@ class _Length:
         tensors = corrected_tensors(plan)
         self.shapes = {tensor.info.name: (tensor.info.shape[0], tensor.info.shape[1]) for tensor in tensors}
         name = "correction of " + "x" * 64
-        self.metadata = adapter_metadata(plan.metadata["general.architecture"], name, _recipe_of(plan))
+        self.metadata = adapter_metadata(plan.metadata[keys.ARCHITECTURE], name, _recipe_of(plan))
 
     def __call__(self, rank: int) -> int:
         from edgepack.export.lora.low_rank import adapter_bytes, adapter_infos
@@ -147,7 +147,7 @@ def _rank_for_size(plan: ExportPlan, size: int) -> int:
 
 def _recipe_of(plan: ExportPlan) -> dict[str, Value]:
     """What an adapter's metadata says of the recipe."""
-    return {"edgepack.recipe": string(plan.metadata["edgepack.recipe"].value)}
+    return {keys.RECIPE: string(plan.metadata[keys.RECIPE].value)}
 
 
 def write_adapters(
@@ -180,6 +180,6 @@ def write_factors_apart(prepared: PreparedExport, path: Path) -> int:
 
     low_rank = {name: LowRank(left, right) for name, (left, right) in prepared.low_rank.items()}
     mapped = adapter_factors(Adapter(path, 0.0, low_rank, {}), prepared.reference)
-    architecture, extra = prepared.plan.metadata["general.architecture"], _recipe_of(prepared.plan)
+    architecture, extra = prepared.plan.metadata[keys.ARCHITECTURE], _recipe_of(prepared.plan)
     metadata = adapter_metadata(architecture, path.stem, extra)
     return write_low_rank({name: (pair.b, pair.a) for name, pair in mapped.items()}, metadata, path)

@@ -1,257 +1,260 @@
-"""An export from request to files: open the source, choose a target, plan, write, pack.
-
-It joins `export` and `packaging` and prints nothing; options are the command line's.
-"""
+"""An export from request to result: check, open, reach the goal, ship, judge. It prints nothing."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import check_output
-from edgepack.errors import UsageError
-from edgepack.export.gguf_file import write_shards
-from edgepack.export.mapped_model import MappedModel, open_model
-from edgepack.export.naming import file_name
-from edgepack.export.plan import ExportPlan, PlanOptions, plan_export, split_plan
-from edgepack.progress import Progress, silent
-from edgepack.quant.types.choice import Overrides
-from edgepack.quant.types.targets import Target, find_target
-from edgepack.quantities import format_size
+from edgepack.pipeline.accepted import check_request
+from edgepack.pipeline.goals import Reached, fitting, reach_gates, reach_given, reach_size
+from edgepack.pipeline.makers.opened import opened_checkpoint, separate_adapter, work_of
+from edgepack.pipeline.makers.separate import SUFFIX, SeparateAdapter, WithAdapter
+from edgepack.pipeline.options import CODED, WIRE
+from edgepack.pipeline.ship import Shipment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from edgepack.export.plan import Importance
-
-# What a size or a gate is met with, from large to small: the types that need no importance matrix.
-LADDER = tuple(
-    find_target(name)
-    for name in ("bf16", "q8", "q6k", "q5km", "q5ks", "q4km", "q4ks", "iq4xs", "q3kl", "q3km", "q3ks", "q2k")
-)
-# No archive was ever smaller than this share of its file, of block types and of floats (tools/bench_archive.py):
-# a plan whose share of the limit is larger need not be tried.
-_LEAST_PACKED_SHARE, _LEAST_PACKED_SHARE_OF_FLOATS = 0.88, 0.6
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """What the user asked for.
-
-    Attributes:
-        model: a Hugging Face folder or a GGUF.
-        target: the file type; None to take the largest that fits `max_bytes`.
-        output: the file (with `pack`: the archive); None for the naming convention's name, here.
-        pre: pre-tokenizer's name where its structure is not known.
-        adapter: a PEFT LoRA to merge.
-        allow_requantize: a quantised GGUF may be quantised again.
-        overrides: types chosen by hand.
-        imatrix: a file with an importance matrix of the model.
-        calibration: a text to collect one over.
-        max_bytes: of what is shipped: the GGUF, or with `pack` the archive.
-        shard_bytes: split into files of at most this size.
-        pack: ship an archive instead of the GGUF.
-        resume: go on with an interrupted export.
-        threads: that quantise; None for all processors.
-        chosen_by_size: the target was left open and may still change when an archive turns out too large.
-    """
-
-    model: Path
-    target: Target | None
-    output: Path | None = None
-    pre: str | None = None
-    adapter: Path | None = None
-    allow_requantize: bool = False
-    overrides: Overrides = field(default_factory=Overrides)
-    imatrix: Path | None = None
-    calibration: Path | None = None
-    max_bytes: int | None = None
-    shard_bytes: int | None = None
-    pack: bool = False
-    resume: bool = False
-    threads: int | None = None
-    chosen_by_size: bool = False
+    from edgepack.edge.fidelity.run import FidelityRun
+    from edgepack.edge.fidelity.scorers.scorer import Scorer
+    from edgepack.edge.fidelity.validate import Gates
+    from edgepack.pipeline.fidelity import ScoringOptions
+    from edgepack.pipeline.goals import Maker
+    from edgepack.pipeline.judging import Judge, Rung
+    from edgepack.pipeline.makers.wire import WireMaker
+    from edgepack.pipeline.outline import Json, Made, Outline
+    from edgepack.pipeline.passes import Passes
+    from edgepack.pipeline.request import ExportRequest
+    from edgepack.quant.codecs.targets import EdgeTarget
+    from edgepack.quant.types.targets import Target
 
 
 @dataclass(frozen=True)
-class PreparedExport:
-    """A request with its source opened and its plan made; nothing is written yet.
+class ExportResult:
+    """What an export gave, or with `dry_run` would give.
 
     Attributes:
-        request: with the target decided.
-        mapped: the source.
-        plan: exact to the byte.
-        path: what will appear.
-        options: types and importance that any other plan of the same request takes.
+        output: the GGUF, its first shard, or the archive.
+        bytes: of the model's files, or of the archive.
+        seconds: wall time.
+        outline: of the file.
+        made: what was written; None of a dry run.
+        adapters: LoRA files beside the output.
+        tried: what a search judged, in order.
+        validation: the file held against its original, where that was asked for.
+        gates: the bars that it had to clear.
     """
 
-    request: ExportRequest
-    mapped: MappedModel
-    plan: ExportPlan
-    path: Path
-    options: PlanOptions
+    output: Path
+    bytes: int
+    seconds: float
+    outline: Outline
+    made: Made | None
+    adapters: tuple[Path, ...]
+    tried: tuple[Rung, ...]
+    validation: FidelityRun | None
+    gates: Gates
 
     @property
-    def target(self) -> Target:
-        """The target, chosen by the user or by size."""
-        return self.plan.target
+    def passed(self) -> bool:
+        """Whether no gate was missed."""
+        return self.validation is None or self.validation.candidates[0].validation.passed(self.gates)
+
+    def as_json(self) -> dict[str, Json]:
+        """The result as scripts read it."""
+        found: dict[str, Json] = {
+            "output": str(self.output), "bytes": self.bytes, "seconds": round(self.seconds, 3),
+            "target": self.outline.target, "source_bytes": self.outline.source_bytes,
+            "tensors": [row.as_json() for row in self.outline.tensors],
+        }  # fmt: skip
+        if SUFFIX in self.outline.beside and self.output.suffix != ".edgepack":
+            found["adapter"] = str(self.output.with_name(f"{self.output.stem}{SUFFIX}.gguf"))
+        if self.made is not None:
+            found["passes"] = [dict(figures) for figures in self.made.figures]
+            found["notes"] = list(self.made.notes)
+            found["adapters"] = [{"output": str(path), "bytes": path.stat().st_size} for path in self.adapters]
+            found |= self.made.more
+        if self.tried:
+            found["tried"] = [_tried(rung) for rung in self.tried]
+        if self.validation is not None:
+            from edgepack.edge.fidelity.outcome import as_json
+
+            run = self.validation
+            found["validation"] = as_json(run.candidates[0].validation, self.gates, run.chunking)
+        return found
 
 
-def prepare(request: ExportRequest, progress: Progress = silent) -> PreparedExport:
-    """Open the source and plan; checks everything that can be checked before work.
-
-    Collecting an importance matrix over `calibration` happens here: the plan stands on it.
-
-    Raises:
-        UsageError: options that contradict each other, or a size that no target reaches.
-        EdgepackError: whatever the source or the plan finds wrong.
-    """
-    if request.pack and request.shard_bytes:
-        raise UsageError("--pack and --shard-size: an archive is one file, expected only one of them")
-    refuse_no_goal(request.target, request.max_bytes)
-    mapped, options = open_source(request, progress)
-    plan = _plan(request, mapped, options)
-    name = file_name(plan.metadata, plan.target.label)
-    path = request.output or Path(name if not request.pack else f"{Path(name).stem}.edgepack")
-    decided = replace(request, target=plan.target, chosen_by_size=request.target is None)
-    return PreparedExport(decided, mapped, plan, path, options)
+def _tried(rung: Rung) -> dict[str, Json]:
+    statistics = rung.validation.statistics
+    return {
+        "target": rung.target, "bytes": rung.bytes, "top1_agreement": statistics.agreement.mean,
+        "top1_interval": list(statistics.agreement.share_interval()), "mean_kl": statistics.divergence.mean,
+        "passed": rung.passed,
+    }  # fmt: skip
 
 
-def open_source(request: ExportRequest, progress: Progress = silent) -> tuple[MappedModel, PlanOptions]:
-    """The model that the request names and what decides its types; collects importance where asked.
+def run_export(request: ExportRequest) -> ExportResult:
+    """Make what is asked for, or with `dry_run` say what it would be.
 
-    Raises:
-        EdgepackError: whatever the source finds wrong.
-    """
-    if request.output is not None:
-        check_output(request.output)
-    mapped = open_model(
-        request.model, pre=request.pre, adapter=request.adapter, allow_requantize=request.allow_requantize
-    )
-    mapped, importance = _with_importance(request, mapped, progress)
-    return mapped, PlanOptions(request.overrides, importance)
-
-
-def _with_importance(
-    request: ExportRequest, mapped: MappedModel, progress: Progress
-) -> tuple[MappedModel, Importance | None]:
-    """The importance that the request names, read or collected, and the model with a record of it."""
-    from edgepack.pipeline.importance import ImportanceRun
-    from edgepack.quant.calibration.importance_file import importance_metadata, read_importance
-
-    if request.imatrix is not None and request.calibration is not None:
-        raise UsageError("--imatrix and --calibration: expected one of them, got both")
-    if request.imatrix is not None:
-        matrix = read_importance(request.imatrix)
-    elif request.calibration is not None:
-        beside = request.output or Path(file_name(mapped.metadata, "imatrix"))
-        run = ImportanceRun(request.model, request.calibration, beside, pre=request.pre, adapter=request.adapter)
-        matrix = run.collect(resume=True, progress=progress)
-    else:
-        return mapped, None
-    record = importance_metadata(matrix, request.imatrix or request.calibration)
-    shapes = {name: rows.shape for name, rows in mapped.tensors.items()}
-    return replace(mapped, metadata={**mapped.metadata, **record}), matrix.weights(shapes)
-
-
-def _plan(request: ExportRequest, mapped: MappedModel, options: PlanOptions) -> ExportPlan:
-    if request.target is None:
-        return next(_fitting(request, mapped, options))
-    plan = plan_export(mapped, request.target, options)
-    if request.max_bytes is not None and not request.pack and plan.total_bytes > request.max_bytes:
-        raise target_too_large(plan, plan.total_bytes, request.max_bytes)
-    return plan
-
-
-def _fitting(request: ExportRequest, mapped: MappedModel, options: PlanOptions) -> Iterator[ExportPlan]:
-    """Plans from large to small that may meet the size."""
-    assert request.max_bytes is not None
-    smallest = plan_export(mapped, LADDER[-1], options)
-    for target in LADDER:
-        plan = plan_export(mapped, target, options)
-        if worth_trying(plan, plan.total_bytes, request.max_bytes, pack=request.pack):
-            yield plan
-    raise nothing_fits(smallest, smallest.total_bytes, request.max_bytes)
-
-
-def worth_trying(plan: ExportPlan, size: int, limit: int, *, pack: bool) -> bool:
-    """Whether what is shipped may have at most `limit` bytes, when the files of `plan` have `size`."""
-    share = _LEAST_PACKED_SHARE if plan.target.default.is_quantized else _LEAST_PACKED_SHARE_OF_FLOATS
-    return size * (share if pack else 1) <= limit
-
-
-def refuse_no_goal(target: Target | None, max_bytes: int | None) -> None:
-    """Raise UsageError when nothing says which type is wanted."""
-    if target is None and max_bytes is None:
-        raise UsageError("export: expected --target, or --max-size to take the largest that fits")
-
-
-def target_too_large(plan: ExportPlan, size: int, limit: int) -> UsageError:
-    """The target that was asked for makes more than the size that was asked for."""
-    return UsageError(
-        f"--max-size: {plan.target.name} makes {format_size(size)},"
-        f" more than {format_size(limit)}; leave out --target to take the largest that fits"
-    )
-
-
-def archive_too_large(plan: ExportPlan, limit: int) -> UsageError:
-    """The archive of the target that was asked for is larger than the size that was asked for."""
-    return UsageError(
-        f"--max-size: the archive as {plan.target.name} is larger than {format_size(limit)};"
-        " leave out --target to take the largest that fits"
-    )
-
-
-def nothing_fits(smallest: ExportPlan, size: int, limit: int) -> UsageError:
-    """Not even the smallest type, whose files have `size` bytes, meets the limit."""
-    return UsageError(
-        f"--max-size {format_size(limit)}: the least possible is {format_size(size)} as {smallest.target.name}"
-    )
-
-
-def write(prepared: PreparedExport, progress: Progress = silent) -> tuple[ExportPlan, list[Path]]:
-    """Write what was prepared; gives the plan that was carried out and its files.
-
-    With `pack` and a size, targets are tried from large to small until the archive itself fits.
+    A missed gate is no error where the target was given: the file stays, and `passed` says so.
 
     Raises:
-        EdgepackError: whatever writing finds wrong; nothing is left under a final name then.
+        UsageError: options that contradict each other, or a size that cannot be met.
+        CheckFailedError: no target clears the gates; nothing is written.
+        EdgepackError: whatever source, passes or making find wrong; nothing is left under a final name then.
     """
-    request, plan = prepared.request, prepared.plan
-    if not request.pack:
-        shards = split_plan(plan, request.shard_bytes) if request.shard_bytes else [plan]
-        files = write_shards(shards, prepared.path, threads=request.threads, progress=progress, resume=request.resume)
-        return plan, files
-    searched = request.chosen_by_size and request.max_bytes is not None
-    for attempt in _fitting(request, prepared.mapped, prepared.options) if searched else (plan,):
-        if _write_archive(attempt, prepared, progress):
-            return attempt, [prepared.path]
-    assert request.max_bytes is not None
-    raise archive_too_large(plan, request.max_bytes)
-
-
-def _write_archive(plan: ExportPlan, prepared: PreparedExport, progress: Progress) -> bool:
-    """Write the GGUF beside the archive, pack it, remove it; whether the archive meets the size."""
-    from edgepack.packaging.pack import pack_archive
-
-    request = prepared.request
-    with _temporary_gguf(prepared.path) as gguf:
-        write_shards([plan], gguf, threads=request.threads, progress=progress, resume=request.resume)
-        result = pack_archive(gguf, prepared.path, threads=request.threads, progress=progress)
-    if request.max_bytes is None or result.bytes <= request.max_bytes:
-        return True
-    prepared.path.unlink()
-    return False
+    check_request(request)
+    started = time.monotonic()
+    with _passes(request) as passes:
+        if request.dry_run:
+            return _planned(request, passes, started)
+        reached = _reach(request, passes)
+    shipped = reached.shipped
+    judged = None if reached.tried or not (request.is_gated or request.validate) else _verdict(request, reached)
+    return ExportResult(
+        shipped.path, shipped.bytes, time.monotonic() - started, shipped.made.outline, shipped.made, shipped.adapters,
+        reached.tried, judged, gates_of(request),
+    )  # fmt: skip
 
 
 @contextmanager
-def _temporary_gguf(archive: Path) -> Iterator[Path]:
-    """The GGUF on its way into `archive`; removed at the end, whatever happens."""
-    check_output(archive)
-    path = archive.with_name(f".{archive.stem}.gguf")
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
+def _passes(request: ExportRequest) -> Iterator[Passes | None]:
+    """The recipe at work, where there is one."""
+    if not request.has_passes:
+        yield None
+        return
+    with work_of(request) as passes:
+        yield passes
+
+
+def _planned(request: ExportRequest, passes: Passes | None, started: float) -> ExportResult:
+    """What a dry run tells."""
+    outline, shipment = _outline(request, passes), Shipment(request)
+    shipment.check(outline)
+    path, seconds = shipment.path_for(outline), time.monotonic() - started
+    return ExportResult(path, outline.bytes, seconds, outline, None, (), (), None, gates_of(request))
+
+
+def _outline(request: ExportRequest, passes: Passes | None) -> Outline:
+    if request.kind == WIRE:
+        return _wire(request, passes).outline
+    if request.kind == CODED:
+        maker, target = _coded(request, passes)
+        return maker.outline(target)
+    gguf, ladder = _gguf(request, passes)
+    if request.target is None:
+        return next(outline for _target, outline in fitting(gguf, ladder, request))
+    return gguf.outline(ladder[0])
+
+
+def _reach(request: ExportRequest, passes: Passes | None) -> Reached:
+    """Reach the request's goal with the maker of its kind."""
+    shipment = Shipment(request)
+    shipment.check_folder()
+    if request.kind == WIRE:
+        return _reach_scalar(_wire(request, passes), request, shipment)
+    if request.kind == CODED:
+        maker, target = _coded(request, passes)
+        return reach_given(maker, target, request, shipment)
+    gguf, ladder = _gguf(request, passes)
+    if request.target is not None:
+        return reach_given(gguf, ladder[0], request, shipment)
+    if request.max_bytes is not None:
+        return reach_size(gguf, ladder, request, shipment)
+    with _judge(request) as judge:
+        return reach_gates(gguf, ladder, judge, request, shipment)
+
+
+def _gguf(request: ExportRequest, passes: Passes | None) -> tuple[Maker[Target], Sequence[Target]]:
+    """The maker of ggml's types and the targets that it may take, from large to small."""
+    from edgepack.pipeline.makers.gguf import open_gguf
+    from edgepack.quant.types.targets import find_target
+
+    given = None if request.target is None else find_target(request.target)
+    maker = open_gguf(request, passes)
+    ladder = maker.ladder if given is None else (given,)
+    adapter = _beside(request)
+    return (maker if adapter is None else WithAdapter(maker, adapter)), ladder
+
+
+def _coded(request: ExportRequest, passes: Passes | None) -> tuple[Maker[EdgeTarget], EdgeTarget]:
+    """The maker of the variant and its target."""
+    from edgepack.pipeline.makers.coded import open_coded
+    from edgepack.quant.codecs.targets import find_edge_target
+
+    target = find_edge_target(request.target or "")
+    maker, adapter = open_coded(request, passes), _beside(request)
+    return (maker if adapter is None else WithAdapter(maker, adapter)), target
+
+
+def _wire(request: ExportRequest, passes: Passes | None) -> WireMaker:
+    from edgepack.pipeline.makers.wire import WireMaker
+
+    return WireMaker(request, passes, _beside(request))
+
+
+def _beside(request: ExportRequest) -> SeparateAdapter | None:
+    """The adapter that stays a file of its own."""
+    adapter = separate_adapter(request)
+    return None if adapter is None else SeparateAdapter(adapter, request.source)
+
+
+def _reach_scalar(maker: WireMaker, request: ExportRequest, shipment: Shipment) -> Reached:
+    """The scale that reaches a size or a gate."""
+    from edgepack.pipeline.scalar import scale_to_gates, scale_to_size
+
+    shipment.check(maker.outline)
+    with ExitStack() as opened:
+        run = opened.enter_context(maker.open(shipment.path_for(maker.outline)))
+        tried: tuple[Rung, ...] = ()
+        if request.is_gated:
+            _last, tried = scale_to_gates(run, opened.enter_context(_judge(request)))
+        else:
+            wanted = request.max_bytes if request.bits is None else int(request.bits * run.weights / 8)
+            scale_to_size(run, wanted or 0)
+        return Reached(shipment.deliver(maker.made(run, run.trials[-1])), tried)
+
+
+def gates_of(request: ExportRequest) -> Gates:
+    """The bars that the request sets."""
+    from edgepack.edge.fidelity.validate import Gates
+
+    return Gates(request.min_agreement, request.max_kl, None)
+
+
+def _scoring(request: ExportRequest) -> ScoringOptions:
+    from edgepack.pipeline.fidelity import ScoringOptions
+
+    return ScoringOptions(max_chunks=request.chunks, threads=request.threads or 0, floor=False, greedy=0)
+
+
+def _judge(request: ExportRequest) -> Judge:
+    """Judges files against the request's model, its merged adapter included."""
+    from edgepack.pipeline.judging import Judge
+
+    text = None if request.text is None else Path(request.text)
+    return Judge(request.source, gates_of(request), text, _scoring(request), opener=_opener(request))
+
+
+def _verdict(request: ExportRequest, reached: Reached) -> FidelityRun:
+    """The shipped file held against what it was made from."""
+    from edgepack.pipeline.fidelity import run_validation
+
+    scoring = replace(_scoring(request), adapters=reached.shipped.adapters)
+    text = None if request.text is None else Path(request.text)
+    return run_validation(
+        request.source, [reached.shipped.path], text, scoring, request.progress, opener=_opener(request)
+    )
+
+
+def _opener(request: ExportRequest) -> Callable[[], Scorer] | None:
+    """Opens the original where it is more than what lies at the model's place: with its adapter."""
+    if request.adapter is None:
+        return None
+    from edgepack.pipeline.fidelity import blockwise_scorer
+
+    merged = replace(request, adapter_mode="merge")
+    return lambda: blockwise_scorer(opened_checkpoint(merged), _scoring(request))

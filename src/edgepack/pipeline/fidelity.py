@@ -15,15 +15,18 @@ from edgepack.edge.fidelity.run import Candidate, FidelityRun, Text
 from edgepack.edge.fidelity.scorers.scorer import Chunking
 from edgepack.edge.fidelity.validate import Validation, validate
 from edgepack.errors import DependencyError, UsageError
+from edgepack.pipeline.text import text_to_score
+from edgepack.processors import default_threads
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from edgepack.edge.fidelity.scorers.gguf import GGUFScorer
     from edgepack.edge.fidelity.scorers.scorer import Scorer
     from edgepack.edge.fidelity.scorers.stored import StoredScorer
+    from edgepack.model import Checkpoint
     from edgepack.progress import Progress
 
 SAMPLED_SEQUENCES, SAMPLED_LENGTH = 128, 192  # 24,000 tokens in 191 steps; small models are lost in longer texts
@@ -69,18 +72,8 @@ class ScoringOptions:
 
     def shares(self) -> tuple[int, int]:
         """Threads of the reference and of the candidates, which run at the same time."""
-        cores = self.threads or len(os.sched_getaffinity(0))
+        cores = self.threads or default_threads()
         return max(1, cores // 2), max(1, cores - cores // 2)
-
-
-def read_text(path: Path) -> Text:
-    """The text of a UTF-8 file; raises UsageError when it is not one."""
-    try:
-        return Text(path.read_text(encoding="utf-8"), path.name)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: expected UTF-8 text, byte {error.start} is not") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def open_reference(path: Path, options: ScoringOptions) -> Scorer:
@@ -108,17 +101,23 @@ def open_reference(path: Path, options: ScoringOptions) -> Scorer:
 
 
 def open_blockwise(path: Path, options: ScoringOptions) -> Scorer:
-    """The scorer of a checkpoint that is read block by block; raises as `open_reference`."""
+    """The scorer of a folder's checkpoint that is read block by block; raises as `open_reference`."""
+    from edgepack.export.checkpoint import open_checkpoint
+
+    return blockwise_scorer(open_checkpoint(path), options)
+
+
+def blockwise_scorer(checkpoint: Checkpoint, options: ScoringOptions) -> Scorer:
+    """The scorer of a checkpoint, whatever was merged into it, that is read block by block."""
     import torch
 
     from edgepack.edge.fidelity.scorers.blockwise import BlockwiseScorer
     from edgepack.edge.fidelity.scorers.torch import CheckpointTokenizer
-    from edgepack.export.checkpoint import open_checkpoint
     from edgepack.quant.calibration.blocks import BlockwiseModel
 
     torch.set_num_threads(options.shares()[0])
-    label = f"{path.resolve().name} (transformers, float32, by blocks)"
-    return BlockwiseScorer(BlockwiseModel(open_checkpoint(path)), CheckpointTokenizer(path), label)
+    label = f"{checkpoint.path.resolve().name} (transformers, float32, by blocks)"
+    return BlockwiseScorer(BlockwiseModel(checkpoint), CheckpointTokenizer(checkpoint.path), label)
 
 
 def _exceeds_memory(folder: Path) -> bool:
@@ -180,19 +179,28 @@ def run_validation(
     text_path: Path | None,
     options: ScoringOptions,
     progress: Progress = silent,
+    opener: Callable[[], Scorer] | None = None,
 ) -> FidelityRun:
     """Open everything, score, close everything.
+
+    Args:
+        reference_path: the original.
+        candidate_paths: at least one file.
+        text_path: what is scored; the reference's own samples where None.
+        options: how.
+        progress: told of scoring.
+        opener: opens the reference where it is more than what lies at `reference_path`.
 
     Raises:
         EdgepackError: whatever opening or scoring finds wrong.
     """
-    text = None if text_path is None else read_text(text_path)
+    text = None if text_path is None else text_to_score(text_path)
     with ExitStack() as opened:
         candidates = []
         for path in candidate_paths:
             candidates.append(open_candidate(path, options, progress=progress))
             opened.callback(candidates[-1].close)
-        reference = open_reference(reference_path, options)
+        reference = opener() if opener is not None else open_reference(reference_path, options)
         opened.callback(reference.close)
         text = text or sample_text(reference)
         chunking = choose_chunking(reference, text.text, options)

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgepack.edge.fidelity.run import FileFindings, WeightError
 from edgepack.errors import GGUFError
+from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.progress import silent
 from edgepack.quant.codecs.ggml.codec import dequantize_rows
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
     from edgepack.export.rows import Rows
     from edgepack.gguf.reader import GGUFHeader
     from edgepack.gguf.types import TensorInfo, Value
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _CHUNK_WEIGHTS = 1 << 22  # 16 MB of float32 at a time
 _HOPELESS = 0.8  # relative error that no type has on trained weights
 _OUTLIER = 4.0  # times the median of the tensors of the same type
-_SKIPPED = ("general.", "quantize.", "tokenizer.chat_template", "split.")
+_SKIPPED = (keys.GENERAL, keys.QUANTIZE, keys.CHAT_TEMPLATE, keys.SPLIT)
 _FLOAT_TOLERANCE = 1e-6
 
 

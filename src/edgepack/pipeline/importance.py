@@ -10,26 +10,26 @@ import hashlib
 import json
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgepack.edge.llama.importance_collect import CollectOptions, collect_importance
-from edgepack.errors import CalibrationError, EdgepackError
+from edgepack.errors import EdgepackError
+from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import string
 from edgepack.progress import silent
 from edgepack.quant.calibration.importance_file import read_importance, write_importance
+from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
     from edgepack.progress import Progress
     from edgepack.quant.calibration.importance import ImportanceMatrix
 
-_RUN_KEY = "edgepack.imatrix.run"
-_MAX_TEXT_BYTES = 1 << 30
 _PRECISIONS = {"bf16": "gguf-bf16", "f16": "gguf-f16"}
 
 
@@ -68,7 +68,8 @@ class ImportanceRun:
             progress: told of each piece done.
 
         Raises:
-            CalibrationError: the text is unreadable or too short.
+            UsageError: the text is unreadable.
+            CalibrationError: it is too short.
             EdgepackError: as `open_model` and `collect_importance`.
         """
         text = read_text(self.text)
@@ -79,7 +80,7 @@ class ImportanceRun:
         def keep(matrix: ImportanceMatrix) -> None:
             nonlocal last
             if time.monotonic() - last >= self.keep_seconds:
-                write_importance(self.partial, matrix, exact=True, extra={_RUN_KEY: string(key)})
+                write_importance(self.partial, matrix, exact=True, extra={keys.IMATRIX_RUN: string(key)})
                 last = time.monotonic()
 
         with self._runnable(progress) as gguf:
@@ -121,37 +122,13 @@ class ImportanceRun:
         if not self.partial.is_file():
             return None
         try:
-            own = read_header(self.partial).get(_RUN_KEY) == key
+            own = read_header(self.partial).get(keys.IMATRIX_RUN) == key
             return read_importance(self.partial) if own else None
         except EdgepackError:  # cut off or of another version: the run begins anew
             return None
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 text file.
-
-    Raises:
-        CalibrationError: absent, too large, or not UTF-8.
-    """
-    try:
-        size = path.stat().st_size
-        if size > _MAX_TEXT_BYTES:
-            raise CalibrationError(f"{path}: expected a text of at most {_MAX_TEXT_BYTES} bytes, got {size}")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CalibrationError(f"{path}: expected UTF-8, got byte {error.object[error.start]:#04x}") from None
 
 
 def _precision(model: MappedModel) -> str:
     """The float target that loses nothing of the checkpoint's matrices."""
     dtypes = {rows.dtype for rows in model.tensors.values() if len(rows.shape) > 1}
     return _PRECISIONS.get(dtypes.pop(), "gguf-f32") if len(dtypes) == 1 else "gguf-f32"
-
-
-def statistics_json(matrix: ImportanceMatrix) -> list[dict[str, object]]:
-    """Per-tensor statistics as JSON objects."""
-    from edgepack.quant.calibration.importance import statistics
-
-    return [asdict(entry) for entry in statistics(matrix)]

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.errors import UsageError
-from edgepack.pipeline.passes_records import importance_by_gguf_name, recipe_metadata, source_names
-from edgepack.pipeline.passes_steps import RUNNERS, calibration_tokens, given, short_text_note
+from edgepack.pipeline.calibration import calibration_tokens, short_text_note
+from edgepack.pipeline.outline import ChangedModel
+from edgepack.pipeline.passes_records import importance_by_gguf_name, recipe_metadata
 from edgepack.progress import silent
+from edgepack.quant.passes.registry import find_pass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edgepack.export.mapped_model import MappedModel
+    from edgepack.export.mapped import MappedModel
     from edgepack.export.plan import ExportPlan, Importance
-    from edgepack.gguf.types import GGMLType, Value
+    from edgepack.gguf.types import GGMLType
     from edgepack.model import Checkpoint
     from edgepack.pipeline.recipe import PassStep, Recipe
     from edgepack.progress import Progress
@@ -46,6 +48,7 @@ class RecipeOptions:
         pre: the pre-tokenizer's name where its structure is not known.
         device: a torch device for the passes.
         batch: calibration sequences at a time.
+        tokens: calibration tokens [sequences, length] that are known already, in place of the recipe's.
         save_calibration: a `.safetensors` file for the statistics, which makes calibration resumable; or None.
         progress: told of each block done.
     """
@@ -55,6 +58,7 @@ class RecipeOptions:
     pre: str | None = None
     device: str = "cpu"
     batch: int = 8
+    tokens: NDArray[np.int64] | None = None
     save_calibration: Path | None = None
     progress: Progress = silent
 
@@ -83,21 +87,6 @@ class PreparedExport:
     notes: tuple[str, ...]
     low_rank: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
     corrections: tuple[PassStep, ...] = ()
-
-
-@dataclass(frozen=True)
-class ChangedModel:
-    """What passes that know of no target leave.
-
-    Attributes:
-        checkpoint: the changed model.
-        metadata: the recipe and every pass' figures, for the file.
-        notes: a line each on what was skipped and why.
-    """
-
-    checkpoint: Checkpoint
-    metadata: Mapping[str, Value]
-    notes: tuple[str, ...]
 
 
 class Passes:
@@ -214,23 +203,25 @@ class _Work:
         return work
 
     def tokens(self) -> NDArray[np.int64]:
-        """Calibration tokens: of the recipe's text, or sampled from the model."""
+        """Calibration tokens: those given, of the recipe's text, or sampled from the model."""
+        if self.options.tokens is not None:
+            return self.options.tokens
         if "tokens" not in self._kept:
             self._kept["tokens"] = calibration_tokens(self.checkpoint, self.recipe, self.options.device)
         return self._kept["tokens"]
 
     def run(self, step: PassStep) -> None:
         """One pass, and what it leaves."""
-        outcome = RUNNERS[step.name](self, step)
+        outcome = find_pass(step.name).run(self.checkpoint, step.settings, self.pass_run(step.needs_tokens))
         self.checkpoint = outcome.checkpoint
         if outcome.coded is None:
             self.unrounded = outcome.checkpoint
-        self.figures.append({"name": step.name, **given(step), **outcome.figures})
+        self.figures.append({"name": step.name, **step.given, **outcome.figures})
         self.notes += outcome.notes
         self.low_rank |= outcome.low_rank
         self.coded = outcome.coded or self.coded
 
-    def pass_run(self, with_tokens: bool = True) -> PassRun:
+    def pass_run(self, with_tokens: bool) -> PassRun:
         """What a pass is given now."""
         from edgepack.quant.passes.run import PassRun
 
@@ -255,7 +246,7 @@ class _Work:
         candidates = [Candidate(name, rows.shape, GGMLType.F32) for name, rows in mapped.tensors.items()]
         overrides = self.options.overrides or Overrides()
         types = choose_types(candidates, self.target, mapped.facts, overrides, has_importance=self.with_importance)
-        return {source: types[name] for name, rows in mapped.tensors.items() for source in source_names(rows)}
+        return {source: types[name] for name, rows in mapped.tensors.items() for source in rows.origin.names}
 
     def last_notes(self) -> list[str]:
         """A line where the text was short, and one for each type of the file that cannot hold a pruning's zeros."""
@@ -263,7 +254,7 @@ class _Work:
 
         tokens = self._kept.get("tokens")
         short = [] if tokens is None else short_text_note(tokens, self.recipe)
-        pruned = any(step.name == "prune" and step.settings["method"] != "layers" for step in self.recipe.passes)
+        pruned = any(step.leaves_zeros for step in self.recipe.passes)
         return short + (lost_zeros(self._target_types().values()) if pruned else [])
 
     def calibrate(self) -> Calibration:

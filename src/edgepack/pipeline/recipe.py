@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from edgepack.errors import RecipeError
-from edgepack.pipeline.recipe_settings import CALIBRATION, SETTINGS, Setting
+from edgepack.errors import RecipeError, UsageError
+from edgepack.quant.passes.registry import ZEROS, contradiction, find_pass, pass_names
+from edgepack.quant.passes.settings import Setting, Settings
+from edgepack.text_file import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,28 +25,51 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+CALIBRATION: dict[str, Setting] = {
+    "text": Setting("text"),
+    "sequences": Setting("whole", low=1, high=1_000_000, default=64),
+    "length": Setting("whole", low=2, high=1_000_000),
+    "seed": Setting("whole", low=0, high=2**63 - 1, default=0),
+    "importance": Setting("flag", default=True),
+}
+
 
 @dataclass(frozen=True)
 class PassStep:
     """One `[[pass]]` table.
 
     Attributes:
-        name: `prune`, `awq`, `gptq` or `lowrank`.
+        name: of a pass that `quant.passes.registry` knows.
         settings: every key of the pass, defaults filled in; None for keys that are absent.
     """
 
     name: str
-    settings: Mapping[str, Any]
+    settings: Settings
 
     @property
     def is_correction(self) -> bool:
         """Whether the step corrects a finished file instead of changing weights."""
-        return self.name == "lowrank" and self.settings["method"] == "correction"
+        return find_pass(self.name).is_correction(self.settings)
 
     @property
     def depends_on_target(self) -> bool:
         """Whether the step's work is made for the types of one file."""
-        return self.name in ("awq", "gptq")
+        return find_pass(self.name).depends_on_target(self.settings)
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the step looks at calibration tokens."""
+        return find_pass(self.name).needs_tokens(self.settings)
+
+    @property
+    def leaves_zeros(self) -> bool:
+        """Whether the step leaves zeros that only some types of the file can hold."""
+        return ZEROS in find_pass(self.name).leaves(self.settings)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that have a value."""
+        return {key: value for key, value in self.settings.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -70,9 +95,11 @@ def read_recipe(path: Path) -> Recipe:
         RecipeError: unreadable, not TOML, an unknown key, a value out of range, or passes that contradict each other.
     """
     try:
-        return parse_recipe(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        text = read_text(path)
+    except UsageError as error:
+        raise RecipeError(str(error)) from None
+    try:
+        return parse_recipe(text)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
 
@@ -140,82 +167,22 @@ def _settings(table: Any, known: Mapping[str, Setting], path: str) -> dict[str, 
 
 
 def _step(table: Any, path: str) -> PassStep:
+    names = pass_names()
     if not isinstance(table, dict) or "name" not in table:
-        raise RecipeError(f"{path}.name: missing; known passes: {', '.join(SETTINGS)}")
-    name = Setting("text", tuple(SETTINGS)).parse(table["name"], f"{path}.name")
-    given = {key: value for key, value in table.items() if key != "name"}
-    step = PassStep(name, _settings(given, SETTINGS[name], path))
-    if name == "prune":
-        _check_prune(step.settings, given, path)
-    if name == "lowrank":
-        _check_low_rank(step.settings, given, path)
+        raise RecipeError(f"{path}.name: missing; known passes: {', '.join(names)}")
+    name = Setting("text", names).parse(table["name"], f"{path}.name")
+    given, declared = {key: value for key, value in table.items() if key != "name"}, find_pass(name)
+    step = PassStep(name, _settings(given, declared.settings, path))
+    declared.check(step.settings, frozenset(given), path)
     return step
-
-
-def pattern_group(pattern: str, path: str = "pattern") -> tuple[int, int]:
-    """(zeros, group) of a pattern such as `2:4`; (0, 0) for `unstructured`."""
-    if pattern == "unstructured":
-        return 0, 0
-    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", pattern)
-    if match is None or not 0 < int(match[1]) < int(match[2]):
-        raise RecipeError(f"{path}: expected 'unstructured' or N:M with 0 < N < M, such as '2:4', got {pattern!r}")
-    return int(match[2]) - int(match[1]), int(match[2])
-
-
-def _check_prune(settings: Mapping[str, Any], given: Mapping[str, Any], path: str) -> None:
-    zeros, group = pattern_group(settings["pattern"], f"{path}.pattern")
-    if settings["method"] == "layers":
-        if settings["layers"] is None:
-            raise RecipeError(f"{path}.layers: method 'layers' needs how many")
-        extra = sorted(set(given) - {"method", "layers"})
-        if extra:
-            raise RecipeError(f"{path}.{extra[0]}: method 'layers' removes whole layers and has no such setting")
-        return
-    if settings["layers"] is not None:
-        raise RecipeError(f"{path}.layers: belongs to method 'layers', got method '{settings['method']}'")
-    if not group and settings["sparsity"] is None:
-        raise RecipeError(f"{path}.sparsity: missing")
-    if group and settings["sparsity"] not in (None, zeros / group):
-        raise RecipeError(
-            f"{path}.sparsity: pattern '{settings['pattern']}' means {zeros / group:g}, got {settings['sparsity']}"
-        )
-    if group and settings["allocation"] != "uniform":
-        raise RecipeError(f"{path}.allocation: pattern '{settings['pattern']}' is the same in every layer")
-
-
-def _check_low_rank(settings: Mapping[str, Any], given: Mapping[str, Any], path: str) -> None:
-    corrects = settings["method"] == "correction"
-    limits = [key for key in ("rank", "variance", "size") if settings[key] is not None]
-    if len(limits) != 1:
-        allowed = "'rank' or 'size'" if corrects else "'rank' or 'variance'"
-        raise RecipeError(f"{path}: expected exactly one of {allowed}, got {' and '.join(limits) or 'none'}")
-    misplaced = {"variance", "output"} if corrects else {"size", "covariance"}
-    for key in sorted(misplaced & set(given)):
-        raise RecipeError(f"{path}.{key}: method '{settings['method']}' has no such setting")
 
 
 def _check_order(passes: Sequence[PassStep]) -> None:
     """Refuse what would undo an earlier pass."""
     for number, step in enumerate(passes):
         for earlier_number, earlier in enumerate(passes[:number]):
-            reason = _contradiction(earlier, step)
+            reason = contradiction((earlier.name, earlier.settings), (step.name, step.settings))
             if reason:
                 raise RecipeError(
                     f"pass[{number}]: '{step.name}' comes after pass[{earlier_number}] '{earlier.name}', {reason}"
                 )
-
-
-def _contradiction(earlier: PassStep, later: PassStep) -> str:
-    """Why `later` must not come after `earlier`; empty where it may."""
-    if earlier.is_correction:
-        return "which corrects the finished file: it must be last"
-    if later.is_correction:
-        return ""
-    if earlier.name == "gptq":
-        return "which has rounded the weights for the file: nothing may change them any more"
-    if earlier.name == later.name == "awq":
-        return "which has already folded its scales"
-    zeros = earlier.name == "prune" and earlier.settings["method"] != "layers"
-    if zeros and later.name == "lowrank":
-        return "whose zeros it would fill"
-    return ""

@@ -1,0 +1,265 @@
+"""`edgepack.pack` and its like: archives made and restored; `checking` checks them, `updates` makes patches."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from edgepack.api.values import FilePath, optional_path, paths
+from edgepack.atomic_file import check_output
+from edgepack.errors import UsageError
+from edgepack.packaging.archive import Archive, is_archive, open_archive
+from edgepack.packaging.coding.streams import DEFAULT_LEVEL
+from edgepack.packaging.estimate import Estimate, estimate_archive
+from edgepack.packaging.pack import PackResult, pack_archive
+from edgepack.packaging.restore.stream import unpack_stream
+from edgepack.packaging.restore.unpack import UnpackResult, extract_tensor, unpack_archive
+from edgepack.progress import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from edgepack.gguf.types import TensorInfo
+    from edgepack.progress import Progress
+
+
+def pack(
+    file: FilePath,
+    output: FilePath | None = None,
+    *,
+    level: int = DEFAULT_LEVEL,
+    dictionary: bool = True,
+    include: Sequence[FilePath] = (),
+    base: FilePath | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> PackResult:
+    """Pack a GGUF into one verified archive that restores bit for bit.
+
+    Args:
+        file: the GGUF.
+        output: the archive; by default beside it, as `.edgepack`. `-` is standard output.
+        level: zstd level, 1 to 19.
+        dictionary: train dictionaries where they gain.
+        include: other files to put in, under their own names.
+        base: an older archive, to take chunks and dictionaries from.
+        threads: workers; None for one a core.
+        progress: told of bytes read.
+
+    Raises:
+        GGUFError: `file` is not a whole GGUF.
+        UsageError: a file is not there, a name occurs twice, the output folder is absent.
+        ResourceError: the disk is full.
+    """
+    file = Path(file)
+    return pack_archive(
+        file,
+        file.with_suffix(".edgepack") if output is None else Path(output),
+        level=level,
+        dictionary=dictionary,
+        include=paths(include),
+        base=optional_path(base),
+        threads=threads,
+        progress=progress,
+    )
+
+
+def estimate_pack(file: FilePath, *, include: Sequence[FilePath] = (), level: int = DEFAULT_LEVEL) -> Estimate:
+    """How large `pack` would make its archive, from a sample of chunks; writes nothing.
+
+    Args:
+        file: the GGUF.
+        include: other files that would be put in.
+        level: zstd level, 1 to 19.
+
+    Raises:
+        GGUFError: `file` is not a whole GGUF.
+        UsageError: a file is not there.
+    """
+    return estimate_archive(Path(file), paths(include), level)
+
+
+def unpack(
+    archive: FilePath | BinaryIO,
+    output: FilePath | None = None,
+    *,
+    trusted: Sequence[FilePath] = (),
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> UnpackResult:
+    """Restore the GGUF of an archive, verified while it is written; continues an interrupted run.
+
+    Args:
+        archive: the `.edgepack`, or a binary stream that brings one (read once, in order).
+        output: the file to write, which appears only when it is whole; by default the member's own name beside the
+            archive (for a stream, in the working folder), if no such file exists.
+        trusted: files of public keys, one of which must have signed.
+        threads: workers; None for one a core.
+        progress: told of bytes restored.
+
+    Raises:
+        ArchiveError: the archive is truncated, hostile or newer.
+        IntegrityError: bytes differ from their digest; no output appears.
+        CheckFailedError: no trusted key signed.
+        UsageError: a key or the output cannot be used.
+        ResourceError: the disk is too small or became full.
+    """
+    keys = load_keys(trusted)
+    if not isinstance(archive, (str, os.PathLike)):
+        target = Path() if output is None else Path(output)
+        return unpack_stream(archive, target, trusted=keys, threads=threads, progress=progress)
+    file = Path(archive)
+    target = _free_output(file) if output is None else Path(output)
+    return unpack_archive(file, target, trusted=keys, threads=threads, progress=progress)
+
+
+def load_keys(files: Sequence[FilePath]) -> list[bytes]:
+    """The public keys in PEM files, 32 bytes each; raises UsageError for a file that is none."""
+    if not files:
+        return []
+    from edgepack.packaging.signing import load_public_key
+
+    return [load_public_key(Path(file)) for file in files]
+
+
+def _free_output(file: Path) -> Path:
+    """The model's own name beside the archive; never a file that is there already."""
+    with open_archive(file) as archive:
+        target = file.parent / Path(archive.main.name).name
+    if target.exists():
+        raise UsageError(f"'{target}' is there already: name the output with -o")
+    return target
+
+
+@dataclass(frozen=True)
+class NativeResult:
+    """What decoding a file of the variant gave.
+
+    Attributes:
+        output: the plain GGUF.
+        bytes: its length.
+        original_bytes: of the file that was decoded.
+        sha256: of the plain GGUF, hexadecimal.
+        seconds: wall time.
+        coded: how many tensors were decoded.
+        tensors: of the plain GGUF, in file order.
+    """
+
+    output: Path
+    bytes: int
+    original_bytes: int
+    sha256: str
+    seconds: float
+    coded: int
+    tensors: tuple[TensorInfo, ...]
+
+
+def unpack_native(
+    file: FilePath,
+    output: FilePath | None = None,
+    *,
+    native_type: str | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> NativeResult:
+    """Decode a GGUF of the variant (or the one in an archive) into a plain GGUF that stock llama.cpp runs.
+
+    Args:
+        file: a GGUF of the variant, or an `.edgepack` that holds one.
+        output: the plain GGUF; by default FILE-native.gguf.
+        native_type: what coded tensors become, such as `q6_k`; by default as each one says.
+        threads: workers; None for one a core.
+        progress: told of bytes.
+
+    Raises:
+        UsageError: no such file, or a type that cannot hold weights.
+        GGUFError, ArchiveError, IntegrityError: the file is not sound.
+        CodecError: it is not of the variant, or made by a newer edgepack.
+    """
+    from edgepack.edge.install.native import plan_native, write_native
+    from edgepack.file_digest import file_sha256
+    from edgepack.quant.types.targets import find_type
+
+    started = time.monotonic()
+    file = Path(file)
+    target = file.with_name(f"{file.stem}-native.gguf") if output is None else Path(output)
+    check_output(target)
+    kind = find_type(native_type) if native_type else None
+    with _variant_file(file, target.parent, threads, progress) as variant:
+        plan = plan_native(variant, kind)
+        size = write_native(plan, target, threads=threads, progress=progress)
+    seconds = time.monotonic() - started
+    coded = len(list(plan.variant.coded))
+    return NativeResult(target, size, file.stat().st_size, file_sha256(target), seconds, coded, plan.infos)
+
+
+@contextmanager
+def _variant_file(file: Path, folder: Path, threads: int | None, progress: Progress) -> Iterator[Path]:
+    """The GGUF itself, or the one inside an archive, restored into a temporary folder for as long as it is needed."""
+    if not file.is_file():
+        raise UsageError(f"'{file}': no such file")
+    if not is_archive(file):
+        yield file
+        return
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".edgepack-") as temporary:
+        restored = Path(temporary) / "variant.gguf"
+        unpack_archive(file, restored, threads=threads, progress=progress)
+        yield restored
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A member, or a tensor's raw blocks, that was taken out: the file, its length and its SHA-256 (hexadecimal)."""
+
+    output: Path
+    bytes: int
+    sha256: str
+
+
+def extract(
+    file: FilePath,
+    names: Sequence[str] = (),
+    folder: FilePath = ".",
+    *,
+    members: bool = False,
+    progress: Progress = silent,
+) -> tuple[Extracted, ...]:
+    """Take members (by name) or tensors of the model (by name, into NAME.bin) out of an archive.
+
+    Only the chunks that hold them are read.
+
+    Args:
+        file: the `.edgepack`.
+        names: of members and tensors.
+        folder: to write into; it must exist.
+        members: take every member but the model too.
+        progress: told of bytes restored.
+
+    Raises:
+        UsageError: nothing was named, there is no such member or tensor, or the folder is absent.
+        ArchiveError, IntegrityError: the archive is not sound.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"output '{folder}': expected a folder that exists")
+    with open_archive(Path(file)) as archive:
+        wanted = [*names, *(m.name for m in archive.members if members and m is not archive.main)]
+        if not wanted:
+            raise UsageError("name a member or a tensor, or ask for --members; `edgepack inspect --tensors` lists them")
+        return tuple(_extract(Path(file), archive, name, folder, progress) for name in dict.fromkeys(wanted))
+
+
+def _extract(file: Path, archive: Archive, name: str, folder: Path, progress: Progress) -> Extracted:
+    if name not in [member.name for member in archive.members]:
+        target = folder / f"{name.replace('/', '_')}.bin"
+        segment = extract_tensor(archive, name, target)
+        return Extracted(target, segment.entry.tensor_bytes, segment.entry.sha256.hex())
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    result = unpack_archive(file, target, member=name, progress=progress)
+    return Extracted(target, result.bytes, result.sha256)

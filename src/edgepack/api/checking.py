@@ -1,0 +1,153 @@
+"""`edgepack.verify`, `inspect`, `sign`: what a file is and who vouches for it. Making files is left to `archives`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.api.archives import load_keys
+from edgepack.api.values import FilePath, JsonObject, optional_path
+from edgepack.packaging import signing
+from edgepack.packaging.archive import open_archive
+from edgepack.packaging.inspection import Inspection, inspect_archive
+from edgepack.packaging.plain_gguf import inspect_gguf, is_gguf, verify_gguf
+from edgepack.packaging.signing import SignatureReport, SignatureState, judge_signatures
+from edgepack.packaging.verify import Problem, verify_archive
+from edgepack.progress import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgepack.progress import Progress
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What checking a file found.
+
+    Attributes:
+        problems: every one that was found; none for a sound file.
+        signature: who signed; None for a GGUF, and for an archive whose structure is broken.
+    """
+
+    problems: tuple[Problem, ...]
+    signature: SignatureReport | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def json(self) -> JsonObject:
+        """The object that `edgepack verify --json` prints."""
+        signed = self.signature
+        return {
+            "ok": self.ok,
+            "problems": [{"where": problem.where, "what": problem.what} for problem in self.problems],
+            "signature": None if signed is None else {"state": signed.state.value, "keys": list(signed.keys)},
+        }
+
+
+def verify(
+    file: FilePath, *, deep: bool = False, trusted: Sequence[FilePath] = (), progress: Progress = silent
+) -> VerifyResult:
+    """Check every byte of an archive against its digests; of a GGUF, which carries none, the structure.
+
+    What is wrong with the file is returned, not raised.
+
+    Args:
+        file: an `.edgepack` or a GGUF.
+        deep: restore everything in memory too, and check chunks, tensors and files.
+        trusted: files of public keys, one of which must have signed.
+        progress: told of bytes checked.
+
+    Raises:
+        UsageError: a key cannot be read.
+    """
+    file, keys = Path(file), load_keys(trusted)
+    if is_gguf(file):
+        unsigned = [Problem("signature", "a GGUF cannot be signed; pack it first")] if keys else []
+        return VerifyResult((*verify_gguf(file), *unsigned), None)
+    problems = list(verify_archive(file, deep=deep, progress=progress))
+    if any(problem.where == "structure" for problem in problems):
+        return VerifyResult(tuple(problems), None)
+    with open_archive(file) as archive:
+        report = judge_signatures(archive, keys)
+    if complaint := _complaint(report, required=bool(keys)):
+        problems.append(Problem("signature", complaint))
+    return VerifyResult(tuple(problems), report)
+
+
+def _complaint(report: SignatureReport, *, required: bool) -> str:
+    """What is wrong with the signatures, or nothing; an unsigned archive is wrong only where a key is required."""
+    bad = {SignatureState.INVALID} | ({SignatureState.UNSIGNED, SignatureState.STRANGER} if required else set())
+    return f"the archive is {report.state.value}{key_list(report)}" if report.state in bad else ""
+
+
+def key_list(report: SignatureReport) -> str:
+    """The keys whose signatures are right, in brackets; empty for none."""
+    return f" (ed25519 {', '.join(report.keys)})" if report.keys else ""
+
+
+def inspect(file: FilePath, *, tensors: bool = False, progress: Progress = silent) -> Inspection:
+    """What an archive or a GGUF holds, and what each kind of stream gained; of an archive the index suffices.
+
+    Args:
+        file: an `.edgepack` or a GGUF.
+        tensors: list the tensors of the model too.
+        progress: told of bytes digested (a GGUF's).
+
+    Raises:
+        ArchiveError, IntegrityError, GGUFError: the file is not sound.
+    """
+    file = Path(file)
+    if is_gguf(file):
+        return inspect_gguf(file, tensors=tensors, progress=progress)
+    with open_archive(file) as archive:
+        return inspect_archive(archive, tensors=tensors)
+
+
+@dataclass(frozen=True)
+class Signed:
+    """What signing gave: the signed archive, and the public key in hexadecimal."""
+
+    output: Path
+    key: str
+
+
+def sign(file: FilePath, key: FilePath, output: FilePath | None = None) -> Signed:
+    """Add a signature to an archive; one of the same key is replaced.
+
+    Args:
+        file: the `.edgepack`.
+        key: the private key that `generate_key` made.
+        output: the signed archive; in place by default.
+
+    Raises:
+        ArchiveError, IntegrityError: the archive cannot be opened.
+        UsageError: the key cannot be read, or there are too many signatures.
+    """
+    target = optional_path(output)
+    public = signing.sign_archive(Path(file), Path(key), target)
+    return Signed(target or Path(file), public)
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A new key: the file of the private half, the file of the public half, the public key in hexadecimal."""
+
+    private: Path
+    public: Path
+    key: str
+
+
+def generate_key(key: FilePath) -> KeyPair:
+    """Make an Ed25519 key: the private half in the file `key`, the public half beside it in KEY.pub.
+
+    Raises:
+        UsageError: either file is there already; keys are never overwritten.
+    """
+    private = Path(key)
+    public = signing.generate_key(private)
+    return KeyPair(private, signing.public_path(private), public)

@@ -1,0 +1,253 @@
+"""`edgepack.validate`, `compare`, `replay`, `certify`: measured by `pipeline` and `edge.fidelity`, told here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.api.opening import ignore
+from edgepack.api.validation import ComparisonResult, ReplayResult, ValidationResult
+from edgepack.api.values import FilePath, optional_path, paths
+from edgepack.edge.fidelity.certificate import DEFAULT_TOKENS
+from edgepack.edge.fidelity.validate import Gates
+from edgepack.errors import EdgepackError
+from edgepack.pipeline import certify as certificates
+from edgepack.pipeline.fidelity import ScoringOptions, run_validation, with_findings
+from edgepack.progress import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from edgepack.edge.fidelity.run import FidelityRun
+    from edgepack.edge.fidelity.tasks import Comparison
+    from edgepack.pipeline.certify import Certified
+    from edgepack.progress import Progress
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What every measurement shares."""
+
+    reference: Path
+    text: Path | None
+    scoring: ScoringOptions
+    progress: Progress
+    note: Callable[[str], object]
+
+    def run(self, candidates: Sequence[Path]) -> FidelityRun:
+        return run_validation(self.reference, candidates, self.text, self.scoring, self.progress)
+
+    def with_causes(self, run: FidelityRun) -> FidelityRun:
+        """The run with what the files' contents tell; as it was where the reference cannot be mapped."""
+        try:
+            return with_findings(run, self.reference, self.progress)
+        except EdgepackError as error:
+            self.note(f"weights were not compared: {error}")
+            return run
+
+
+def validate(
+    candidate: FilePath,
+    reference: FilePath,
+    *,
+    text: FilePath | None = None,
+    min_agreement: float | None = None,
+    max_kl: float | None = None,
+    max_perplexity_ratio: float | None = None,
+    ctx: int | None = None,
+    chunks: int | None = None,
+    threads: int | None = None,
+    scoring: ScoringOptions | None = None,
+    findings: bool | None = None,
+    progress: Progress = silent,
+    note: Callable[[str], object] = ignore,
+) -> ValidationResult:
+    """Hold a file against the original that it was made from, token by token.
+
+    Args:
+        candidate: a GGUF or an `.edgepack`.
+        reference: the original: a Hugging Face folder, a GGUF, or a stored reference (`.edgeref`).
+        text: a UTF-8 text file; by default text that the original writes itself.
+        min_agreement: a gate: least top-1 agreement, by the lower end of the 95 % interval.
+        max_kl: a gate: largest mean KL divergence in nats, by the upper end.
+        max_perplexity_ratio: a gate: largest perplexity over the original's, by the upper end.
+        ctx: tokens in a chunk; by default the longest up to 512 that the original makes use of.
+        chunks: score only the first so many.
+        threads: cores in all; by default every core.
+        scoring: everything else about how text is scored; what is said beside it counts.
+        findings: compare every tensor and setting too; by default only when a gate fails.
+        progress: told of tokens scored.
+        note: told what a person would like to know.
+
+    Raises:
+        UsageError: a file is not there, a gate is out of range, the text is too short.
+        CheckFailedError: the vocabularies differ in size.
+        DependencyError: the original runs in torch, which is not installed.
+        EdgepackError: whatever opening either of them finds wrong.
+    """
+    gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
+    inputs = _Inputs(Path(reference), optional_path(text), _scoring(scoring, ctx, chunks, threads), progress, note)
+    run = inputs.run([Path(candidate)])
+    failed = not run.candidates[0].validation.passed(gates)
+    return ValidationResult(inputs.with_causes(run) if (failed if findings is None else findings) else run, gates)
+
+
+def compare(
+    candidates: Sequence[FilePath],
+    reference: FilePath,
+    *,
+    text: FilePath | None = None,
+    min_agreement: float | None = None,
+    max_kl: float | None = None,
+    max_perplexity_ratio: float | None = None,
+    ctx: int | None = None,
+    chunks: int | None = None,
+    threads: int | None = None,
+    scoring: ScoringOptions | None = None,
+    findings: bool = False,
+    progress: Progress = silent,
+    note: Callable[[str], object] = ignore,
+) -> ComparisonResult:
+    """Hold several files against one original in one pass, and say which of them no other one beats.
+
+    Args:
+        candidates: GGUFs and `.edgepack` files, at least one.
+        reference: the original, as in `validate`, and so all that follow.
+        text: what is scored.
+        min_agreement: a gate.
+        max_kl: a gate.
+        max_perplexity_ratio: a gate.
+        ctx: tokens in a chunk.
+        chunks: score only the first so many.
+        threads: cores in all.
+        scoring: everything else about how text is scored.
+        findings: compare every tensor and setting too.
+        progress: told of tokens scored.
+        note: told what a person would like to know.
+
+    Raises:
+        EdgepackError: as `validate`.
+    """
+    gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
+    inputs = _Inputs(Path(reference), optional_path(text), _scoring(scoring, ctx, chunks, threads), progress, note)
+    run = inputs.run(paths(candidates))
+    return ComparisonResult(inputs.with_causes(run) if findings else run, gates)
+
+
+def replay(
+    file: FilePath,
+    *,
+    min_agreement: float | None = None,
+    max_kl: float | None = None,
+    max_perplexity_ratio: float | None = None,
+    scoring: ScoringOptions | None = None,
+    progress: Progress = silent,
+) -> ReplayResult:
+    """Replay the certificate in an archive (or beside a GGUF): does this machine compute what the publisher's did?
+
+    Needs neither the original nor its text.
+
+    Args:
+        file: what `certify` wrote.
+        min_agreement: a gate, as in `validate`.
+        max_kl: a gate.
+        max_perplexity_ratio: a gate.
+        scoring: how llama.cpp runs the file.
+        progress: told of tokens scored.
+
+    Raises:
+        UsageError: there is no certificate.
+        IntegrityError: it belongs to another file.
+    """
+    gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
+    result, stored = certificates.run_replay(Path(file), scoring or ScoringOptions(), progress)
+    return ReplayResult(result, stored, gates)
+
+
+def certify(
+    candidate: FilePath,
+    reference: FilePath,
+    output: FilePath | None = None,
+    *,
+    text: FilePath | None = None,
+    stored_tokens: int = DEFAULT_TOKENS,
+    ctx: int | None = None,
+    chunks: int | None = None,
+    threads: int | None = None,
+    scoring: ScoringOptions | None = None,
+    progress: Progress = silent,
+) -> Certified:
+    """Measure a file and pack it with the figures and with answers that any machine can `replay`.
+
+    Signatures do not carry over to the new archive: sign after certifying.
+
+    Args:
+        candidate: a GGUF or an `.edgepack`.
+        reference: the original.
+        output: an `.edgepack` (by default CANDIDATE-certified.edgepack); any other name gets the GGUF and, beside it,
+            the certificate.
+        text: what is scored, as in `validate`, and so all that follow.
+        stored_tokens: scored positions to store, rounded up to whole chunks.
+        ctx: tokens in a chunk.
+        chunks: score only the first so many.
+        threads: cores in all.
+        scoring: everything else about how text is scored.
+        progress: of every stretch of work.
+
+    Raises:
+        EdgepackError: whatever opening, scoring or packing finds wrong; nothing is left behind.
+    """
+    candidate = Path(candidate)
+    target = candidate.with_name(f"{candidate.stem}-certified.edgepack") if output is None else Path(output)
+    options = _scoring(scoring, ctx, chunks, threads)
+    return certificates.certify(
+        candidate, Path(reference), optional_path(text), target, options, stored_tokens, progress
+    )  # fmt: skip
+
+
+def evaluate(
+    candidate: FilePath,
+    reference: FilePath,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    ctx: int = 512,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Mapping[str, Mapping[str, Comparison]]:
+    """Answer the same items with a file and its original; count flips, judge them by McNemar's test.
+
+    Args:
+        candidate: a GGUF or an `.edgepack`.
+        reference: the original.
+        tasks: paths of JSONL files of items, or names of lm-evaluation-harness tasks where that is installed.
+        limit: only the first so many items of each.
+        ctx: the longest item, in tokens.
+        threads: cores in all; by default every core.
+        progress: told of items.
+
+    Returns:
+        task → measure → both models compared.
+
+    Raises:
+        UsageError: a file of items is not one.
+        DependencyError: a task's name, and lm-evaluation-harness is not installed.
+    """
+    from edgepack.pipeline import evaluate as tasks_of
+
+    options = ScoringOptions(ctx=ctx, threads=threads or 0)
+    return tasks_of.evaluate(Path(candidate), Path(reference), tasks, options, limit, progress)
+
+
+def _scoring(
+    options: ScoringOptions | None, ctx: int | None, chunks: int | None, threads: int | None
+) -> ScoringOptions:
+    """`options` with what was said beside them."""
+    chosen = options or ScoringOptions()
+    return replace(
+        chosen,
+        ctx=chosen.ctx if ctx is None else ctx,
+        max_chunks=chosen.max_chunks if chunks is None else chunks,
+        threads=chosen.threads if threads is None else threads,
+    )

@@ -1,0 +1,113 @@
+"""`edgepack.imatrix`: importance matrices collected, merged and written; `pipeline.importance` collects."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.api.values import FilePath, JsonObject, optional_path, paths
+from edgepack.atomic_file import check_output
+from edgepack.edge.llama.importance_collect import CollectOptions
+from edgepack.errors import UsageError
+from edgepack.pipeline.importance import ImportanceRun
+from edgepack.progress import silent
+from edgepack.quant.calibration.importance import ImportanceMatrix, merge, statistics
+from edgepack.quant.calibration.importance_file import read_importance, write_importance, write_legacy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgepack.progress import Progress
+
+DEFAULT_NAME = "imatrix.gguf"
+
+
+@dataclass(frozen=True)
+class ImportanceResult:
+    """What collecting or merging gave.
+
+    Attributes:
+        matrix: the importance matrix.
+        output: the file that was written; None for none.
+        bytes: its length; 0 for none.
+        seconds: wall time.
+    """
+
+    matrix: ImportanceMatrix
+    output: Path | None
+    bytes: int
+    seconds: float
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of text that were run."""
+        return self.matrix.chunk_count * self.matrix.chunk_size
+
+    def json(self) -> JsonObject:
+        """The object that `edgepack imatrix --json` prints: per-tensor statistics among its keys."""
+        where: JsonObject = {} if self.output is None else {"output": str(self.output), "bytes": self.bytes}
+        return {
+            **where,
+            "entries": len(self.matrix.entries),
+            "chunks": self.matrix.chunk_count,
+            "seconds": round(self.seconds, 3),
+            "statistics": [asdict(entry) for entry in statistics(self.matrix)],
+        }
+
+
+def imatrix(
+    model: FilePath | None = None,
+    text: FilePath | None = None,
+    output: FilePath | None = None,
+    *,
+    merged: Sequence[FilePath] = (),
+    ctx: int = 512,
+    chunks: int | None = None,
+    include_head: bool = False,
+    resume: bool = False,
+    pre: str | None = None,
+    threads: int | None = None,
+    n_gpu_layers: int = 0,
+    progress: Progress = silent,
+) -> ImportanceResult:
+    """Collect an importance matrix of a model over a text, and add others up with it.
+
+    Args:
+        model: a Hugging Face folder or a GGUF; None only merges.
+        text: a UTF-8 text file to run through it.
+        output: where it is written, `.dat` in the older form; None writes nothing.
+        merged: files of matrices to add.
+        ctx: tokens in a piece of text; no more than the model knows.
+        chunks: at most this many pieces.
+        include_head: watch output.weight too.
+        resume: go on with an interrupted run of the same model and text.
+        pre: the pre-tokenizer's name, where its structure is not known.
+        threads: None for all processors.
+        n_gpu_layers: llama.cpp's layers on the GPU; -1 is all.
+        progress: told of each piece done.
+
+    Raises:
+        UsageError: model without text or the reverse, or nothing to do.
+        CalibrationError: the text cannot be used, or matrices do not fit together.
+        EdgepackError: the model cannot be opened.
+    """
+    if (model is None) != (text is None):
+        raise UsageError("imatrix: expected MODEL and --text together")
+    if model is None and not merged:
+        raise UsageError("imatrix: expected MODEL with --text, or --merge FILE")
+    started = time.monotonic()
+    target = optional_path(output)
+    if target is not None:
+        check_output(target, None)
+    matrices = [read_importance(path) for path in paths(merged)]
+    if model is not None and text is not None:
+        options = CollectOptions(ctx, chunks, include_head, threads or 0, n_gpu_layers)
+        run = ImportanceRun(Path(model), Path(text), target or Path(DEFAULT_NAME), options, pre)
+        matrices.append(run.collect(resume=resume, progress=progress))
+    matrix = merge(matrices)
+    if target is not None:
+        (write_legacy if target.suffix == ".dat" else write_importance)(target, matrix)
+    size = 0 if target is None else target.stat().st_size
+    return ImportanceResult(matrix, target, size, time.monotonic() - started)

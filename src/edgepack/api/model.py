@@ -1,0 +1,288 @@
+"""`edgepack.Model`: an opened model that completes, chats and embeds. Opening is left to `loading`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, overload
+
+import numpy as np
+
+from edgepack.api.questions import checked_message, sampling_of
+from edgepack.edge.chat.completion import Completion, CompletionStream, complete
+from edgepack.edge.chat.conversation import Conversation
+from edgepack.edge.fit.opening import runtime_options
+from edgepack.edge.llama.options import SamplingOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from edgepack.edge.chat.template import ChatTemplate, JinjaTemplate, NamedTemplate
+    from edgepack.edge.fit.opening import OpenWish
+    from edgepack.edge.install.model_file import ModelFile
+    from edgepack.edge.llama.interrupt import AbortFlag
+    from edgepack.edge.llama.options import RuntimeOptions
+    from edgepack.edge.llama.runtime import LoadedModel
+
+
+class Model:
+    """A model on this machine; not thread-safe. `edgepack.load` makes one.
+
+    Tokens that were evaluated stay in the KV cache: of the next prompt only what differs is evaluated.
+
+    Args:
+        source: the GGUF and what belongs to it.
+        wish: what the caller insists on.
+        options: how it is opened for text.
+        label: names it in messages.
+        template: the chat template asked for; None is the model's own.
+    """
+
+    def __init__(
+        self, source: ModelFile, wish: OpenWish, options: RuntimeOptions, label: str, template: str | None = None
+    ) -> None:
+        self.source = source
+        self.label = label
+        self.load_seconds = 0.0
+        self._wish = wish
+        self._options = options
+        self._wanted_template = template
+        self._template: JinjaTemplate | NamedTemplate | None = None
+        self._text: LoadedModel | None = None
+        self._embedder: LoadedModel | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free everything; a second call does nothing."""
+        for opened in (self._text, self._embedder, self._template):
+            if opened is not None:
+                opened.close()
+        self._text = self._embedder = self._template = None
+
+    @property
+    def path(self) -> Path:
+        """The GGUF that runs."""
+        return self.source.path
+
+    @property
+    def ctx(self) -> int:
+        """Tokens of context."""
+        return self._options.n_ctx
+
+    @property
+    def runtime(self) -> LoadedModel:
+        """llama.cpp's model, opened for text: tokens in, logits out."""
+        return self._text_model()
+
+    @property
+    def abort(self) -> AbortFlag:
+        """`set()` from another thread, or from a signal handler, ends what is being generated."""
+        return self.runtime.abort
+
+    def open(self, *, embeddings: bool = False) -> None:
+        """Let llama.cpp open the model now, for text or for embeddings.
+
+        Raises:
+            ModelRuntimeError: llama.cpp refuses it.
+        """
+        if embeddings:
+            self._embedding_model()
+        else:
+            self._text_model()
+
+    def _opened(self, options: RuntimeOptions) -> LoadedModel:
+        from edgepack.edge.llama.runtime import LoadedModel
+
+        started = time.perf_counter()
+        model = LoadedModel(self.source.path, options)
+        self.load_seconds += time.perf_counter() - started
+        return model
+
+    def _text_model(self) -> LoadedModel:
+        if self._text is None:
+            self._text = self._opened(self._options)
+        return self._text
+
+    def _embedding_model(self) -> LoadedModel:
+        if self._embedder is None:
+            wish = replace(self._wish, embeddings=True)
+            self._embedder = self._opened(runtime_options(self.source.header, wish))
+        return self._embedder
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether there is a chat template: the model's own, or one that was asked for."""
+        return self._wanted_template is not None or self.source.template is not None
+
+    def chat_template(self) -> ChatTemplate:
+        """The chat template, tried on a question; needs no opened model.
+
+        Raises:
+            TemplateError: the model has none and none was asked for, or it is broken.
+            UsageError: the name that was asked for is unknown.
+        """
+        if self._template is None:
+            from edgepack.edge.chat.template import choose_template, special_tokens
+
+            special = special_tokens(self.source.header)
+            self._template = choose_template(self._wanted_template, self.source.template, special, self.label)
+        return self._template
+
+    @overload
+    def complete(
+        self, prompt: str, *, max_tokens: int = ..., temperature: float | None = ..., seed: int | None = ...,
+        stop: Sequence[str] = ..., json_schema: str | None = ..., sampling: SamplingOptions | None = ...,
+        context_shift: bool = ..., stream: Literal[False] = ...,
+    ) -> Completion: ...  # fmt: skip
+    @overload
+    def complete(
+        self, prompt: str, *, max_tokens: int = ..., temperature: float | None = ..., seed: int | None = ...,
+        stop: Sequence[str] = ..., json_schema: str | None = ..., sampling: SamplingOptions | None = ...,
+        context_shift: bool = ..., stream: Literal[True],
+    ) -> CompletionStream: ...  # fmt: skip
+    def complete(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = -1,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        json_schema: str | None = None,
+        sampling: SamplingOptions | None = None,
+        context_shift: bool = False,
+        stream: bool = False,
+    ) -> Completion | CompletionStream:
+        """Continue a text.
+
+        Args:
+            prompt: the text as it stands; BOS is put in front where the vocabulary asks for it.
+            max_tokens: not more than these; -1 is as many as the context holds.
+            temperature: 0 takes the most probable token; by default 0.8, or `sampling`'s.
+            seed: of the random draw; by default a new one each time.
+            stop: texts that end the answer and are left out.
+            json_schema: the answer is JSON of this schema (its text).
+            sampling: everything else about how tokens are chosen.
+            context_shift: cut the middle out of a prompt that is too long, and forget when the context is full.
+            stream: give back an iterator over pieces of text, whose `result` is the completion once it has ended.
+
+        Raises:
+            UsageError: the prompt is longer than the context, or the schema cannot be followed.
+            ModelRuntimeError: llama.cpp fails.
+        """
+        chosen = sampling_of(sampling, temperature, seed, json_schema)
+        if stream:
+            return CompletionStream(self.runtime, prompt, chosen, max_tokens, stops=stop, context_shift=context_shift)
+        return complete(self.runtime, prompt, chosen, max_tokens, stops=stop, context_shift=context_shift)
+
+    @overload
+    def chat(
+        self, messages: str | Sequence[Mapping[str, str]], *, max_tokens: int = ..., temperature: float | None = ...,
+        seed: int | None = ..., stop: Sequence[str] = ..., json_schema: str | None = ...,
+        sampling: SamplingOptions | None = ..., context_shift: bool = ..., stream: Literal[False] = ...,
+    ) -> Completion: ...  # fmt: skip
+    @overload
+    def chat(
+        self, messages: str | Sequence[Mapping[str, str]], *, max_tokens: int = ..., temperature: float | None = ...,
+        seed: int | None = ..., stop: Sequence[str] = ..., json_schema: str | None = ...,
+        sampling: SamplingOptions | None = ..., context_shift: bool = ..., stream: Literal[True],
+    ) -> CompletionStream: ...  # fmt: skip
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, str]],
+        *,
+        max_tokens: int = -1,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        json_schema: str | None = None,
+        sampling: SamplingOptions | None = None,
+        context_shift: bool = False,
+        stream: bool = False,
+    ) -> Completion | CompletionStream:
+        """Answer a conversation through the chat template.
+
+        Args:
+            messages: `{"role": "system" | "user" | "assistant", "content": text}` each, the question last; a text alone
+                is one question.
+            max_tokens: of the answer, as in `complete`, and so all that follow.
+            temperature: 0 takes the most probable token.
+            seed: of the random draw.
+            stop: texts that end the answer, besides those of the template.
+            json_schema: the answer is JSON of this schema.
+            sampling: everything else about how tokens are chosen.
+            context_shift: forget the oldest questions and answers when the context is full.
+            stream: give back an iterator over pieces of text.
+
+        Raises:
+            TemplateError: the model has no chat template, or it refuses the messages.
+            UsageError: a message lacks a role or content, or the conversation is longer than the context.
+            ModelRuntimeError: llama.cpp fails.
+        """
+        chosen = sampling_of(sampling, temperature, seed, json_schema)
+        conversation = self.conversation(chosen, stop=stop, context_shift=context_shift)
+        turns = (
+            [{"role": "user", "content": messages}] if isinstance(messages, str) else [*map(checked_message, messages)]
+        )
+        if turns and turns[0]["role"] == "system":
+            conversation.system = turns.pop(0)["content"]
+        conversation.turns = turns
+        prompt, stops = conversation.fitting_prompt(), conversation.all_stops
+        if stream:
+            return CompletionStream(self.runtime, prompt, chosen, max_tokens, stops=stops)
+        return complete(self.runtime, prompt, chosen, max_tokens, stops=stops)
+
+    def conversation(
+        self,
+        sampling: SamplingOptions | None = None,
+        *,
+        system: str = "",
+        max_tokens: int = -1,
+        stop: Sequence[str] = (),
+        context_shift: bool = False,
+    ) -> Conversation:
+        """A conversation that keeps its turns: `answer(question)` gives pieces of text.
+
+        Args:
+            sampling: how tokens are chosen.
+            system: the system message; empty for none.
+            max_tokens: of an answer; -1 is as many as the context holds.
+            stop: texts that end an answer, besides those of the template.
+            context_shift: forget the oldest turns when the context is full, instead of refusing.
+
+        Raises:
+            TemplateError: the model has no chat template, or it is broken.
+        """
+        chosen = sampling or SamplingOptions()
+        return Conversation(self.runtime, self.chat_template(), chosen, system, max_tokens, context_shift, stop)
+
+    def embed(self, texts: str | Sequence[str], *, normalize: bool = False) -> NDArray[np.float32]:
+        """Embeddings of texts: pooled as the model was trained, else the mean over a text's tokens.
+
+        Args:
+            texts: one text or several.
+            normalize: scale each embedding to length 1.
+
+        Returns:
+            float32 [texts, width].
+
+        Raises:
+            UsageError: a text has no token, or more than fit into a batch.
+            ModelRuntimeError: llama.cpp fails.
+        """
+        model = self._embedding_model()
+        asked = [texts] if isinstance(texts, str) else list(texts)
+        found = np.empty((len(asked), model.n_embd), np.float32)
+        for row, text in zip(found, asked, strict=True):
+            vector = model.embed(model.tokenize(text, parse_special=True))
+            row[:] = vector / (float(np.linalg.norm(vector)) or 1.0) if normalize else vector
+        return found

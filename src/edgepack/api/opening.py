@@ -1,0 +1,92 @@
+"""How the API opens a model on this machine: the file prepared, its adapters gathered, what the caller insists on.
+
+What fits is chosen by `edge.fit`; running is left to `model`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.edge.fit.opening import OpenWish
+from edgepack.edge.install.model_file import ModelFile, prepare
+from edgepack.edge.llama.check import check_adapter
+from edgepack.edge.llama.options import Adapter
+from edgepack.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from edgepack.api.values import FilePath
+    from edgepack.progress import Progress
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How a model is opened; None leaves it to what fits.
+
+    Attributes:
+        ctx: tokens of context.
+        device: `auto`, `cpu`, or a profile whose memory this machine is treated as having.
+        n_gpu_layers: layers on the GPU; -1 is all.
+        kv_type: of the KV cache: `f16`, `q8_0` …
+        threads: of the CPU; by default physical cores, one for very small models.
+        adapters: GGUF LoRAs to apply.
+        own_adapters: apply those that an archive brings too.
+        verify: check every byte of an installed archive first.
+    """
+
+    ctx: int | None = None
+    device: str = "auto"
+    n_gpu_layers: int | None = None
+    kv_type: str | None = None
+    threads: int | None = None
+    adapters: tuple[Adapter, ...] = ()
+    own_adapters: bool = True
+    verify: bool = False
+
+
+def ignore(text: str) -> None:
+    """A listener of notes that hears nothing."""
+
+
+def open_file(
+    file: FilePath, options: OpenOptions, progress: Progress, note: Callable[[str], object] = ignore
+) -> tuple[ModelFile, OpenWish]:
+    """The model in `file`, installed where it is an archive, and what `edge.fit` is asked for.
+
+    Raises:
+        UsageError: there is no such file, or an adapter is none.
+        GGUFError, ArchiveError, IntegrityError: the file is not sound.
+    """
+    source = prepare(Path(file), verify=options.verify, progress=progress, note=note)
+    own = tuple(Adapter(path) for path in source.adapters) if options.own_adapters else ()
+    adapters = own + options.adapters
+    for adapter in adapters:
+        check_adapter(adapter.path, source.header)
+    return source, OpenWish(
+        device=options.device,
+        n_ctx=options.ctx,
+        kv_type=options.kv_type,
+        n_gpu_layers=options.n_gpu_layers,
+        threads=options.threads,
+        adapters=adapters,
+    )
+
+
+def adapters_of(given: Sequence[Adapter | FilePath]) -> tuple[Adapter, ...]:
+    """Adapters as values; a path alone is applied as it was trained."""
+    return tuple(item if isinstance(item, Adapter) else Adapter(Path(item)) for item in given)
+
+
+def parse_adapter(text: str) -> Adapter:
+    """`FILE` or `FILE:SCALE`; raises UsageError when it is neither."""
+    name, colon, scale = text.rpartition(":")
+    path, strength = Path(text), 1.0
+    if colon and not path.is_file():
+        try:
+            path, strength = Path(name), float(scale)
+        except ValueError:
+            raise UsageError(f"adapter '{text}': expected FILE or FILE:SCALE") from None
+    return Adapter(path, strength)

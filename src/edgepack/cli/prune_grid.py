@@ -1,0 +1,114 @@
+"""`edgepack prune-grid`: fidelity and archive size of a model at several sparsities, and which to take."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.scoring_options import blockwise_option, chunks_option, ctx_option, text_option, threads_option
+from edgepack.errors import CheckFailedError
+from edgepack.quant.passes.prune_pass import METHODS
+
+if TYPE_CHECKING:
+    from edgepack.pipeline.prune_grid import GridRequest, PruneGrid
+    from edgepack.quant.passes.prune.grid import Level
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command("prune-grid")
+@click.argument("model", type=_PATH)
+@click.option("--sparsity", required=True, metavar="S,S,…", help="Shares of weights that go, such as 0.6,0.65,0.7.")
+@click.option("--method", type=click.Choice(METHODS), default="wanda", show_default=True, help="Which weights go.")
+@click.option("--target", default="gguf-q8", show_default=True, metavar="T", help="Type of the files.")
+@click.option("--calibration", type=_PATH, metavar="TEXT", help="What enters the layers; default own samples of MODEL.")
+@text_option
+@ctx_option
+@chunks_option
+@blockwise_option
+@threads_option
+@click.option("--device", default="cpu", show_default=True, metavar="D", help="Torch device of the pass.")
+@click.option("--min-agreement", type=click.FloatRange(0, 1), default=0.7, show_default=True,
+              help="Least share of first choices equal to MODEL's.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print what would be measured and about how large the GGUFs are.")
+@json_option
+def command(
+    model: Path, sparsity: str, method: str, target: str, calibration: Path | None, text_path: Path | None,
+    ctx: int | None, max_chunks: int | None, blockwise: bool | None, threads: int, device: str,
+    min_agreement: float, dry_run: bool, as_json: bool,
+) -> int:  # fmt: skip
+    """Prune MODEL, a Hugging Face folder, to each sparsity; print perplexity, agreement and archive size of each.
+
+    Picked is the smallest archive whose first choices equal MODEL's in --min-agreement of all tokens or more; of
+    equal archives the one that agrees more. Exits with 1 when no level agrees that much. No file is kept: the line
+    that is printed at the end makes the one that was picked.
+    """
+    from edgepack.pipeline.fidelity import ScoringOptions
+    from edgepack.pipeline.prune_grid import GridRequest, PruneGrid, parse_sparsities
+    from edgepack.quant.passes.prune.grid import choose_level, measure_levels, ordered
+
+    scoring = ScoringOptions(ctx=ctx, max_chunks=max_chunks, threads=threads, blockwise=blockwise)
+    request = GridRequest(model, target, method, calibration, text_path, scoring, device, terminal_progress)
+    levels = ordered(parse_sparsities(sparsity))
+    started = time.monotonic()
+    with PruneGrid(request) as grid:
+        if dry_run:
+            return _plan(grid, request, levels, as_json=as_json)
+        if not as_json:
+            click.echo(f"{'sparsity':>8} {'perplexity':>11} {'agreement':>10} {'archive bytes':>14}")
+
+        def measured(level: float) -> Level:
+            found = grid.measure(level)
+            if not as_json:
+                click.echo(_line(found))
+            return found
+
+        found = measure_levels(levels, measured)
+        origin = grid.text.origin
+    for line in grid.notes:
+        note(f"note: {line}")
+    try:
+        chosen = choose_level(found, min_agreement)
+    except CheckFailedError as error:
+        chosen, missed = None, str(error)
+    if as_json:
+        print_json({
+            "model": str(model), "target": target, "method": method, "text": origin, "min_agreement": min_agreement,
+            "levels": [_as_object(level) for level in found], "chosen": None if chosen is None else _as_object(chosen),
+            "seconds": round(time.monotonic() - started, 3),
+        })  # fmt: skip
+    if chosen is None:
+        note(f"FAILED {missed}")
+        return CheckFailedError.exit_code
+    note(f"picked {chosen.sparsity:g}: the smallest archive with an agreement of {min_agreement:g} or more")
+    text = "" if calibration is None else f" --calibration {calibration}"
+    note(f"edgepack export {model} --target {target} --pass {request.pass_for(chosen.sparsity)}{text} --pack")
+    return 0
+
+
+def _plan(grid: PruneGrid, request: GridRequest, levels: list[float], *, as_json: bool) -> int:
+    size = grid.planned_bytes()
+    if as_json:
+        print_json({
+            "model": str(request.model), "target": request.target, "method": request.method,
+            "levels": [{"sparsity": level, "gguf_bytes": size} for level in levels],
+        })  # fmt: skip
+        return 0
+    for level in levels:
+        click.echo(f"{level:>8.4g} {request.pass_for(level)}: a GGUF of about {size:,} bytes, packed and scored")
+    return 0
+
+
+def _line(level: Level) -> str:
+    return f"{level.sparsity:>8.4g} {level.perplexity:11.3f} {level.agreement:10.4f} {level.archive_bytes:14,}"
+
+
+def _as_object(level: Level) -> dict[str, float]:
+    return {
+        "sparsity": level.sparsity, "perplexity": level.perplexity, "top1_agreement": level.agreement,
+        "archive_bytes": level.archive_bytes,
+    }  # fmt: skip

@@ -1,0 +1,41 @@
+"""The SHA-256 of a file, read block by block. What is done with it is its caller's."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from edgepack.progress import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import BinaryIO
+
+    from edgepack.progress import Progress
+
+_BLOCK_BYTES = 8 << 20
+
+
+def file_sha256(path: Path, label: str = "digesting", progress: Progress = silent) -> str:
+    """SHA-256 of a file, hexadecimal; `progress` is told the bytes read under `label`."""
+    with path.open("rb") as stream, progress(label, path.stat().st_size) as advance:
+        return stream_sha256(stream, advance=advance).hex()
+
+
+def stream_sha256(
+    stream: BinaryIO, length: int | None = None, advance: Callable[[int], object] = lambda _bytes: None
+) -> bytes:
+    """SHA-256 of a stream from where it stands: of `length` bytes, of fewer where it ends before, or of all.
+
+    Args:
+        stream: left behind what was read.
+        length: bytes; None for all.
+        advance: told the bytes of each block.
+    """
+    digest, left = hashlib.sha256(), length
+    while block := stream.read(_BLOCK_BYTES if left is None else min(left, _BLOCK_BYTES)):
+        digest.update(block)
+        advance(len(block))
+        left = None if left is None else left - len(block)
+    return digest.digest()

@@ -1,0 +1,66 @@
+"""Names of metadata keys, each once: those of the GGUF format and those that edgepack adds.
+
+Keys of an architecture (`llama.block_count`) are built where they are needed; what the values mean is told there too.
+Sources: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and packaging/VARIANT.md.
+"""
+
+from __future__ import annotations
+
+# Of every GGUF.
+GENERAL = "general."
+ARCHITECTURE = "general.architecture"
+NAME = "general.name"
+TYPE = "general.type"  # `model`, `adapter`, `imatrix` …
+ALIGNMENT = "general.alignment"
+FILE_TYPE = "general.file_type"
+QUANTIZATION_VERSION = "general.quantization_version"
+
+# Of one file of several.
+SPLIT = "split."
+SPLIT_NUMBER = "split.no"
+SPLIT_COUNT = "split.count"
+SPLIT_TENSORS = "split.tensors.count"
+
+# Of vocabularies.
+TOKENIZER = "tokenizer.ggml."
+TOKENIZER_MODEL = "tokenizer.ggml.model"
+TOKENIZER_PRE = "tokenizer.ggml.pre"
+TOKENS = "tokenizer.ggml.tokens"
+VOCABULARY_SCORES = "tokenizer.ggml.scores"
+VOCABULARY_TYPES = "tokenizer.ggml.token_type"
+VOCABULARY_SEGMENTS = "tokenizer.ggml.token_type_count"
+MERGES = "tokenizer.ggml.merges"
+ADD_SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
+UNKNOWN_ID = "tokenizer.ggml.unknown_token_id"
+REMOVE_EXTRA_WHITESPACES = "tokenizer.ggml.remove_extra_whitespaces"
+PRECOMPILED_CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
+NORMALIZER_LOWERCASE = "tokenizer.ggml.normalizer.lowercase"
+NORMALIZER_STRIP_ACCENTS = "tokenizer.ggml.normalizer.strip_accents"
+CHAT_TEMPLATE = "tokenizer.chat_template"
+CHAT_TEMPLATES = "tokenizer.chat_templates"  # names of further ones, each under CHAT_TEMPLATE.NAME
+
+# Of LoRA adapters.
+ADAPTER_TYPE = "adapter.type"
+ADAPTER_ALPHA = "adapter.lora.alpha"
+
+# Of files quantised with an importance matrix.
+QUANTIZE = "quantize."
+IMATRIX = "quantize.imatrix."
+
+# edgepack's own.
+RECIPE = "edgepack.recipe"  # the recipe as TOML
+FIGURES = "edgepack.pass."  # and a pass' number, a dot, a figure's name
+CERTIFICATE = "edgepack.certificate"
+IMATRIX_RUN = "edgepack.imatrix.run"  # what two runs must share for one to go on with the other
+VARIANT = "edgepack.variant."
+VARIANT_VERSION = "edgepack.variant.version"
+VARIANT_TENSORS = "edgepack.variant.tensors"
+VARIANT_TENSOR = "edgepack.variant.tensor."
+WIRE = "edgepack.wire."
+WIRE_HOST = "edgepack.wire.host"  # there where matrices lie on grids
+WIRE_SCALE = "edgepack.wire.scale"
+WIRE_RDO = "edgepack.wire.rdo"
+WIRE_TRELLIS = "edgepack.wire.trellis"  # states that their integers follow; 0 for none
+WIRE_DRIFT = "edgepack.wire.drift"
+WIRE_CALIBRATION_SHA256 = "edgepack.wire.calibration_sha256"
+WIRE_CALIBRATION_TOKENS = "edgepack.wire.calibration_tokens"

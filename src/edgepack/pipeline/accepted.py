@@ -1,0 +1,103 @@
+"""Which options go together: by kind of target, beside passes, with one another; the one place that refuses them.
+
+It looks at the request alone and opens nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgepack.errors import UsageError
+from edgepack.pipeline.options import CODED, GGUF, WIRE
+from edgepack.pipeline.request import ExportRequest, given_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_EXPECTED = {(GGUF,): "a gguf target", (CODED,): "an edge target", (WIRE,): "--target wire",
+             (GGUF, CODED): "a gguf or an edge target"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Options that contradict each other.
+
+    Attributes:
+        holds: whether a request has them.
+        text: the refusal; `{model}`, `{target}` and `{output}` are filled in.
+    """
+
+    holds: Callable[[ExportRequest], bool]
+    text: str
+
+
+def _from_file(request: ExportRequest) -> bool:
+    return request.source.is_file()
+
+
+def _wire_goals(request: ExportRequest) -> list[float]:
+    goals = (request.bits, request.max_bytes, request.min_agreement, request.max_kl)
+    return [goal for goal in goals if goal is not None]
+
+
+CONFLICTS: tuple[Conflict, ...] = (
+    Conflict(lambda r: r.imatrix is not None and r.has_passes,
+             "--imatrix: passes change what enters the layers: give --calibration TEXT instead"),
+    Conflict(lambda r: r.imatrix is not None and r.calibration is not None,
+             "--imatrix and --calibration: expected one of them, got both"),
+    Conflict(lambda r: r.recipe is not None and bool(r.passes), "--recipe and --pass: expected one of them, got both"),
+    Conflict(lambda r: r.has_passes and _from_file(r),
+             "--recipe and --pass: expected a Hugging Face folder, got the file '{model}'"),
+    Conflict(lambda r: r.packs and r.shard_size is not None,
+             "--pack and --shard-size: an archive is one file, expected only one of them"),
+    Conflict(lambda r: r.pack and r.path is not None and r.path.suffix == ".gguf",
+             "--pack: expected an output that ends in .edgepack, got '{output}'"),
+    Conflict(lambda r: r.adapter is not None and _from_file(r),
+             "--adapter: expected a Hugging Face folder, got '{model}'"),
+    Conflict(lambda r: r.kind == WIRE and _from_file(r),
+             "--target wire: expected a Hugging Face folder, got '{model}'"),
+    Conflict(lambda r: r.kind == WIRE and len(_wire_goals(r)) != 1,
+             "--target wire: expected exactly one of --bits, --max-size, --min-agreement, --max-kl"),
+    Conflict(lambda r: r.kind == CODED and r.calibration is not None and _from_file(r),
+             "--calibration with {target}: expected a Hugging Face folder, got '{model}'"),
+    Conflict(lambda r: r.dry_run and r.calibration is not None and (r.kind == CODED or (
+        r.kind == GGUF and not r.has_passes)),
+             "--calibration: collecting is work; with --dry-run give --imatrix FILE"),
+    Conflict(lambda r: r.dry_run and r.skip_harmful,
+             "--skip-harmful: coding shows which stages help; expected no --dry-run with it"),
+    Conflict(lambda r: r.target is None and r.is_gated and (r.max_size or r.shard_size) is not None,
+             "--min-agreement and its like choose the target: expected no --max-size or --shard-size"),
+    Conflict(lambda r: r.target is None and r.max_size is None and (not r.is_gated or r.dry_run),
+             "export: expected --target, or --max-size to take the largest that fits"),
+)  # fmt: skip
+
+
+def check_request(request: ExportRequest) -> None:
+    """Refuse options that the target does not take or that contradict each other.
+
+    Raises:
+        UsageError: one line; the rule, and what was got.
+    """
+    given = given_options(request)
+    for declared in given.values():
+        if request.kind not in declared.kinds:
+            raise UsageError(f"{declared.name}: expected {_EXPECTED[declared.kinds]}, got '{request.target}'")
+    for conflict in CONFLICTS:
+        if conflict.holds(request):
+            raise UsageError(conflict.text.format(model=request.model, target=request.target, output=request.output))
+    for declared in given.values():
+        if request.has_passes and not declared.beside_passes:
+            raise UsageError(f"{declared.name}: not together with --recipe or --pass")
+    _check_goals(request)
+
+
+def _check_goals(request: ExportRequest) -> None:
+    """Goals are numbers that can be reached."""
+    for name, value in (("--bits", request.bits), ("--max-kl", request.max_kl), ("--max-size", request.max_bytes)):
+        if value is not None and not value > 0:
+            raise UsageError(f"{name}: expected more than 0, got {value}")
+    if request.min_agreement is not None and not 0 < request.min_agreement <= 1:
+        raise UsageError(f"--min-agreement: expected more than 0 and at most 1, got {request.min_agreement}")
+    if request.kind == WIRE and request.min_agreement == 1:
+        raise UsageError("--min-agreement: expected less than 1 for --target wire, got 1")

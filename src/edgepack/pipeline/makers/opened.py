@@ -1,0 +1,101 @@
+"""What a request reads, opened: the checkpoint with its adapter merged, and the passes that come in front.
+
+What is made of it is left to the makers.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.errors import DependencyError
+from edgepack.export.mapped_model import open_merged
+from edgepack.pipeline.outline import ChangedModel
+from edgepack.quant.types.choice import parse_overrides
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgepack.model import Checkpoint
+    from edgepack.pipeline.passes import Passes
+    from edgepack.pipeline.recipe import Recipe
+    from edgepack.pipeline.request import ExportRequest
+    from edgepack.quant.types.choice import Overrides
+
+
+def merged_adapter(request: ExportRequest) -> Path | None:
+    """The adapter that becomes part of the weights."""
+    return None if request.adapter is None or request.adapter_mode != "merge" else Path(request.adapter)
+
+
+def separate_adapter(request: ExportRequest) -> Path | None:
+    """The adapter that stays a file of its own."""
+    return None if request.adapter is None or request.adapter_mode == "merge" else Path(request.adapter)
+
+
+def opened_checkpoint(request: ExportRequest) -> Checkpoint:
+    """The Hugging Face folder, its adapter merged; raises as `export.mapped_model.open_merged`."""
+    return open_merged(request.source, merged_adapter(request))
+
+
+def read_request_recipe(request: ExportRequest) -> Recipe:
+    """What `--recipe` or `--pass` say, with `--calibration` as the text where one is given; raises RecipeError."""
+    from edgepack.pipeline.recipe import inline_recipe, read_recipe
+
+    recipe = inline_recipe(request.passes, {}) if request.recipe is None else read_recipe(Path(request.recipe))
+    if request.calibration is not None:
+        recipe = replace(recipe, calibration={**recipe.calibration, "text": str(request.calibration)})
+    return recipe
+
+
+@contextmanager
+def work_of(request: ExportRequest) -> Iterator[Passes]:
+    """The request's recipe at work on its checkpoint, while the block lasts; a dry run does none of the work.
+
+    Raises:
+        DependencyError: torch is not installed.
+        RecipeError: the recipe is wrong.
+    """
+    try:
+        from edgepack.pipeline.passes import Passes, RecipeOptions
+    except ModuleNotFoundError as error:
+        needed = "use pip install 'edgepack[compress]'"
+        raise DependencyError(f"passes: '{error.name}' is not installed, {needed}") from None
+    recipe, checkpoint = read_request_recipe(request), opened_checkpoint(request)
+    if request.dry_run:
+        checkpoint, recipe = unworked(checkpoint, recipe), replace(recipe, passes=())
+    with tempfile.TemporaryDirectory(prefix="edgepack-passes-") as folder:
+        options = RecipeOptions(
+            Path(folder), overrides_of(request), pre=request.pre, device=request.device, progress=request.progress
+        )
+        yield Passes(checkpoint, recipe, options)
+
+
+def unworked(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
+    """The checkpoint as large as the recipe will leave it, without any of its work: which layers go is not known."""
+    dropped = sum(
+        step.settings["layers"]
+        for step in recipe.passes
+        if step.name == "prune" and step.settings["method"] == "layers"
+    )
+    if not dropped:
+        return checkpoint
+    from edgepack.export.config import ModelConfig
+    from edgepack.quant.passes.prune.layers import keep_layers
+
+    return keep_layers(checkpoint, range(max(1, ModelConfig(checkpoint.config).n_layers - dropped)))
+
+
+def changed_by(passes: Passes | None, request: ExportRequest) -> ChangedModel:
+    """The model that a maker without ggml's types starts from; raises as `Passes.changed`."""
+    return ChangedModel(opened_checkpoint(request)) if passes is None else passes.changed()
+
+
+def overrides_of(request: ExportRequest) -> Overrides:
+    """The types chosen by hand; raises UsageError for an expression or a type that is none."""
+    return parse_overrides(
+        request.tensor_types, output=request.output_type, embedding=request.embedding_type, pure=request.pure
+    )

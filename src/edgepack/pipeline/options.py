@@ -1,0 +1,50 @@
+"""How an option of an export is declared: spelling, help, the kind of value, the kinds of target that take it.
+
+Which options there are is `pipeline.request`'s table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+T = TypeVar("T")
+GGUF, CODED, WIRE = "gguf", "coded", "wire"
+EVERY = (GGUF, CODED, WIRE)
+
+
+@dataclass(frozen=True)
+class Option:
+    """How an option is spelled and who takes it.
+
+    Attributes:
+        spelling: such as `--tensor-type`; several are separated by spaces, the first is shown.
+        help: one line.
+        kinds: the kinds of target that take it.
+        value: `path`, `size`, `text`, `flag`, `count` (at least 1), `number`, or `texts` for a repeatable one.
+        metavar: what stands for the value in the help.
+        choices: all that is allowed, for `text`.
+        beside_passes: whether it means something together with a recipe.
+        hidden: further spellings that are understood and not shown.
+        shows_default: whether the help names the default.
+    """
+
+    spelling: str
+    help: str
+    kinds: tuple[str, ...] = EVERY
+    value: str = "path"
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    beside_passes: bool = True
+    hidden: tuple[str, ...] = ()
+    shows_default: bool = False
+
+    @property
+    def name(self) -> str:
+        """The spelling that messages use: the longest of the shown ones."""
+        return max(self.spelling.split(), key=len)
+
+
+def option(default: T, declared: Option) -> T:
+    """A field of `ExportRequest` that is an option with this default."""
+    return field(default=default, metadata={"option": declared})

@@ -1,0 +1,164 @@
+"""A grid of sparsities over one model: each level exported as `edgepack export --pass prune` would, packed and scored.
+
+Which level is picked is `quant.passes.prune.grid`'s rule, printing `cli.prune_grid`'s.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import exp
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from edgepack.edge.fidelity.validate import validate
+from edgepack.errors import UsageError
+from edgepack.pipeline.accepted import check_request
+from edgepack.pipeline.export import run_export
+from edgepack.pipeline.fidelity import ScoringOptions, choose_chunking, open_candidate, open_reference, sample_text
+from edgepack.pipeline.makers.opened import opened_checkpoint, read_request_recipe
+from edgepack.pipeline.request import ExportRequest
+from edgepack.pipeline.text import text_to_score
+from edgepack.progress import Progress, silent
+from edgepack.quant.passes.prune.grid import Level
+from edgepack.quant.types.targets import find_target
+from edgepack.text_file import read_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from edgepack.edge.fidelity.run import Text
+    from edgepack.edge.fidelity.scorers.scorer import Chunking, Scorer
+    from edgepack.model import Checkpoint
+    from edgepack.pipeline.outline import Made
+
+
+@dataclass(frozen=True)
+class GridRequest:
+    """What is pruned and how it is scored.
+
+    Attributes:
+        model: a Hugging Face folder.
+        target: a gguf target.
+        method: of the pass `prune` that sets single weights to zero.
+        calibration: a text for the pass; None for the model's own samples.
+        text: what is scored; None for the model's own samples.
+        scoring: how it is scored.
+        device: a torch device for the pass.
+        progress: told of every stretch of work.
+    """
+
+    model: Path
+    target: str = "gguf-q8"
+    method: str = "wanda"
+    calibration: Path | None = None
+    text: Path | None = None
+    scoring: ScoringOptions = field(default_factory=ScoringOptions)
+    device: str = "cpu"
+    progress: Progress = silent
+
+    def pass_for(self, sparsity: float) -> str:
+        """The pass of one level as `--pass` spells it."""
+        return f"prune:method={self.method},sparsity={sparsity:g}"
+
+    def export_of(self, sparsity: float) -> ExportRequest:
+        """The export of one level."""
+        return ExportRequest(
+            self.model, self.target, progress=self.progress, calibration=self.calibration, device=self.device,
+            passes=(self.pass_for(sparsity),), threads=self.scoring.threads or None,
+        )  # fmt: skip
+
+
+class PruneGrid:
+    """A model whose levels are measured one after the other; the original stays open for the length of a `with` block.
+
+    Args:
+        request: what is asked for.
+
+    Raises:
+        UsageError: a target that is none of ggml's types, a model that is no folder, a text that cannot be read.
+    """
+
+    def __init__(self, request: GridRequest) -> None:
+        find_target(request.target)
+        check_request(request.export_of(0.0))
+        if request.calibration is not None:
+            read_text(request.calibration)
+        self._request = request
+        self._text = None if request.text is None else text_to_score(request.text)
+        self._opened = ExitStack()
+        self.notes: dict[str, None] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._opened.close()
+
+    def planned_bytes(self) -> int:
+        """Length of the GGUF of any level, but for the passes' figures in its metadata; nothing is pruned for it."""
+        return run_export(replace(self._request.export_of(0.0), dry_run=True)).bytes
+
+    def measure(self, sparsity: float) -> Level:
+        """Prune, write, pack and score one level; its files are removed again.
+
+        Raises:
+            EdgepackError: whatever pruning, writing or scoring finds wrong.
+        """
+        from edgepack.packaging.pack import pack_archive
+
+        request = self._request
+        reference, text, chunking = self._original
+        threads = request.scoring.threads or None
+        with TemporaryDirectory(prefix="edgepack-prune-") as folder:
+            made = self._make(sparsity, Path(folder))
+            archive = Path(folder) / "model.edgepack"
+            packed = pack_archive(made.gguf, archive, threads=threads, progress=request.progress)
+            options = replace(request.scoring, ctx=chunking.ctx)
+            with closing(open_candidate(made.gguf, options)) as candidate:
+                (found,) = validate(reference, [candidate], text.text, chunking, request.progress)
+        statistics = found.statistics
+        return Level(sparsity, exp(statistics.candidate_loss.mean), statistics.agreement.mean, packed.bytes)
+
+    def _make(self, sparsity: float, folder: Path) -> Made:
+        """What `run_export` of the level makes, with tokens that all levels share."""
+        from edgepack.pipeline.makers.gguf import open_gguf
+        from edgepack.pipeline.passes import Passes, RecipeOptions
+
+        export, (checkpoint, tokens) = self._request.export_of(sparsity), self._calibration
+        options = RecipeOptions(folder, device=export.device, tokens=tokens, progress=export.progress)
+        passes = Passes(checkpoint, read_request_recipe(export), options)
+        made = open_gguf(export, passes).make(find_target(self._request.target), folder / "model.gguf")
+        self.notes |= dict.fromkeys(made.notes)
+        return made
+
+    @cached_property
+    def _calibration(self) -> tuple[Checkpoint, NDArray[np.int64]]:
+        from edgepack.pipeline.calibration import calibration_tokens
+
+        export = self._request.export_of(0.0)
+        checkpoint = opened_checkpoint(export)
+        return checkpoint, calibration_tokens(checkpoint, read_request_recipe(export), export.device)
+
+    @property
+    def text(self) -> Text:
+        """What is scored."""
+        return self._original[1]
+
+    @cached_property
+    def _original(self) -> tuple[Scorer, Text, Chunking]:
+        reference = self._opened.enter_context(closing(open_reference(self._request.model, self._request.scoring)))
+        text = self._text or sample_text(reference)
+        return reference, text, choose_chunking(reference, text.text, self._request.scoring)
+
+
+def parse_sparsities(text: str) -> list[float]:
+    """`0.6,0.65,0.7` as numbers; raises UsageError."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--sparsity: expected numbers such as 0.6,0.65,0.7, got '{text}'") from None

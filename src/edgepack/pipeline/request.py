@@ -1,0 +1,244 @@
+"""What an export is asked for: every option once, with its spelling, its help and the kinds of target that take it.
+
+The command line makes its options of this table, the Python API its signature of this class. Which options exclude
+each other is `pipeline.accepted`'s, what they do the makers'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.pipeline.options import CODED, GGUF, WIRE, Option, option
+from edgepack.progress import Progress, silent
+from edgepack.quantities import parse_size
+from edgepack.trellis import STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+StrPath = str | Path
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What the user wants made of a model. Sizes may be given as text (`2.5GB`), paths as text too.
+
+    Attributes:
+        model: a Hugging Face folder or a GGUF.
+        target: such as `gguf-q5km`, `edge-nf4`, `wire`; None to have a gguf target found by a size or a gate.
+        progress: told of every stretch of work.
+        tell: told one line for each file that a search tried.
+    """
+
+    model: StrPath
+    target: str | None = None
+    progress: Progress = silent
+    tell: Callable[[str], object] = lambda _line: None
+
+    # What is read, beside the model itself.
+    pre: str | None = option(
+        None,
+        Option("--pre", "The pre-tokenizer's name, where its structure is not known.", value="text", metavar="NAME"),
+    )
+    adapter: StrPath | None = option(None, Option("--adapter", "A PEFT LoRA for MODEL.", metavar="DIR"))
+    adapter_mode: str = option(
+        "merge",
+        Option(
+            "--adapter-mode",
+            "Merged into the weights, or a GGUF LoRA of its own.",
+            value="text",
+            choices=("merge", "separate"),
+            shows_default=True,
+        ),
+    )
+    allow_requantize: bool = option(
+        False, Option("--allow-requantize", "Quantise a GGUF's quantised tensors again.", (GGUF, CODED), "flag")
+    )
+    imatrix: StrPath | None = option(
+        None, Option("--imatrix", "An importance matrix of MODEL.", (GGUF, CODED), metavar="FILE")
+    )
+    calibration: StrPath | None = option(
+        None, Option("--calibration", "A text to run through MODEL, to learn which weights matter.", metavar="TEXT")
+    )
+
+    # Which tensor becomes what.
+    tensor_types: tuple[str, ...] = option(
+        (), Option("--tensor-type", "Type of matching tensors.", (GGUF,), "texts", "REGEX=TYPE")
+    )
+    output_type: str | None = option(
+        None, Option("--output-type", "Type of output.weight (and of tied embeddings).", (GGUF,), "text", "TYPE")
+    )
+    embedding_type: str | None = option(
+        None, Option("--embedding-type", "Type of token_embd.weight.", (GGUF,), "text", "TYPE")
+    )
+    pure: bool = option(
+        False, Option("--pure", "Every matrix gets the target's own type: no mixture.", (GGUF,), "flag")
+    )
+    tensor_codecs: tuple[str, ...] = option(
+        (),
+        Option(
+            "--tensor-codec",
+            "For edge targets: codec of matching tensors, such as 'attn_.*=vptq3'.",
+            (CODED,),
+            "texts",
+            "REGEX=CODEC",
+        ),
+    )
+    skip_harmful: bool = option(
+        False, Option("--skip-harmful", "For edge targets: drop a chain's stages that do not help.", (CODED,), "flag")
+    )
+    host_type: str | None = option(
+        None,
+        Option(
+            "--host-type",
+            "For wire: q8, q6k, q5k or q4k; what llama.cpp runs.",
+            (WIRE,),
+            "text",
+            "H",
+            hidden=("--host",),
+        ),
+    )
+    rdo: float | None = option(
+        None, Option("--rdo", "For wire: pull towards zero, for rates below 3 bits.", (WIRE,), "number", "L")
+    )
+    trellis: str | None = option(
+        None,
+        Option(
+            "--trellis",
+            "For wire: states of the trellis, 8 by default; 64 gain a little more, slowly; 0: none.",
+            (WIRE,),
+            "text",
+            "N",
+            choices=("0", *map(str, STATES)),
+        ),
+    )
+    drift: bool = option(
+        False, Option("--drift", "For wire: fit blocks to what the rounded ones before give.", (WIRE,), "flag")
+    )
+    for_device: str | None = option(
+        None,
+        Option("--for-device", "For wire: a device that must hold the host, such as gtx-1660.", (WIRE,), "text", "D"),
+    )
+
+    # What is done to the weights before they are written.
+    recipe: StrPath | None = option(None, Option("--recipe", "Passes on the weights, in order.", metavar="TOML"))
+    passes: tuple[str, ...] = option(
+        (),
+        Option(
+            "--pass",
+            "One pass, such as prune:method=wanda,sparsity=0.6, awq, gptq, lowrank:rank=64; repeatable.",
+            value="texts",
+            metavar="NAME:KEY=VALUE,…",
+        ),
+    )
+    device: str = option(
+        "cpu",
+        Option("--device", "Torch device of passes and calibration.", value="text", metavar="D", shows_default=True),
+    )
+
+    # The goal: what must be reached.
+    max_size: int | str | None = option(
+        None, Option("--max-size", "Without --target: the largest type that fits.", value="size", metavar="S")
+    )
+    bits: float | None = option(None, Option("--bits", "For wire: archive bits a weight.", (WIRE,), "number", "B"))
+    min_agreement: float | None = option(
+        None,
+        Option(
+            "--min-agreement",
+            "Least share of equal first choices; without --target the smallest type that reaches it.",
+            value="number",
+            metavar="A",
+        ),
+    )
+    max_kl: float | None = option(
+        None, Option("--max-kl", "Largest mean KL divergence; likewise.", value="number", metavar="NATS")
+    )
+    validate: bool = option(False, Option("--validate", "Hold the file against the original at the end.", value="flag"))
+    text: StrPath | None = option(
+        None, Option("--text", "Text to score; default the model's own samples.", metavar="FILE")
+    )
+    chunks: int | None = option(None, Option("--chunks", "Score only the first N chunks.", value="count", metavar="N"))
+
+    # What is written, and how.
+    output: StrPath | None = option(None, Option("-o --output", "Default: by the GGUF naming convention, here."))
+    pack: bool = option(
+        False, Option("--pack", "Write an archive instead; -o and --max-size mean the archive.", value="flag")
+    )
+    shard_size: int | str | None = option(
+        None,
+        Option("--shard-size", "Split into files of at most this size.", (GGUF,), "size", "S", beside_passes=False),
+    )
+    resume: bool = option(
+        False,
+        Option(
+            "--resume", "Go on with an interrupted export of the same plan.", (GGUF, CODED), "flag", beside_passes=False
+        ),
+    )
+    dry_run: bool = option(
+        False, Option("--dry-run", "Print the plan, exact to the byte; write nothing.", value="flag")
+    )
+    threads: int | None = option(None, Option("--threads", "Default: all processors.", value="count", metavar="N"))
+
+    @property
+    def kind(self) -> str:
+        """The kind of the target: who makes the file."""
+        if self.target == WIRE:
+            return WIRE
+        return CODED if self.target is not None and self.target.startswith("edge-") else GGUF
+
+    @property
+    def source(self) -> Path:
+        """The model's place."""
+        return Path(self.model)
+
+    @property
+    def path(self) -> Path | None:
+        """The output's place, where one was given."""
+        return None if self.output is None else Path(self.output)
+
+    @property
+    def packs(self) -> bool:
+        """Whether an archive is shipped: asked for, or said by the output's name."""
+        return self.pack or (self.path is not None and self.path.suffix == ".edgepack")
+
+    @property
+    def max_bytes(self) -> int | None:
+        """Of what is shipped: the GGUF and what belongs beside it, or the archive; raises UsageError for no size."""
+        return _bytes(self.max_size)
+
+    @property
+    def shard_bytes(self) -> int | None:
+        """Of each file; raises UsageError for no size."""
+        return _bytes(self.shard_size)
+
+    @property
+    def has_passes(self) -> bool:
+        """Whether weights are changed first."""
+        return self.recipe is not None or bool(self.passes)
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the file must reach a fidelity."""
+        return self.min_agreement is not None or self.max_kl is not None
+
+
+def _bytes(size: int | str | None) -> int | None:
+    return parse_size(size) if isinstance(size, str) else size
+
+
+def declared_options() -> dict[str, Option]:
+    """Name of a field of `ExportRequest` → its option, in the order in which help shows them."""
+    return {each.name: each.metadata["option"] for each in fields(ExportRequest) if "option" in each.metadata}
+
+
+def given_options(request: ExportRequest) -> dict[str, Option]:
+    """The options that are not at their defaults."""
+    known = declared_options()
+    return {name: known[name] for name in known if getattr(request, name) != default_of(name)}
+
+
+def default_of(name: str) -> object:
+    """What a field of `ExportRequest` holds when the option is not given."""
+    return next(each.default for each in fields(ExportRequest) if each.name == name)

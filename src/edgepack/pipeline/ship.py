@@ -1,0 +1,128 @@
+"""From scratch names to final ones: files appear where the user wants them whole, or as one archive, or not at all.
+
+What is made is the makers', which of several tries is shipped the goals'.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.atomic_file import check_output
+from edgepack.export.interrupted import journal_path
+from edgepack.export.naming import file_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgepack.pipeline.outline import Made, Outline
+    from edgepack.pipeline.request import ExportRequest
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What lies under final names.
+
+    Attributes:
+        made: how it came to be; its own paths are gone.
+        path: the GGUF, its first shard, or the archive.
+        files: every file of the model.
+        adapters: LoRA files beside it; an archive holds its own.
+    """
+
+    made: Made
+    path: Path
+    files: tuple[Path, ...]
+    adapters: tuple[Path, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Of the model's files, or of the archive."""
+        return sum(path.stat().st_size for path in self.files)
+
+    @property
+    def total_bytes(self) -> int:
+        """Of everything."""
+        return self.bytes + sum(path.stat().st_size for path in self.adapters)
+
+
+class Shipment:
+    """Where the files of one export go.
+
+    Args:
+        request: names the output, or leaves it to the GGUF naming convention.
+    """
+
+    def __init__(self, request: ExportRequest) -> None:
+        self._request = request
+
+    def path_for(self, outline: Outline) -> Path:
+        """The final name of what is shipped."""
+        if self._request.path is not None:
+            return self._request.path
+        name = Path(file_name(outline.metadata, outline.label))
+        return name.with_name(f"{name.stem}.edgepack") if self._request.packs else name
+
+    def check_folder(self) -> None:
+        """Check before anything is opened that an output that was named can be written there."""
+        if self._request.path is not None:
+            check_output(self._request.path)
+
+    def check(self, outline: Outline) -> None:
+        """Check before long work that the output can be written; raises as `atomic_file.check_output`."""
+        check_output(self.path_for(outline), None if self._request.dry_run else outline.bytes)
+
+    @contextmanager
+    def scratch(self, outline: Outline) -> Iterator[Path]:
+        """A hidden folder beside the output, so on its disk; stays only while an interrupted try can go on in it."""
+        path = self.path_for(outline)
+        folder = path.with_name(f".{path.name}.scratch")
+        folder.mkdir(exist_ok=True)
+        try:
+            yield folder
+        finally:
+            if not list(folder.glob(journal_path(Path("*")).name)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def scratch_name(self, outline: Outline, folder: Path) -> Path:
+        """What a GGUF is called until it is shipped; an archive keeps it under this name."""
+        return folder / f"{self.path_for(outline).stem}.gguf"
+
+    def packed(self, made: Made, folder: Path) -> Made:
+        """The files with their archive, where an archive is shipped and none was made yet."""
+        if not self._request.packs or made.archive is not None:
+            return made
+        from edgepack.packaging.pack import pack_archive
+
+        files = _moved(made, self.scratch_name(made.outline, folder))  # members have the names that files would have
+        archive, threads = folder / "archive.edgepack", self._request.threads
+        pack_archive(files.gguf, archive, include=files.adapters, threads=threads, progress=self._request.progress)
+        return replace(files, archive=archive)
+
+    def bytes_of(self, made: Made) -> int:
+        """What would be shipped."""
+        return made.archive.stat().st_size if self._request.packs and made.archive else made.shipped_bytes
+
+    def deliver(self, made: Made) -> Shipped:
+        """Move what was made under its final names; what lies there already stays."""
+        path = self.path_for(made.outline)
+        if self._request.packs:
+            assert made.archive is not None
+            if made.archive != path:
+                made.archive.replace(path)
+            return Shipped(made, path, (path,))
+        if made.gguf == path or len(made.files) > 1:
+            return Shipped(made, made.gguf, made.files, made.adapters)
+        moved = _moved(made, path)
+        return Shipped(moved, path, moved.files, moved.adapters)
+
+
+def _moved(made: Made, path: Path) -> Made:
+    """The same files with the GGUF at `path` and its adapters beside it."""
+    adapters = tuple(
+        each.replace(path.with_name(each.name.replace(made.gguf.stem, path.stem, 1))) for each in made.adapters
+    )
+    return replace(made, files=(made.gguf.replace(path),), adapters=adapters)
