@@ -1,8 +1,8 @@
 """What enters a block's linears at some tokens, and how much each of their outputs moves the module above.
 
 A scale is judged on these: a few hundred tokens, a few hundred rows of each linear, instead of whole modules run again
-for every scale. Activations are rounded on the way as llama.cpp's CPU kernels round them. Which scales are tried is left
-to `scales`.
+for every scale. Activations are rounded on the way as llama.cpp's CPU kernels round them. Which scales are tried
+is left to `scales`.
 """
 
 from __future__ import annotations
