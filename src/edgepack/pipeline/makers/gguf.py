@@ -6,7 +6,6 @@ Types are chosen and bytes planned by `export.plan`, passes run by `export.recip
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from edgepack.export.gguf_file import write_shards
@@ -19,6 +18,7 @@ from edgepack.quant.types.targets import Target, find_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from edgepack.export.mapped import MappedModel
     from edgepack.export.plan import ExportPlan
