@@ -55,7 +55,7 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def _cell(reason: str | None) -> str:
-    return "-" if reason is None else "yes" if not reason else "no"
+    return "-" if reason is None else f"no: {reason}" if reason else "yes"
 
 
 def measure(pattern: str, figures: dict[str, Any]) -> None:

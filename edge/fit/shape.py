@@ -23,9 +23,9 @@ _WINDOW_PATTERN = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "gpt-oss": 2, "exaone
                    "gemma3n": 5, "gemma4": 6}  # fmt: skip
 # Architectures whose graph is not replayed node by node: llama.cpp is asked for their compute buffer.
 _ASKED = re.compile(r"mamba2?|jamba|falcon-h1|granitemoe|granitehybrid|nemotron_h(_moe)?|lfm2(moe)?|gemma3n|gemma4|"
-                    r"gpt-oss|qwen3next|qwen35(moe)?")  # fmt: skip
+                    r"gpt-oss|qwen3next|qwen35(moe)?|glm4(moe)?")  # fmt: skip
 # Architectures whose caches are of another kind than keys, values and states of layers.
-_UNLIKE = re.compile(r"rwkv|t5|bert|plamo2|deepseek|kimi|minicpm3|plm|glm|wavtokenizer|minimax|dsv|llama4")
+_UNLIKE = re.compile(r"rwkv|t5|bert|plamo2|deepseek|kimi|minicpm3|plm|chatglm|glm-|wavtokenizer|minimax|dsv|llama4")
 
 
 @dataclass(frozen=True)
