@@ -167,6 +167,7 @@ RELABELLED = {  # in tests of their own
     "Gemma3nForConditionalGeneration",
     "JinaBertModel",
     "JinaBertForMaskedLM",
+    "RWKV7ForCausalLM",
 }
 
 
