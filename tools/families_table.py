@@ -63,12 +63,13 @@ def measure(pattern: str, figures: dict[str, Any]) -> None:
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/export")]
     import torch
     import transformers
+    from references.tiny_encoders import EMBEDDERS, RANKERS
     from test_architectures import MODELS
 
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     fresh: set[str] = set()
-    for tiny in MODELS:
+    for tiny in (*MODELS, *EMBEDDERS, *RANKERS):
         if pattern in tiny.name:
             with tempfile.TemporaryDirectory() as folder:
                 _measure_one(tiny, Path(folder), figures, fresh)
@@ -76,18 +77,17 @@ def measure(pattern: str, figures: dict[str, Any]) -> None:
 
 def _measure_one(tiny: Any, scratch: Path, figures: dict[str, Any], fresh: set[str]) -> None:
     from references.family_cells import CELLS, run_cell
-    from references.family_oracle import as_ggml_computes, error_of, exported, llama_logits, token_ids, torch_logits
+    from references.family_oracle import exported
     from references.tiny_checkpoints import random_model, write_checkpoint
 
     from edgepack.export.mapped_model import open_model
 
-    model, ids = random_model(tiny), token_ids()
+    model = random_model(tiny)
     folder = write_checkpoint(
         model, scratch / "model", ROOT / "tests/data/books-llama-6m", fused_experts=tiny.fused_experts
     )
     name = open_model(folder).metadata["general.architecture"].value
-    got = llama_logits(exported(folder, scratch / "f32.gguf"), ids)
-    error = error_of(got, torch_logits(as_ggml_computes(model) if tiny.as_ggml else model, ids))
+    error = _error(tiny, model, exported(folder, scratch / "f32.gguf"))
     found = figures.setdefault(name, {"models": {}, "classes": [], "cells": {}})
     if name not in fresh:  # the first of an architecture stands for it
         fresh.add(name)
@@ -96,6 +96,20 @@ def _measure_one(tiny: Any, scratch: Path, figures: dict[str, Any], fresh: set[s
     found["classes"] = sorted({*found["classes"], tiny.family + tiny.head})
     refused = "; ".join(f"{cell}: {reason}" for cell, reason in found["cells"].items() if reason)
     print(f"{tiny.name}: {name}, {error:.1e} of {tiny.tolerance:.0e}. {refused}", file=sys.stderr, flush=True)
+
+
+def _error(tiny: Any, model: Any, path: Path) -> float:
+    """Of logits, of tokens' embeddings or of scores, whatever the model gives."""
+    from references.embedder_oracle import embedding_error, scoring_error
+    from references.family_oracle import as_ggml_computes, error_of, llama_logits, token_ids, torch_logits
+    from references.tiny_encoders import EMBEDDERS, RANKERS
+
+    if tiny in EMBEDDERS:
+        return embedding_error(model, path)
+    if tiny in RANKERS:
+        return scoring_error(tiny, model, path)
+    ids = token_ids()
+    return error_of(llama_logits(path, ids), torch_logits(as_ggml_computes(model) if tiny.as_ggml else model, ids))
 
 
 def main() -> None:

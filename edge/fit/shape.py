@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 # Every n-th layer attends to everything, the others only within the window: the default of
 # load_swa_pattern() in llama.cpp's src/models/NAME.cpp, where no pattern stands in the file.
 _WINDOW_PATTERN = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "gpt-oss": 2, "exaone4": 4, "olmo2": 4, "plamo3": 8,
-                   "gemma3n": 5, "gemma4": 6}  # fmt: skip
+                   "gemma3n": 5, "gemma4": 6, "llama4": 4}  # fmt: skip
+_CHUNK_OF_LLAMA4 = 8192  # stands in its graph, not in the file
 # Architectures whose graph is not replayed node by node: llama.cpp is asked for their compute buffer.
 _ASKED = re.compile(r"mamba2?|jamba|falcon-h1|granitemoe|granitehybrid|nemotron_h(_moe)?|lfm2(moe)?|gemma3n|gemma4|"
-                    r"gpt-oss|qwen3next|qwen35(moe)?|glm4(moe)?")  # fmt: skip
+                    r"gpt-oss|qwen3next|qwen35(moe)?|glm4(moe)?|mistral3|qwen[23]vl(moe)?|deepseek2|minicpm3|llama4|olmoe|"
+                    r"exaone4|hunyuan-(dense|moe)|ernie4_5(-moe)?|cohere2|seed_oss|phi2|stablelm|apertus|arcee|nemotron|"
+                    r"bitnet|falcon|baichuan|gemma-embedding|(nomic-|modern-)?bert|nomic-bert-moe|"
+                    r"jina-bert-v[23]")  # fmt: skip
+# Encoders, which keep nothing of a text.
+_WITHOUT_CACHE = re.compile(r"gemma-embedding|.*bert.*")
 # Architectures whose caches are of another kind than keys, values and states of layers.
-_UNLIKE = re.compile(r"rwkv|t5|bert|plamo2|deepseek|kimi|minicpm3|plm|chatglm|glm-|wavtokenizer|minimax|dsv|llama4")
+_UNLIKE = re.compile(r"rwkv|t5|plamo2|deepseek(?!2$)|kimi|plm|chatglm|glm-|wavtokenizer|minimax|dsv")
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ def read_shape(header: GGUFHeader) -> ModelShape:
 
     Raises:
         GGUFError: a needed key is missing.
-        UnsupportedModelError: an architecture whose memory is not understood (recurrent, encoder, MLA …).
+        UnsupportedModelError: an architecture whose memory is not understood (RWKV, encoder and decoder …).
     """
     keys = _Keys(header)
     if _UNLIKE.search(keys.architecture):
@@ -152,7 +158,8 @@ def read_shape(header: GGUFHeader) -> ModelShape:
     if not heads and not asked:
         raise UnsupportedModelError("fit: a model whose first layer has no attention cannot be predicted yet")
     head_k = keys.integer("attention.key_length", keys.integer("embedding_length") // heads if heads else 0)
-    window = 0 if keys.architecture == "phi3" else keys.integer("attention.sliding_window", 0)
+    usual = _CHUNK_OF_LLAMA4 if keys.architecture == "llama4" else 0
+    window = 0 if keys.architecture == "phi3" else keys.integer("attention.sliding_window", usual)
     if keys.architecture not in _WINDOW_PATTERN:
         window = 0  # llama.cpp reads the window of these only
     tied = "output.weight" not in groups[-1]
@@ -212,12 +219,13 @@ def _layer(keys: _Keys, layer: int, tensors: dict[str, TensorInfo], window: int,
     head_v = keys.integer("attention.value_length_swa" if windowed else "attention.value_length", head_k)
     if not _has_cache(keys, layer, tensors):
         kv_heads = 0
+    latent = keys.raw("attention.key_length_mla") is not None  # the cache holds it once, as the key
     return LayerShape(
         nbytes=total,
         active_bytes=total - idle,
         q=heads * head_k,
         k=kv_heads * head_k,
-        v=kv_heads * head_v,
+        v=0 if latent else kv_heads * head_v,
         heads=heads,
         feed_forward=inner,
         windowed=windowed,
@@ -231,6 +239,8 @@ def _layer(keys: _Keys, layer: int, tensors: dict[str, TensorInfo], window: int,
 
 def _has_cache(keys: _Keys, layer: int, tensors: dict[str, TensorInfo]) -> bool:
     """Whether a layer keeps keys and values: recurrent ones and those that share an earlier one's do not."""
+    if _WITHOUT_CACHE.fullmatch(keys.architecture):
+        return False
     if keys.architecture == "gemma3n":
         return layer < _GEMMA3N_CACHES
     shared = keys.integer("attention.shared_kv_layers", 0)

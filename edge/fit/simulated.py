@@ -12,12 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgepack.edge.fit.twin_metadata import twin_metadata
 from edgepack.edge.llama.handles import open_context, open_model
 from edgepack.edge.llama.interrupt import AbortFlag
 from edgepack.edge.llama.log import runtime_log
 from edgepack.edge.llama.options import RuntimeOptions
-from edgepack.gguf import keys
-from edgepack.gguf.types import string, u32
 from edgepack.gguf.writer import GGUFWriter
 
 if TYPE_CHECKING:
@@ -84,14 +83,7 @@ class SimulatedModel:
 
     def _write(self, path: Path) -> None:
         """A file of the model's length with its header, without contents and vocabulary."""
-        name = str(self._header.get(keys.ARCHITECTURE))
-        kept = {key: value for key, value in self._header.metadata.items() if key.startswith(f"{name}.")}
-        kept |= {
-            keys.ARCHITECTURE: string(name),
-            f"{name}.vocab_size": u32(self._n_vocab),
-            keys.TOKENIZER_MODEL: string("none"),
-        }
         with path.open("wb") as stream:
-            writer = GGUFWriter(stream, kept, list(self._header.tensors))
+            writer = GGUFWriter(stream, twin_metadata(self._header, self._n_vocab), list(self._header.tensors))
             writer.write_header()
             stream.truncate(writer.total_bytes)

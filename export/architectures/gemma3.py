@@ -30,14 +30,14 @@ _LAYERS_OF_27B = 62  # by which llama.cpp knows the 27B, whose attention it scal
 
 
 def _metadata(config: ModelConfig) -> dict[str, Value]:
-    keys = _sliding(config)
+    keys = sliding_keys(config)
     if config.get("final_logit_softcapping") is not None:
         keys["final_logit_softcapping"] = f32(config.number("final_logit_softcapping"))
     common = common_metadata(config, "gemma3", rope_types=("default", "linear"))
     return common | {f"gemma3.{key}": value for key, value in keys.items()}
 
 
-def _sliding(config: ModelConfig) -> dict[str, Value]:
+def sliding_keys(config: ModelConfig) -> dict[str, Value]:
     """Nothing where no layer slides: llama.cpp takes the key itself for a sliding window."""
     if config.get("sliding_window") is None:
         return {}

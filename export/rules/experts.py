@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckpointError
+from edgepack.export.expert_rows import TransposedExperts
 from edgepack.export.rows import SlicedExperts
 from edgepack.export.rules.decoder import GATE_UP_DOWN, LAYER, feed_forward_rules, one_row_as_vector
 from edgepack.export.rules.family import Origin, TensorRule
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
+    from edgepack.export.rules.family import Transform
 
 
 def expert_rules(
@@ -51,6 +53,49 @@ def expert_rules(
         TensorRule("blk.{i}.ffn_up_exps.weight", up, rows, None, optional, when, (fused_up,)),
         TensorRule("blk.{i}.ffn_down_exps.weight", down, back, None, optional, when, (Origin(f"{fused}down_proj"),)),
     )
+
+
+def transposed_expert_rules(
+    prefix: str, *, held: bool = True, width: str = "moe", when: Callable[[ModelConfig, int], bool] | None = None
+) -> tuple[TensorRule, ...]:
+    """As `expert_rules` for fused experts alone, published transposed: `gate_up_proj` [experts, d, 2 · width].
+
+    Args:
+        prefix: of the names.
+        held: transformers 5 turns them while it reads, unless the shape is already the one that it holds; so does
+            this. Where False they are always transposed.
+        width: the dimension of an expert's inner width.
+        when: as `TensorRule.when`.
+    """
+    rows, back = f"e {width} d", f"e d {width}"
+    turned, turned_back = (_turned, _turned_back) if held else (_transposed, _transposed)
+
+    def halves(half: Transform) -> Transform:
+        return lambda rows, config: half(turned(rows, config), config)
+
+    return (
+        TensorRule("blk.{i}.ffn_gate_exps.weight", f"{prefix}gate_up_proj", rows, halves(_gates), when=when),
+        TensorRule("blk.{i}.ffn_up_exps.weight", f"{prefix}gate_up_proj", rows, halves(_ups), when=when),
+        TensorRule("blk.{i}.ffn_down_exps.weight", f"{prefix}down_proj", back, turned_back, when=when),
+    )
+
+
+def _transposed(rows: Rows, _config: ModelConfig) -> Rows:
+    return TransposedExperts(rows) if len(rows.shape) == 3 else rows
+
+
+def _turned(rows: Rows, config: ModelConfig) -> Rows:
+    """Experts with rows of d; as they are where they have them already."""
+    if len(rows.shape) == 3 and rows.shape[2] != config.hidden and rows.shape[1] == config.hidden:
+        return TransposedExperts(rows)
+    return rows
+
+
+def _turned_back(rows: Rows, config: ModelConfig) -> Rows:
+    """Experts [experts, d, width]; as they are where the second dimension is d."""
+    if len(rows.shape) == 3 and rows.shape[1] != config.hidden and rows.shape[2] == config.hidden:
+        return TransposedExperts(rows)
+    return rows
 
 
 def halves_of_experts(sources: tuple[str, ...], width: str = "ff") -> tuple[TensorRule, ...]:

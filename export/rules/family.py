@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
     from edgepack.gguf.types import Value
+    from edgepack.model import TensorSource
 
     Transform = Callable[[Rows, ModelConfig], Rows]
     Dimensions = Mapping[str, int]
@@ -40,7 +41,8 @@ class TensorRule:
     Attributes:
         target: GGUF name; `{i}` is the layer.
         sources: checkpoint names; several are joined along their first dimension; `{e}` in a name stacks
-            the experts along a new first dimension, `{n}` is the number of a layer behind the last (of prediction).
+            the experts along a new first dimension (`{h}` query heads, `{k}` key-value heads), `{n}` is the number
+            of a layer behind the last (of prediction).
         shape: names of dimensions, such as `q d`, that the result must have (see `standard_dimensions`).
         transform: rows in, rows out, applied to each source before they are joined.
         optional: the tensor may be missing from the checkpoint.
@@ -101,7 +103,7 @@ class Requirement:
 def standard_dimensions(config: ModelConfig) -> dict[str, int]:
     """D hidden · q query heads × head width · kv · ff feed-forward · v vocabulary · h head width · e experts.
 
-    heads is the number of query heads; a model of experts alone has no ff.
+    Of heads (queries') and kv_heads it says how many; a model of experts alone has no ff.
     """
     sizes = {
         "d": config.hidden,
@@ -111,6 +113,7 @@ def standard_dimensions(config: ModelConfig) -> dict[str, int]:
         "h": config.head_dim,
         "e": config.n_experts,
         "heads": config.n_heads,
+        "kv_heads": config.n_kv_heads,
     }
     if config.get("intermediate_size") or not config.n_experts:
         sizes["ff"] = config.count("intermediate_size")
@@ -124,6 +127,11 @@ def trunk_blocks(config: ModelConfig) -> int:
 
 def nothing_computed(_config: ModelConfig) -> dict[str, Rows]:
     """For families without computed tensors."""
+    return {}
+
+
+def nothing_stored(_config: ModelConfig, _source: TensorSource) -> dict[str, Value]:
+    """For families whose metadata comes from the configuration alone."""
     return {}
 
 
@@ -175,6 +183,9 @@ class Family:
         renames: other beginnings of names: (in the rules, in such checkpoints), tried in turn.
         nested: the settings stand under `text_config`, beside those of other modalities, which are left out.
         blocks: how many values `{i}` takes.
+        stored: keys whose values stand in tensors, such as an activation's parameters.
+        spellings: other names of settings: as the rules call them → as some config.json do.
+        headless: the graph runs without a head, so that a model which gives embeddings may lack one.
         derived: settings under other keys or in other forms, such as a pattern of letters for the kinds of layers,
             as the family reads them; they replace what the configuration says.
         instead: the family of a configuration of the same class that needs another graph; None where this one fits.
@@ -196,6 +207,9 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     nested: bool = False
     blocks: Callable[[ModelConfig], int] = trunk_blocks
+    stored: Callable[[ModelConfig, TensorSource], dict[str, Value]] = nothing_stored
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    headless: bool = False
     derived: Callable[[ModelConfig], Mapping[str, Any]] = nothing_derived
     instead: Callable[[ModelConfig], Family | None] = no_other_family
     remarks: Callable[[ModelConfig], tuple[str, ...]] = nothing_to_remark

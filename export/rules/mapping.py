@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import importlib
 import re
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckpointError, UnsupportedModelError
 from edgepack.export.rows import JoinedRows
-from edgepack.export.rules.without_graph import WITHOUT_GRAPH
+from edgepack.export.rules.pooling import pooling_type
+from edgepack.export.rules.without_graph import OTHER_GRAPH, WITHOUT_GRAPH
 from edgepack.export.stored_blocks import source_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
     from edgepack.export.rules.family import Dimensions, Family, Origin, TensorRule
     from edgepack.model import TensorSource
+
+
+_STACKS: dict[str, Callable[[ModelConfig], int]] = {
+    "{e}": lambda config: config.n_experts,
+    "{h}": lambda config: config.n_heads,
+    "{k}": lambda config: config.n_kv_heads,
+}
 
 
 @cache
@@ -48,6 +55,8 @@ def find_family(config: ModelConfig) -> Family:
     known, name = families(), config.architecture
     if name in WITHOUT_GRAPH:
         raise UnsupportedModelError(f"{name}: the installed llama.cpp has no graph of this architecture")
+    if name in OTHER_GRAPH:
+        raise UnsupportedModelError(f"{name}: {OTHER_GRAPH[name]}")
     if name not in known:
         raise UnsupportedModelError(
             f"unknown architecture '{name}': give a GGUF of the model instead, which may have any architecture that"
@@ -66,8 +75,8 @@ def completed(config: ModelConfig, family: Family) -> ModelConfig:
     """
     if family.nested:
         config = config.of_text()
-    config = config.with_defaults(family.defaults)
-    config = replace(config, values={**config.values, **family.derived(config)})
+    config = config.respelt(family.spellings).with_defaults(family.defaults)
+    config = config.changed(**family.derived(config))
     for requirement in family.requirements:
         violation = requirement.violation(config)
         if violation is not None:
@@ -83,7 +92,7 @@ def observed(config: ModelConfig, family: Family, names: Collection[str]) -> Mod
         family: of the model.
         names: of the checkpoint's tensors.
     """
-    return replace(config, values={**config.values, **family.observed(names)})
+    return config.changed(**family.observed(names))
 
 
 def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> dict[str, Rows]:
@@ -106,15 +115,18 @@ def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> di
             used |= set(names)
             continue
         missing = [name for name in names if name not in source.specs]
-        if missing and rule.optional:
+        if missing and (rule.optional or (rule.sources == family.tied_head and _gives_embeddings(family, config))):
             continue
         if missing:
-            raise CheckpointError(f"checkpoint lacks tensor '{missing[0]}', which {family.name} needs")
+            hint = "; if the head is the embedding, config.json must say tie_word_embeddings: true"
+            more = hint if rule.sources == family.tied_head else ""
+            raise CheckpointError(f"checkpoint lacks tensor '{missing[0]}', which {family.name} needs{more}")
         parts: list[Rows] = [source_rows(source, name) for name in names]
         if origin.transform is not None:
             parts = [origin.transform(part, config) for part in parts]
         target = rule.target.format(i=layer)
-        rows, shape = _joined(parts, stacked=rule.stacked or "{e}" in origin.sources), _shape(rule, dimensions)
+        stacked = rule.stacked or any(stack in origin.sources for stack in _STACKS)
+        rows, shape = _joined(parts, stacked=stacked), _shape(rule, dimensions)
         if rows.shape != shape:
             raise CheckpointError(
                 f"tensor '{names[0]}': config.json makes '{target}' {list(shape)},"
@@ -124,6 +136,11 @@ def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> di
         used |= set(names)
     _refuse_unknown(family, set(source.specs) - used, (*family.unused, *family.superfluous(config)))
     return family.computed(config) | mapped
+
+
+def _gives_embeddings(family: Family, config: ModelConfig) -> bool:
+    """Whether the model may lack a head: its class has none, or sentence-transformers pools what it gives."""
+    return family.headless and (config.architecture.endswith("Model") or pooling_type(config) is not None)
 
 
 def _instances(family: Family, config: ModelConfig) -> Iterator[tuple[TensorRule, int]]:
@@ -141,7 +158,7 @@ def _origin(
     """The first origin that the checkpoint has, with its names there; the rule's own where it has none."""
     for origin in rule.origins:
         names = _source_names(origin.sources, layer, config)
-        for ours, theirs in (("", ""), *family.renames):
+        for ours, theirs in (("", ""), *family.renames, ("model.", "")):
             if names[0].startswith(ours) and theirs + names[0].removeprefix(ours) in source.specs:
                 return origin, [theirs + name.removeprefix(ours) for name in names]
     return rule.origins[0], _source_names(rule.sources, layer, config)
@@ -150,8 +167,9 @@ def _origin(
 def _source_names(sources: str | tuple[str, ...], layer: int, config: ModelConfig) -> list[str]:
     names = []
     for pattern in (sources,) if isinstance(sources, str) else sources:
-        experts = range(config.n_experts) if "{e}" in pattern else range(1)
-        names += [pattern.format(i=layer, e=expert, n=layer - config.n_layers) for expert in experts]
+        stack = next((stack for stack in _STACKS if stack in pattern), None)
+        numbers = range(1 if stack is None else _STACKS[stack](config))
+        names += [pattern.format(i=layer, n=layer - config.n_layers, e=n, h=n, k=n) for n in numbers]
     return names
 
 

@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from edgepack.api.model import Model
     from edgepack.api.speed import bench, fit
     from edgepack.api.updates import diff, patch
+    from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.edge.llama.options import Adapter, SamplingOptions
-    from edgepack.pipeline.fidelity import ScoringOptions
 
 # name → the module below edgepack that defines it; "" is a module of that name.
 _NAMES = {
     "Adapter": "edge.llama.options",
     "Model": "api.model",
     "SamplingOptions": "edge.llama.options",
-    "ScoringOptions": "pipeline.fidelity",
+    "ScoringOptions": "edge.fidelity.scoring",
     "analyze": "api.analysis",
     "bench": "api.speed",
     "certify": "api.fidelity",

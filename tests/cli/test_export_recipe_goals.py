@@ -12,11 +12,11 @@ from references.tiny_checkpoints import TinyModel, random_model, write_checkpoin
 from edgepack.cli import execute as run
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.mapped_model import open_model
+from edgepack.export.recipe import work as pipeline_passes
+from edgepack.export.recipe.work import Passes, RecipeOptions
 from edgepack.gguf.reader import read_header
-from edgepack.pipeline import passes as pipeline_passes
 from edgepack.pipeline.makers.gguf import ladder
-from edgepack.pipeline.passes import Passes, RecipeOptions
-from edgepack.pipeline.recipe import inline_recipe
+from edgepack.quant.passes.recipe import inline_recipe
 from edgepack.quant.passes.registry import find_pass
 from edgepack.quant.types.targets import find_target
 

@@ -11,6 +11,8 @@ from families_table import read_figures
 from references.family_cells import CELLS, run_cell
 from references.hybrid_models import HYBRIDS
 from references.tiny_checkpoints import TinyModel, random_model, write_checkpoint
+from references.tiny_decoders import DECODERS
+from references.tiny_encoders import EMBEDDERS, RANKERS
 
 from edgepack.export.rules.mapping import families
 
@@ -22,15 +24,27 @@ MATRIX = (
     "qwen-3-next", "qwen-3.5", "qwen-3.5-moe-with-eyes", "gemma-4-e2b", "gemma-4-26b", "gemma-1", "lfm-2",
     "lfm-2-moe", "granite-moe", "granite-4-hybrid-moe", "granite-4-dense", "gpt-oss", "mamba", "mamba-2", "falcon-h1",
     "nemotron-h", "nemotron-3", "jamba",
+    "ministral-3", "mistral-small-3", "qwen-2.5-vl", "qwen-3-vl-moe", "deepseek-2-lite", "glm-4.7-flash", "olmo-3",
+    "olmoe", "exaone-4", "hunyuan-moe", "ernie-4.5-moe", "cohere-2", "seed-oss", "phi-2", "stablelm-12b", "apertus",
+    "arcee", "nemotron", "llama-4", "minicpm-3", "bitnet", "falcon-40b",
+    "bert", "xlm-roberta-ranker", "embedding-gemma", "qwen-3-embedding", "modern-bert", "nomic-bert", "jina-3",
 )  # fmt: skip
-REFUSED: dict[tuple[str, str], str] = {}
+NO_LOGITS = "gives embeddings or scores: it does not say what comes next"
+REFUSED: dict[tuple[str, str], str] = {
+    (name, cell): NO_LOGITS
+    for name in (
+        "bert", "xlm-roberta-ranker", "embedding-gemma", "qwen-3-embedding", "modern-bert", "nomic-bert", "jina-3",
+    )
+    for cell in ("gptq", "validate")
+}  # fmt: skip
+MODELS = (*HYBRIDS, *DECODERS, *EMBEDDERS, *RANKERS)
 
 
 @pytest.fixture(scope="module", params=MATRIX)
 def checkpoint(
     request: pytest.FixtureRequest, books: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[TinyModel, Path]]:
-    tiny = next(each for each in HYBRIDS if each.name == request.param)
+    tiny = next(each for each in MODELS if each.name == request.param)
     scratch = tmp_path_factory.mktemp(tiny.name)
     write_checkpoint(random_model(tiny), scratch / "model", books, fused_experts=tiny.fused_experts)
     yield tiny, scratch

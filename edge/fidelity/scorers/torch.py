@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from edgepack.errors import CheckpointError, EdgepackError, TokenizerError
+from edgepack.quant.calibration.empty_model import language_model_class
 from edgepack.quant.calibration.stepwise import step
 
 if TYPE_CHECKING:
@@ -113,7 +114,11 @@ class TorchScorer:
             torch.set_num_threads(threads)
         self.tokenizer = CheckpointTokenizer(folder)
         with checkpoint_errors(folder):
-            self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            settings = transformers.AutoConfig.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+            auto, _model_class = language_model_class(settings)
+            self._model: Any = auto.from_pretrained(
                 str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False, attn_implementation="eager"
             )
         self._model.eval()

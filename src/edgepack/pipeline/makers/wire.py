@@ -1,6 +1,6 @@
 """Makes GGUFs on low-entropy grids: measures curvature once, then rounds, writes and packs at any scale.
 
-Rounding is left to `export.wire.plan`, packing to `packaging`; which scale reaches a goal, to `pipeline.scalar`.
+Rounding is left to `export.wire.plan`, packing to `packaging`; which scale reaches a goal, to `pipeline.goals.scalar`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.gguf import keys
 from edgepack.gguf.types import string, u32
+from edgepack.pipeline.goals.scalar import scale_of
 from edgepack.pipeline.makers.opened import changed_by, opened_checkpoint, read_request_recipe, unworked
 from edgepack.pipeline.makers.separate import SUFFIX
 from edgepack.pipeline.makers.wire_host import check_host, choose_host
 from edgepack.pipeline.outline import Made, Outline, rows_of
-from edgepack.pipeline.scalar import scale_of
 from edgepack.progress import silent
 from edgepack.quant.codecs.ggml.host_grids import find_host
 from edgepack.quant.types.choice import Overrides
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from edgepack.export.mapped import MappedModel
+    from edgepack.export.recipe.work import Passes
     from edgepack.export.wire.plan import WireModel, WireResult, WireSettings
     from edgepack.gguf.types import Value
     from edgepack.model import Checkpoint
-    from edgepack.pipeline.judging import Judge, Rung
+    from edgepack.pipeline.goals.judging import Judge, Rung
     from edgepack.pipeline.makers.separate import SeparateAdapter
     from edgepack.pipeline.outline import Json
-    from edgepack.pipeline.passes import Passes
     from edgepack.pipeline.request import ExportRequest
     from edgepack.progress import Progress
     from edgepack.quant.codecs.ggml.host_grids import Host
@@ -83,7 +83,7 @@ def read_calibration(
     checkpoint: Checkpoint, text: Path | None, device: str, sequences: int = SEQUENCES, length: int | None = None
 ) -> Calibration:
     """Tokens of a text, or of what the model writes itself; raises CalibrationError for a text that is too short."""
-    from edgepack.pipeline.text import text_to_score
+    from edgepack.edge.fidelity.scoring import text_to_score
     from edgepack.quant.calibration.text import own_samples, text_sequences
 
     if text is None:
