@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from fit_truth import measure
+from references.family_cells import run_cell
 from references.family_oracle import assert_equal_logits, assert_equal_types, exported, llama_logits, token_ids
 from safetensors.torch import save_file
 
+from edgepack.edge.fit.memory import MemoryRequest
 from edgepack.errors import UnsupportedModelError
 from edgepack.export.mapped_model import open_model
 
@@ -144,3 +148,28 @@ def test_what_the_graph_cannot_honour_is_refused(changes: dict[str, object], mes
     (checkpoint / "config.json").write_text(json.dumps(CONFIG | changes))
     with pytest.raises(UnsupportedModelError, match=message):
         open_model(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        ("dry-run", ""),
+        ("q4km", ""),
+        ("imatrix", ""),
+        ("fit", ""),
+        ("gptq", "model type 'rwkv7': the installed transformers has no such model to run"),
+        ("validate", "transformers cannot read it"),
+    ],
+)
+def test_a_cell_works_or_says_why_not(cell: str, reason: str, checkpoint: Path, tmp_path: Path) -> None:
+    found = run_cell(cell, checkpoint, tmp_path)
+    assert bool(found) == bool(reason), found
+    assert re.search(reason, found)
+
+
+@pytest.mark.parametrize("request_", [MemoryRequest(256), MemoryRequest(2048, n_ubatch=256)], ids=["short", "long"])
+def test_llama_cpp_reports_the_memory_that_is_predicted(
+    request_: MemoryRequest, checkpoint: Path, tmp_path: Path
+) -> None:
+    path = exported(checkpoint, tmp_path / "model.gguf")
+    assert measure("rwkv7", path, request_, simulated=False).worst[1] < 0.05
