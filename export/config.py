@@ -53,13 +53,15 @@ class ModelConfig:
     def of_text(self) -> ModelConfig:
         """The settings under `text_config` before those beside it.
 
+        Whether the head is the embedding is the whole model's to say: `tie_word_embeddings` beside `text_config`
+        comes first, as in transformers, whose head belongs to the whole.
+
         Raises:
-            CheckpointError: it is no object, or both say otherwise whether the head is the embedding.
+            CheckpointError: it is no object.
         """
         text, tie = self._object("text_config", self.values.get("text_config")), "tie_word_embeddings"
-        if tie in text and self.values.get(tie, text[tie]) != text[tie]:
-            raise CheckpointError(f"{self.label}: {tie} is {self.values[tie]!r}, under text_config {text[tie]!r}")
-        return replace(self, values={**self.values, **text})
+        whole = {tie: self.values[tie]} if self.values.get(tie) is not None else {}
+        return replace(self, values={**self.values, **text, **whole})
 
     def _find(self, keys: tuple[str, ...]) -> tuple[str, Any]:
         for key in keys:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import UnsupportedModelError
+from edgepack.export.formats.auto_round import find_auto_round
 from edgepack.export.formats.awq import find_awq
 from edgepack.export.formats.bitnet import find_bitnet
 from edgepack.export.formats.bitsandbytes import find_bitsandbytes
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 
 
 def _find_float8(source: RawTensors, config: Mapping[str, Any]) -> Sequence[PackedWeight]:
-    return find_scaled(source, block_size(config))
+    return find_scaled(source, block_size(config), scaled=bool(config))
 
 
 FORMATS: Mapping[str, Finder] = {
+    "auto-round": find_auto_round,
     "awq": find_awq,
     "gptq": find_gptq,
     "bitsandbytes": find_bitsandbytes,
@@ -39,7 +41,7 @@ FORMATS: Mapping[str, Finder] = {
     "vptq": find_vptq,
     "mxfp4": find_mxfp4,
     "fp8": _find_float8,
-    "fbgemm_fp8": _find_float8,
+    "fbgemm-fp8": _find_float8,
 }
 """`quant_method` → what finds its packed weights."""
 
@@ -62,7 +64,7 @@ def dequantized(source: RawTensors, config: Mapping[str, Any]) -> TensorSource:
     if not isinstance(settings, dict):
         weights = _find_float8(source, {})
         return DequantizedTensors(source, weights) if weights else source
-    method = str(settings.get("quant_method", "")).replace("compressed_tensors", "compressed-tensors")
+    method = str(settings.get("quant_method", "")).replace("_", "-").removeprefix("intel/")
     if method not in FORMATS:
         raise UnsupportedModelError(
             f"quantised checkpoint: method {method!r} is not known; known: {', '.join(FORMATS)}"

@@ -118,7 +118,9 @@ def map_tensors(family: Family, config: ModelConfig, source: TensorSource) -> di
         if missing and (rule.optional or (rule.sources == family.tied_head and _gives_embeddings(family, config))):
             continue
         if missing:
-            raise CheckpointError(f"checkpoint lacks tensor '{missing[0]}', which {family.name} needs")
+            hint = "; if the head is the embedding, config.json must say tie_word_embeddings: true"
+            more = hint if rule.sources == family.tied_head else ""
+            raise CheckpointError(f"checkpoint lacks tensor '{missing[0]}', which {family.name} needs{more}")
         parts: list[Rows] = [source_rows(source, name) for name in names]
         if origin.transform is not None:
             parts = [origin.transform(part, config) for part in parts]
@@ -156,7 +158,7 @@ def _origin(
     """The first origin that the checkpoint has, with its names there; the rule's own where it has none."""
     for origin in rule.origins:
         names = _source_names(origin.sources, layer, config)
-        for ours, theirs in (("", ""), *family.renames):
+        for ours, theirs in (("", ""), *family.renames, ("model.", "")):
             if names[0].startswith(ours) and theirs + names[0].removeprefix(ours) in source.specs:
                 return origin, [theirs + name.removeprefix(ours) for name in names]
     return rule.origins[0], _source_names(rule.sources, layer, config)

@@ -164,10 +164,10 @@ RELABELLED = {  # in tests of their own
     "BaichuanForCausalLM",
     "BaiChuanForCausalLM",
     "InternLM3ForCausalLM",
+    "RWKV7ForCausalLM",
     "Gemma3nForConditionalGeneration",
     "JinaBertModel",
     "JinaBertForMaskedLM",
-    "RWKV7ForCausalLM",
 }
 
 

@@ -130,15 +130,6 @@ BROKEN: tuple[tuple[str, dict[str, Any], str], ...] = (
     (QWEN3_MOE, {"num_experts_per_tok": "8"}, "num_experts_per_tok: expected a positive integer, got '8'"),
     (GEMMA3, {"layer_types": ["full_attention"]}, "layer_types: expected a list of 26"),
     (PHI, {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}, "long_factor: expected a list of 48 numbers"),
-    (
-        GEMMA3,
-        {
-            "architectures": ["Gemma3ForConditionalGeneration"],
-            "text_config": {"tie_word_embeddings": True},
-            "tie_word_embeddings": False,
-        },
-        "tie_word_embeddings is False, under text_config True",
-    ),
     (PHI, {"partial_rotary_factor": 1.5}, "partial_rotary_factor: expected a number up to 1"),
 )
 

@@ -265,7 +265,7 @@ def test_random_bytes_are_no_safetensors_file(raw: bytes, tmp_path: Path) -> Non
 
 
 def test_a_folder_without_weights_says_what_it_expects(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="file not found"):
+    with pytest.raises(CheckpointError, match="expected config.json, found none"):
         open_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no weights: expected model.safetensors"):

@@ -29,14 +29,23 @@ MATRIX = (
     "olmoe", "exaone-4", "hunyuan-moe", "ernie-4.5-moe", "cohere-2", "seed-oss", "phi-2", "stablelm-12b", "apertus",
     "arcee", "nemotron", "llama-4", "minicpm-3", "bitnet", "falcon-40b",
     "bert", "xlm-roberta-ranker", "embedding-gemma", "qwen-3-embedding", "modern-bert", "nomic-bert", "jina-3",
+    "baichuan-7b", "rwkv-7", "jina-2",
 )  # fmt: skip
 NO_LOGITS = "gives embeddings or scores: it does not say what comes next"
 REFUSED: dict[tuple[str, str], str] = {
     (name, cell): NO_LOGITS
     for name in (
         "bert", "xlm-roberta-ranker", "embedding-gemma", "qwen-3-embedding", "modern-bert", "nomic-bert", "jina-3",
+        "jina-2",
     )
     for cell in ("gptq", "validate")
+}  # fmt: skip
+REFUSED |= {
+    (name, cell): reason
+    for name in ("baichuan-7b", "rwkv-7")
+    for cell, reason in (
+        ("gptq", "the installed transformers has no such model to run"), ("validate", "transformers cannot read it"),
+    )
 }  # fmt: skip
 MODELS = (*HYBRIDS, *DECODERS, *EMBEDDERS, *RANKERS, *DEFINED)
 

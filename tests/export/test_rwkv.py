@@ -6,9 +6,12 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from fit_truth import measure
 from references.defined_models import defined
+from references.family_oracle import exported
 from references.rwkv_by_definition import CONFIG
 
+from edgepack.edge.fit.memory import MemoryRequest
 from edgepack.errors import UnsupportedModelError
 from edgepack.export.mapped_model import open_model
 
@@ -34,3 +37,11 @@ def test_what_the_graph_cannot_honour_is_refused(changes: dict[str, object], mes
     (checkpoint / "config.json").write_text(json.dumps(CONFIG | changes))
     with pytest.raises(UnsupportedModelError, match=message):
         open_model(checkpoint)
+
+
+@pytest.mark.parametrize("request_", [MemoryRequest(256), MemoryRequest(2048, n_ubatch=256)], ids=["short", "long"])
+def test_llama_cpp_reports_the_memory_that_is_predicted(
+    request_: MemoryRequest, checkpoint: Path, tmp_path: Path
+) -> None:
+    path = exported(checkpoint, tmp_path / "model.gguf")
+    assert measure("rwkv7", path, request_, simulated=False).worst[1] < 0.05

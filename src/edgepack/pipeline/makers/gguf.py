@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from edgepack.export.gguf_file import write_shards
 from edgepack.export.mapped_model import map_checkpoint, open_model
 from edgepack.export.naming import file_name
-from edgepack.export.plan import PlanOptions, plan_export, split_plan
+from edgepack.export.plan import PlanOptions, collectable_importance, plan_export, split_plan
 from edgepack.pipeline.makers.opened import merged_adapter, opened_checkpoint, overrides_of, unworked
 from edgepack.pipeline.outline import Made, Outline, rows_of
 from edgepack.quant.types.targets import Target, find_target
@@ -237,6 +237,9 @@ def _with_importance(request: ExportRequest, mapped: MappedModel) -> tuple[Mappe
     elif request.calibration is not None:
         origin = Path(request.calibration)
         beside = request.path or Path(file_name(mapped.metadata, "imatrix"))
+        if request.target is not None:  # what the plan refuses, it refuses before the text is run
+            options = PlanOptions(overrides_of(request), collectable_importance(mapped))
+            plan_export(mapped, find_target(request.target), options)
         run = ImportanceRun(request.source, origin, beside, pre=request.pre, adapter=merged_adapter(request))
         matrix = run.collect(resume=True, progress=request.progress)
     else:
