@@ -13,8 +13,11 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
+
+from figure_file import run_with_figure
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUND = ROOT / "tests/data/families.json"
@@ -52,7 +55,7 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def _cell(reason: str | None) -> str:
-    return "-" if reason is None else f"no: {reason}" if reason else "yes"
+    return "-" if reason is None else f"no: {reason.partition('. ')[0]}" if reason else "yes"
 
 
 def measure(pattern: str, figures: dict[str, Any]) -> None:
@@ -85,7 +88,7 @@ def _measure_one(tiny: Any, scratch: Path, figures: dict[str, Any], fresh: set[s
     found = figures.setdefault(name, {"models": {}, "classes": [], "cells": {}})
     if name not in fresh:  # the first of an architecture stands for it
         fresh.add(name)
-        found["cells"] = {cell: run_cell(cell, folder, scratch) for cell in CELLS}
+        found["cells"] = {cell: run_cell(cell, folder, scratch).replace(f"{scratch}/", "") for cell in CELLS}
     found["models"][tiny.name] = {"error": error, "tolerance": tiny.tolerance}
     found["classes"] = sorted({*found["classes"], *classes})
     refused = "; ".join(f"{cell}: {reason}" for cell, reason in found["cells"].items() if reason)
@@ -111,3 +114,19 @@ def _error(tiny: Any, folder: Path, out: Path) -> float:
     if tiny in RANKERS:
         return scoring_error(tiny, model, path)
     return error_of(llama_logits(path, ids), torch_logits(as_ggml_computes(model) if tiny.as_ggml else model, ids))
+
+
+def main() -> None:
+    """Command line."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--measure", nargs="?", const="", metavar="NAME", help="measure models called so")
+    pattern = parser.parse_args().measure
+    figures = read_figures()
+    if pattern is not None:
+        measure(pattern, figures)
+        FOUND.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+    print(table(figures))
+
+
+if __name__ == "__main__":
+    run_with_figure(main)
