@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from edgepack.model import Checkpoint, TensorSource
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "rwkv_vocab_v20230424.txt")
 _TEMPLATE = "chat_template.jinja"
 _CONV1D_TYPE = "gpt2"
 

@@ -164,6 +164,7 @@ RELABELLED = {  # in tests of their own
     "BaichuanForCausalLM",
     "BaiChuanForCausalLM",
     "InternLM3ForCausalLM",
+    "RWKV7ForCausalLM",
     "Gemma3nForConditionalGeneration",
     "JinaBertModel",
     "JinaBertForMaskedLM",
