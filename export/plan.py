@@ -16,6 +16,7 @@ import numpy as np
 
 from edgepack.errors import CalibrationError
 from edgepack.export.formats.safetensors_file import ITEM_BYTES
+from edgepack.export.rows import StoredBlocks
 from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType, u32
 from edgepack.gguf.writer import GGUFWriter
@@ -131,6 +132,7 @@ def plan_export(model: MappedModel, target: Target, options: PlanOptions = PlanO
     types = choose_types(
         candidates, target, model.facts, options.overrides, has_importance=options.importance is not None
     )
+    types |= _kept_types(model, options.overrides)
     importance = options.importance or {}
     _check_importance(model, types, target, importance)
     tensors = tuple(
@@ -143,6 +145,12 @@ def plan_export(model: MappedModel, target: Target, options: PlanOptions = PlanO
     metadata[keys.QUANTIZATION_VERSION] = u32(_QUANTIZATION_VERSION)
     metadata[keys.FILE_TYPE] = u32(target.file_type)
     return ExportPlan(model.label, target, metadata, tensors, model.sources)
+
+
+def _kept_types(model: MappedModel, overrides: Overrides) -> dict[str, GGMLType]:
+    """Types of tensors that the checkpoint stores in one of ggml's; what is quantised once is not quantised again."""
+    kept = {name: model.tensors[name] for name in model.kept if overrides.matching(name) is None}
+    return {name: rows.stored_type for name, rows in kept.items() if isinstance(rows, StoredBlocks)}
 
 
 def split_plan(plan: ExportPlan, shard_bytes: int) -> list[ExportPlan]:

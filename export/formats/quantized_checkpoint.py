@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from edgepack.errors import UnsupportedModelError
 from edgepack.export.formats.auto_round import find_auto_round
 from edgepack.export.formats.awq import find_awq
+from edgepack.export.formats.bitnet import find_bitnet
 from edgepack.export.formats.bitsandbytes import find_bitsandbytes
 from edgepack.export.formats.compressed_tensors import find_compressed
 from edgepack.export.formats.float8 import block_size, find_scaled, hidden_scales
 from edgepack.export.formats.gptq import find_gptq
+from edgepack.export.formats.mxfp4 import find_mxfp4
 from edgepack.export.formats.packed import DequantizedTensors, PackedWeight, RawTensors
 from edgepack.export.formats.vptq import find_vptq
 
@@ -34,8 +36,10 @@ FORMATS: Mapping[str, Finder] = {
     "awq": find_awq,
     "gptq": find_gptq,
     "bitsandbytes": find_bitsandbytes,
+    "bitnet": find_bitnet,
     "compressed-tensors": find_compressed,
     "vptq": find_vptq,
+    "mxfp4": find_mxfp4,
     "fp8": _find_float8,
     "fbgemm-fp8": _find_float8,
 }

@@ -173,7 +173,11 @@ class ExportRequest:
     resume: bool = option(
         False,
         Option(
-            "--resume", "Go on with an interrupted export of the same plan.", (GGUF, CODED), "flag", beside_passes=False
+            "--resume",
+            "Go on with an interrupted export of the same plan.",
+            (GGUF, CODED, WIRE),
+            "flag",
+            beside_passes=False,
         ),
     )
     dry_run: bool = option(
