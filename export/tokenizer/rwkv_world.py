@@ -64,7 +64,8 @@ def _read_pieces(files: TokenizerFiles) -> dict[int, bytes]:
 def _literal(text: str) -> bytes:
     """The bytes of a Python literal; empty where it is none."""
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an escape that Python does not know
             value = ast.literal_eval(text)
         return value if isinstance(value, bytes) else str(value).encode("utf-8")
     except (ValueError, SyntaxError, MemoryError, RecursionError):
