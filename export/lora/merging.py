@@ -7,13 +7,15 @@ model's at 5 % of positions.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.errors import AdapterError
 from edgepack.export.lora.adapter import AdaptedTensors, Adapter, read_adapter
-from edgepack.export.ties import AliasedTensors, embedding_and_head, is_tied, untied
+from edgepack.export.ties import AliasedTensors, embedding_and_head, is_tied, known_family, untied
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +37,7 @@ def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """
     model = adaptable(checkpoint)
     adapter = read_adapter(folder, model.tensors, conv1d=model.conv1d)
+    unread = _left_out(checkpoint, adapter)
     adapter, config, notes = _with_ties(adapter, model, checkpoint.config)
     base = model.tensors if config is not checkpoint.config else checkpoint.tensors
     config, resized = _with_vocabulary(adapter, model, config)
@@ -43,10 +46,25 @@ def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         checkpoint,
         config=config,
         tensors=AdaptedTensors(base, adapter),
-        notes=(*checkpoint.notes, *adapter.notes, *notes, *resized, *chosen),
+        notes=(*checkpoint.notes, *adapter.notes, *unread, *notes, *resized, *chosen),
         tokenizer=tokenizer or checkpoint.tokenizer,
         template=template or checkpoint.template,
     )
+
+
+def _left_out(checkpoint: Checkpoint, adapter: Adapter) -> tuple[str, ...]:
+    """A line where an adapter changes tensors of other modalities, which the part that is exported lacks."""
+    family = known_family(checkpoint)
+    if family is None or not family.nested:
+        return ()
+    other = sorted(name for name in adapter.changed if any(re.search(pattern, name) for pattern in family.unused))
+    if not other:
+        return ()
+    if len(other) == len(adapter.changed):
+        raise AdapterError(
+            f"{adapter.path}: it changes nothing of the part that reads and writes text, only '{other[0]}'"
+        )
+    return (f"adapter: {len(other)} of its changes are of other modalities and left out, such as '{other[0]}'",)
 
 
 @dataclass(frozen=True)
