@@ -99,7 +99,7 @@ class PlainPlanner:
         _refuse_types_without_effect(request.target, overrides)
         self.corrects = False
         self.mapped, importance = _with_importance(request, mapped)
-        self._options = PlanOptions(overrides, importance)
+        self._options = PlanOptions(overrides, importance, "ggml" if request.quantizer == "ggml" else "edgepack")
         self._plans: dict[str, ExportPlan] = {}
 
     def outline(self, target: Target) -> ExportPlan:
