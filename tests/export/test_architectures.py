@@ -310,7 +310,11 @@ def test_rows_of_sliced_experts_are_those_of_the_whole_however_they_are_read() -
 
 def limits_of(folder: Path) -> list[str]:
     """Notes that are not about the bundled tokenizer, which is none of these models' own."""
-    return [note for note in open_model(folder).notes if not note.startswith(("tokenizer:", "special tokens:", "stop tokens:"))]
+    return [
+        note
+        for note in open_model(folder).notes
+        if not note.startswith(("tokenizer:", "special tokens:", "stop tokens:"))
+    ]
 
 
 def test_what_a_file_lacks_is_noted(books: Path, tmp_path: Path) -> None:
