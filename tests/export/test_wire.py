@@ -20,6 +20,7 @@ torch = pytest.importorskip("torch")
 from wire_models import BOOKS, varied_text, write_small_llama  # noqa: E402
 
 from edgepack.cli import main  # noqa: E402
+from edgepack.edge.fidelity.certificate_file import wire_facts  # noqa: E402
 from edgepack.edge.llama.runtime import LoadedModel  # noqa: E402
 from edgepack.export.checkpoint import open_checkpoint  # noqa: E402
 from edgepack.export.mapped_model import map_checkpoint  # noqa: E402
@@ -32,11 +33,15 @@ from edgepack.packaging.coding.trellis_symbols import as_indices  # noqa: E402
 from edgepack.packaging.pack import pack_archive  # noqa: E402
 from edgepack.packaging.restore.unpack import unpack_archive  # noqa: E402
 from edgepack.pipeline.accepted import check_request  # noqa: E402
+<<<<<<< HEAD
 from edgepack.pipeline.certify import wire_facts  # noqa: E402
+=======
+from edgepack.pipeline.goals.scalar import scale_to_size  # noqa: E402
+from edgepack.pipeline.makers.wire import Calibration, Trial, WireRun  # noqa: E402
+>>>>>>> main
 from edgepack.pipeline.makers.wire_host import fits_device  # noqa: E402
 from edgepack.pipeline.makers.wire_run import Calibration, Trial, WireRun  # noqa: E402
 from edgepack.pipeline.request import ExportRequest  # noqa: E402
-from edgepack.pipeline.scalar import scale_to_size  # noqa: E402
 from edgepack.quant.calibration.blocks import whole_model  # noqa: E402
 from edgepack.quant.calibration.collect import collect  # noqa: E402
 from edgepack.quant.calibration.curvature import check_tokens, draw_labels, measure  # noqa: E402

@@ -14,8 +14,8 @@ from wire_models import write_small_llama  # noqa: E402
 from edgepack.errors import UsageError  # noqa: E402
 from edgepack.export.checkpoint import open_checkpoint  # noqa: E402
 from edgepack.export.wire.plan import WireModel, WireSettings  # noqa: E402
+from edgepack.pipeline.goals.scalar import scale_to_size  # noqa: E402
 from edgepack.pipeline.makers.wire_run import Calibration, WireRun  # noqa: E402
-from edgepack.pipeline.scalar import scale_to_size  # noqa: E402
 from edgepack.quant.calibration.blocks import BlockwiseModel  # noqa: E402
 from edgepack.quant.calibration.curvature import measure  # noqa: E402
 from edgepack.quant.calibration.curvature_store import CurvatureStore  # noqa: E402

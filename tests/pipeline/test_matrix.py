@@ -19,16 +19,16 @@ from wire_models import varied_text, write_small_llama
 from edgepack.errors import TokenizerError, UsageError
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import open_archive
-from edgepack.pipeline import judging
 from edgepack.pipeline.accepted import check_request
 from edgepack.pipeline.export import run_export
+from edgepack.pipeline.goals import judging
 from edgepack.pipeline.request import ExportRequest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.edge.fidelity.scorers.scorer import Scorer
-    from edgepack.pipeline.fidelity import ScoringOptions
+    from edgepack.edge.fidelity.scoring import ScoringOptions
 
 TARGETS = {"gguf": "gguf-q8", "coded": "edge-nf4", "wire": "wire"}
 GOALS: dict[str, dict[str, Any]] = {

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from edgepack.atomic_file import check_output
 from edgepack.gguf import keys
 from edgepack.gguf.types import string, u32
+from edgepack.pipeline.goals.scalar import scale_of
 from edgepack.pipeline.makers.wire_scratch import Tried, WireScratch
-from edgepack.pipeline.scalar import scale_of
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
