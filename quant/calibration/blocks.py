@@ -15,20 +15,15 @@ from torch import nn
 
 from edgepack.errors import CheckpointError, NumericError, UnsupportedModelError
 from edgepack.model import read_tensor
-<<<<<<< HEAD
-from edgepack.quant.calibration.empty_model import block_list, checkpoint_names, empty_model, module_of
-from edgepack.quant.calibration.fused_experts import FusedExperts
-=======
 from edgepack.quant.calibration.checkpoint_names import checkpoint_names
 from edgepack.quant.calibration.empty_model import block_list, empty_model, module_of
->>>>>>> main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from edgepack.model import Checkpoint
+    from edgepack.model import Checkpoint, TensorSource
 
 
 class _StopForwardError(Exception):
@@ -133,10 +128,6 @@ class BlockwiseModel:
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.checkpoint = checkpoint
-<<<<<<< HEAD
-        self.source = FusedExperts(checkpoint.tensors)
-=======
->>>>>>> main
         self.device, self.dtype = torch.device(device), dtype
         self.model = empty_model(checkpoint.config)
         self._list_path, self._blocks = block_list(self.model, checkpoint.config)

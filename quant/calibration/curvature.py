@@ -21,7 +21,13 @@ from edgepack.errors import CalibrationError, NumericError
 from edgepack.progress import silent
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.curvature_progress import CurvatureProgress
-from edgepack.quant.calibration.expert_curvature import ExpertMoments, ExpertSquares, ExpertWatch, expert_stacks
+from edgepack.quant.calibration.expert_curvature import (
+    ExpertMoments,
+    ExpertSquares,
+    ExpertWatch,
+    expert_parts,
+    expert_stacks,
+)
 from edgepack.quant.calibration.statistics import MomentAccumulator
 from edgepack.quant.calibration.sweep import BatchRunner, sweep
 
@@ -173,7 +179,7 @@ class _Run:
             hessians = {name: value.hessian for name, value in found.items()}
             for name, moments in experts.items():
                 ofs = [hessian.numpy() for hessian in moments.results()]
-                hessians |= {part.name: ofs[part.expert] for part in self.model.source.parts(name) if ofs}
+                hessians |= {part.name: ofs[part.expert] for part in expert_parts(self.model.source, name) if ofs}
             self.kept.moments(visit.block.index, hessians)
             return outputs
 
@@ -240,7 +246,7 @@ class _Run:
         }
         for name, of_experts in experts.items():
             outputs = of_experts.results(after.shape[0] * after.shape[1])
-            for part in self.model.source.parts(name) if outputs else ():
+            for part in expert_parts(self.model.source, name) if outputs else ():
                 found[part.name] = Curvature(moments[part.name], outputs[part.expert][part.start : part.stop].clone())
         return found, torch.cat(parts)
 

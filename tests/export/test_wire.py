@@ -33,12 +33,7 @@ from edgepack.packaging.coding.trellis_symbols import as_indices  # noqa: E402
 from edgepack.packaging.pack import pack_archive  # noqa: E402
 from edgepack.packaging.restore.unpack import unpack_archive  # noqa: E402
 from edgepack.pipeline.accepted import check_request  # noqa: E402
-<<<<<<< HEAD
-from edgepack.pipeline.certify import wire_facts  # noqa: E402
-=======
 from edgepack.pipeline.goals.scalar import scale_to_size  # noqa: E402
-from edgepack.pipeline.makers.wire import Calibration, Trial, WireRun  # noqa: E402
->>>>>>> main
 from edgepack.pipeline.makers.wire_host import fits_device  # noqa: E402
 from edgepack.pipeline.makers.wire_run import Calibration, Trial, WireRun  # noqa: E402
 from edgepack.pipeline.request import ExportRequest  # noqa: E402

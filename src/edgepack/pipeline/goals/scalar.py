@@ -9,12 +9,8 @@ import math
 from typing import TYPE_CHECKING, Protocol
 
 from edgepack.errors import CheckFailedError, NumericError, UsageError
-<<<<<<< HEAD:src/edgepack/pipeline/scalar.py
-from edgepack.pipeline.judging import margin
-from edgepack.quant.wire.search import TOLERANCE, Search
-=======
 from edgepack.pipeline.goals.judging import margin
->>>>>>> main:src/edgepack/pipeline/goals/scalar.py
+from edgepack.quant.wire.search import TOLERANCE, Search
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

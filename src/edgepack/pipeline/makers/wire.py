@@ -1,10 +1,6 @@
 """Makes GGUFs on low-entropy grids: what a request means for a run, and what is told of it.
 
-<<<<<<< HEAD
-The run is `makers.wire_run`'s; which scale reaches a goal, `pipeline.scalar`'s.
-=======
-Rounding is left to `export.wire.plan`, packing to `packaging`; which scale reaches a goal, to `pipeline.goals.scalar`.
->>>>>>> main
+The run is `makers.wire_run`'s; which scale reaches a goal, `pipeline.goals.scalar`'s.
 """
 
 from __future__ import annotations
@@ -16,198 +12,26 @@ from typing import TYPE_CHECKING
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.gguf import keys
-<<<<<<< HEAD
-=======
-from edgepack.gguf.types import string, u32
-from edgepack.pipeline.goals.scalar import scale_of
->>>>>>> main
 from edgepack.pipeline.makers.opened import changed_by, opened_checkpoint, read_request_recipe, unworked
 from edgepack.pipeline.makers.separate import SUFFIX
 from edgepack.pipeline.makers.wire_host import check_host, choose_host
 from edgepack.pipeline.makers.wire_run import WireRun, read_calibration
 from edgepack.pipeline.outline import Made, Outline, rows_of
-<<<<<<< HEAD
-=======
-from edgepack.progress import silent
->>>>>>> main
 from edgepack.quant.codecs.ggml.host_grids import find_host
 from edgepack.quant.types.choice import Overrides
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
     from edgepack.export.mapped import MappedModel
-<<<<<<< HEAD
     from edgepack.export.plan import ExportPlan
-    from edgepack.export.wire.plan import WireResult
-=======
     from edgepack.export.recipe.work import Passes
-    from edgepack.export.wire.plan import WireModel, WireResult, WireSettings
-    from edgepack.gguf.types import Value
-    from edgepack.model import Checkpoint
-    from edgepack.pipeline.goals.judging import Judge, Rung
->>>>>>> main
+    from edgepack.export.wire.plan import WireResult
     from edgepack.pipeline.makers.separate import SeparateAdapter
     from edgepack.pipeline.makers.wire_run import Trial
     from edgepack.pipeline.outline import Json
     from edgepack.pipeline.request import ExportRequest
     from edgepack.quant.codecs.ggml.host_grids import Host
 
-<<<<<<< HEAD
-=======
-SEQUENCES = 40  # of 512 tokens: the curvature's pass takes three forward passes' time
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One scale tried.
-
-    Attributes:
-        scale: the scalar.
-        archive_bytes: of the archive.
-        gguf_bytes: of the GGUF.
-        result: the rounding.
-    """
-
-    scale: float
-    archive_bytes: int
-    gguf_bytes: int
-    result: WireResult
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The text that curvature is measured on.
-
-    Attributes:
-        tokens: [sequences, length].
-        sha256: of the text, hexadecimal; of the tokens where the model wrote them itself.
-    """
-
-    tokens: NDArray[np.int64]
-    sha256: str
-
-
-def read_calibration(
-    checkpoint: Checkpoint, text: Path | None, device: str, sequences: int = SEQUENCES, length: int | None = None
-) -> Calibration:
-    """Tokens of a text, or of what the model writes itself; raises CalibrationError for a text that is too short."""
-    from edgepack.edge.fidelity.scoring import text_to_score
-    from edgepack.quant.calibration.text import own_samples, text_sequences
-
-    if text is None:
-        tokens = own_samples(checkpoint, sequences=sequences, length=length, device=device)
-        return Calibration(tokens, hashlib.sha256(tokens.tobytes()).hexdigest())
-    found = text_to_score(text)
-    return Calibration(text_sequences(checkpoint, found.text, sequences=sequences, length=length), found.sha256)
-
-
-class WireRun:
-    """A model ready to be tried at any scale, with a scratch folder of its own; use it in a `with` block.
-
-    Args:
-        checkpoint: the model.
-        output: the file that will be written; scratch lies beside it.
-        settings: how matrices are rounded.
-        calibration: what curvature is measured on.
-        pre: the pre-tokenizer's name where its structure is not known.
-        about: metadata to add to the file.
-        beside: an adapter that goes into the archive.
-        threads: of packing; None for all.
-        progress: told of each step.
-    """
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        output: Path,
-        settings: WireSettings,
-        calibration: Calibration,
-        *,
-        pre: str | None = None,
-        about: Mapping[str, Value] | None = None,
-        beside: SeparateAdapter | None = None,
-        threads: int | None = None,
-        progress: Progress = silent,
-    ) -> None:
-        from edgepack.export.wire.plan import WireModel
-        from edgepack.quant.calibration.curvature import measure
-        from edgepack.quant.calibration.curvature_store import CurvatureStore
-
-        check_output(output, None)
-        self.checkpoint, self.threads, self.progress = checkpoint, threads, progress
-        self.calibration, self._pre, self._about = calibration, pre, dict(about or {})
-        self.adapters: tuple[Path, ...] = ()
-        self._folder = tempfile.TemporaryDirectory(prefix=".edgepack-wire-", dir=output.parent)
-        self.scratch = Path(self._folder.name)
-        self.gguf = self.scratch / f"{output.stem}.gguf"
-        self.archive = self.scratch / f"{output.stem}.edgepack"
-        self.trials: list[Trial] = []
-        try:
-            store = CurvatureStore(self.scratch / "curvature")
-            entering = self.scratch / "entering"
-            store.fill(measure(checkpoint, calibration.tokens, entering, device=settings.device, progress=progress))
-            self.model: WireModel = WireModel(checkpoint, store, settings, calibration.tokens, pre=pre)
-            if beside is not None:
-                self.adapters = (beside.write(self.model.model, self.gguf),)
-        except BaseException:
-            self._folder.cleanup()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._folder.cleanup()
-
-    def use(self, settings: WireSettings) -> None:
-        """Round with other settings from now on; the curvature stays."""
-        from edgepack.export.wire.plan import WireModel
-
-        self.model = WireModel(self.checkpoint, self.model.curvatures, settings, self.calibration.tokens, pre=self._pre)
-        self.trials = []
-
-    def attempt(self, scale: float) -> Trial:
-        """Round, write and pack at one scale; the files stay in the scratch folder until the next attempt."""
-        from edgepack.export.gguf_file import write_gguf
-        from edgepack.packaging.pack import pack_archive
-
-        about: dict[str, Value] = {
-            **self._about,
-            keys.WIRE_CALIBRATION_SHA256: string(self.calibration.sha256),
-            keys.WIRE_CALIBRATION_TOKENS: u32(self.calibration.tokens.size),
-        }
-        result = self.model.round(scale, self.scratch / "blocks", about, self.progress)
-        written = write_gguf(result.plan, self.gguf, threads=self.threads, progress=self.progress)
-        packed = pack_archive(
-            self.gguf, self.archive, include=self.adapters, threads=self.threads, progress=self.progress
-        )
-        trial = Trial(scale, packed.bytes, written, result)
-        self.trials.append(trial)
-        return trial
-
-    @property
-    def weights(self) -> int:
-        """Weights on grids."""
-        return self.model.weights
-
-    @property
-    def host(self) -> str:
-        """The type that holds them."""
-        return self.model.settings.host.kind.name
-
-    def hold_still(self, held: bool) -> None:
-        """Whether later tries change nothing but the scale: which matrices have a trellis stays as it is."""
-        self.model.keep_trellises(held)
-
-    def judge_last(self, judge: Judge) -> Rung:
-        """Hold the last try's GGUF against the original."""
-        return judge(f"wire at scale {self.trials[-1].scale:.3g}", self.gguf, self.adapters)
-
-    def scale_of(self, divergence: float) -> float:
-        """The scale at which rounding alone is predicted to cost `divergence` nats a token."""
-        return scale_of(divergence, self.weights)
-
->>>>>>> main
 
 class WireMaker:
     """A wire export before its scale is chosen.

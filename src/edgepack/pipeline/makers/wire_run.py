@@ -1,7 +1,7 @@
 """One wire export under way: measures curvature once, then rounds, writes and packs at any scale.
 
-Rounding is left to `export.wire.plan`, packing to `packaging`; which scale reaches a goal, to `pipeline.scalar`; what
-a request means to `makers.wire`.
+Rounding is left to `export.wire.plan`, packing to `packaging`; which scale reaches a goal to `pipeline.goals.scalar`,
+what a request means to `makers.wire`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgepack.export.wire.plan import WireModel, WireResult, WireSettings
     from edgepack.gguf.types import Value
     from edgepack.model import Checkpoint
-    from edgepack.pipeline.judging import Judge, Rung
+    from edgepack.pipeline.goals.judging import Judge, Rung
     from edgepack.pipeline.makers.separate import SeparateAdapter
     from edgepack.progress import Progress
     from edgepack.quant.calibration.curvature_store import CurvatureStore
@@ -71,7 +71,7 @@ def read_calibration(
     checkpoint: Checkpoint, text: Path | None, device: str, sequences: int = SEQUENCES, length: int | None = None
 ) -> Calibration:
     """Tokens of a text, or of what the model writes itself; raises CalibrationError for a text that is too short."""
-    from edgepack.pipeline.text import text_to_score
+    from edgepack.edge.fidelity.scoring import text_to_score
     from edgepack.quant.calibration.text import own_samples, text_sequences
 
     if text is None:
