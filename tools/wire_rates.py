@@ -27,8 +27,8 @@ from edgepack.trellis import TrellisCode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ROWS = 2048  # of a swept matrix: sixteen lanes
-TURNS = 7
+ROWS = 8192  # of a swept matrix: four tiles of sixteen lanes
+TURNS = 5
 LIMITS = {576: 60, 1536: 80, 4096: 150}  # ns a weight and try, eight states
 LEAST_SHARE = 0.5  # of the rate of a matrix product with the same multiply-adds, at width 4,096
 
