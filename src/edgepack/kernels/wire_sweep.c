@@ -15,7 +15,7 @@
 #define RESTRICT __restrict
 #endif
 
-enum { PANEL = 64, SUB = 32, OUTER = 128, INNER = 8, CHUNK = 64, MICRO = 4, LANES = 16, STATES = 256, SCALES = 121 };
+enum { PANEL = 64, SUB = 32, OUTER = 128, INNER = 8, CHUNK = 128, MICRO = 4, LANES = 16, STATES = 256, SCALES = 121 };
 
 static const float NEAREST = 12582912.0f; /* 1.5 · 2^23: added and taken away, leaves the nearest integer */
 static const float UNREACHABLE = 1e30f;
