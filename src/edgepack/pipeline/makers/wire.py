@@ -1,6 +1,6 @@
 """Makes GGUFs on low-entropy grids: what a request means for a run, and what is told of it.
 
-The run is `makers.wire_run`'s; which scale reaches a goal, `pipeline.scalar`'s.
+The run is `makers.wire_run`'s; which scale reaches a goal, `pipeline.goals.scalar`'s.
 """
 
 from __future__ import annotations
