@@ -29,7 +29,7 @@ from edgepack.export.wire.plan import WireSettings
 from edgepack.packaging.pack import pack_archive
 from edgepack.pipeline.fidelity import run_validation
 from edgepack.pipeline.goals.scalar import scale_to_size
-from edgepack.pipeline.makers.wire import SEQUENCES, WireRun, read_calibration
+from edgepack.pipeline.makers.wire_run import SEQUENCES, WireRun, read_calibration
 from edgepack.quant.calibration.collect import collect
 from edgepack.quant.codecs.ggml.host_grids import find_host
 from edgepack.quant.types.targets import find_target

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from edgepack.errors import DependencyError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     import numpy as np
 
 # Equals EDGEPACK_ABI in abi.h; raised with every change of a signature.
@@ -69,3 +71,30 @@ def pointer(array: np.ndarray | None, declared: str) -> Any:
     if not array.flags.writeable and not declared.startswith("const "):
         raise ValueError(f"a kernel's {declared!r} is written to, got a read-only array")
     return ffi.cast(declared, array.ctypes.data)
+
+
+def record(
+    name: str, numbers: Mapping[str, float], arrays: Mapping[str, np.ndarray], written: Collection[str] = ()
+) -> Any:
+    """A pointer to a new structure of the headers, its numbers and pointers set.
+
+    Args:
+        name: of the type.
+        numbers: field → value.
+        arrays: pointer field → contiguous array of the field's type; all must outlive the structure.
+        written: the fields whose arrays a function writes to.
+
+    Raises:
+        TypeError: an array's items are not as large as those that the field points to.
+        ValueError: as `pointer`.
+    """
+    ffi = _ffi()
+    made, fields = ffi.new(f"{name} *"), dict(ffi.typeof(name).fields)
+    for field, value in numbers.items():
+        setattr(made, field, value)
+    for field, array in arrays.items():
+        kind = fields[field].type
+        if ffi.sizeof(kind.item) != array.itemsize:
+            raise TypeError(f"{name}.{field}: expected items of {kind.item.cname}, got {array.dtype}")
+        setattr(made, field, pointer(array, ("" if field in written else "const ") + ffi.getctype(kind)))
+    return made

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgepack.errors import CheckFailedError, NumericError, UsageError
 from edgepack.pipeline.goals.judging import margin
+from edgepack.quant.wire.search import TOLERANCE, Search
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgepack.pipeline.goals.judging import Judge, Rung
 
-TOLERANCE = 0.005  # of a wanted size: the archive is at most so much smaller, and never larger
 _TRIES = 9
 _NEAR = 0.1  # of a wanted size: from there on a search moves only the scale
 _FIRST_KL = 0.004  # the predicted divergence of the first try
 _LEAST_KL, _MOST_KL = 1e-6, 1.5  # predicted divergences between which a scale makes sense
+_CURVE = 24  # pieces of the curve on which sizes are predicted
 _LONGEST_STEP = 3.0  # doublings of the scale between two tries that gates judge
 
 
@@ -60,6 +61,10 @@ class ScalarMaker(Protocol):
         """Make the archive at one scale; raises NumericError for one that is too fine."""
         ...
 
+    def predicted_bytes(self, scales: Sequence[float]) -> Sequence[float]:
+        """About what archives at some scales take, without making any."""
+        ...
+
     def hold_still(self, held: bool) -> None:
         """Whether later tries change nothing but the scale."""
         ...
@@ -89,39 +94,34 @@ def scale_to_size(maker: ScalarMaker, wanted: int) -> Attempt:
     """
     low, high = _bounds(maker)
     maker.hold_still(False)
-    best: Attempt | None = None
-    reach = 0.0  # how near `low` a scale counts as the finest
-    aim = wanted * (1 - TOLERANCE / 2)
-    per_doubling = _slope(maker.trials, maker.weights / 8)  # bytes; less at low rates
-    at = min(max(_start(maker, aim, per_doubling), low), high)
+    levels = [low + (high - low) * step / _CURVE for step in range(_CURVE + 1)]
+    curve = zip(levels, maker.predicted_bytes([2.0**level for level in levels]), strict=True)
+    search = Search(wanted, low, high, tuple(curve))
+    for earlier in maker.trials:
+        search = search.after(math.log2(earlier.scale), earlier.archive_bytes)
     for _ in range(_TRIES):
+        if search.hit:
+            break
+        at = search.next_level()
         try:
             trial = maker.attempt(2.0**at)
         except NumericError:  # so fine that some rows do not fit the host
             if at >= high:
                 raise
-            low, at, reach = at, min(at + 1.0, high), 0.5
+            search = search.unfit(at)
             continue
-        excess = trial.archive_bytes - aim
-        if abs(excess) < _NEAR * wanted:
+        search = search.after(at, trial.archive_bytes)
+        if abs(trial.archive_bytes - wanted) < _NEAR * wanted:
             maker.hold_still(True)
-        if trial.archive_bytes <= wanted and (best is None or trial.scale <= best.scale):
-            best = trial
-            if trial.archive_bytes >= wanted * (1 - TOLERANCE):
-                return trial
-        if excess > 0 and at >= high:
+        if search.hopeless:
             raise UsageError(
                 f"--max-size: expected at least {trial.archive_bytes} bytes, the least that this model packs to"
                 f" on host {maker.host}, got {wanted}"
             )
-        if excess < 0 and at <= low + reach:
-            return trial
-        low, high = (max(low, at), high) if excess > 0 else (low, min(high, at))
-        per_doubling = _slope(maker.trials, per_doubling)
-        at = min(max(at + excess / per_doubling, low), high)
-    if best is None:
+    if search.best is None:
         raise CheckFailedError(f"--max-size: no scale gave at most {wanted} bytes in {_TRIES} tries")
-    return _repeat(maker, best)
+    level = search.best.level
+    return _repeat(maker, min(maker.trials, key=lambda trial: abs(math.log2(trial.scale) - level)))
 
 
 def scale_to_gates(maker: ScalarMaker, judge: Judge) -> tuple[Attempt, tuple[Rung, ...]]:
@@ -157,23 +157,8 @@ def scale_to_gates(maker: ScalarMaker, judge: Judge) -> tuple[Attempt, tuple[Run
     return _repeat(maker, best), tuple(tried)
 
 
-def _start(maker: ScalarMaker, wanted: float, per_doubling: float) -> float:
-    """The logarithm of the scale to try first: from the nearest trial so far."""
-    if not maker.trials:
-        return math.log2(scale_of(_FIRST_KL, maker.weights))
-    nearest = min(maker.trials, key=lambda trial: abs(trial.archive_bytes - wanted))
-    return math.log2(nearest.scale) + (nearest.archive_bytes - wanted) / per_doubling
-
-
-def _slope(trials: Sequence[Attempt], default: float) -> float:
-    """Bytes that a doubling of the scale saves, from the last two trials."""
-    if len(trials) < 2:
-        return default
-    first, second = trials[-2:]
-    doublings = math.log2(second.scale / first.scale)
-    saved = first.archive_bytes - second.archive_bytes
-    return max(saved / doublings, default / 8) if abs(doublings) > 1e-9 else default
-
-
 def _repeat(maker: ScalarMaker, best: Attempt) -> Attempt:
     return best if maker.trials[-1] is best else maker.attempt(best.scale)
+
+
+__all__ = ["TOLERANCE", "Attempt", "ScalarMaker", "scale_of", "scale_to_gates", "scale_to_size"]

@@ -96,7 +96,7 @@ class PlainPlanner:
         overrides = overrides_of(request)
         self.corrects = False
         self.mapped, importance = _with_importance(request, mapped)
-        self._options = PlanOptions(overrides, importance)
+        self._options = PlanOptions(overrides, importance, "ggml" if request.quantizer == "ggml" else "edgepack")
         self._plans: dict[str, ExportPlan] = {}
 
     def outline(self, target: Target) -> ExportPlan:
