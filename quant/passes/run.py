@@ -21,7 +21,7 @@ from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.sweep import sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from edgepack.gguf.types import GGMLType
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
+    from edgepack.quant.calibration.blocks import Block
     from edgepack.quant.calibration.sweep import BlockVisit
     from edgepack.quant.passes.coded_rows import CodedRows
 
@@ -124,6 +125,30 @@ class BlockChange(Protocol):
     def __call__(self, visit: BlockVisit) -> list[str]:
         """Called once a block, in the model's order; its inputs come from the changed blocks before it."""
         ...
+
+
+def change_weights(
+    checkpoint: Checkpoint, run: PassRun, change: Callable[[Block], list[str]], label: str
+) -> Checkpoint:
+    """Let `change` change each block in turn, in place, with nothing run through it; for passes on weights alone.
+
+    Args:
+        checkpoint: only read.
+        run: what the pass is given; no tokens are needed.
+        change: called once a block; returns the checkpoint names that it changed.
+        label: names the pass in the progress and names its scratch folder.
+
+    Returns:
+        `checkpoint` with the changed tensors in place of its own.
+    """
+    model, changed = BlockwiseModel(checkpoint, run.device), ArrayFolder(run.folder / label)
+    with run.progress(label, model.block_count, " blocks") as advance:
+        for index in range(model.block_count):
+            with model.block(index) as block:
+                for name in change(block):
+                    changed.put(name, block.as_stored(name))
+            advance(1)
+    return replace(checkpoint, tensors=OverriddenTensors(checkpoint.tensors, changed))
 
 
 def change_blocks(checkpoint: Checkpoint, run: PassRun, change: BlockChange, label: str) -> Checkpoint:

@@ -21,10 +21,8 @@ _KMEANS_STEPS = 40
 _MOVING_STEPS = 30  # of these move idle centroids; the rest settle
 # Vectors for each centroid that k-means looks at, and the least number of them.
 _SAMPLE_PER_CENTROID, _LEAST_SAMPLE = 96, 1 << 15
-# Steps that move centroids look at a third of them, but at no fewer for each centroid.
-_ROUGH_PER_CENTROID = 32
 # Vectors for each centroid that tuning looks at: more change nothing that a sweep would keep.
-_TUNED_PER_CENTROID = 128
+_TUNED_PER_CENTROID = 256
 # Ridge on the normal equations, relative to their mean diagonal: unused centroids stay where they are.
 _RIDGE = 1e-6
 
@@ -68,16 +66,15 @@ def kmeans(
     """
     generator = torch.Generator().manual_seed(count)
     limit = max(_LEAST_SAMPLE, _SAMPLE_PER_CENTROID * count)
-    chosen = torch.randperm(len(vectors), generator=generator)[:limit]
-    vectors, weights = vectors[chosen], weights[chosen]
+    if len(vectors) > limit:
+        chosen = torch.randperm(len(vectors), generator=generator)[:limit]
+        vectors, weights = vectors[chosen], weights[chosen]
     start = torch.randperm(len(vectors), generator=generator).repeat(-(-count // len(vectors)))[:count]
     centroids = vectors[start].clone()
     array = np.ascontiguousarray(vectors.numpy())
     shares = np.ascontiguousarray(weights.clamp_min(1e-12).numpy())
-    few = max(len(array) // 3, min(len(array), _ROUGH_PER_CENTROID * count))
     for step in range(steps):
-        looked_at = few if step < moving else len(array)
-        centroids = _lloyd(array[:looked_at], shares[:looked_at], centroids, step < moving)
+        centroids = _lloyd(array, shares, centroids, step < moving)
     return centroids
 
 

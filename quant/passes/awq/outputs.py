@@ -1,6 +1,6 @@
 """What enters a block's linears at some tokens, and how much each of their outputs moves the module above.
 
-A scale is judged on these: some tokens and some rows of each linear, instead of whole modules run again for every scale.
+A scale is judged on these: some tokens and some rows of each linear; no module is run again for a scale.
 Activations are rounded on the way as llama.cpp's CPU kernels round them. Which scales are tried is left to `scales`.
 """
 
