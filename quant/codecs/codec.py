@@ -170,9 +170,9 @@ class Settling(Protocol):
         ...
 
 
-def row_chunks(rows: int, columns: int, chunk_weights: int = CHUNK_WEIGHTS) -> Iterator[tuple[int, int]]:
+def row_chunks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
     """(first row, row after the last) of each chunk; a chunk is at least one row."""
-    step = max(1, chunk_weights // columns)
+    step = max(1, CHUNK_WEIGHTS // columns)
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
 
