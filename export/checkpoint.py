@@ -1,76 +1,28 @@
 """Opens a Hugging Face folder as named lazy tensors with a configuration; it reads no weights.
 
-What the tensors mean is left to `export.architectures`, the tokenizer to `export.tokenizer`.
+Which files hold them is decided in `export.weight_files`. What the tensors mean is left to `export.architectures`,
+the tokenizer to `export.tokenizer`.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import CheckpointError
+from edgepack.export.formats.packed import DequantizedTensors
 from edgepack.export.formats.quantized_checkpoint import dequantized
-from edgepack.export.formats.safetensors_file import SafetensorsFile
+from edgepack.export.json_file import read_json
+from edgepack.export.sentence_modules import transformer_folder
+from edgepack.export.ties import settle_ties
+from edgepack.export.weight_files import ShardedTensors, open_weights, refuse_other_folder
+from edgepack.file_kinds import describe_file
 from edgepack.model import Checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from edgepack.export.formats.packed import RawTensors
-    from edgepack.export.formats.torch_file import TorchFile
-    from edgepack.model import TensorSpec
-
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_TORCH_SINGLE = "pytorch_model.bin"
-_TORCH_INDEX = "pytorch_model.bin.index.json"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: absent, unreadable, not JSON or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: file not found") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: expected JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-@dataclass(frozen=True)
-class ShardedTensors:
-    """Tensors spread over several files: a `TensorSource`.
-
-    Attributes:
-        files: tensor name → the open file that holds it.
-    """
-
-    files: Mapping[str, SafetensorsFile | TorchFile]
-
-    @cached_property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """Every tensor, in the index's order."""
-        return {name: file.specs_of(name) for name, file in self.files.items()}
-
-    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """As `TensorSource.read_rows`."""
-        return self.files[name].read_rows(name, start, stop)
-
-    def read_bytes(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-        """As `SafetensorsFile.read_bytes`."""
-        return self.files[name].read_bytes(name, start, stop)
+__all__ = ["ShardedTensors", "open_checkpoint", "read_json"]
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -80,50 +32,46 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: the folder, its configuration or a shard is missing, truncated or inconsistent.
     """
     if not path.is_dir():
-        raise CheckpointError(f"model '{path}': expected a folder with config.json and safetensors, found none")
-    config = _with_quantization(read_json(path / "config.json"), path)
-    tensors = dequantized(_open_tensors(path), config)
-    return Checkpoint(path, config, tensors)
+        what = describe_file(path)
+        got = f"a file, {what}" if what else "a file" if path.exists() else "nothing there"
+        raise CheckpointError(f"model '{path}': expected a folder with config.json and safetensors, got {got}")
+    if not (path / "config.json").is_file():
+        path = transformer_folder(path) or path
+    refuse_other_folder(path)
+    config, notes = _with_quantization(read_json(path / "config.json"), path)
+    weights = open_weights(path, config)
+    tensors = dequantized(weights.tensors, config)
+    if isinstance(tensors, DequantizedTensors) and not tensors.packed:
+        method = config["quantization_config"].get("quant_method")
+        notes += (f"quantisation: config.json says {method!r}, but no tensor is packed: they are taken as they are",)
+    checkpoint = settle_ties(Checkpoint(path, config, tensors, weights.notes + notes))
+    return _with_own_adapter(checkpoint)
 
 
-def _with_quantization(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The configuration, with what older GPTQ and AWQ checkpoints keep in a file of their own."""
+def _with_own_adapter(checkpoint: Checkpoint) -> Checkpoint:
+    """With the adapter that lies in the model's own folder merged, as transformers loads such a folder."""
+    folder = checkpoint.path
+    if not (folder / "adapter_config.json").is_file():
+        return checkpoint
+    if not any((folder / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
+        note = "adapter: adapter_config.json lies beside the model without weights: passed over"
+        return replace(checkpoint, notes=(*checkpoint.notes, note))
+    from edgepack.export.lora.merging import merge_adapter
+
+    note = "adapter: the one that lies in the model's own folder is merged, as transformers does"
+    return merge_adapter(replace(checkpoint, notes=(*checkpoint.notes, note)), folder)
+
+
+def _with_quantization(config: dict[str, Any], folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The configuration, with what older GPTQ and AWQ checkpoints keep in a file of their own; config.json decides."""
     for name in ("quantize_config.json", "quant_config.json"):
-        if "quantization_config" not in config and (folder / name).is_file():
+        if not (folder / name).is_file():
+            continue
+        own, settings = read_json(folder / name), config.get("quantization_config")
+        if not isinstance(settings, dict):
             method = "gptq" if name.startswith("quantize") else "awq"
-            return {**config, "quantization_config": {"quant_method": method, **read_json(folder / name)}}
-    return config
-
-
-def _open_tensors(folder: Path) -> RawTensors:
-    for index in (folder / _INDEX, folder / _TORCH_INDEX):
-        if index.is_file():
-            return _open_shards(folder, index)
-    for name in (_SINGLE, _TORCH_SINGLE):
-        if (folder / name).is_file():
-            return _open_file(folder / name)
-    raise CheckpointError(f"{folder}: no weights: expected {_SINGLE} or {_INDEX}")
-
-
-def _open_file(path: Path) -> SafetensorsFile | TorchFile:
-    if path.suffix != ".bin":
-        return SafetensorsFile(path)
-    from edgepack.export.formats.torch_file import TorchFile
-
-    return TorchFile(path)
-
-
-def _open_shards(folder: Path, index: Path) -> ShardedTensors:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: expected a 'weight_map' object that names a file for each tensor")
-    opened: dict[str, SafetensorsFile | TorchFile] = {}
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
-            raise CheckpointError(f"{index}: tensor '{tensor}': expected a file name in this folder, got {name!r}")
-        if name not in opened:
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{index}: tensor '{tensor}' is in '{name}', which is absent")
-            opened[name] = _open_file(folder / name)
-        opened[name].specs_of(tensor)
-    return ShardedTensors({tensor: opened[name] for tensor, name in weight_map.items()})
+            return {**config, "quantization_config": {"quant_method": method, **own}}, ()
+        other = sorted(key for key in own.keys() & settings.keys() if own[key] != settings[key])
+        if other:
+            return config, (f"quantisation: {other[0]} is config.json's {settings[other[0]]!r}, not {name}'s",)
+    return config, ()

@@ -41,16 +41,27 @@ class ModelConfig:
         """The same with values for absent keys; a key that is present stays, even if it is null."""
         return replace(self, values={**defaults, **self.values})
 
+    def changed(self, **settings: Any) -> ModelConfig:
+        """The same with other values for `settings`."""
+        return replace(self, values={**self.values, **settings})
+
+    def respelt(self, spellings: Mapping[str, str]) -> ModelConfig:
+        """The same with settings under the names that the keys of `spellings` are, where their values alone stand."""
+        found = {ours: self.values[theirs] for ours, theirs in spellings.items() if theirs in self.values}
+        return replace(self, values={**found, **self.values})
+
     def of_text(self) -> ModelConfig:
         """The settings under `text_config` before those beside it.
 
+        Whether the head is the embedding is the whole model's to say: `tie_word_embeddings` beside `text_config`
+        comes first, as in transformers, whose head belongs to the whole.
+
         Raises:
-            CheckpointError: it is no object, or both say otherwise whether the head is the embedding.
+            CheckpointError: it is no object.
         """
         text, tie = self._object("text_config", self.values.get("text_config")), "tie_word_embeddings"
-        if tie in text and self.values.get(tie, text[tie]) != text[tie]:
-            raise CheckpointError(f"{self.label}: {tie} is {self.values[tie]!r}, under text_config {text[tie]!r}")
-        return replace(self, values={**self.values, **text})
+        whole = {tie: self.values[tie]} if self.values.get(tie) is not None else {}
+        return replace(self, values={**self.values, **text, **whole})
 
     def _find(self, keys: tuple[str, ...]) -> tuple[str, Any]:
         for key in keys:
@@ -115,6 +126,12 @@ class ModelConfig:
         if not isinstance(names, list) or not names or not isinstance(names[0], str):
             raise CheckpointError(f"{self.label}: expected key 'architectures' with a list of names, got {names!r}")
         return names[0]
+
+    @property
+    def model_type(self) -> str:
+        """`model_type` of the part that reads text, empty where the configuration has none."""
+        text = self._object("text_config", self.values.get("text_config"))
+        return str(text.get("model_type") or self.values.get("model_type") or "")
 
     @property
     def rope(self) -> Mapping[str, Any]:
@@ -198,7 +215,7 @@ class ModelConfig:
     @property
     def tied(self) -> bool:
         """Whether the head is the embedding."""
-        return self.flag("tie_word_embeddings", default=False)
+        return self.flag("tie_embedding", "tie_word_embeddings", default=False)  # the first is LFM 2's
 
     @property
     def vocab_size(self) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import GGUFError, UnsupportedModelError, UsageError
+from edgepack.export.facts import model_facts
 from edgepack.export.mapped import MappedModel
 from edgepack.export.rows import SourceRows
 from edgepack.gguf import keys
@@ -21,7 +22,6 @@ from edgepack.gguf.reader import GGUFHeader, read_header
 from edgepack.gguf.types import GGMLType
 from edgepack.model import TensorSpec
 from edgepack.quant.codecs.ggml.codec import dequantize_rows
-from edgepack.quant.types.mixtures import ModelFacts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgepack.export.rows import Rows
-    from edgepack.gguf.types import TensorInfo, Value
+    from edgepack.gguf.types import TensorInfo
 
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _MAX_SPLITS = 99_999
@@ -139,7 +139,7 @@ def map_gguf(path: Path, *, allow_requantize: bool = False) -> MappedModel:
         _check_type(path, tensors.info(name), allow_requantize)
     metadata = {key: value for key, value in first.metadata.items() if not _DROPPED.match(key)}
     rows: dict[str, Rows] = {name: StoredRows(tensors, name, tensors) for name in tensors.specs}
-    return MappedModel(str(path), metadata, rows, _facts(first.metadata, path), tuple(h.path for h in headers))
+    return MappedModel(str(path), metadata, rows, model_facts(first.metadata, path), tuple(h.path for h in headers))
 
 
 def _check_type(path: Path, info: TensorInfo, allow_requantize: bool) -> None:
@@ -164,24 +164,3 @@ def _read_split(path: Path) -> list[GGUFHeader]:
     stem = path.name[: match.start()]
     others = [path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(2, count + 1)]
     return [header, *map(read_header, others)]
-
-
-def _facts(metadata: Mapping[str, Value], path: Path) -> ModelFacts:
-    name = metadata[keys.ARCHITECTURE].value if keys.ARCHITECTURE in metadata else None
-    if not isinstance(name, str):
-        raise GGUFError(f"{path}: expected general.architecture, got {name!r}")
-    heads = _count(metadata, f"{name}.attention.head_count", path, default=1)
-    kv_heads = _count(metadata, f"{name}.attention.head_count_kv", path, default=heads)
-    experts = _count(metadata, f"{name}.expert_count", path, default=0)
-    return ModelFacts(name, _count(metadata, f"{name}.block_count", path), heads, kv_heads, experts)
-
-
-def _count(metadata: Mapping[str, Value], key: str, path: Path, default: int | None = None) -> int:
-    """A count, the first layer's where each layer has its own."""
-    found = metadata.get(key)
-    value = default if found is None else found.value
-    if isinstance(value, list) and value:
-        value = value[0]
-    if type(value) is not int or value < 0:
-        raise GGUFError(f"{path}: expected {key} to be a count, got {value!r}")
-    return value

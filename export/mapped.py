@@ -28,6 +28,7 @@ class MappedModel:
         facts: what the choice of types asks.
         sources: the files that weights come from.
         notes: limits that the user should know of, a line each.
+        kept: tensors that keep the type in which the checkpoint stores them, unless a pattern names another.
     """
 
     label: str
@@ -36,3 +37,4 @@ class MappedModel:
     facts: ModelFacts
     sources: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    kept: frozenset[str] = frozenset()

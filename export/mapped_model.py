@@ -9,17 +9,19 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from edgepack.errors import UsageError
+from edgepack.errors import CheckpointError, UsageError
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.config import ModelConfig
+from edgepack.export.facts import model_facts
 from edgepack.export.mapped import MappedModel
 from edgepack.export.naming import Size, general_metadata
 from edgepack.export.notes import limits
-from edgepack.export.rules.mapping import completed, find_family, map_tensors
-from edgepack.export.tokenizer.vocabulary import read_vocabulary
+from edgepack.export.rows import SourceRows, StoredBlocks
+from edgepack.export.rules.mapping import completed, find_family, map_tensors, observed
+from edgepack.export.rules.pooling import dense_tensors, pooling_metadata, pooling_notes, with_lowercasing
+from edgepack.export.tokenizer.vocabulary import open_vocabulary
 from edgepack.gguf import keys
 from edgepack.gguf.types import string
-from edgepack.quant.types.mixtures import ModelFacts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,15 +30,17 @@ if TYPE_CHECKING:
     from edgepack.export.rows import Rows
     from edgepack.model import Checkpoint
 
+_INTEGERS = frozenset({"i64", "i32", "i16", "i8", "u64", "u32", "u16", "u8", "bool"})
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
-def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedModel:
+def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None, allow_requantize: bool = False) -> MappedModel:
     """A Hugging Face checkpoint under GGUF names; reads headers and the tokenizer, no weights.
 
     Args:
         checkpoint: the model.
         pre: the pre-tokenizer's name where its structure is not known.
+        allow_requantize: whether tensors that are stored in a type of ggml's may be quantised again.
 
     Raises:
         CheckpointError: missing, unknown or ill-shaped tensors, or a configuration without a needed key.
@@ -45,16 +49,38 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None) -> MappedM
     """
     published = ModelConfig(checkpoint.config, folder=checkpoint.path)
     family = find_family(published)
-    config = completed(published, family)
-    tensors = map_tensors(family, config, checkpoint.tensors)
+    config = observed(completed(published, family), family, checkpoint.tensors.specs)
+    tensors = map_tensors(family, config, checkpoint.tensors) | dense_tensors(config, family.name)
+    _refuse_integers(tensors)
     size = _size(tensors, config.n_experts)
     metadata = general_metadata(checkpoint.path, family.name, size)
-    metadata = {keys.ARCHITECTURE: string(family.name)} | metadata | family.metadata(config)
-    metadata |= read_vocabulary(checkpoint.path, config.values, pre=pre)
-    facts = ModelFacts(family.name, family.blocks(config), config.n_heads, config.n_kv_heads, config.n_experts)
+    metadata = {keys.ARCHITECTURE: string(family.name)} | metadata
+    metadata |= pooling_metadata(config, family.name) | family.metadata(config)  # a head's own pooling decides
+    metadata |= family.stored(config, checkpoint.tensors)
+    vocabulary = open_vocabulary(
+        checkpoint.tokenizer or checkpoint.path,
+        config.values,
+        pre=pre,
+        model=checkpoint.path,
+        templates=checkpoint.template,
+    )
+    metadata |= with_lowercasing(vocabulary.metadata, config)
+    facts = model_facts(metadata, str(checkpoint.path))
     sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))
-    notes = limits(family, config, metadata, checkpoint.tensors)
-    return MappedModel(str(checkpoint.path), metadata, tensors, facts, sources, notes)
+    notes = (*checkpoint.notes, *vocabulary.notes, *pooling_notes(config))
+    notes += limits(family, config, metadata, checkpoint.tensors)
+    stored = (name for name, rows in tensors.items() if isinstance(rows, StoredBlocks) and not allow_requantize)
+    return MappedModel(str(checkpoint.path), metadata, tensors, facts, sources, notes, frozenset(stored))
+
+
+def _refuse_integers(tensors: Mapping[str, Rows]) -> None:
+    """Raise CheckpointError for a weight of whole numbers: without a quantisation in config.json it means nothing."""
+    for rows in tensors.values():
+        if isinstance(rows, SourceRows) and rows.dtype in _INTEGERS:
+            raise CheckpointError(
+                f"tensor '{rows.name}': expected floats, got {rows.dtype}: config.json has no quantization_config that"
+                " says what they mean"
+            )
 
 
 def _size(tensors: Mapping[str, Rows], n_experts: int) -> Size:
@@ -71,7 +97,8 @@ def open_model(
         path: the folder or file.
         pre: the pre-tokenizer's name where its structure is not known.
         adapter: a PEFT LoRA's folder, merged into the weights.
-        allow_requantize: whether a GGUF's quantised tensors may be quantised again.
+        allow_requantize: whether quantised tensors of a GGUF, or of a checkpoint in a type of ggml's, may be quantised
+            again.
 
     Raises:
         AdapterError: the adapter is not a LoRA or does not belong to the model.
@@ -81,10 +108,12 @@ def open_model(
     if path.is_file():
         from edgepack.export.gguf_source import map_gguf
 
+        if pre is not None:
+            raise UsageError(f"--pre: a GGUF has its tokenizer, got '{path}'")
         if adapter is not None:
             raise UsageError(f"--adapter: expected a Hugging Face folder to merge into, got '{path}'")
         return map_gguf(path, allow_requantize=allow_requantize)
-    model = map_checkpoint(open_merged(path, adapter), pre=pre)
+    model = map_checkpoint(open_merged(path, adapter), pre=pre, allow_requantize=allow_requantize)
     if adapter is None:
         return model
     return replace(model, sources=(*model.sources, *sorted(adapter.glob("adapter_*"))))
@@ -100,6 +129,6 @@ def open_merged(path: Path, adapter: Path | None) -> Checkpoint:
     checkpoint = open_checkpoint(path)
     if adapter is None:
         return checkpoint
-    from edgepack.export.lora.adapter import AdaptedTensors, read_adapter
+    from edgepack.export.lora.merging import merge_adapter
 
-    return replace(checkpoint, tensors=AdaptedTensors(checkpoint.tensors, read_adapter(adapter, checkpoint.tensors)))
+    return merge_adapter(checkpoint, adapter)

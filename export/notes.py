@@ -31,7 +31,7 @@ def limits(family: Family, config: ModelConfig, metadata: Mapping[str, Value], s
     """
     found = []
     published, written = config.get("max_position_embeddings"), metadata[f"{family.name}.context_length"].value
-    if isinstance(published, int) and written < published:
+    if isinstance(published, int) and written < published and config.get("sliding_window") is not None:
         found.append(
             f"context: {written} tokens instead of {published}: the model's attention slides over {written},"
             " llama.cpp's does not, and the two agree up to there"
@@ -41,7 +41,7 @@ def limits(family: Family, config: ModelConfig, metadata: Mapping[str, Value], s
         found.append(
             f"{left_out} tensors of other modalities are left out: this is the part that reads and writes text"
         )
-    return (*found, *_tokenizer_limits(metadata))
+    return (*found, *family.remarks(config), *_tokenizer_limits(metadata))
 
 
 def _tokenizer_limits(metadata: Mapping[str, Value]) -> list[str]:

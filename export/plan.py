@@ -12,8 +12,11 @@ from io import BytesIO
 from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgepack.errors import CalibrationError
 from edgepack.export.formats.safetensors_file import ITEM_BYTES
+from edgepack.export.rows import StoredBlocks
 from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType, u32
 from edgepack.gguf.writer import GGUFWriter
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from edgepack.export.mapped import MappedModel
@@ -135,6 +137,7 @@ def plan_export(model: MappedModel, target: Target, options: PlanOptions = PlanO
     types = choose_types(
         candidates, target, model.facts, options.overrides, has_importance=options.importance is not None
     )
+    types |= _kept_types(model, options.overrides)
     importance = options.importance or {}
     _check_importance(model, types, target, importance)
     tensors = tuple(
@@ -150,6 +153,12 @@ def plan_export(model: MappedModel, target: Target, options: PlanOptions = PlanO
     metadata[keys.QUANTIZATION_VERSION] = u32(_QUANTIZATION_VERSION)
     metadata[keys.FILE_TYPE] = u32(target.file_type)
     return ExportPlan(model.label, target, metadata, tensors, model.sources)
+
+
+def _kept_types(model: MappedModel, overrides: Overrides) -> dict[str, GGMLType]:
+    """Types of tensors that the checkpoint stores in one of ggml's; what is quantised once is not quantised again."""
+    kept = {name: model.tensors[name] for name in model.kept if overrides.matching(name) is None}
+    return {name: rows.stored_type for name, rows in kept.items() if isinstance(rows, StoredBlocks)}
 
 
 def split_plan(plan: ExportPlan, shard_bytes: int) -> list[ExportPlan]:
@@ -185,6 +194,40 @@ def shard_path(path: Path, number: int, count: int) -> Path:
     return path.with_name(f"{path.stem}-{number + 1:05d}-of-{count:05d}{path.suffix}")
 
 
+def collectable_importance(model: MappedModel) -> Importance:
+    """What a run of a text through the model will give: a matrix for all but layers that are never run; all ones."""
+    shapes = {name: _importance_shape(rows) for name, rows in model.tensors.items() if len(rows.shape) > 1}
+    one = np.ones(1, dtype=np.float32)
+    return {name: np.broadcast_to(one, shape) for name, shape in shapes.items() if not _is_prediction(name, model)}
+
+
+def _importance_shape(rows: Rows) -> tuple[int, ...]:
+    return rows.shape[-1:] if len(rows.shape) < 3 else (rows.shape[0], rows.shape[-1])
+
+
+def _is_prediction(name: str, model: MappedModel) -> bool:
+    """Whether a tensor belongs to the layers after the last (`nextn_predict_layers`), which only drafting runs."""
+    architecture = model.facts.architecture
+    found = [model.metadata.get(f"{architecture}.{key}") for key in ("block_count", "nextn_predict_layers")]
+    block = re.match(r"blk\.(\d+)\.", name)
+    if block is None or any(value is None or type(value.value) is not int for value in found):
+        return False
+    blocks, extra = (value.value for value in found if value is not None)
+    return bool(int(block[1]) >= blocks - extra)
+
+
+def _remedy(name: str, model: MappedModel, *, given: bool) -> str:
+    if _is_prediction(name, model):
+        layer = name.split(".")[1]
+        return (
+            f"none can be collected, because layer {layer} predicts further tokens and runs only when drafting:"
+            f" keep it in another type, --tensor-type 'blk\\.{layer}\\.=q4_k'"
+        )
+    if given:
+        return "the one that was given has none for it"
+    return "give --calibration TEXT or --imatrix FILE"
+
+
 def _check_importance(
     model: MappedModel, types: Mapping[str, GGMLType], target: Target, importance: Importance
 ) -> None:
@@ -192,12 +235,10 @@ def _check_importance(
         weights = importance.get(name)
         if weights is None:
             if needs_importance_matrix(name, types[name], target):
-                raise CalibrationError(
-                    f"{target.name}: tensor '{name}' as {types[name].name} needs an importance matrix:"
-                    " give --calibration TEXT or --imatrix FILE"
-                )
+                what = f"{target.name}: tensor '{name}' as {types[name].name} needs an importance matrix:"
+                raise CalibrationError(f"{what} {_remedy(name, model, given=bool(importance))}")
             continue
-        expected = rows.shape[-1:] if len(rows.shape) < 3 else (rows.shape[0], rows.shape[-1])
+        expected = _importance_shape(rows)
         if weights.shape != expected:
             raise CalibrationError(
                 f"importance matrix: tensor '{name}': expected {list(expected)}, got {list(weights.shape)}:"

@@ -76,6 +76,10 @@ class RowOrigin:
         factors = np.ones(len(self), np.float32) if self.factors is None else self.factors
         return replace(self, factors=factors * np.float32(factor))
 
+    def scaled_each(self, factors: NDArray[np.float32]) -> RowOrigin:
+        """Row i times `factors[i]`."""
+        return replace(self, factors=factors if self.factors is None else self.factors * factors)
+
     def with_columns(self, order: NDArray[np.intp]) -> RowOrigin:
         """Column i becomes column `order[i]`."""
         return replace(self, columns=order if self.columns is None else self.columns[order])

@@ -178,6 +178,16 @@ class PermutedRows(_Wrapped):
 
 
 @dataclass(frozen=True)
+class PickedRows(PermutedRows):
+    """As `PermutedRows`, of an order that does not take all rows of the base."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As many rows as the order has."""
+        return (len(self.order), *self.base.shape[1:])
+
+
+@dataclass(frozen=True)
 class SlicedRows(_Wrapped):
     """Rows `start` to `stop` (not included) of a matrix, or elements of a vector."""
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.errors import RecipeError
-from edgepack.pipeline.recipe import inline_recipe, parse_recipe, read_recipe
 from edgepack.quant.passes.prune_pass import pattern_group
+from edgepack.quant.passes.recipe import inline_recipe, parse_recipe, read_recipe
 from edgepack.quant.passes.registry import pass_names
 
 if TYPE_CHECKING:

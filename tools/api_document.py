@@ -51,7 +51,7 @@ RESULTS = (
     "pipeline.certify.Certified",
     "api.importance.ImportanceResult",
     "api.analysis.Analysis",
-    "edge.fidelity.tasks.Comparison",
+    "edge.fidelity.tasks.tasks.Comparison",
     "api.speed.FitResult",
     "api.speed.FitMemory",
     "edge.bench.BenchResult",

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.gguf_file import write_gguf
 from edgepack.export.mapped_model import map_checkpoint
@@ -26,9 +27,9 @@ from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.export.wire.origins import Origins
 from edgepack.export.wire.plan import WireSettings
 from edgepack.packaging.pack import pack_archive
-from edgepack.pipeline.fidelity import ScoringOptions, run_validation
-from edgepack.pipeline.makers.wire import SEQUENCES, WireRun, read_calibration
-from edgepack.pipeline.scalar import scale_to_size
+from edgepack.pipeline.fidelity import run_validation
+from edgepack.pipeline.goals.scalar import scale_to_size
+from edgepack.pipeline.makers.wire_run import SEQUENCES, WireRun, read_calibration
 from edgepack.quant.calibration.collect import collect
 from edgepack.quant.codecs.ggml.host_grids import find_host
 from edgepack.quant.types.targets import find_target

@@ -154,9 +154,9 @@ def make(model: Path, row: Row, settings: Mapping[str, Any], folder: Path, threa
 
     from edgepack.export.checkpoint import open_checkpoint
     from edgepack.export.gguf_file import write_gguf
-    from edgepack.pipeline.corrections import write_correction
-    from edgepack.pipeline.passes import RecipeOptions, prepare_export
-    from edgepack.pipeline.recipe import inline_recipe
+    from edgepack.export.recipe.corrections import write_correction
+    from edgepack.export.recipe.work import RecipeOptions, prepare_export
+    from edgepack.quant.passes.recipe import inline_recipe
     from edgepack.quant.types.targets import find_target
 
     if threads:

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 
 from edgepack.edge.fidelity.certificate import store
 from edgepack.edge.fidelity.scorers.scorer import Chunking
+from edgepack.edge.fidelity.scoring import ScoringOptions, open_candidate
 from edgepack.edge.fidelity.stored_reference import encode
 from edgepack.edge.fidelity.validate import validate
 from edgepack.pipeline.export import run_export
-from edgepack.pipeline.fidelity import ScoringOptions, open_candidate, open_reference
+from edgepack.pipeline.fidelity import open_reference
 from edgepack.pipeline.request import ExportRequest
 from edgepack.text_file import read_text
 

@@ -107,7 +107,7 @@ def measure(name: str, path: Path, request: MemoryRequest, *, simulated: bool) -
     header = read_header(path)
     shape = read_shape(header)
     kv = sum(kv_layer_bytes(shape, layer, request) for layer in shape.layers)
-    told_kv = reported(log, "llama_kv_cache: size")
+    told_kv = reported(log, "llama_kv_cache: size") + reported(log, "llama_memory_recurrent: size")
     weights = (0, 0) if simulated else (mapped_weights(header, cpu_features()), reported(log, "model buffer size"))
     compute = (compute_bytes(shape, request), reported(log, "compute buffer size"))
     return Row(name, {k: v for k, v in asdict(request).items() if k != "n_gpu_layers"}, weights, (kv, told_kv), compute)

@@ -30,6 +30,7 @@ _MARGIN_SHARE, _MARGIN_LEAST = 0.04, 200 * _MIB
 _Q8_1_BYTES = 36 / 32  # of a value that CUDA quantises before multiplying
 DEFAULT_CONTEXT = 8192
 _LEAST_CONTEXT = 2048
+_KV_SHOWN = ("f16", "q8_0", "q4_0")
 _KV_CHOICES = ("f16", "q8_0")  # q4_0 and its like cost accuracy: only on request
 _UBATCH_CHOICES = (512, 256, 128)
 HOST_MEMORY = 16 * 1000**3  # main memory beside a GPU of a profile, unless said otherwise
@@ -97,15 +98,19 @@ class Fitter:
     """Tries requests on one model and device, from the best to the smallest.
 
     Raises:
-        UsageError: the context wished for is longer than the model was trained with, or the KV type is unknown.
+        UsageError: the context wished for is longer than the model was trained with, or the KV type is unknown or
+            does not divide the model's heads.
     """
 
     def __init__(self, shape: ModelShape, device: Device, wish: FitWish | None = None) -> None:
         self.shape = shape
         self.device = device
         self.wish = wish or FitWish()
-        if self.wish.kv_type is not None:
-            kv_type(self.wish.kv_type)
+        if self.wish.kv_type is not None and not self._suits(self.wish.kv_type):
+            raise UsageError(
+                f"KV cache type '{self.wish.kv_type}': its blocks do not divide heads of"
+                f" {shape.head_k} and {shape.head_v}"
+            )
         if self.wish.n_ctx is not None and self.wish.n_ctx > shape.n_ctx_train:
             raise UsageError(f"context {self.wish.n_ctx}: the model was trained with {shape.n_ctx_train}")
         self.margin = max(_MARGIN_LEAST, round(device.memory * _MARGIN_SHARE))
@@ -155,6 +160,11 @@ class Fitter:
                 high = middle - 1
         return low * 256
 
+    def _suits(self, name: str) -> bool:
+        """Whether llama.cpp opens a cache of this type: its blocks divide every head."""
+        block = kv_type(name).block_size
+        return self.shape.head_k % block == 0 and self.shape.head_v % block == 0
+
     def _host_room(self) -> int:
         return max(self.wish.host_memory - _SYSTEM - _PROCESS, 0)
 
@@ -169,7 +179,7 @@ class Fitter:
 
     def _requests(self) -> Iterator[MemoryRequest]:
         """From the best to the smallest: everything on the device, then fewer layers, then the CPU alone."""
-        kinds = (self.wish.kv_type,) if self.wish.kv_type else _KV_CHOICES
+        kinds = (self.wish.kv_type,) if self.wish.kv_type else tuple(filter(self._suits, _KV_CHOICES))
         contexts = self._contexts()
         layers = len(self.shape.layers) + 1 if self.device.is_gpu else 0
         for n_ctx in contexts:
@@ -183,7 +193,7 @@ class Fitter:
 
     def _fit(self, request: MemoryRequest, *, fits: bool) -> Fit:
         plan = plan_memory(self.shape, request, self.wish.cpu_weights)
-        kinds = dict.fromkeys([self.wish.kv_type] if self.wish.kv_type else ["f16", "q8_0", "q4_0"])
+        kinds = dict.fromkeys([self.wish.kv_type] if self.wish.kv_type else filter(self._suits, _KV_SHOWN))
         return Fit(
             device=self.device,
             fits=fits,

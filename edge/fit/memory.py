@@ -129,13 +129,18 @@ def window_cells(shape: ModelShape, request: MemoryRequest) -> int:
 
 
 def kv_layer_bytes(shape: ModelShape, layer: LayerShape, request: MemoryRequest) -> int:
-    """KV cache of one layer."""
+    """KV cache of one layer, or its recurrent state."""
     cells = window_cells(shape, request) if layer.windowed else request.cells
-    return cells * (kv_type(request.kv_type_k).row_bytes(layer.k) + kv_type(request.kv_type_v).row_bytes(layer.v))
+    return (
+        cells * (kv_type(request.kv_type_k).row_bytes(layer.k) + kv_type(request.kv_type_v).row_bytes(layer.v))
+        + layer.state
+    )
 
 
 def compute_bytes(shape: ModelShape, request: MemoryRequest) -> int:
     """The compute buffer, as `ggml_backend_sched_reserve` sizes it for one backend."""
+    if shape.simulated is not None:
+        return shape.simulated.compute_bytes(replace(request, n_gpu_layers=0))
     return _compute_bytes(shape, _graph_size(shape, request))
 
 

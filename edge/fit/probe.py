@@ -21,12 +21,12 @@ import numpy as np
 from edgepack.atomic_file import atomic_output
 from edgepack.edge.evaluation_time import evaluation_seconds
 from edgepack.edge.fit.devices import cpu_name
+from edgepack.edge.fit.twin_metadata import twin_metadata
 from edgepack.edge.install.cache_folder import cache_folder
 from edgepack.edge.llama.cpu_threads import best_threads
 from edgepack.edge.llama.options import RuntimeOptions
 from edgepack.edge.llama.runtime import LoadedModel
-from edgepack.gguf import keys
-from edgepack.gguf.types import Value, ValueType, string, u32
+from edgepack.gguf.types import Value, ValueType, u32
 from edgepack.gguf.writer import GGUFWriter
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _key(header: GGUFHeader, threads: int) -> str:
 
 def _layer_counts(shape: ModelShape) -> Sequence[int]:
     count = len(shape.layers)
-    if shape.nbytes <= _WHOLE_BYTES:
+    if shape.nbytes <= _WHOLE_BYTES or shape.simulated is not None:  # layers that depend on others are not taken out
         return (count,)
     layer = max(shape.nbytes // max(count, 1), 1)
     more = max(3, min(count, _WHOLE_BYTES // layer))
@@ -147,18 +147,13 @@ def write_twin(header: GGUFHeader, shape: ModelShape, chosen: Sequence[int], pat
 
 
 def _twin_metadata(header: GGUFHeader, shape: ModelShape, chosen: Sequence[int]) -> dict[str, Value]:
-    prefix = f"{shape.architecture}."
-    kept: dict[str, Value] = {}
-    for key, value in header.metadata.items():
-        if not key.startswith((prefix, keys.ARCHITECTURE)):
-            continue
-        per_layer = isinstance(value.value, list) and len(value.value) == len(shape.layers)
-        kept[key] = Value(ValueType.ARRAY, [value.value[i] for i in chosen], value.item_type) if per_layer else value
-    return kept | {
-        f"{prefix}block_count": u32(len(chosen)),
-        f"{prefix}vocab_size": u32(shape.n_vocab),
-        keys.TOKENIZER_MODEL: string("none"),
-    }
+    layers = header.get(f"{shape.architecture}.block_count")
+    kept = twin_metadata(header, shape.n_vocab)
+    kept.pop(f"{shape.architecture}.nextn_predict_layers", None)
+    for key, value in kept.items():
+        if isinstance(value.value, list) and len(value.value) == layers:
+            kept[key] = Value(ValueType.ARRAY, [value.value[i] for i in chosen], value.item_type)
+    return kept | {f"{shape.architecture}.block_count": u32(len(chosen))}
 
 
 def _twin_tensors(header: GGUFHeader, chosen: Sequence[int]) -> list[TensorInfo]:

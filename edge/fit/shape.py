@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgepack.edge.fit.simulated import SimulatedModel
 from edgepack.errors import GGUFError, UnsupportedModelError
 from edgepack.gguf import keys
 
@@ -18,10 +19,19 @@ if TYPE_CHECKING:
 
 # Every n-th layer attends to everything, the others only within the window: the default of
 # load_swa_pattern() in llama.cpp's src/models/NAME.cpp, where no pattern stands in the file.
-_WINDOW_PATTERN = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "gpt-oss": 2, "exaone4": 4, "olmo2": 4, "plamo3": 8}
-# Architectures whose state or graph is of another kind than one attention and one feed-forward a layer.
-_UNLIKE = re.compile(r"mamba|rwkv|jamba|t5|bert|falcon-h1|granite-hybrid|nemotron-h|lfm2|plamo2|deepseek|kimi|"
-                     r"minicpm3|gemma3n|gemma4|qwen3next|qwen35|plm|glm|wavtokenizer|minimax|dsv|llama4")  # fmt: skip
+_WINDOW_PATTERN = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "gpt-oss": 2, "exaone4": 4, "olmo2": 4, "plamo3": 8,
+                   "gemma3n": 5, "gemma4": 6, "llama4": 4}  # fmt: skip
+_CHUNK_OF_LLAMA4 = 8192  # stands in its graph, not in the file
+# Architectures whose graph is not replayed node by node: llama.cpp is asked for their compute buffer.
+_ASKED = re.compile(r"mamba2?|jamba|falcon-h1|granitemoe|granitehybrid|nemotron_h(_moe)?|lfm2(moe)?|gemma3n|gemma4|"
+                    r"gpt-oss|qwen3next|qwen35(moe)?|mistral3|qwen[23]vl(moe)?|deepseek2|minicpm3|llama4|olmoe|exaone4|"
+                    r"hunyuan-(dense|moe)|ernie4_5(-moe)?|cohere2|seed_oss|phi2|stablelm|apertus|arcee|nemotron|"
+                    r"bitnet|falcon|baichuan|gemma-embedding|(nomic-|modern-)?bert|nomic-bert-moe|"
+                    r"jina-bert-v[23]")  # fmt: skip
+# Encoders, which keep nothing of a text.
+_WITHOUT_CACHE = re.compile(r"gemma-embedding|.*bert.*")
+# Architectures whose caches are of another kind than keys, values and states of layers.
+_UNLIKE = re.compile(r"rwkv|t5|plamo2|deepseek(?!2$)|kimi|plm|glm|wavtokenizer|minimax|dsv")
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class LayerShape:
         fused_qkv: one matrix makes queries, keys and values.
         gate: the feed-forward has a gate matrix of its own; `double_up` has it inside `ffn_up`.
         qk_norm, post_norm: extra norms.
+        state: bytes of the recurrent state that each sequence has, 0 for none.
     """
 
     nbytes: int
@@ -52,6 +63,7 @@ class LayerShape:
     gate: bool
     double_up: bool
     post_norm: bool
+    state: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,7 @@ class ModelShape:
         tied: the token embedding is also the output matrix: the GPU gets a copy of its own.
         layer_norm: LayerNorm instead of RMSNorm.
         position_embedding: learned positions are added to the input.
+        simulated: whom to ask for the compute buffer, None where the graph is replayed.
     """
 
     architecture: str
@@ -89,6 +102,7 @@ class ModelShape:
     layer_norm: bool
     position_embedding: bool
     scaled_logits: bool
+    simulated: SimulatedModel | None = None
 
     @property
     def nbytes(self) -> int:
@@ -132,25 +146,27 @@ def read_shape(header: GGUFHeader) -> ModelShape:
 
     Raises:
         GGUFError: a needed key is missing.
-        UnsupportedModelError: an architecture whose memory is not understood (recurrent, encoder, MLA …).
+        UnsupportedModelError: an architecture whose memory is not understood (RWKV, encoder and decoder …).
     """
     keys = _Keys(header)
     if _UNLIKE.search(keys.architecture):
         raise UnsupportedModelError(f"fit: the memory of architecture '{keys.architecture}' cannot be predicted yet")
     groups = _group(header.tensors)
-    heads = keys.per_layer("attention.head_count", 0)
-    if not heads:
+    count = keys.integer("block_count") - keys.integer("nextn_predict_layers", 0)  # layers that draft are not loaded
+    asked = _ASKED.fullmatch(keys.architecture) is not None
+    heads = max((keys.per_layer("attention.head_count", layer) for layer in range(count)), default=0)
+    if not heads and not asked:
         raise UnsupportedModelError("fit: a model whose first layer has no attention cannot be predicted yet")
-    head_k = keys.integer("attention.key_length", keys.integer("embedding_length") // heads)
-    count = keys.integer("block_count")
-    window = 0 if keys.architecture == "phi3" else keys.integer("attention.sliding_window", 0)
+    head_k = keys.integer("attention.key_length", keys.integer("embedding_length") // heads if heads else 0)
+    usual = _CHUNK_OF_LLAMA4 if keys.architecture == "llama4" else 0
+    window = 0 if keys.architecture == "phi3" else keys.integer("attention.sliding_window", usual)
     if keys.architecture not in _WINDOW_PATTERN:
         window = 0  # llama.cpp reads the window of these only
     tied = "output.weight" not in groups[-1]
     embedding = groups[-1].get("token_embd.weight")
     if embedding is None:
         raise GGUFError(f"{header.path}: no tensor 'token_embd.weight'")
-    inputs = [tensor for name, tensor in groups[-1].items() if name.startswith(("token_embd", "position_embd"))]
+    inputs = [tensor for name, tensor in groups[-1].items() if name.startswith(_INPUTS)]
     outputs = [tensor for name, tensor in groups[-1].items() if name.startswith("output")]
     return ModelShape(
         architecture=keys.architecture,
@@ -169,7 +185,12 @@ def read_shape(header: GGUFHeader) -> ModelShape:
         layer_norm=keys.raw("attention.layer_norm_rms_epsilon") is None,
         position_embedding="position_embd.weight" in groups[-1],
         scaled_logits=keys.raw("final_logit_softcapping") is not None,
+        simulated=SimulatedModel(header, embedding.rows) if asked else None,
     )
+
+
+# llama.cpp keeps these on the CPU: they are read by rows.
+_INPUTS = ("token_embd", "position_embd", "per_layer_token_embd")
 
 
 def _group(tensors: tuple[TensorInfo, ...]) -> dict[int, dict[str, TensorInfo]]:
@@ -192,20 +213,54 @@ def _layer(keys: _Keys, layer: int, tensors: dict[str, TensorInfo], window: int,
     down = tensors.get("ffn_down.weight") or tensors.get("ffn_down_exps.weight")
     up = tensors.get("ffn_up.weight")
     inner = down.shape[-1] if down else keys.per_layer("feed_forward_length", layer, 0)
+    windowed = bool(window) and _is_windowed(keys, layer)
+    if windowed:
+        head_k = keys.integer("attention.key_length_swa", head_k)
+    head_v = keys.integer("attention.value_length_swa" if windowed else "attention.value_length", head_k)
+    if not _has_cache(keys, layer, tensors):
+        kv_heads = 0
+    latent = keys.raw("attention.key_length_mla") is not None  # the cache holds it once, as the key
     return LayerShape(
         nbytes=total,
         active_bytes=total - idle,
         q=heads * head_k,
         k=kv_heads * head_k,
-        v=kv_heads * keys.integer("attention.value_length", head_k),
+        v=0 if latent else kv_heads * head_v,
         heads=heads,
         feed_forward=inner,
-        windowed=bool(window) and _is_windowed(keys, layer),
+        windowed=windowed,
         fused_qkv="attn_qkv.weight" in tensors,
         gate="ffn_gate.weight" in tensors or bool(experts),
         double_up=up is not None and up.shape[0] == 2 * inner,
         post_norm="post_attention_norm.weight" in tensors,
+        state=_state_bytes(keys, tensors),
     )
+
+
+def _has_cache(keys: _Keys, layer: int, tensors: dict[str, TensorInfo]) -> bool:
+    """Whether a layer keeps keys and values: recurrent ones and those that share an earlier one's do not."""
+    if _WITHOUT_CACHE.fullmatch(keys.architecture):
+        return False
+    if keys.architecture == "gemma3n":
+        return layer < _GEMMA3N_CACHES
+    shared = keys.integer("attention.shared_kv_layers", 0)
+    if shared:
+        return layer < keys.integer("block_count") - shared
+    return "ssm_conv1d.weight" not in tensors or "attn_k.weight" in tensors
+
+
+_GEMMA3N_CACHES = 20  # n_layer_kv_from_start in gemma3n.cpp
+
+
+def _state_bytes(keys: _Keys, tensors: dict[str, TensorInfo]) -> int:
+    """What a recurrent layer keeps of a sequence (`n_embd_r` and `n_embd_s` of llama-hparams.cpp), in float32."""
+    if "shortconv.conv.weight" in tensors:
+        return (keys.integer("shortconv.l_cache") - 1) * keys.integer("embedding_length") * 4
+    if "ssm_conv1d.weight" not in tensors:
+        return 0
+    inner, state = keys.integer("ssm.inner_size"), keys.integer("ssm.state_size")
+    channels = inner + 2 * keys.integer("ssm.group_count", 0) * state
+    return ((keys.integer("ssm.conv_kernel") - 1) * channels + state * inner) * 4
 
 
 def _is_windowed(keys: _Keys, layer: int) -> bool:

@@ -30,27 +30,36 @@ _LAYERS_OF_27B = 62  # by which llama.cpp knows the 27B, whose attention it scal
 
 
 def _metadata(config: ModelConfig) -> dict[str, Value]:
-    keys = _sliding(config)
+    keys = sliding_keys(config)
     if config.get("final_logit_softcapping") is not None:
         keys["final_logit_softcapping"] = f32(config.number("final_logit_softcapping"))
     common = common_metadata(config, "gemma3", rope_types=("default", "linear"))
     return common | {f"gemma3.{key}": value for key, value in keys.items()}
 
 
-def _sliding(config: ModelConfig) -> dict[str, Value]:
+def sliding_keys(config: ModelConfig) -> dict[str, Value]:
     """Nothing where no layer slides: llama.cpp takes the key itself for a sliding window."""
     if config.get("sliding_window") is None:
         return {}
     keys = sliding_metadata(config, 6)
     if not any(keys["attention.sliding_window_pattern"].value):
         return {}
+    return keys | {"rope.freq_base_swa": f32(sliding_rope_base(config))}
+
+
+def sliding_rope_base(config: ModelConfig) -> float:
+    """The base of sliding layers' rope.
+
+    Raises:
+        UnsupportedModelError: it is scaled.
+    """
     rope = config.sliding_rope
     if rope.get("rope_type", "default") != "default":
         raise UnsupportedModelError(
             f"{config.label}: rope_parameters.sliding_attention.rope_type is {rope['rope_type']!r}:"
             " llama.cpp needs 'default', because its graph scales the rope of full layers alone"
         )
-    return keys | {"rope.freq_base_swa": f32(rope_number(rope, "rope_theta", config, default=10000.0))}
+    return rope_number(rope, "rope_theta", config, default=10000.0)
 
 
 TEXT = Family(

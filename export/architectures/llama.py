@@ -28,9 +28,11 @@ def _metadata(config: ModelConfig) -> dict[str, Value]:
 
 FAMILY = Family(
     name="llama",
-    classes=("LlamaForCausalLM", "LLaMAForCausalLM"),
+    classes=("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"),
     defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
     metadata=_metadata,
+    headless=True,
+    renames=(("model.", ""),),  # saved without a head
     computed=llama3_tensor,
     requirements=(SILU, WHOLE_HEADS),
     tensors=(

@@ -1,7 +1,11 @@
-"""OLMo 2: norms after attention and feed-forward network instead of before, and over all of q and all of k."""
+"""OLMo 2 and 3: norms after attention and the feed-forward network, and on queries and keys of all heads together.
+
+Most layers of OLMo 3 slide; rope is scaled in the others alone.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgepack.export.rules.decoder import (
@@ -17,7 +21,7 @@ from edgepack.export.rules.decoder import (
     tied_head_copy,
 )
 from edgepack.export.rules.family import Family, TensorRule
-from edgepack.export.rules.metadata import common_metadata
+from edgepack.export.rules.metadata import common_metadata, refuse_own_sliding_rope, sliding_metadata
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
@@ -44,3 +48,22 @@ FAMILY = Family(
         *feed_forward_rules(),
     ),
 )
+
+
+def _sliding_metadata(config: ModelConfig) -> dict[str, Value]:
+    """No window where no layer slides: llama.cpp takes the key itself for one."""
+    refuse_own_sliding_rope(config)
+    keys = sliding_metadata(config, 4) if config.get("sliding_window") is not None else {}
+    if keys and not any(keys["attention.sliding_window_pattern"].value):
+        keys = {}
+    return _metadata(config) | {f"olmo2.{key}": value for key, value in keys.items()}
+
+
+THIRD = replace(
+    FAMILY,
+    classes=("Olmo3ForCausalLM",),
+    defaults={**FAMILY.defaults, "rope_theta": 500000.0, "sliding_window": 4096},
+    metadata=_sliding_metadata,
+)
+
+FAMILIES = (FAMILY, THIRD)

@@ -28,7 +28,7 @@ def _metadata(config: ModelConfig) -> dict[str, Value]:
 
 FAMILY = Family(
     name="qwen2",
-    classes=("Qwen2ForCausalLM",),
+    classes=("Qwen2ForCausalLM", "Qwen2Model"),
     defaults={
         "num_key_value_heads": 32,
         "rms_norm_eps": 1e-6,
@@ -37,6 +37,8 @@ FAMILY = Family(
         "sliding_window": 4096,
     },
     metadata=_metadata,
+    headless=True,
+    renames=(("model.", ""),),  # saved without a head
     requirements=(SILU, WHOLE_HEADS, EQUAL_HEADS),
     tensors=(*embedding_rules(), *norm_rules(LLAMA_NORMS), *attention_rules(), *feed_forward_rules()),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.export.rows import ReshapedRows
 from edgepack.export.rules.decoder import (
     EQUAL_HEADS,
     EVERY_LAYER_HAS_EXPERTS,
@@ -14,19 +13,17 @@ from edgepack.export.rules.decoder import (
     WHOLE_HEADS,
     attention_rules,
     embedding_rules,
-    feed_forward_rules,
     norm_rules,
     router_rule,
     tied_head_copy,
 )
-from edgepack.export.rules.experts import expert_rules
-from edgepack.export.rules.family import Family, Requirement, TensorRule, standard_dimensions
+from edgepack.export.rules.experts import GATED_SHARED_EXPERT, expert_rules
+from edgepack.export.rules.family import Family, Requirement, standard_dimensions
 from edgepack.export.rules.metadata import attention_window, common_metadata
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
-    from edgepack.export.rows import Rows
 
 
 def _metadata(config: ModelConfig) -> dict[str, Value]:
@@ -41,11 +38,6 @@ def _dimensions(config: ModelConfig) -> dict[str, int]:
         "moe": config.count("moe_intermediate_size"),
         "shared": config.count("shared_expert_intermediate_size"),
     }
-
-
-def _as_vector(rows: Rows, config: ModelConfig) -> Rows:
-    """HF: [1, d] → ggml: {d}."""
-    return ReshapedRows(rows, (config.hidden,)) if rows.shape == (1, config.hidden) else rows
 
 
 FAMILY = Family(
@@ -78,7 +70,6 @@ FAMILY = Family(
         *attention_rules(),
         router_rule(LAYER + "mlp.gate.weight"),
         *expert_rules(LAYER + "mlp.experts."),
-        TensorRule("blk.{i}.ffn_gate_inp_shexp.weight", LAYER + "mlp.shared_expert_gate.weight", "d", _as_vector),
-        *feed_forward_rules(module="mlp.shared_expert.", suffix="_shexp", width="shared"),
+        *GATED_SHARED_EXPERT,
     ),
 )

@@ -142,7 +142,16 @@ def plan_variant(
         model: what is exported.
         target: the codecs of matrices that no override matches.
         overrides: (regular expression, codecs), the first found in a name wins.
+
+    Raises:
+        UsageError: an expression that is found in no matrix's name.
     """
+    matrices = [
+        name for name, rows in model.tensors.items() if may_be_quantised(Candidate(name, rows.shape, GGMLType.F32))
+    ]
+    for pattern, _ in overrides:
+        if not any(re.search(pattern, name) for name in matrices):
+            raise UsageError(f"--tensor-codec '{pattern}': matches no matrix; they are such as '{min(matrices)}'")
 
     def chosen(name: str, rows: Rows) -> EdgeTarget | None:
         if not may_be_quantised(Candidate(name, rows.shape, GGMLType.F32)):

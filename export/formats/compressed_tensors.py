@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.errors import CheckpointError, UnsupportedModelError
-from edgepack.export.formats.float8 import find_scaled
+from edgepack.export.formats.by_module import Groups
+from edgepack.export.formats.float8 import ScaledWeight, open_scaled
 from edgepack.export.formats.packed import (
     RawTensors,
     expect,
@@ -37,38 +38,69 @@ if TYPE_CHECKING:
 
 _WORD_BITS = 32
 _SCALES = ("f16", "bf16", "f32")
-_SCALED_FORMATS = ("float-quantized", "int-quantized", "naive-quantized")
+_SCALED = ("f8_e4m3", "f8_e5m2", "i8")
+_SCALED_FORMATS = ("float-quantized", "int-quantized", "naive-quantized", "mxfp8-quantized")
+_KINDS = {"channel": "row", "block": "block", "group": "block"}
 
 
 def find_compressed(source: RawTensors, config: Mapping[str, Any]) -> list[PackedWeight]:
-    """Every packed weight of a compressed-tensors checkpoint.
+    """Every packed weight of a compressed-tensors checkpoint, each by the group that targets its module.
 
     Raises:
         UnsupportedModelError: a format other than packed integers or scaled 8-bit numbers.
         CheckpointError: a configuration or shapes that contradict each other.
     """
-    layout = config.get("format")
-    weights = _weight_scheme(config)
-    if layout in _SCALED_FORMATS:
-        block = weights.get("block_structure")
-        return list(find_scaled(source, block if isinstance(block, list) else None, ("f8_e4m3", "f8_e5m2", "i8")))
-    if layout != "pack-quantized" or weights.get("type", "int") != "int":
-        raise UnsupportedModelError(f"compressed-tensors checkpoint: format {layout!r} is not known")
-    bits = whole_number(weights, "num_bits", range(2, 9))
-    names = [name.removesuffix("_packed") for name in source.specs if name.endswith(".weight_packed")]
-    return [_open(source, name, weights, bits) for name in names]
+    _refuse_transforms(config)
+    groups = Groups(config)
+    found: list[PackedWeight] = []
+    for name, spec in source.specs.items():
+        if name.endswith(".weight_packed"):
+            found.append(_open_packed(source, name.removesuffix("_packed"), groups))
+        elif name.endswith(".weight") and spec.dtype in _SCALED:
+            found.append(_open_scaled(source, name, groups))
+    return found
 
 
-def _weight_scheme(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The scheme of weights, which all groups of layers must share."""
-    groups = config.get("config_groups")
-    if not isinstance(groups, dict) or not groups:
-        raise CheckpointError("quantization_config: expected config_groups, got none")
-    schemes = [group.get("weights") for group in groups.values() if isinstance(group, dict)]
-    first = schemes[0] if schemes else None
-    if not isinstance(first, dict) or any(scheme != first for scheme in schemes):
-        raise UnsupportedModelError("compressed-tensors checkpoint: expected one scheme for all weights, got several")
-    return first
+def _refuse_transforms(config: Mapping[str, Any]) -> None:
+    """Rotations that the model applies while it runs change what its weights mean."""
+    transforms = config.get("transform_config")
+    if isinstance(transforms, dict) and transforms.get("config_groups"):
+        raise UnsupportedModelError("compressed-tensors checkpoint: transform_config: rotations are not undone")
+
+
+def _open_packed(source: RawTensors, name: str, groups: Groups) -> PackedRows:
+    group = groups.of(name.removesuffix(".weight"))
+    if group.layout != "pack-quantized" or group.weights.get("type", "int") != "int":
+        raise UnsupportedModelError(f"compressed-tensors checkpoint: format {group.layout!r} is not known")
+    return _open(source, name, group.weights, whole_number(group.weights, "num_bits", range(2, 9)))
+
+
+def _open_scaled(source: RawTensors, name: str, groups: Groups) -> ScaledWeight:
+    """A weight of 8-bit numbers; the strategy says what each scale serves."""
+    group = groups.of(name.removesuffix(".weight"))
+    if group.layout not in _SCALED_FORMATS:
+        raise UnsupportedModelError(f"compressed-tensors checkpoint: format {group.layout!r} is not known")
+    weight = open_scaled(source, name, _block(group.weights))
+    if weight.scale is None:
+        raise CheckpointError(f"tensor '{name}': expected a scale '{name}_scale', found none")
+    strategy = group.weights.get("strategy")
+    wanted = _KINDS.get(strategy) if isinstance(strategy, str) else None
+    if wanted is not None and weight.layout.kind not in (wanted, "tensor"):
+        got = f"{list(source.specs[weight.scale].shape)} for {list(weight.spec.shape)}"
+        raise CheckpointError(f"tensor '{weight.scale}': strategy {strategy!r} needs another shape, got {got}")
+    return weight
+
+
+def _block(weights: Mapping[str, Any]) -> list[int] | None:
+    """Rows and columns that share a scale, where the strategy makes blocks."""
+    if weights.get("strategy") == "group":
+        return [1, whole_number(weights, "group_size")]
+    block = weights.get("block_structure")
+    if block is None or weights.get("strategy", "block") != "block":
+        return None
+    if not isinstance(block, list) or len(block) != 2 or any(type(size) is not int or size < 1 for size in block):
+        raise CheckpointError(f"quantization_config: expected block_structure of two numbers, got {block!r}")
+    return block
 
 
 def _open(source: RawTensors, name: str, scheme: Mapping[str, Any], bits: int) -> PackedRows:

@@ -7,12 +7,14 @@ the group of each input (`desc_act` scatters them). Version 1 stores zero points
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgepack.errors import CheckpointError, UnsupportedModelError
+from edgepack.export.formats.by_module import gptqmodel_settings
 from edgepack.export.formats.packed import (
     KeptArrays,
     RawTensors,
@@ -25,8 +27,6 @@ from edgepack.export.formats.packed import (
 from edgepack.model import TensorSpec, read_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     Matrix = NDArray[np.float32]
@@ -34,27 +34,40 @@ if TYPE_CHECKING:
 _WORD_BITS = 32
 _SCALES = ("f16", "bf16", "f32")
 _ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
+_BITS = (2, 3, 4, 8)
+_Settings = Callable[[Mapping[str, Any], str], Mapping[str, Any]]
 
 
 def find_gptq(source: RawTensors, config: Mapping[str, Any]) -> list[GPTQWeight]:
-    """Every packed weight of a GPTQ checkpoint.
+    """Every packed weight of a GPTQ checkpoint, each by its module's own settings (`dynamic`).
 
     Raises:
         UnsupportedModelError: a layout made for one kernel, such as Marlin's.
         CheckpointError: bits or shapes that contradict each other.
     """
-    version = str(config.get("checkpoint_format") or "gptq")
-    if version not in _ZERO_OFFSETS or config.get("is_marlin_format"):
-        raise UnsupportedModelError(f"GPTQ checkpoint: expected format gptq or gptq_v2, got {version!r}")
-    bits = whole_number(config, "bits", (2, 3, 4, 8))
+    return find_packed(source, config, gptqmodel_settings, _BITS)
+
+
+def find_packed(
+    source: RawTensors, config: Mapping[str, Any], settings_of: _Settings, bits: Sequence[int]
+) -> list[GPTQWeight]:
+    """As `find_gptq`, with another way to find a module's settings and other widths."""
     kept = KeptArrays()
     names = [name.removesuffix(".qweight") for name in source.specs if name.endswith(".qweight")]
-    return [_open(source, name, config, bits, _ZERO_OFFSETS[version], kept) for name in names]
+    return [_open(source, name, settings_of(config, name), bits, kept) for name in names]
+
+
+def _zero_offset(config: Mapping[str, Any]) -> int:
+    version = str(config.get("checkpoint_format") or config.get("format") or "gptq")
+    if version not in _ZERO_OFFSETS or config.get("is_marlin_format"):
+        raise UnsupportedModelError(f"GPTQ checkpoint: expected format gptq or gptq_v2, got {version!r}")
+    return _ZERO_OFFSETS[version]
 
 
 def _open(
-    source: RawTensors, prefix: str, config: Mapping[str, Any], bits: int, zero_offset: int, kept: KeptArrays
+    source: RawTensors, prefix: str, config: Mapping[str, Any], widths: Sequence[int], kept: KeptArrays
 ) -> GPTQWeight:
+    bits, zero_offset = whole_number(config, "bits", widths), _zero_offset(config)
     words, outer = expect(source, f"{prefix}.qweight", ("i32",), (None, None))
     inner = words * _WORD_BITS // bits
     if inner * bits != words * _WORD_BITS or outer * bits % _WORD_BITS:

@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from edgepack.gguf.types import GGMLType
     from edgepack.model import TensorSpec
 
     Matrix = NDArray[np.float32]
@@ -75,6 +76,20 @@ class PackedWeight(Protocol):
         ...
 
 
+@runtime_checkable
+class BlockWeight(Protocol):
+    """A packed weight whose numbers are those of a type of ggml's."""
+
+    @property
+    def block_type(self) -> GGMLType:
+        """That type."""
+        ...
+
+    def read_blocks(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Rows `start` to `stop` (not included): uint8, shape [stop - start, bytes of a row]."""
+        ...
+
+
 @dataclass(frozen=True)
 class DequantizedTensors:
     """A source in which packed weights are ordinary float tensors: a `TensorSource`. Does not modify `base`.
@@ -105,6 +120,18 @@ class DequantizedTensors:
         if name in self._weights:
             return self._weights[name].read_rows(start, stop)
         return self.base.read_rows(name, start, stop)
+
+    def block_type(self, name: str) -> GGMLType | None:
+        """As `BlockSource.block_type`."""
+        weight = self._weights.get(name)
+        return weight.block_type if isinstance(weight, BlockWeight) else None
+
+    def read_blocks(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """As `BlockSource.read_blocks`; only of tensors that have a `block_type`."""
+        weight = self._weights[name]
+        if not isinstance(weight, BlockWeight):
+            raise CheckpointError(f"tensor '{name}': expected blocks of ggml's, got {weight.spec.dtype}")
+        return weight.read_blocks(start, stop)
 
 
 class KeptArrays:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 
 from edgepack.errors import CheckpointError
+from edgepack.file_kinds import HEAD_BYTES, describe, is_pointer
 from edgepack.gguf.types import GGMLType
 from edgepack.model import TensorSpec
 from edgepack.quant.codecs.ggml.codec import widen
@@ -89,12 +90,17 @@ class SafetensorsFile:
         return self._specs
 
     def _read_entries(self) -> dict[str, _Entry]:
+        head = os.pread(self._descriptor, HEAD_BYTES, 0)
+        if is_pointer(head):
+            raise CheckpointError(f"{self.path}: expected safetensors, got {describe(head)}")
         if self._bytes < 8:
             raise CheckpointError(f"{self.path}: expected a header of 8 bytes, file ends after {self._bytes}")
         length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
         left = self._bytes - 8
         if length > min(left, _MAX_HEADER_BYTES):
-            raise CheckpointError(f"{self.path}: header: expected {length} bytes, file ends after {left}")
+            what = describe(head) if length > _MAX_HEADER_BYTES else None
+            got = f"; it looks like {what}" if what else ""
+            raise CheckpointError(f"{self.path}: header: expected {length} bytes, file ends after {left}{got}")
         header = _parse_header(os.pread(self._descriptor, length, 8), self.path)
         entries = {name: self._entry(name, item, 8 + length) for name, item in header.items()}
         _refuse_overlap(entries, self.path)

@@ -1,20 +1,21 @@
 """PEFT's LoRA adapters: read, checked against the model, and merged into its rows as they are read.
 
-Writing one as a GGUF of its own is left to `export.lora.gguf`. Layout: https://github.com/huggingface/peft
+What a merged adapter means for ties, vocabulary and tokenizer is left to `export.lora.merging`, writing one as a GGUF
+of its own to `export.lora.gguf`. Layout: https://github.com/huggingface/peft
 """
 
 from __future__ import annotations
 
-import math
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgepack.errors import AdapterError
-from edgepack.export.checkpoint import read_json
 from edgepack.export.formats.safetensors_file import SafetensorsFile
+from edgepack.export.lora.names import AdapterKey, bare, find_tensor, read_keys
+from edgepack.export.lora.settings import AdapterSettings, read_settings
 from edgepack.model import OverriddenTensors, TensorSpec, read_tensor
 
 if TYPE_CHECKING:
@@ -30,9 +31,8 @@ if TYPE_CHECKING:
 
 _WEIGHTS = "adapter_model.safetensors"
 _TORCH_WEIGHTS = "adapter_model.bin"
-_PREFIX = "base_model.model."
-_KEY = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<part>A|B)(\.default)?(\.weight)?$")
-_MAGNITUDE = re.compile(r"^(?P<module>.+)\.lora_magnitude_vector(\.default)?(\.weight)?$")
+_CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")
+_WITH_A_ROW_A_TOKEN = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,19 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class TokenRows:
+    """Rows of a matrix that stand in place of the model's.
+
+    Attributes:
+        indices: which rows; the last of equal ones counts.
+        values: float32, shape [len(indices), columns].
+    """
+
+    indices: tuple[int, ...]
+    values: Matrix
+
+
+@dataclass(frozen=True)
 class Adapter:
     """An adapter under the names of the model's tensors.
 
@@ -63,14 +76,25 @@ class Adapter:
         path: its folder.
         alpha: `lora_alpha`.
         low_rank: tensor name → what is added to it.
-        replaced: tensor name → the whole tensor that stands in its place (`modules_to_save`), to which
-            `low_rank` is added where both name it.
+        replaced: tensor name → the whole tensor that stands in its place (`modules_to_save`, saved embeddings), to
+            which `low_rank` is added where both name it. It may have another number of rows, a row a token.
+        rows: tensor name → rows that stand in place (`trainable_token_indices`).
+        copies: those of `replaced` that a module of its own holds, even if the base's is tied to another.
+        notes: a line for each setting that is passed over.
     """
 
     path: Path
     alpha: float
     low_rank: Mapping[str, LowRank]
     replaced: Mapping[str, Matrix]
+    rows: Mapping[str, TokenRows] = field(default_factory=dict)
+    copies: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """Every tensor that it changes."""
+        return frozenset(self.low_rank) | frozenset(self.replaced) | frozenset(self.rows)
 
 
 @dataclass(frozen=True)
@@ -80,46 +104,60 @@ class AdaptedTensors:
     base: TensorSource
     adapter: Adapter
 
-    @property
+    @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """The base's."""
-        return self.base.specs
+        """The base's, with the shapes of replaced tensors."""
+        whole = self.adapter.replaced
+        return {
+            name: replace(spec, shape=whole[name].shape) if name in whole else spec
+            for name, spec in self.base.specs.items()
+        }
 
     def read_rows(self, name: str, start: int, stop: int) -> Matrix:
         """As `TensorSource.read_rows`, the update added."""
         rows = OverriddenTensors(self.base, self.adapter.replaced).read_rows(name, start, stop)
         update = self.adapter.low_rank.get(name)
-        if update is None:
-            return rows
-        rows += update.down[start:stop] @ update.up
-        if update.magnitude is not None:
-            rows *= (update.magnitude[start:stop] / np.linalg.norm(rows, axis=1))[:, None]
+        if update is not None:
+            rows += update.down[start:stop] @ update.up
+            if update.magnitude is not None:
+                rows *= (update.magnitude[start:stop] / np.linalg.norm(rows, axis=1))[:, None]
+        tokens = self.adapter.rows.get(name)
+        if tokens is not None:
+            for index, values in zip(tokens.indices, tokens.values, strict=True):
+                if start <= index < stop:
+                    rows[index - start] = values
         return rows
 
 
-def read_adapter(folder: Path, model: TensorSource) -> Adapter:
+def read_adapter(folder: Path, model: TensorSource, *, conv1d: bool | None = None) -> Adapter:
     """Read a PEFT LoRA and find the model's tensors that it changes.
 
     Args:
         folder: with adapter_config.json and adapter_model.safetensors.
         model: the tensors of the model that it was trained on.
+        conv1d: whether its layers are GPT-2's, which store weights as [in, out]; None to believe `fan_in_fan_out`, of
+            which peft takes no notice where the layers say otherwise.
 
     Raises:
         AdapterError: not a LoRA, of a kind that cannot be merged, or made for another model.
         CheckpointError: a file that is missing, truncated or hostile.
     """
-    reader = _Reader(folder, read_json(folder / "adapter_config.json"), _open_weights(folder), model)
-    reader.check_kind()
-    names = {name.removeprefix(_PREFIX): name for name in reader.tensors.specs}
-    pairs = reader.pair_up(names)
-    low_rank = dict(reader.read_pair(module, parts) for module, parts in pairs.items())
-    used = {name for parts in pairs.values() for name in parts.values()}
-    whole = dict(reader.read_whole(short, name) for short, name in names.items() if name not in used)
+    settings = read_settings(folder)
+    tensors = _open_weights(folder)
+    reader = _Reader(settings, tensors, model, read_keys(tensors.specs), conv1d)
+    replaced = reader.read_whole()
+    low_rank = reader.read_pairs({name: array.shape for name, array in replaced.items()})
+    rows = reader.read_tokens({name: array.shape for name, array in replaced.items()})
+    copies = reader.own_copies() & replaced.keys()
     # PEFT saves embeddings beside their factors, changed or not
-    replaced = {name: array for name, array in whole.items() if not np.array_equal(array, read_tensor(model, name))}
-    if not low_rank and not replaced:
+    replaced = {name: array for name, array in replaced.items() if not _is_own(array, model, name)}
+    if not low_rank and not replaced and not rows:
         raise AdapterError(f"{folder}: the adapter changes nothing")
-    return Adapter(folder, reader.number(reader.config, "lora_alpha"), low_rank, replaced)
+    return Adapter(folder, settings.alpha, low_rank, replaced, rows, frozenset(copies), settings.notes)
+
+
+def _is_own(array: Matrix, model: TensorSource, name: str) -> bool:
+    return array.shape == model.specs[name].shape and np.array_equal(array, read_tensor(model, name))
 
 
 def _open_weights(folder: Path) -> RawTensors:
@@ -134,100 +172,112 @@ def _open_weights(folder: Path) -> RawTensors:
 
 @dataclass(frozen=True)
 class _Reader:
-    """One adapter being read: every message names its folder."""
+    """One adapter being read."""
 
-    folder: Path
-    config: Mapping[str, Any]
+    settings: AdapterSettings
     tensors: RawTensors
     model: TensorSource
+    keys: list[AdapterKey]
+    conv1d: bool | None
 
-    def error(self, what: str) -> AdapterError:
-        return AdapterError(f"{self.folder}: {what}")
+    def is_transposed(self, module: str) -> bool:
+        """Whether the module's weight is stored as [in, out]."""
+        if self.conv1d is None:
+            return self.settings.transposed
+        return self.conv1d and module.rpartition(".")[2] in _CONV1D
 
-    def check_kind(self) -> None:
-        kind = self.config.get("peft_type")
-        if kind != "LORA":
-            raise self.error(f"expected peft_type LORA, got {kind!r}")
-        for key in ("lora_bias", "alora_invocation_tokens", "target_parameters", "megatron_config"):
-            if self.config.get(key):
-                raise self.error(f"{key} cannot be merged")
+    def target(self, name: str) -> TensorSpec:
+        """The model's tensor that `name` means."""
+        found = find_tensor(name, self.model.specs)
+        if found is None:
+            raise self.settings.error(f"the model has no tensor '{name}': the adapter was made for another model")
+        return self.model.specs[found]
 
-    def pair_up(self, names: Mapping[str, str]) -> dict[str, dict[str, str]]:
-        """Module → {part → stored name}, where part is A, B, embedding_A, embedding_B or magnitude."""
+    def read_whole(self) -> dict[str, Matrix]:
+        """Tensors that stand in place of the model's."""
+        found: dict[str, Matrix] = {}
+        for key in self.keys:
+            if key.kind not in ("saved", "base", "whole"):
+                continue
+            if ".lora_" in key.stored:
+                raise self.settings.error(f"'{key.stored}' is no tensor of a LoRA")
+            spec, shape = self.target(key.module), self.tensors.specs[key.stored].shape
+            if shape != spec.shape and not _is_resized(key.module, spec.shape, shape):
+                raise self._another_model(spec, shape)
+            found[spec.name] = read_tensor(self.tensors, key.stored)
+        return found
+
+    def own_copies(self) -> frozenset[str]:
+        """Tensors of modules that were trained whole, as copies."""
+        own = (key for key in self.keys if key.kind in ("saved", "whole"))
+        return frozenset(
+            self.target(key.module).name
+            for key in own
+            if key.kind == "saved" or self.settings.saves(key.module.rpartition(".")[0])
+        )
+
+    def read_pairs(self, replaced: Mapping[str, tuple[int, ...]]) -> dict[str, LowRank]:
+        """Tensor name → what is added to it."""
         pairs: dict[str, dict[str, str]] = {}
-        for short, stored in names.items():
-            if match := _KEY.match(short):
-                pairs.setdefault(match["module"], {})[(match["embedding"] or "") + match["part"]] = stored
-            elif match := _MAGNITUDE.match(short):
-                pairs.setdefault(match["module"], {})["magnitude"] = stored
-        for module, parts in pairs.items():
-            if parts.keys() - {"magnitude"} not in ({"A", "B"}, {"embedding_A", "embedding_B"}):
-                raise self.error(f"module '{module}': expected lora_A and lora_B, got {sorted(parts)}")
-        return pairs
+        for key in self.keys:
+            if key.kind not in ("saved", "base", "whole", "tokens"):
+                pairs.setdefault(key.module, {})[key.kind] = key.stored
+        return dict(self._read_pair(module, parts, replaced) for module, parts in pairs.items())
 
-    def find_target(self, name: str) -> TensorSpec:
-        """The model's tensor of that name; classes differ in a prefix such as `model.` or `transformer.`."""
-        specs = self.model.specs
-        if name in specs:
-            return specs[name]
-        found = [own for own in specs if own.endswith(f".{name}") or name.endswith(f".{own}")]
-        if len(found) != 1:
-            raise self.error(f"the model has no tensor '{name}': the adapter was made for another model")
-        return specs[found[0]]
-
-    def read_pair(self, module: str, parts: Mapping[str, str]) -> tuple[str, LowRank]:
-        """The tensor's name and what is added to it."""
+    def _read_pair(
+        self, module: str, parts: Mapping[str, str], replaced: Mapping[str, tuple[int, ...]]
+    ) -> tuple[str, LowRank]:
+        if parts.keys() - {"magnitude"} not in ({"A", "B"}, {"embedding_A", "embedding_B"}):
+            raise self.settings.error(f"module '{module}': expected lora_A and lora_B, got {sorted(parts)}")
         embedding = "embedding_A" in parts
         first, second = (read_tensor(self.tensors, parts[f"embedding_{p}" if embedding else p]) for p in ("A", "B"))
         if first.ndim != 2 or second.ndim != 2 or not first.shape[0] or first.shape[0] != second.shape[1]:
             shapes = f"{list(first.shape)} and {list(second.shape)}"
-            raise self.error(f"module '{module}': expected [rank, in] and [out, rank], got {shapes}")
-        spec = self.find_target(f"{module}.weight")
-        transposed = embedding or self.config.get("fan_in_fan_out") is True
+            raise self.settings.error(f"module '{module}': expected [rank, in] and [out, rank], got {shapes}")
+        spec = self.target(f"{module}.weight")
+        transposed = embedding or self.is_transposed(module)
         down, up = (first.T, second.T) if transposed else (second, first)
-        self.check_shape(spec, (down.shape[0], up.shape[1]))
-        scale = self.scale(module, first.shape[0])
-        magnitude = self.magnitude(parts.get("magnitude"), down.shape[0], transposed)
+        shape = (down.shape[0], up.shape[1])
+        if shape != replaced.get(spec.name, spec.shape):
+            raise self._another_model(spec, shape)
+        scale = self.settings.scale(module, first.shape[0])
+        magnitude = self._magnitude(parts.get("magnitude"), down.shape[0], transposed=transposed)
         return spec.name, LowRank(np.ascontiguousarray(down * np.float32(scale)), up, magnitude)
 
-    def read_whole(self, short: str, stored: str) -> tuple[str, Matrix]:
-        """A tensor that stands in place of the model's."""
-        for wrapper in (".modules_to_save.default", ".modules_to_save", ".base_layer"):
-            short = short.replace(wrapper, "")
-        spec = self.find_target(short)
-        self.check_shape(spec, self.tensors.specs[stored].shape)
-        return spec.name, read_tensor(self.tensors, stored)
+    def read_tokens(self, replaced: Mapping[str, tuple[int, ...]]) -> dict[str, TokenRows]:
+        """Tensor name → the rows of single tokens."""
+        found: dict[str, TokenRows] = {}
+        for key in self.keys:
+            if key.kind != "tokens":
+                continue
+            spec, indices = self.target(f"{key.module}.weight"), self.settings.token_indices(key.module)
+            values, shape = read_tensor(self.tensors, key.stored), replaced.get(spec.name, spec.shape)
+            if values.shape != (len(indices), *shape[1:]) or any(index >= shape[0] for index in indices):
+                raise self.settings.error(
+                    f"'{key.stored}': expected a row of {shape[-1]} for each of {len(indices)} tokens below {shape[0]},"
+                    f" got {list(values.shape)}"
+                )
+            found[spec.name] = TokenRows(tuple(indices), values)
+        return found
 
-    def check_shape(self, spec: TensorSpec, got: tuple[int, ...]) -> None:
-        if got != spec.shape:
-            shapes = f"is {list(spec.shape)}, the adapter's is {list(got)}"
-            raise self.error(f"tensor '{spec.name}' {shapes}: it was made for another model")
+    def _another_model(self, spec: TensorSpec, got: tuple[int, ...]) -> AdapterError:
+        shapes = f"tensor '{spec.name}' is {list(spec.shape)}, the adapter's is {list(got)}"
+        if _is_resized(spec.name.rpartition(".")[0], spec.shape, got):
+            return self.settings.error(f"{shapes}: tokens were added in training, and the adapter lacks their rows")
+        return self.settings.error(f"{shapes}: it was made for another model")
 
-    def magnitude(self, name: str | None, rows: int, transposed: bool) -> Matrix | None:
+    def _magnitude(self, name: str | None, rows: int, *, transposed: bool) -> Matrix | None:
         if name is None:
             return None
+        if transposed:
+            raise self.settings.error(f"'{name}': use_dora of a transposed weight cannot be merged: merge with peft")
         lengths = read_tensor(self.tensors, name).reshape(-1)
-        if transposed or lengths.shape != (rows,):
-            raise self.error(f"'{name}': expected the lengths of {rows} rows, got {list(lengths.shape)}")
+        if lengths.shape != (rows,):
+            raise self.settings.error(f"'{name}': expected the lengths of {rows} rows, got {list(lengths.shape)}")
         return lengths
 
-    def scale(self, module: str, rank: int) -> float:
-        """Alpha over the rank (or its root), where the first matching pattern sets a module's own alpha."""
-        patterns = self.config.get("alpha_pattern") or {}
-        if not isinstance(patterns, dict):
-            raise self.error(f"expected alpha_pattern to be an object, got {type(patterns).__name__}")
-        own = next((pattern for pattern in patterns if self.matches(pattern, module)), None)
-        alpha = self.number(self.config, "lora_alpha") if own is None else self.number(patterns, own)
-        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") is True else rank)
 
-    def matches(self, pattern: str, module: str) -> bool:
-        try:
-            return re.match(rf"(.*\.)?({pattern})$", module) is not None
-        except re.error as error:
-            raise self.error(f"alpha_pattern {pattern!r}: not a regular expression: {error}") from None
-
-    def number(self, config: Mapping[str, Any], key: str) -> float:
-        value = config.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise self.error(f"expected {key} to be a number, got {value!r}")
-        return float(value)
+def _is_resized(module: str, own: tuple[int, ...], got: tuple[int, ...]) -> bool:
+    """Whether two shapes differ only in how many tokens there are."""
+    last = bare(module).removesuffix(".weight").rpartition(".")[2]
+    return last in _WITH_A_ROW_A_TOKEN and len(own) == len(got) == 2 and own[1] == got[1] and own[0] != got[0]

@@ -49,8 +49,9 @@ def adapter_factors(adapter: Adapter, model: MappedModel) -> dict[str, Factors]:
     Raises:
         AdapterError: a change that is not of low rank, or a tensor whose factors cannot be rearranged.
     """
-    if adapter.replaced:
-        raise AdapterError(f"{adapter.path}: it replaces '{next(iter(adapter.replaced))}' whole: merge it instead")
+    whole = sorted(adapter.replaced) + sorted(adapter.rows)
+    if whole:
+        raise AdapterError(f"{adapter.path}: it replaces '{whole[0]}', whole or by rows: merge it instead")
     if any(update.magnitude is not None for update in adapter.low_rank.values()):
         raise AdapterError(f"{adapter.path}: DoRA rescales rows, which a GGUF adapter cannot: merge it instead")
     left = set(adapter.low_rank).difference(*(rows.origin.names for rows in model.tensors.values()))

@@ -5,14 +5,15 @@ Which of them a family has, and what differs, is that family's data in `export.a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.export.rows import ShiftedRows
+from edgepack.export.rows import ReshapedRows, ShiftedRows
 from edgepack.export.rules.family import Requirement, TensorRule
 from edgepack.export.rules.permutations import interleave_keys, interleave_queries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     When = Callable[[ModelConfig, int], bool]
 
+GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
 LAYER = "model.layers.{i}."
 """How the names of a layer's tensors begin in most checkpoints."""
 
@@ -63,6 +65,7 @@ def attention_rules(
     output_bias: bool = False,
     optional: bool = False,
     when: When | None = None,
+    query: str = "q",
 ) -> tuple[TensorRule, ...]:
     """Separate q, k, v and the output projection.
 
@@ -72,8 +75,9 @@ def attention_rules(
         output_bias: the output projection may have one.
         optional: as `TensorRule.optional`.
         when: as `TensorRule.when`.
+        query: the dimension of q's rows, which may hold a gate too.
     """
-    parts = (("q", "q", interleave_queries), ("k", "kv", interleave_keys), ("v", "kv", None))
+    parts = (("q", query, interleave_queries), ("k", "kv", interleave_keys), ("v", "kv", None))
     rules = [
         TensorRule(
             f"blk.{{i}}.attn_{part}.{kind}",
@@ -94,12 +98,74 @@ def attention_rules(
     return tuple(rules)
 
 
-def head_norm_rules(norm: Transform | None = None) -> tuple[TensorRule, ...]:
-    """Norms of each query and key head, one for all heads."""
+def head_norm_rules(
+    norm: Transform | None = None, *, when: When | None = None, name: str = "{}_norm"
+) -> tuple[TensorRule, ...]:
+    """Norms of each query and key head, one for all heads.
+
+    Args:
+        norm: the norms' transform.
+        when: as `TensorRule.when`.
+        name: of the norm in the checkpoint, `{}` is q or k.
+    """
     return tuple(
-        TensorRule(f"blk.{{i}}.attn_{part}_norm.weight", f"{LAYER}self_attn.{part}_norm.weight", "h", norm)
+        TensorRule(
+            f"blk.{{i}}.attn_{part}_norm.weight",
+            f"{LAYER}self_attn.{name.format(part)}.weight",
+            "h",
+            norm,
+            when=when,
+        )
         for part in "qk"
     )
+
+
+def relocated(
+    rules: Iterable[TensorRule], prefix: str, when: When | None = None, *, before: str = LAYER
+) -> tuple[TensorRule, ...]:
+    """Rules of a layer for layers whose tensors stand elsewhere, such as those of prediction.
+
+    Args:
+        rules: whose sources begin with `before`; where they have a condition of their own, both must hold.
+        prefix: in place of `before`.
+        when: as `TensorRule.when`.
+        before: what the sources begin with.
+    """
+
+    def moved(sources: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(sources, str):
+            return sources.replace(before, prefix)
+        return tuple(source.replace(before, prefix) for source in sources)
+
+    return tuple(
+        replace(
+            rule,
+            sources=moved(rule.sources),
+            when=rule.when if when is None else both(when, rule.when),
+            alternatives=tuple(replace(other, sources=moved(other.sources)) for other in rule.alternatives),
+        )
+        for rule in rules
+    )
+
+
+def both(first: When, second: When | None) -> When:
+    """Layers for which both hold; a second condition that is None always holds."""
+    return first if second is None else lambda config, layer: first(config, layer) and second(config, layer)
+
+
+def restricted(rules: Iterable[TensorRule], when: When) -> tuple[TensorRule, ...]:
+    """The rules for layers where `when` holds, beside their own conditions."""
+    return tuple(replace(rule, when=both(when, rule.when)) for rule in rules)
+
+
+def resized(rules: Iterable[TensorRule], names: Mapping[str, str]) -> tuple[TensorRule, ...]:
+    """The rules with other names of dimensions, for layers of another size.
+
+    Args:
+        rules: as they are for the usual layers.
+        names: dimension → the one in its place.
+    """
+    return tuple(replace(rule, shape=" ".join(names.get(name, name) for name in rule.shape.split())) for rule in rules)
 
 
 def norm_rules(names: dict[str, str], transform: Transform | None = None) -> tuple[TensorRule, ...]:
@@ -116,6 +182,7 @@ LLAMA_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layer
 def feed_forward_rules(
     *,
     module: str = "mlp.",
+    names: tuple[str, str, str] = GATE_UP_DOWN,
     suffix: str = "",
     width: str = "ff",
     bias: bool = False,
@@ -126,6 +193,7 @@ def feed_forward_rules(
 
     Args:
         module: between the layer and `gate_proj`.
+        names: of gate, up and down in the checkpoint.
         suffix: of the GGUF names, such as `_shexp` for a shared expert.
         width: its inner dimension.
         bias: the matrices may have one.
@@ -136,20 +204,30 @@ def feed_forward_rules(
     return tuple(
         TensorRule(
             f"blk.{{i}}.ffn_{part}{suffix}.{kind}",
-            f"{LAYER}{module}{part}_proj.{kind}",
+            f"{LAYER}{module}{name}.{kind}",
             shape if kind == "weight" else shape.split()[0],
             None,
             optional or kind == "bias",
             when,
         )
         for kind in ("weight", *(["bias"] if bias else []))
-        for part, shape in parts
+        for name, (part, shape) in zip(names, parts, strict=True)
     )
 
 
 def router_rule(source: str, when: When | None = None) -> TensorRule:
     """The matrix that chooses experts."""
     return TensorRule("blk.{i}.ffn_gate_inp.weight", source, "e d", when=when)
+
+
+def one_row_as_vector(rows: Rows, _config: ModelConfig) -> Rows:
+    """HF: [1, n] → ggml: {n}."""
+    return ReshapedRows(rows, rows.shape[1:]) if len(rows.shape) == 2 and rows.shape[0] == 1 else rows
+
+
+def squeezed(rows: Rows, _config: ModelConfig) -> Rows:
+    """A convolution of each channel by itself, HF: [channels, 1, width] → ggml: {width, channels}."""
+    return ReshapedRows(rows, rows.shape[::2]) if len(rows.shape) == 3 and rows.shape[1] == 1 else rows
 
 
 def plus_one(rows: Rows, _config: ModelConfig) -> Rows:

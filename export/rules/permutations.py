@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.export.rows import PermutedRows, TransposedRows
+from edgepack.errors import CheckpointError
+from edgepack.export.rows import PermutedRows, PickedRows, TransposedRows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,3 +55,14 @@ def interleave_queries(rows: Rows, config: ModelConfig) -> Rows:
 def interleave_keys(rows: Rows, config: ModelConfig) -> Rows:
     """`interleaved_order` over the key-value heads."""
     return PermutedRows(rows, interleaved_order(config.n_kv_heads, config.head_dim))
+
+
+def picked(rows: Rows, order: NDArray[np.intp], of: int) -> Rows:
+    """Rows `order` of a tensor of `of` rows.
+
+    Raises:
+        CheckpointError: it has not as many.
+    """
+    if rows.shape[0] != of:
+        raise CheckpointError(f"tensor '{getattr(rows, 'name', '')}': expected {of} rows, got {list(rows.shape)}")
+    return PickedRows(rows, order)

@@ -98,3 +98,32 @@ def llama3_tensor(config: ModelConfig) -> dict[str, Rows]:
 def longrope_tensors(config: ModelConfig) -> dict[str, Rows]:
     """`rope_factors_long.weight` and `rope_factors_short.weight` where longrope is on."""
     return {name: ArrayRows(factors) for name, factors in longrope_factors(config).items()}
+
+
+def yarn_ramp(config: ModelConfig) -> tuple[float, float] | None:
+    """Where YaRN begins and ceases to stretch frequencies, as numbers of pairs; None without it or where whole.
+
+    Source: `_compute_yarn_parameters` of transformers' modeling_rope_utils.py with `truncate` off; llama.cpp rounds
+    both (`ggml_rope_yarn_corr_dims`).
+    """
+    rope = config.rope
+    if rope.get("rope_type") != "yarn" or rope.get("truncate") is not False:
+        return None
+    context = config.get("max_position_embeddings")
+    original = rope_number(rope, "original_max_position_embeddings", config, default=context)
+    base = rope_number(rope, "rope_theta", config, default=10000.0)
+
+    def pair(rotations: float) -> float:
+        return config.rotary_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    fast, slow = (rope_number(rope, key, config, usual) for key, usual in (("beta_fast", 32.0), ("beta_slow", 1.0)))
+    return max(pair(fast), 0.0), min(pair(slow), config.rotary_dim - 1.0)
+
+
+def ramp_remark(config: ModelConfig) -> tuple[str, ...]:
+    """What llama.cpp makes of a ramp between two pairs, as `Family.remarks` says it."""
+    ramp = yarn_ramp(config)
+    if ramp is None:
+        return ()
+    model, ours = f"{ramp[0]:.2f} to {ramp[1]:.2f}", f"{math.floor(ramp[0])} to {math.ceil(ramp[1])}"
+    return (f"rope: the model's YaRN goes from pair {model}, llama.cpp's from {ours}: it knows whole pairs alone",)

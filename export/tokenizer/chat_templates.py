@@ -21,8 +21,8 @@ _DEFAULT = "default"
 def chat_template_metadata(files: TokenizerFiles) -> dict[str, Value]:
     """`tokenizer.chat_template` for the default one, `tokenizer.chat_template.NAME` for each other.
 
-    tokenizer_config.json decides over chat_template.jinja (with additional_chat_templates/*.jinja), which decides
-    over chat_template.json, as gguf-py has it.
+    Templates in files of their own (chat_template.jinja, additional_chat_templates/*.jinja) decide over the field of
+    tokenizer_config.json, that over chat_template.json, as transformers has it.
 
     Raises:
         TokenizerError: a template that is no text or too large.
@@ -37,16 +37,33 @@ def chat_template_metadata(files: TokenizerFiles) -> dict[str, Value]:
     return metadata | {f"tokenizer.chat_template.{name}": string(templates[name]) for name in others}
 
 
+def template_notes(files: TokenizerFiles) -> tuple[str, ...]:
+    """A line where a template in a file of its own differs from the field of tokenizer_config.json."""
+    own, declared = _in_files(files), files.settings.get("chat_template")
+    if not own or declared is None or own == _declared(declared):
+        return ()
+    return ("chat template: the file of its own is taken, as transformers does, not tokenizer_config.json's field",)
+
+
 def _read_templates(files: TokenizerFiles) -> dict[str, str]:
+    own = _in_files(files)
+    if own:
+        return own
     declared = files.settings.get("chat_template")
     if declared is None:
-        jinja = files.folder / "chat_template.jinja"
-        if jinja.is_file():
-            extra = sorted((files.folder / "additional_chat_templates").glob("*.jinja"))
-            return {_DEFAULT: _read_text(jinja)} | {_check_name(path.stem): _read_text(path) for path in extra}
         declared = read_json(files.folder / "chat_template.json").get("chat_template")
-    if declared is None:
-        return {}
+    return {} if declared is None else _declared(declared)
+
+
+def _in_files(files: TokenizerFiles) -> dict[str, str]:
+    folder = files.templates or files.folder
+    jinja = folder / "chat_template.jinja"
+    extra = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    found = {_DEFAULT: _read_text(jinja)} if jinja.is_file() else {}
+    return found | {_check_name(path.stem): _read_text(path) for path in extra}
+
+
+def _declared(declared: Any) -> dict[str, str]:
     if isinstance(declared, dict):  # transformers 4.43 could write {name: template}
         declared = [{"name": name, "template": text} for name, text in declared.items()]
     entries = declared if isinstance(declared, list) else [{"name": _DEFAULT, "template": declared}]

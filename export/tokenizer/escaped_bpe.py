@@ -27,11 +27,12 @@ from edgepack.export.tokenizer.whitespace_signs import SIGN, WhitespaceRules, re
 from edgepack.gguf.types import Value, ValueType, array, boolean, string
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from collections.abc import Set as AbstractSet
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-_BYTE_VALUES = 256
+BYTE_VALUES = 256
+"""Byte tokens that a vocabulary must have for llama.cpp to encode any text."""
 
 
 def read_escaped_bpe(files: TokenizerFiles) -> dict[str, Value]:
@@ -96,6 +97,11 @@ def scores_from_merges(
     return {union: -float(rank) for union, rank in first.items()}, None
 
 
+def count_bytes(texts: Iterable[str]) -> int:
+    """How many of the texts are byte tokens."""
+    return sum(_BYTE.fullmatch(text) is not None for text in texts)
+
+
 def _missing_merge(
     vocab: Mapping[str, int], merges: AbstractSet[tuple[str, str]], found_first: AbstractSet[str]
 ) -> tuple[str, str] | None:
@@ -110,7 +116,7 @@ def _missing_merge(
 
 def _check_options(model: Mapping[str, Any], rules: WhitespaceRules, vocab: Mapping[str, int]) -> None:
     refuse_options(model)
-    if model.get("byte_fallback") is not True or sum(map(bool, map(_BYTE.fullmatch, vocab))) != _BYTE_VALUES:
+    if model.get("byte_fallback") is not True or count_bytes(vocab) != BYTE_VALUES:
         raise TokenizerError("tokenizer.json: llama.cpp's BPE needs all 256 byte tokens, <0x00> to <0xFF>")
     if rules.collapses or rules.drops_spaces or rules.charsmap or model.get("ignore_merges"):
         raise TokenizerError("tokenizer.json: llama.cpp's BPE neither normalises text nor takes whole words first")

@@ -6,11 +6,14 @@ What their contents mean is left to the readers of each kind.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import TokenizerError
+from edgepack.export.tokenizer.classes import as_loaded, class_name
 from edgepack.export.tokenizer.tokens import AddedToken, check_id, check_text
+from edgepack.file_kinds import describe, is_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 MAX_JSON_BYTES = 1 << 28
 """Largest JSON file that is parsed; published tokenizers have about 35 MB."""
 
+_VERSIONED = re.compile(r"tokenizer\.(\d{1,4}(?:\.\d{1,4}){0,3})\.json")
+_TRANSFORMERS = (5, 23, 0)  # the version whose rules are followed
+
 
 @dataclass(frozen=True)
 class TokenizerFiles:
@@ -26,12 +32,15 @@ class TokenizerFiles:
 
     Attributes:
         folder: where the files lie.
-        tokenizer: parsed `tokenizer.json`, empty when there is none.
-        settings: parsed `tokenizer_config.json`, with what `special_tokens_map.json` adds.
+        tokenizer: `tokenizer.json` as transformers has it once it is loaded, empty when there is none.
+        settings: parsed `tokenizer_config.json`, changed by `special_tokens_map.json` where that counts.
         added: tokens added outside the trained vocabulary, by id, from all files that name some; those beyond
             the model's `vocab_size` are left out.
         config: the model's own configuration.
-        generation: parsed `generation_config.json`.
+        generation: parsed `generation_config.json`, None when there is none.
+        class_name: transformers' class, None where nothing names one.
+        templates: the folder of chat templates, where that is another.
+        notes: a line where files say different things, or where llama.cpp does something else.
     """
 
     folder: Path
@@ -39,40 +48,151 @@ class TokenizerFiles:
     settings: Mapping[str, Any]
     added: Mapping[int, AddedToken]
     config: Mapping[str, Any]
-    generation: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] | None = None
+    class_name: str | None = None
+    templates: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
-def read_files(folder: Path, config: Mapping[str, Any]) -> TokenizerFiles:
-    """Read the tokenizer's JSON files; absent ones are empty.
+def read_files(folder: Path, config: Mapping[str, Any], *, model: Path | None = None) -> TokenizerFiles:
+    """Read the tokenizer's JSON files as transformers' `from_pretrained` does; absent ones are empty.
+
+    Args:
+        folder: of the tokenizer.
+        config: the model's own configuration.
+        model: the model's folder, where that is another.
 
     Raises:
         TokenizerError: a file that is too large, no JSON object, or has a member of a wrong type.
     """
-    tokenizer = read_json(folder / "tokenizer.json")
-    settings = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
-    generation = read_json(folder / "generation_config.json")
-    added = _listed_tokens(tokenizer) | _decoder_tokens(settings)
-    added |= _mapped_tokens(read_json(folder / "added_tokens.json"), set(added))
+    declared = read_json(folder / "tokenizer_config.json")
+    path = _tokenizer_file(folder, declared)
+    stored = read_json(path) or _parts_of_bpe(folder)
+    settings, notes = _with_special_tokens_map(folder, declared)
+    name = class_name(settings, config, stored)
+    tokenizer, changes = as_loaded(name, settings, stored)
+    generation = read_json(_beside(folder, model, "generation_config.json"), absent=None)
+    listed = _listed_tokens(tokenizer)
+    named = _decoder_tokens(settings)
+    if "added_tokens_decoder" not in settings:
+        named = _mapped_tokens(read_json(folder / "added_tokens.json"), set(listed))
+    added = listed | named if not path.is_file() else _as_added(tokenizer, listed, named)
     # a token without a row in the embedding can never be used; llama.cpp's converter leaves it out too
     size = config.get("vocab_size")
     usable = {i: token for i, token in added.items() if type(size) is not int or i < size}
-    return TokenizerFiles(folder, tokenizer, settings, usable, config, generation)
+    if len(usable) < len(added):
+        left = added[max(added.keys() - usable.keys())]
+        notes += (
+            f"tokenizer: {len(added) - len(usable)} added tokens beyond vocab_size {size}: left out, {left.text!r}",
+        )
+    return TokenizerFiles(folder, tokenizer, settings, usable, config, generation, name, model, (*notes, *changes))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty when the file is absent."""
-    if not path.is_file():
+def _beside(folder: Path, model: Path | None, name: str) -> Path:
+    """A file of the model: beside the tokenizer, or in the model's own folder."""
+    return (model or folder) / name
+
+
+def _tokenizer_file(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """`tokenizer.json`, or the newest version of it that is listed for this transformers (`fast_tokenizer_files`)."""
+    listed = settings.get("fast_tokenizer_files")
+    chosen = "tokenizer.json"
+    versions = {}
+    for name in listed if isinstance(listed, list) else []:
+        match = _VERSIONED.fullmatch(name) if isinstance(name, str) else None
+        if match:
+            versions[tuple(int(part) for part in match[1].split("."))] = name
+    for version in sorted(versions):
+        if version <= _TRANSFORMERS:
+            chosen = versions[version]
+    return folder / chosen
+
+
+def _parts_of_bpe(folder: Path) -> dict[str, Any]:
+    """What `vocab.json` and `merges.txt` say, in the form of a `tokenizer.json`; empty where one is missing."""
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    if not vocab.is_file() or not merges.is_file():
         return {}
-    size = path.stat().st_size
-    if size > MAX_JSON_BYTES:
-        raise TokenizerError(f"{path.name}: expected at most {MAX_JSON_BYTES} bytes, got {size}")
+    lines = [line.strip() for line in read_text(merges).split("\n")]
+    listed = [line for line in lines if line and not line.startswith("#version")]
+    return {"model": {"type": "BPE", "vocab": read_json(vocab), "merges": listed}}
+
+
+def _with_special_tokens_map(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """`special_tokens_map.json` decides over tokenizer_config.json, unless that lists the tokens that were added."""
+    mapped = read_json(folder / "special_tokens_map.json")
+    differing = [key for key, value in mapped.items() if key in settings and _text_of(settings[key]) != _text_of(value)]
+    if "added_tokens_decoder" in settings:
+        taken, other, merged = "tokenizer_config.json", "special_tokens_map.json", settings
+    else:
+        taken, other, merged = "special_tokens_map.json", "tokenizer_config.json", {**settings, **mapped}
+    return merged, tuple(f"special tokens: {key} is {taken}'s, not {other}'s" for key in sorted(differing))
+
+
+def _text_of(entry: Any) -> Any:
+    return entry.get("content") if isinstance(entry, dict) else entry
+
+
+def _as_added(
+    tokenizer: Mapping[str, Any], listed: Mapping[int, AddedToken], named: Mapping[int, AddedToken]
+) -> dict[int, AddedToken]:
+    """Tokens of `tokenizer.json`, then what other files add: a text that is there keeps its id, others get the next.
+
+    As `TokenizersBackend.__init__` does it: the id that another file states is only where it stands in the order.
+    """
+    model = member(tokenizer, "model", dict, "tokenizer.json")
+    vocab = model.get("vocab")
+    ids: dict[str, Any] = dict(vocab) if isinstance(vocab, dict) else {}
+    if isinstance(vocab, list):
+        ids = {entry[0]: i for i, entry in enumerate(vocab) if isinstance(entry, list) and entry and _is_text(entry[0])}
+    ids |= {token.text: i for i, token in listed.items()}
+    numbers = [i for i in ids.values() if type(i) is int]
+    following = max(numbers, default=-1) + 1
+    found = dict(listed)
+    for index in sorted(named):
+        token = named[index]
+        place = ids.get(token.text)
+        if type(place) is not int:
+            place, following = following, following + 1
+            ids[token.text] = place
+        found[place] = replace(token, id=place)
+    return found
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def read_json(path: Path, *, absent: Any = ()) -> Any:
+    """A JSON object; where the file is absent `absent`, by default an empty object."""
+    if not path.is_file():
+        return dict(absent) if absent is not None else None
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{path.name}: expected JSON, got {error}") from None
     if not isinstance(content, dict):
         raise TokenizerError(f"{path.name}: expected an object, got {type(content).__name__}")
     return content
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file of bounded size; raises TokenizerError where it is larger, or a pointer instead of the file."""
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise TokenizerError(f"{path.name}: expected at most {MAX_JSON_BYTES} bytes, got {size}")
+    content = path.read_bytes()
+    if is_pointer(content):
+        raise TokenizerError(f"{path.name}: expected the file, got {describe(content)}")
+    return content
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file of bounded size; raises TokenizerError for any other."""
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path.name}: expected UTF-8, got {error}") from None
 
 
 def member(parent: Mapping[str, Any], key: str, kind: type, where: str) -> Any:

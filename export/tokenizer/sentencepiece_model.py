@@ -5,21 +5,26 @@ Field numbers: https://github.com/google/sentencepiece/blob/master/src/sentencep
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import TYPE_CHECKING
 
 from edgepack.errors import TokenizerError
 from edgepack.export.tokenizer.protobuf import Field, as_bytes, as_float, as_int, as_text, read_fields
 from edgepack.export.tokenizer.tokens import MAX_TOKENS, Token, TokenType, check_text
+from edgepack.file_kinds import describe, is_pointer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 MAX_FILE_BYTES = 1 << 28
 """Largest `tokenizer.model` that is read; published ones have about 5 MB."""
 
 UNIGRAM, BPE = 1, 2
+# role → (field of the id, its default); the piece's field is five further
+_ROLES = {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}
+_PIECES = {"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"}
 _MODEL_TYPES = {UNIGRAM: "unigram", BPE: "BPE", 3: "word", 4: "char"}
 
 
@@ -35,6 +40,8 @@ class SentencePieceModel:
         charsmap: SentencePiece's compiled normalisation rules, empty for identity.
         add_dummy_prefix: a space is put before the text.
         remove_extra_whitespaces: runs of spaces collapse.
+        escape_whitespaces: a space is looked for as the whitespace sign.
+        names: role → piece of the special tokens that the trainer knows.
     """
 
     pieces: tuple[Token, ...] = ()
@@ -44,6 +51,8 @@ class SentencePieceModel:
     charsmap: bytes = b""
     add_dummy_prefix: bool = True
     remove_extra_whitespaces: bool = True
+    escape_whitespaces: bool = True
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
@@ -55,8 +64,11 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
         raise TokenizerError(f"{path.name}: expected at most {MAX_FILE_BYTES} bytes, got {size}")
+    content = path.read_bytes()
+    if is_pointer(content):
+        raise TokenizerError(f"{path.name}: expected a SentencePiece model, got {describe(content)}")
     try:
-        return parse_sentencepiece(path.read_bytes())
+        return parse_sentencepiece(content)
     except TokenizerError as error:
         raise TokenizerError(f"{path.name}: {error}") from None
 
@@ -106,7 +118,18 @@ def _with_trainer(model: SentencePieceModel, buffer: bytes) -> SentencePieceMode
         model_type=as_int(fields.get(3, UNIGRAM), "trainer_spec.model_type"),
         suffix_whitespace=_flag(fields, 24, default=False),
         byte_fallback=_flag(fields, 35, default=False),
+        names=_special_pieces(fields),
     )
+
+
+def _special_pieces(fields: Mapping[int, Field]) -> dict[str, str]:
+    """Role → piece, of those whose id is not negative (`trainer_spec.*_id`, `*_piece`)."""
+    found = {}
+    for role, (number, default) in _ROLES.items():
+        if as_int(fields.get(number, default), f"trainer_spec.{role}_id") >= 0:
+            piece = fields.get(number + 5)
+            found[role] = _PIECES[role] if piece is None else as_text(piece, f"trainer_spec.{role}_piece")
+    return found
 
 
 def _with_normalizer(model: SentencePieceModel, buffer: bytes) -> SentencePieceModel:
@@ -116,6 +139,7 @@ def _with_normalizer(model: SentencePieceModel, buffer: bytes) -> SentencePieceM
         charsmap=as_bytes(fields.get(2, b""), "normalizer_spec.precompiled_charsmap"),
         add_dummy_prefix=_flag(fields, 3, default=True),
         remove_extra_whitespaces=_flag(fields, 4, default=True),
+        escape_whitespaces=_flag(fields, 5, default=True),
     )
 
 

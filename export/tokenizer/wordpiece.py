@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import TokenizerError
 from edgepack.export.tokenizer.bpe import read_vocab
+from edgepack.export.tokenizer.classes import default_names
 from edgepack.export.tokenizer.files import MAX_JSON_BYTES, TokenizerFiles, kind_of, member
 from edgepack.export.tokenizer.pretokenizer import brief, flatten
 from edgepack.export.tokenizer.special_tokens import token_text
@@ -42,7 +43,7 @@ def read_wordpiece_json(files: TokenizerFiles) -> dict[str, Value]:
     options = normalizers[0]
     if options.get("clean_text", True) is not True or options.get("handle_chinese_chars", True) is not True:
         raise TokenizerError(f"tokenizer.json: expected text to be cleaned as BERT does, got {brief(options)}")
-    specials = {token.text for token in files.added.values() if token.special}
+    specials = {token.text for token in files.added.values() if token.special} | _named_specials(files)
     lowercase = options.get("lowercase", True) is True
     return _metadata(files, read_vocab(model), specials, lowercase, options.get("strip_accents"))
 
@@ -50,10 +51,15 @@ def read_wordpiece_json(files: TokenizerFiles) -> dict[str, Value]:
 def read_wordpiece_text(files: TokenizerFiles) -> dict[str, Value]:
     """The keys of a vocabulary from `vocab.txt`, a token a line; errors as `read_wordpiece_json`."""
     vocab = _read_lines(files.folder / VOCAB_FILE)
-    named = {token_text(files.settings.get(f"{role}_token")) for role in _ROLES} - {None}
-    specials = {text for text in named | _DEFAULT_SPECIALS if text in vocab}
+    specials = {text for text in _named_specials(files) | _DEFAULT_SPECIALS if text in vocab}
     lowercase = files.settings.get("do_lower_case", True) is True
     return _metadata(files, vocab, specials, lowercase, files.settings.get("strip_accents"))
+
+
+def _named_specials(files: TokenizerFiles) -> set[str]:
+    """Texts that the settings or transformers' class name as special: they are found in the text as they stand."""
+    settings = {**default_names(files.class_name), **files.settings}
+    return {text for role in _ROLES if (text := token_text(settings.get(f"{role}_token"))) is not None}
 
 
 def _metadata(

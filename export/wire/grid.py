@@ -13,13 +13,13 @@ import torch
 from edgepack.gguf.types import GGMLType
 from edgepack.quant.codecs.ggml.host_grids import F16_STEP_BITS, Host
 from edgepack.quant.wire.grid import Lattice, coding_loss, column_multiples, half, raised_steps
-from edgepack.quant.wire.rates import ERROR, waiting_errors
+from edgepack.quant.wire.rates import ERROR
 from edgepack.trellis import trellis_of
 
 if TYPE_CHECKING:
     from edgepack.export.wire.rounding import WireSettings
     from edgepack.export.wire.stack import WireStack
-    from edgepack.quant.feedback import FeedbackFactor
+    from edgepack.quant.wire.factor import SweepFactor
     from edgepack.trellis import TrellisCode
 
 _FITTING = 0.998  # of a column's weights must fit the host with the column's own step
@@ -31,7 +31,7 @@ _MARGIN = 2.0  # standard deviations of what feedback adds, which must fit the h
 _GROUPED_GAIN = 0.03  # all that unequal steps may lose in hosts of few integers: more was measured to cost all the gain
 _NARROWER = 0.65  # of a plain grid's steps; multiples that had to grow to fit the host take the trellis' room
 _TRELLIS_GAIN = 0.15  # bits a weight, of eight states and paths of 128 rows
-_UNION_STEP = 0.5625  # of a plain grid's step: eight states then have the plain grid's error (tools/trellis_gain.py)
+UNION_STEP = 0.5625  # of a plain grid's step: eight states then have the plain grid's error (tools/trellis_gain.py)
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ class GridChooser:
 
     def __init__(self, settings: WireSettings) -> None:
         self.settings = settings
-        self._pays_for: dict[str, bool] = {}  # first member of a stack → what was decided last
-        self._kept = False
+        self.pays_for: dict[str, bool] = {}  # first member of a stack → what was decided last
+        self.kept = False
 
     def keep(self, kept: bool) -> None:
         """Whether to leave what has been decided on trellises as it is: else sizes jump between two near scales."""
-        self._kept = kept
+        self.kept = kept
 
-    def choose(self, stack: WireStack, host: Host, factor: FeedbackFactor, scale: float) -> WireGrid:
+    def choose(self, stack: WireStack, host: Host, factor: SweepFactor, scale: float) -> WireGrid:
         """Steps and multiples, and whether a trellis gains more than its smaller steps lose to the host's reach.
 
         Args:
@@ -93,17 +93,17 @@ class GridChooser:
             scale: what relative steps are multiplied with on a plain grid.
         """
         weights, relative = stack.sample()
-        wanted = factor.diagonal.cpu().double()
+        wanted = torch.from_numpy(factor.diagonal).double()
         plain = self._grid_of(weights, relative, wanted, WireGrid(host, None, scale, torch.empty(0)))
         code = self._code(host, stack.width)
-        if code is None:
-            return plain
-        paths = self._grid_of(weights, relative, wanted, WireGrid(host, code, scale * _UNION_STEP, torch.empty(0)))
+        if code is None or (stack.experts > 1 and stack.rows // stack.experts % code.rows):
+            return plain  # no path may cross from one expert to the next
+        paths = self._grid_of(weights, relative, wanted, WireGrid(host, code, scale * UNION_STEP, torch.empty(0)))
         name = stack.members[0].info.name
-        if not self._kept or name not in self._pays_for:
-            spread = waiting_errors(factor).cpu().sqrt()
-            self._pays_for[name] = self._pays(paths, plain, weights, relative, spread)
-        return paths if self._pays_for[name] else plain
+        if not self.kept or name not in self.pays_for:
+            spread = torch.from_numpy(factor.noise).sqrt()
+            self.pays_for[name] = self._pays(paths, plain, weights, relative, spread)
+        return paths if self.pays_for[name] else plain
 
     def _pays(
         self, paths: WireGrid, plain: WireGrid, weights: torch.Tensor, relative: torch.Tensor, spread: torch.Tensor

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from edgepack.quant.feedback import FeedbackFactor, feedback_factor
 from edgepack.quant.wire.grid import ladder
 
 if TYPE_CHECKING:
@@ -33,13 +32,11 @@ class FoldedLayer:
         columns: GGUF name → what its columns are divided by, float64 [in].
         rows: GGUF name → what its rows are multiplied with, float64 [out].
         vectors: GGUF name → norms and biases with the folds in them.
-        factors: first member of each input group → the feedback factor of its inputs, unfolded.
     """
 
     columns: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     rows: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    factors: dict[str, FeedbackFactor] = field(default_factory=dict)
 
     def unfolded(self, name: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """All rows of matrix `name` without its folds."""
@@ -55,26 +52,20 @@ class LayerFolder:
 
     Args:
         model: only read.
-        hessian: the second moment of what an input group reads, [in, in].
-        folds: whether to fold at all; else only factors are made.
+        squares: mean squares of what an input group reads, float64 [in].
+        folds: whether to fold at all.
     """
 
-    def __init__(self, model: MappedModel, hessian: Callable[[InputGroup], torch.Tensor], folds: bool) -> None:
-        self._model, self._hessian, self._folds = model, hessian, folds
+    def __init__(self, model: MappedModel, squares: Callable[[InputGroup], NDArray[np.float64]], folds: bool) -> None:
+        self._model, self._squares, self._folds = model, squares, folds
 
     def fold(self, groups: Sequence[InputGroup]) -> FoldedLayer:
-        """The folds of a layer.
-
-        Raises:
-            NumericError: a Hessian that is not positive semi-definite.
-        """
+        """The folds of a layer."""
         layer = FoldedLayer()
         for group in groups:
-            hessian = self._hessian(group)
-            layer.factors[group.members[0]] = feedback_factor(hessian, name=group.members[0])
-            if not self._folds:
+            if not self._folds or (group.norm is None and group.producer is None):
                 continue
-            even = _evening(hessian.diagonal().cpu().double().numpy())
+            even = _evening(self._squares(group))
             if group.norm is not None:
                 self._fold_into_norm(group, even, layer)
             elif group.producer is not None:

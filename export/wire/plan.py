@@ -6,8 +6,7 @@ them. How small the result packs, and which scalar makes it fit, is left to `edg
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
@@ -18,28 +17,31 @@ import torch
 from edgepack.errors import UnsupportedModelError
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, plan_export
+from edgepack.export.wire.curvatures import MatrixCurvatures
 from edgepack.export.wire.drift import DriftRun
+from edgepack.export.wire.factors import FactorStore, typical_factor
 from edgepack.export.wire.folding import input_groups
-from edgepack.export.wire.grid import GridChooser
+from edgepack.export.wire.grid import UNION_STEP, GridChooser
 from edgepack.export.wire.layer import LayerFolder
 from edgepack.export.wire.origins import Origins
 from edgepack.export.wire.rounding import Rounding, WireResult, WireSettings
 from edgepack.export.wire.stack import WireStack
+from edgepack.export.wire.steps import TABLE, RowSteps
 from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, boolean, f32, string, u32
+from edgepack.processors import default_threads
 from edgepack.progress import silent
 from edgepack.quant.codecs.ggml.host_grids import HOST_OF_TYPE, Host
 from edgepack.quant.types.choice import Overrides
 from edgepack.quant.types.targets import Target, find_target
-from edgepack.quant.wire.grid import (
-    TrellisRounding,
-    round_matrix,
-    row_scale,
-)
+from edgepack.quant.wire.lanes import Lanes, TrellisRounding
+from edgepack.quant.wire.prediction import Spread
 from edgepack.quant.wire.rates import RateModel
-from edgepack.quant.wire.trellis import Lanes
+from edgepack.quant.wire.rounding import round_matrix
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -54,11 +56,7 @@ if TYPE_CHECKING:
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
     from edgepack.quant.calibration.curvature_store import CurvatureStore
-    from edgepack.quant.feedback import FeedbackFactor
-
-_TABLE = "token_embd.weight"
-_ROW_FLOOR = 0.01  # of the mean output curvature, added to each row's
-_TABLE_FLOOR = 0.05  # of the mean, for rows of embedding and head: tokens that the calibration text lacks
+    from edgepack.quant.wire.factor import SweepFactor
 
 
 class WireModel:
@@ -70,9 +68,10 @@ class WireModel:
         settings: how it is rounded.
         tokens: [sequences, length], what drift is measured on; only needed where the settings ask for it.
         pre: the pre-tokenizer's name where its structure is not known.
+        threads: of the rounding; None for one a processor. Their number does not change a bit.
 
     Raises:
-        UnsupportedModelError: matrices without a curvature: experts, or what transformers does not run as a linear.
+        UnsupportedModelError: matrices without a curvature: what transformers does not run as a linear layer.
         EdgepackError: as `map_checkpoint`.
     """
 
@@ -84,7 +83,9 @@ class WireModel:
         tokens: NDArray[np.int64],
         *,
         pre: str | None = None,
+        threads: int | None = None,
     ) -> None:
+        self._threads = threads or default_threads()
         self._checkpoint, self._tokens = checkpoint, tokens
         self._drifted: dict[str, Drifted] = {}  # of the layer in hand
         self.model = map_checkpoint(checkpoint, pre=pre)
@@ -94,9 +95,14 @@ class WireModel:
             int(checkpoint.config.get("hidden_size", 0)) // max(1, self.model.facts.n_heads)
         )
         self._grids = GridChooser(settings)
-        self._folder = LayerFolder(self.model, self._hessian, settings.column_steps)
+        kept = f"factors-{int(settings.column_steps)}{int(settings.feedback)}"
+        folder = None if settings.drift else curvatures.folder / kept
+        self._factors = FactorStore(folder, settings.feedback)
+        self._folder = LayerFolder(self.model, self._squares, settings.column_steps)
         self.base = plan_export(self.model, host_target(settings.host), PlanOptions(Overrides(pure=True)))
         self._planned = {tensor.info.name: tensor for tensor in self.base.tensors}
+        self._costs = MatrixCurvatures(curvatures, self._origins, checkpoint.tensors.specs)
+        self._steps = RowSteps(self.matrices, self.model.tensors, self._costs, settings.row_steps, settings.allocation)
         self._check()
 
     @property
@@ -104,21 +110,23 @@ class WireModel:
         """The tensors that go onto grids, in file order."""
         return [tensor for tensor in self.base.tensors if self._on_grid(tensor)]
 
+    @cached_property
+    def _watched(self) -> frozenset[str]:
+        """Matrices that drift follows: experts are left as they were."""
+        return frozenset(tensor.info.name for tensor in self.matrices if len(tensor.info.shape) == 2)
+
     @property
     def weights(self) -> int:
         """Weights in all of them."""
         return sum(prod(tensor.info.shape) for tensor in self.matrices)
 
     def _on_grid(self, tensor: PlannedTensor) -> bool:
-        return tensor.info.type in HOST_OF_TYPE and len(tensor.info.shape) == 2
+        return tensor.info.type in HOST_OF_TYPE and len(tensor.info.shape) in (2, 3)
 
     def _check(self) -> None:
         for tensor in self.base.tensors:
             quantised = tensor.info.type is not GGMLType.F32
-            known = self._on_grid(tensor) and all(
-                name in self.curvatures for name in self._origins.of(tensor.info.name).names
-            )
-            if quantised and not known:
+            if quantised and not (self._on_grid(tensor) and self._costs.known(tensor.info)):
                 raise UnsupportedModelError(
                     f"wire: '{tensor.info.name}' {list(tensor.info.shape)} is not a linear layer's matrix that "
                     "calibration can watch: use a gguf-* target for this model"
@@ -131,7 +139,8 @@ class WireModel:
 
         Args:
             scale: the one scalar: steps are proportional to it, the predicted divergence to its square.
-            scratch: a folder for the blocks; what it held of an earlier rounding is replaced.
+            scratch: a folder for the blocks; what it held of an earlier rounding is replaced, but layers that an
+                interrupted rounding at this scale had finished are taken as they are.
             about: metadata to add.
             progress: told of each layer.
 
@@ -143,21 +152,72 @@ class WireModel:
         with progress("Rounding", len(layers), " layers") as advance:
             for block, names in layers.items():
                 self._drifted = drift.look(block) if drift is not None and block is not None else {}
-                layer = self._round_layer(names, scale, work)
-                if drift is not None:
-                    self._advance(drift, block, names, layer, work)
+                if drift is None:
+                    self._resume_layer(f"layer-{block}", names, scale, work)
+                else:
+                    self._advance(drift, block, names, self._round_layer(names, scale, work), work)
                 advance(1)
         return work.result(self.base, self._about(scale) | (about or {}))
+
+    def predicted_bytes(self, scales: Sequence[float]) -> list[float]:
+        """What archives at some scales will take, about: from a sample of rows, without rounding any.
+
+        Raises:
+            NumericError: as `round`.
+        """
+        others = sum(tensor.info.nbytes for tensor in self.base.tensors if not self._on_grid(tensor))
+        classes = sum(sum(tensor.info.shape) for tensor in self.matrices)  # a byte a row and column
+        return [others + classes + sum(spread.bits(scale) for spread in self._spreads) / 8 for scale in scales]
+
+    @cached_property
+    def _spreads(self) -> list[Spread]:
+        found = []
+        for names in self._layers().values():
+            groups = self._groups(names)
+            layer = self._folder.fold(groups)
+            for group in groups:
+                stack = self._stack(group, layer)
+                factor = self._factor(group, stack)
+                sample, relative = stack.sample()
+                found.append(Spread.of(sample, relative * UNION_STEP, factor, stack.rows * stack.width))
+        return found
 
     def keep_trellises(self, kept: bool) -> None:
         """Whether later roundings leave it as it is which matrices have a trellis; nothing is kept at first."""
         self._grids.keep(kept)
 
+    @property
+    def trellises(self) -> dict[str, bool]:
+        """First matrix of a stack → whether it has a trellis, as the last rounding decided; may be set."""
+        return self._grids.pays_for
+
+    @trellises.setter
+    def trellises(self, decided: Mapping[str, bool]) -> None:
+        self._grids.pays_for = dict(decided)
+
+    def _resume_layer(self, layer: str, names: list[str], scale: float, work: Rounding) -> None:
+        """Round a layer, unless an interrupted rounding did."""
+        matrices = [self._planned[name] for name in names if self._on_grid(self._planned[name])]
+        mine = {name: self._grids.pays_for[name] for name in names if name in self._grids.pays_for}
+        key = repr((scale, self.settings, mine if self._grids.kept else None))
+        kept = work.resume(layer, key, matrices)
+        if kept is not None:
+            self._grids.pays_for |= kept
+            work.vectors |= self._folder.fold(self._groups(names)).vectors
+            return
+        self._round_layer(names, scale, work)
+        decided = {name: self._grids.pays_for[name] for name in names if name in self._grids.pays_for}
+        work.finish(layer, key, matrices, decided)
+
     def _round_layer(self, names: list[str], scale: float, work: Rounding) -> FoldedLayer:
         groups = self._groups(names)
         layer = self._folder.fold(groups)
-        for group in groups:
-            self._round_group(group, layer, scale, work)
+        if self._threads == 1:
+            for group in groups:
+                self._round_group(group, layer, scale, work, None)
+        else:  # groups read, fold and encode side by side, and share the threads that sweep
+            with ThreadPoolExecutor(self._threads) as tiles, ThreadPoolExecutor(self._threads) as pool:
+                list(pool.map(lambda group: self._round_group(group, layer, scale, work, tiles), groups))
         work.vectors |= layer.vectors
         return layer
 
@@ -165,11 +225,11 @@ class WireModel:
         self, drift: DriftRun, block: int | None, names: list[str], layer: FoldedLayer, work: Rounding
     ) -> None:
         """Let the rounded model run on with what a layer has become."""
-        matrices = [name for name in names if self._on_grid(self._planned[name])]
+        matrices = [name for name in names if name in self._watched]
         if block is not None:
             drift.advance(block, ((self._origins.of(n), layer.unfolded(n, work.rows(n))) for n in matrices))
-        elif _TABLE in matrices:
-            drift.embed(layer.unfolded(_TABLE, work.rows(_TABLE)))
+        elif TABLE in matrices:
+            drift.embed(layer.unfolded(TABLE, work.rows(TABLE)))
 
     def _layers(self) -> dict[int | None, list[str]]:
         """Number of a layer → names of its tensors; those outside layers first, under None."""
@@ -185,24 +245,49 @@ class WireModel:
         return input_groups(names, matrices, self.model.facts, self._head)
 
     def _hessian(self, group: InputGroup) -> torch.Tensor:
-        name = self._origins.of(group.members[0]).names[0]
-        drifted = self._drifted.get(name)
-        hessian = (self.curvatures.inputs(name) if drifted is None else drifted.inputs).to(self.settings.device)
-        return hessian if self.settings.feedback else torch.diag(hessian.diagonal())
+        drifted = self._drifts(group)
+        found = self._costs.inputs(self._planned[group.members[0]].info) if drifted is None else drifted.inputs
+        return found.to(self.settings.device)
 
-    def _round_group(self, group: InputGroup, layer: FoldedLayer, scale: float, work: Rounding) -> None:
-        """Matrices that read one input share its factor and are swept as one."""
+    def _squares(self, group: InputGroup) -> NDArray[np.float64]:
+        drifted = self._drifts(group)
+        if drifted is None:
+            return self._costs.squares(self._planned[group.members[0]].info)
+        return np.asarray(drifted.inputs.diagonal().double().numpy())
+
+    def _drifts(self, group: InputGroup) -> Drifted | None:
+        return self._drifted.get(self._origins.of(group.members[0]).names[0]) if self._drifted else None
+
+    def _round_group(
+        self, group: InputGroup, layer: FoldedLayer, scale: float, work: Rounding, pool: Executor | None
+    ) -> None:
+        """Matrices that read one input share its factor and are swept as one; every expert has a factor of its own."""
         stack = self._stack(group, layer)
-        host = HOST_OF_TYPE[stack.members[0].info.type]
-        factor = layer.factors[group.members[0]]
-        if stack.columns is not None:
-            folds = torch.from_numpy(stack.columns).float().to(factor.upper.device)
-            factor = replace(factor, upper=factor.upper / folds)
+        host, factor = HOST_OF_TYPE[stack.members[0].info.type], self._factor(group, stack)
         grid = self._grids.choose(stack, host, factor, scale)
-        for piece in stack.pieces(grid.code.rows if grid.code else 1):
-            self._round_piece(piece, factor, grid, work)
+        if stack.experts == 1:
+            for piece in stack.pieces(grid.code.rows if grid.code else 1):
+                self._round_piece(piece, factor, grid, work, pool)
+            return
 
-    def _round_piece(self, piece: Piece, factor: FeedbackFactor, grid: WireGrid, work: Rounding) -> None:
+        def round_expert(expert: int) -> None:
+            self._round_piece(stack.expert(expert), self._expert_factor(stack, expert), grid, work, None)
+
+        list((map if pool is None else pool.map)(round_expert, range(stack.experts)))
+
+    def _factor(self, group: InputGroup, stack: WireStack) -> SweepFactor:
+        """Of a group's inputs; of experts what all of them are like, without coefficients."""
+        if stack.experts > 1:
+            return typical_factor(self._expert_factor(stack, expert) for expert in range(stack.experts))
+        return self._factors.get(group.members[0], lambda: self._hessian(group), stack.columns)
+
+    def _expert_factor(self, stack: WireStack, expert: int) -> SweepFactor:
+        info = stack.members[0].info
+        return self._factors.get(self._costs.inputs_of(info, expert), lambda: self._costs.inputs(info, expert))
+
+    def _round_piece(
+        self, piece: Piece, factor: SweepFactor, grid: WireGrid, work: Rounding, pool: Executor | None
+    ) -> None:
         device = torch.device(self.settings.device)
         weights, relative = piece.weights.to(device), piece.relative.to(device)
         lattice = grid.lattice(relative)
@@ -211,49 +296,23 @@ class WireModel:
             rates = RateModel.of(weights, factor, lattice)
             lanes = Lanes.cut(piece.heights, grid.code.rows, rates.below())
             paths = TrellisRounding(grid.code, lanes, relative.square().reciprocal().float(), rates)
-        rounded = round_matrix(weights, factor, lattice, pull=self.settings.rdo, paths=paths)
-        raised = (rounded.lattice.factors > lattice.factors).any(1)
-        error, start = (weights - rounded.weights).double().cpu(), 0
+        rounded = round_matrix(weights, factor, lattice, pull=self.settings.rdo, paths=paths, pool=pool)
+        raised = (rounded.lattice.factors > lattice.factors.cpu()).any(1)
+        raised |= rounded.lattice.steps > lattice.steps.cpu()
+        costs = 0.5 * rounded.losses / piece.relative.square()  # ½ · tr(G E H Eᵀ), the predicted divergence
+        start = 0
         for span, height in zip(piece.spans, piece.heights, strict=True):
             rows = slice(start, start + height)
             start += height
             work.store(span, grid.host, rounded, rows)
-            work.count(span, int(raised[rows].sum()), _cost(error[rows], factor, piece.relative[rows]))
+            work.count(span, int(raised[rows].sum()), float(costs[rows].sum()))
 
     def _stack(self, group: InputGroup, layer: FoldedLayer) -> WireStack:
         members = [self._planned[name] for name in group.members]
-        relative = {name: self._relative(name) for name in group.members}
-        drifted = self._drifted.get(self._origins.of(group.members[0]).names[0])
+        relative = {tensor.info.name: self._steps.of(tensor) for tensor in members}
+        drifted = self._drifts(group)
         mixing = None if drifted is None else drifted.mixing.double().numpy()
         return WireStack(members, self.model.tensors, layer, relative, mixing)
-
-    def _relative(self, name: str) -> torch.Tensor:
-        """Relative steps of a matrix's unfolded rows, float64 [out]."""
-        relative = row_scale(self._outputs(name), _floor(name))
-        if self.settings.allocation:
-            return relative
-        return relative / _geometric_mean(relative) * self._spread(name) * self._unit
-
-    def _spread(self, name: str) -> float:
-        """Root mean square of a matrix' weights."""
-        rows = self.model.tensors[name]
-        return float(np.sqrt(np.square(rows.read(0, rows.shape[0]), dtype=np.float64).mean()))
-
-    @cached_property
-    def _unit(self) -> float:
-        """Step over spread of the weights that gives all matrices together the bits that steps by curvature give."""
-        total = 0.0
-        for tensor in self.matrices:
-            name = tensor.info.name
-            steps = _geometric_mean(row_scale(self._outputs(name), _floor(name)))
-            total += prod(tensor.info.shape) * math.log(steps / self._spread(name))
-        return math.exp(total / self.weights)
-
-    def _outputs(self, name: str) -> torch.Tensor:
-        """Curvature at the outputs [out], in the GGUF's order of rows."""
-        origin = self._origins.of(name)
-        outputs = torch.from_numpy(origin.gather({n: self.curvatures.outputs(n).numpy() for n in origin.names}))
-        return outputs if self.settings.row_steps else torch.full_like(outputs, float(outputs.mean()))
 
     def _about(self, scale: float) -> dict[str, Value]:
         """Metadata on how the file was made; the archive's coder reads host and trellis."""
@@ -270,20 +329,6 @@ def host_target(host: Host) -> Target:
     """llama.cpp's file type whose default tensor type is the host's."""
     names = {"Q8_0": "q8", "Q6_K": "q6k", "Q5_K": "q5ks", "Q4_K": "q4ks"}
     return find_target(f"gguf-{names[host.kind.name]}")
-
-
-def _geometric_mean(values: torch.Tensor) -> float:
-    return float(values.log().mean().exp())
-
-
-def _floor(name: str) -> float:
-    return _TABLE_FLOOR if name in (_TABLE, "output.weight") else _ROW_FLOOR
-
-
-def _cost(error: torch.Tensor, factor: FeedbackFactor, relative: torch.Tensor) -> float:
-    """½ · tr(G E H Eᵀ), the predicted divergence: G from the rows' relative steps, H from its factor."""
-    solved = torch.linalg.solve_triangular(factor.upper.double().cpu().T, error.T, upper=False)
-    return float(0.5 * (solved.square().sum(0) / relative.double().square()).sum())
 
 
 __all__ = ["WireModel", "WireResult", "WireSettings", "host_target"]

@@ -5,6 +5,7 @@ How a matrix is rounded is left to `wire`.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -12,19 +13,21 @@ import numpy as np
 
 from edgepack.export.row_origin import RowOrigin
 from edgepack.export.rows import ArrayRows
+from edgepack.gguf.types import GGMLType
 from edgepack.quant.codecs.ggml.codec import dequantize_rows
 from edgepack.quant.codecs.ggml.host_grids import encode_host
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from edgepack.export.plan import ExportPlan
+    from edgepack.export.plan import ExportPlan, PlannedTensor
     from edgepack.export.wire.stack import Span
-    from edgepack.gguf.types import GGMLType, Value
+    from edgepack.gguf.types import Value
     from edgepack.quant.codecs.ggml.host_grids import Host
-    from edgepack.quant.wire.grid import Rounded
+    from edgepack.quant.wire.rounding import Rounded
 
 DEFAULT_TRELLIS = 8
 
@@ -35,7 +38,7 @@ class WireSettings:
 
     Attributes:
         host: the container.
-        rdo: rate-distortion pull, see `quant.wire.grid.GridRounder`.
+        rdo: rate-distortion pull, see `quant.wire.rounding.round_matrix`.
         trellis: states of the trellis, one of `edgepack.trellis.STATES`; 0 for none.
         feedback: whether errors are fed back; else H's diagonal alone counts.
         column_steps: whether columns have steps of their own.
@@ -111,7 +114,7 @@ class Rounding:
     """Takes rounded rows, in order, and makes the plan.
 
     Args:
-        scratch: a folder for the blocks; what it held of an earlier rounding is replaced.
+        scratch: a folder for the blocks; what it held of an earlier rounding is replaced or, where asked, taken.
 
     Attributes:
         vectors: GGUF name → what folding made of a vector.
@@ -130,10 +133,52 @@ class Rounding:
         lattice, tensor = rounded.lattice.rows(rows), span.tensor
         steps, factors = lattice.steps.cpu().numpy().astype(np.float16), lattice.factors.cpu().numpy()
         path = self._scratch / f"{tensor.info.name}.rows"
-        with path.open("r+b" if span.start else "wb") as stream:
-            stream.seek(0, 2)
+        path.touch()
+        with path.open("r+b") as stream:  # spans of experts come in any order
+            stream.seek(span.start * host.kind.row_bytes(tensor.info.shape[-1]))
             encode_host(host, steps, rounded.quants[rows].cpu().numpy(), factors).tofile(stream)
         self._encoded[tensor.info.name] = ScratchRows(path, host.kind, tensor.info.shape, tensor.rows.dtype)
+
+    def finish(self, layer: str, key: str, matrices: Sequence[PlannedTensor], trellises: Mapping[str, bool]) -> None:
+        """Note that a layer is whole, so that an interrupted rounding need not do it again.
+
+        Args:
+            layer: its name.
+            key: all that its blocks depend on.
+            matrices: its tensors on grids.
+            trellises: what was decided on them.
+        """
+        names = [tensor.info.name for tensor in matrices]
+        note = {
+            "key": key, "trellises": dict(trellises),
+            "kinds": {name: self._encoded[name].stored_type.name for name in names},
+            "losses": {name: self._losses[name] for name in names},
+            "raised": {name: self._raised[name] for name in names if name in self._raised},
+        }  # fmt: skip
+        partial = self._scratch / "partial.json"
+        partial.write_text(json.dumps(note))
+        partial.replace(self._scratch / f"{layer}.json")
+
+    def resume(self, layer: str, key: str, matrices: Sequence[PlannedTensor]) -> dict[str, bool] | None:
+        """Take a layer that was finished under the same key; what was decided on its trellises, None where it was not.
+
+        Args:
+            layer: its name.
+            key: all that its blocks depend on.
+            matrices: its tensors on grids.
+        """
+        path = self._scratch / f"{layer}.json"
+        note = json.loads(path.read_text()) if path.is_file() else {}
+        if note.get("key") != key:
+            path.unlink(missing_ok=True)  # its blocks are about to be replaced
+            return None
+        for tensor in matrices:
+            name, info = tensor.info.name, tensor.info
+            rows = self._scratch / f"{name}.rows"
+            self._encoded[name] = ScratchRows(rows, GGMLType[note["kinds"][name]], info.shape, tensor.rows.dtype)
+        self._losses |= note["losses"]
+        self._raised |= note["raised"]
+        return dict(note["trellises"])
 
     def rows(self, name: str) -> NDArray[np.float32]:
         """All rows of a matrix as they were rounded, folds included."""

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from edgepack.export.wire.layer import FoldedLayer
 
 PIECE_WEIGHTS = 1 << 24  # float32 weights of a piece: 64 MB, and a few times that while they are swept
-_SAMPLE_ROWS = 4096
+_SAMPLE_ROWS = 1024
+_RUN = 32  # consecutive rows of a sample, read at once
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,30 @@ class WireStack:
         return int(self.members[0].info.shape[-1])
 
     @property
+    def experts(self) -> int:
+        """Experts whose matrices, one behind the other, are the only member; 1 where there are none."""
+        shape = self.members[0].info.shape
+        return shape[0] if len(shape) == 3 else 1
+
+    def expert(self, number: int) -> Piece:
+        """All rows of one expert."""
+        per = self.rows // self.experts
+        return self._piece([Span(self.members[0], number * per, (number + 1) * per)])
+
+    @property
     def rows(self) -> int:
         """Rows of all members."""
         return sum(tensor.info.rows for tensor in self.members)
 
     def sample(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Some rows spread over all members, [at most about 4096, in], and their relative steps."""
-        stride = max(1, self.rows // _SAMPLE_ROWS)
-        spans = (Span(tensor, 0, tensor.info.rows) for tensor in self.members)
-        weights, steps = zip(*(self._read(span, stride) for span in spans), strict=True)
+        """Runs of rows spread over all members, [at most about 1024, in], and their relative steps."""
+        stride = _RUN * max(1, self.rows // _SAMPLE_ROWS)
+        spans = (
+            Span(tensor, start, min(start + _RUN, tensor.info.rows))
+            for tensor in self.members
+            for start in range(0, tensor.info.rows, stride)
+        )
+        weights, steps = zip(*map(self._read, spans), strict=True)
         return torch.cat(weights), torch.cat(steps)
 
     def pieces(self, unit: int) -> Iterator[Piece]:
@@ -120,17 +136,13 @@ class WireStack:
             tuple(spans), torch.cat([weights for weights, _ in parts]), torch.cat([steps for _, steps in parts])
         )
 
-    def _read(self, span: Span, stride: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        name, source = span.tensor.info.name, self._sources[span.tensor.info.name]
-        if stride == 1:
-            weights = source.read(span.start, span.stop).astype(np.float64)
-        else:
-            picked = range(span.start, span.stop, stride)
-            weights = np.concatenate([source.read(row, row + 1) for row in picked]).astype(np.float64)
+    def _read(self, span: Span) -> tuple[torch.Tensor, torch.Tensor]:
+        name, rows = span.tensor.info.name, slice(span.start, span.stop)
+        weights = self._sources[name].read(span.start, span.stop).astype(np.float64)
         if self._mixing is not None:
             weights = weights @ self._mixing
         if self.columns is not None:
             weights /= self.columns
         if name in self._layer.rows:
-            weights *= self._layer.rows[name][span.start : span.stop : stride, None]
-        return torch.from_numpy(weights.astype(np.float32)), self._relative[name][span.start : span.stop : stride]
+            weights *= self._layer.rows[name][rows, None]
+        return torch.from_numpy(weights.astype(np.float32)), self._relative[name][rows]

@@ -15,7 +15,8 @@ from torch import nn
 
 from edgepack.errors import CheckpointError, NumericError, UnsupportedModelError
 from edgepack.model import read_tensor
-from edgepack.quant.calibration.empty_model import block_list, checkpoint_names, empty_model, module_of
+from edgepack.quant.calibration.checkpoint_names import checkpoint_names
+from edgepack.quant.calibration.empty_model import block_list, empty_model, module_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,13 +39,25 @@ class BlockCall:
 
 
 class _Recorder(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
-    """Stands in for a block: keeps what the model hands to it and passes the hidden state on."""
+    """Stands in for a block: keeps what the model hands to it and passes the hidden state on.
 
-    def __init__(self, as_tuple: bool, output: torch.Tensor | None = None, stop: bool = False) -> None:
+    Models ask their blocks for settings such as `block_type`; the block that it stands for answers.
+    """
+
+    def __init__(
+        self, block: nn.Module, as_tuple: bool, output: torch.Tensor | None = None, stop: bool = False
+    ) -> None:
         super().__init__()
+        self.__dict__["block"] = block  # not as a child: its parameters are not the recorder's
         self.as_tuple, self.output, self.stop = as_tuple, output, stop
         self.hidden = torch.empty(0)
         self.call = BlockCall((), {})
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["block"], name)
 
     def forward(self, hidden_states: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
         self.hidden, self.call = hidden_states, BlockCall(arguments, keywords)
@@ -115,11 +128,11 @@ class BlockwiseModel:
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.checkpoint = checkpoint
-        self.source: TensorSource = checkpoint.tensors
         self.device, self.dtype = torch.device(device), dtype
         self.model = empty_model(checkpoint.config)
         self._list_path, self._blocks = block_list(self.model, checkpoint.config)
-        self._names = checkpoint_names(self.model, self.source)
+        self.source: TensorSource
+        self._names, self.source = checkpoint_names(self.model, checkpoint.tensors)
         self._returns_tuple = False
         self._shell_depth = 0
         for name, buffer in self.model.named_buffers():
@@ -149,6 +162,12 @@ class BlockwiseModel:
         path = next(path for path, module in self.model.named_modules() if module is table)
         return self._names.get(f"{path}.weight")
 
+    def run_experts_one_by_one(self) -> None:
+        """From now on experts are a product each, not one grouped product of all."""
+        for module in self.model.modules():
+            if hasattr(getattr(module, "config", None), "_experts_implementation"):
+                module.config._experts_implementation = "eager"  # noqa: SLF001
+
     @contextmanager
     def block(self, index: int) -> Iterator[Block]:
         """Block `index` with its weights loaded; they are dropped when the context ends."""
@@ -168,7 +187,7 @@ class BlockwiseModel:
             self._returns_tuple = as_tuple
             try:
                 recorders = self._record(tokens, before_head=True)
-            except (IndexError, RuntimeError, ValueError):
+            except (IndexError, RuntimeError, TypeError, ValueError):
                 continue  # the model took output[0] of a tensor: its blocks return tuples
             if all(recorder.hidden.ndim == 3 for recorder in recorders):
                 return [recorder.call for recorder in recorders]
@@ -222,7 +241,7 @@ class BlockwiseModel:
         self, tokens: torch.Tensor, hidden: torch.Tensor | None, stop: bool = False
     ) -> tuple[list[_Recorder], Any]:
         """The model's own forward with every block replaced; the last one gives `hidden`."""
-        recorders = [_Recorder(self._returns_tuple, stop=stop) for _ in self._blocks]
+        recorders = [_Recorder(block, self._returns_tuple, stop=stop) for block in self._blocks]
         recorders[-1].output = hidden
         with self.shell(), self._with_blocks(nn.ModuleList(recorders)):
             try:

@@ -1,4 +1,4 @@
-"""A model of transformers without its weights: its modules, where its blocks are, and what the checkpoint calls them.
+"""A model of transformers without its weights: its modules, and where its blocks are.
 
 Loading weights and running blocks is left to `blocks`.
 """
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from edgepack.errors import CheckpointError, UnsupportedModelError
+from edgepack.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from edgepack.model import TensorSource
+# How the names of classes end whose models give no logits of the next token, and of those that do all the same.
+_EMBEDDERS = ("Model", "ForMaskedLM", "ForSequenceClassification")
+_GENERATORS = ("LMHeadModel",)
 
 
 def module_of(root: nn.Module, path: str) -> nn.Module:
@@ -26,18 +28,50 @@ def module_of(root: nn.Module, path: str) -> nn.Module:
 def empty_model(config: Mapping[str, Any]) -> nn.Module:
     """The model with parameters that take no memory and buffers (rotary tables) that are real."""
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
 
     kind = config.get("model_type")
     try:
-        settings = AutoConfig.for_model(**config)
-        model_class = AutoModelForCausalLM._model_mapping[type(settings)]  # noqa: SLF001
+        settings = AutoConfig.for_model(**{key: _decoded(value) for key, value in config.items()})
+        auto, model_class = language_model_class(settings)
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(settings, attn_implementation=_attention(config, model_class))
-    except (KeyError, ValueError, TypeError) as error:
+            model = auto.from_config(settings, attn_implementation=_attention(config, model_class))
+    except (KeyError, ValueError, TypeError, StrictDataclassError) as error:
         raise UnsupportedModelError(f"model type '{kind}': transformers cannot run it: {error}") from error
     model.eval()
     return model.requires_grad_(False)
+
+
+def language_model_class(settings: Any) -> tuple[Any, Any]:
+    """What transformers makes a model with that gives logits of the next token, and the class of the model.
+
+    Of a model that sees as well the whole is made: given text alone, it does what its text part does.
+
+    Args:
+        settings: a configuration of transformers.
+
+    Raises:
+        UnsupportedModelError: its models give none.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    published = str((settings.architectures or [""])[0])
+    if published.endswith(_EMBEDDERS) and not published.endswith(_GENERATORS):
+        raise UnsupportedModelError(f"{published} gives embeddings or scores: it does not say what comes next")
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if type(settings) in auto._model_mapping:  # noqa: SLF001
+            return auto, auto._model_mapping[type(settings)]  # noqa: SLF001
+    raise UnsupportedModelError(f"model type '{settings.model_type}': its models do not say what comes next")
+
+
+def _decoded(value: Any) -> Any:
+    """A value of config.json with infinities as transformers writes them: `{"__float__": "Infinity"}`."""
+    if isinstance(value, dict):
+        if set(value) == {"__float__"} and isinstance(value["__float__"], str):
+            return float(value["__float__"])
+        return {key: _decoded(each) for key, each in value.items()}
+    return [_decoded(each) for each in value] if isinstance(value, list) else value
 
 
 def _attention(config: Mapping[str, Any], model_class: Any) -> str:
@@ -48,23 +82,10 @@ def _attention(config: Mapping[str, Any], model_class: Any) -> str:
 
 def block_list(model: nn.Module, config: Mapping[str, Any]) -> tuple[str, nn.ModuleList]:
     """Path and modules of the list that holds the transformer blocks."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    count = model.config.get_text_config().num_hidden_layers
+    inner = {id(module) for module in decoder.modules()}  # blocks of eyes may be as many
     for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+        if isinstance(module, nn.ModuleList) and len(module) == count and id(module) in inner:
             return path, module
     raise UnsupportedModelError(f"model type '{config.get('model_type')}': found no list of transformer blocks")
-
-
-def checkpoint_names(model: nn.Module, source: TensorSource) -> dict[str, str]:
-    """Parameter path → checkpoint name; published checkpoints differ by the base model's prefix."""
-    prefix, names, missing = f"{model.base_model_prefix}.", {}, []
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    for path, _ in model.named_parameters(remove_duplicate=False):
-        spellings: Sequence[str] = (path, path.removeprefix(prefix), prefix + path)
-        name = next((spelling for spelling in spellings if spelling in source.specs), None)
-        if name is not None:
-            names[path] = name
-        elif path not in tied:
-            missing.append(path)
-    if missing:
-        raise CheckpointError(f"the checkpoint has no tensor for '{missing[0]}' ({len(missing)} missing in all)")
-    return names

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_STRIP = 256  # rows of a product at a time: half of it is never computed
+
+
 @dataclass(frozen=True)
 class LinearStatistics:
     """What calibration keeps of the inputs x of one linear layer.
@@ -64,7 +67,7 @@ class MomentAccumulator:
         self._abs += flat.abs().sum(0, dtype=torch.float32).cpu().double()
         self._square += flat.float().square().sum(0, dtype=torch.float32).cpu().double()
         if self._outer is not None:
-            self._outer += (flat.T @ flat).cpu().double()
+            _add_outer(self._outer, flat)
 
     def _start(self, columns: int) -> None:
         self._abs = torch.zeros(columns, dtype=torch.float64)
@@ -86,10 +89,25 @@ class MomentAccumulator:
         if not torch.isfinite(self._square).all():
             channel = int(torch.nonzero(~torch.isfinite(self._square))[0])
             raise NumericError(f"layer '{name}': NaN or infinity in the activations of input channel {channel}")
-        hessian = None if self._outer is None else _single(self._outer / self.count)
+        hessian = None if self._outer is None else _mirrored(self._outer, self.count)
         return LinearStatistics(
             self.count, _single(self._abs / self.count), _single(self._square / self.count), hessian
         )
+
+
+def _add_outer(total: torch.Tensor, flat: torch.Tensor) -> None:
+    """Add flatᵀ·flat [in, in] on and above the diagonal (of strips): the rest is its mirror image."""
+    for start in range(0, flat.shape[1], _STRIP):
+        strip = flat[:, start : start + _STRIP].T @ flat[:, start:]
+        total[start : start + _STRIP, start:] += strip.cpu()
+
+
+def _mirrored(total: torch.Tensor, count: int) -> NDArray[np.float32]:
+    """Total / count, what is above the diagonal copied below."""
+    whole = _single(total / count)
+    for start in range(_STRIP, len(whole), _STRIP):
+        whole[start:, start - _STRIP : start] = whole[start - _STRIP : start, start:].T
+    return whole
 
 
 def _single(values: torch.Tensor) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.errors import CalibrationError, TokenizerError
+from edgepack.quant.calibration.stepwise import step
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,9 +159,8 @@ def own_samples(
         tokens = torch.randint(vocabulary, (sequences, 1), generator=generator)
     cache, last = None, tokens
     while tokens.shape[1] < length:
-        output = model(input_ids=last.to(device), past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
-        probabilities = output.logits[:, -1].float().softmax(-1).cpu()
+        logits, cache = step(model, last.to(device), cache)
+        probabilities = logits[:, -1].float().softmax(-1).cpu()
         last = torch.multinomial(probabilities, 1, generator=generator)
         tokens = torch.cat([tokens, last], dim=1)
     result: NDArray[np.int64] = tokens.numpy()

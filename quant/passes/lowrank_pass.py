@@ -1,4 +1,4 @@
-"""Declares the pass `lowrank`; the work is `quant.passes.lowrank`'s, a correction's file `pipeline.corrections`'."""
+"""Declares the pass `lowrank`; the work is `quant.passes.lowrank`'s, a correction's file `export.recipe`'."""
 
 from __future__ import annotations
 

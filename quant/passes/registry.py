@@ -1,7 +1,7 @@
 """Which passes there are: each declares itself in `NAME_pass.py`, beside its work, and is found by that file's name.
 
 A declaration imports nothing heavy, so that reading a recipe needs no torch; its runner imports the work when called.
-In which order a recipe names passes is `pipeline.recipe`'s business, what they are given `pipeline.passes`'.
+In which order a recipe names passes is `quant.passes.recipe`'s business, what they are given `export.recipe.work`'.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class PassDeclaration:
         leaves: mark → why nothing that undoes it may come later, as the end of a sentence about this pass.
         undoes: the marks of earlier passes that it would undo.
         run: the work: checkpoint (not modified), settings and what a pass is given → outcome. A correction's is
-            never called: the finished file is what it needs, and `pipeline.corrections` has it.
+            never called: the finished file is what it needs, and `export.recipe.corrections` has it.
     """
 
     name: str

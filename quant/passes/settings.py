@@ -1,6 +1,6 @@
 """What a key of a recipe may hold: its type, its range, its default.
 
-Which keys there are is each pass's declaration's business; reading them from a file, `pipeline.recipe`'s.
+Which keys there are is each pass's declaration's business; reading them from a file, `quant.passes.recipe`'s.
 """
 
 from __future__ import annotations

@@ -184,6 +184,7 @@ def choose_types(
     Raises:
         UsageError: an override names a type that cannot hold the tensor's rows.
     """
+    _refuse_idle_patterns(candidates, overrides)
     ordered = sorted(candidates, key=lambda candidate: llama_order(candidate.name))
     roles = [role_of(candidate.name) for candidate in ordered]
     counters = Counters(n_attention_v=roles.count(Role.ATTENTION_V), tied=Role.OUTPUT not in roles)
@@ -199,6 +200,22 @@ def choose_types(
             )
         chosen[candidate.name] = kind
     return chosen
+
+
+def _refuse_idle_patterns(candidates: Sequence[Candidate], overrides: Overrides) -> None:
+    """Raise UsageError where a pattern matches no tensor whose type can be chosen: it says what was not meant."""
+    for pattern, _ in overrides.patterns:
+        matching = [candidate for candidate in candidates if re.search(pattern, candidate.name)]
+        if not matching:
+            raise UsageError(f"--tensor-type '{pattern}': matches no tensor; names are such as {_examples(candidates)}")
+        if not any(may_be_quantised(candidate, overrides) for candidate in matching):
+            name = matching[0].name
+            raise UsageError(f"--tensor-type '{pattern}': matches only tensors that keep their type, such as '{name}'")
+
+
+def _examples(candidates: Sequence[Candidate]) -> str:
+    names = [candidate.name for candidate in candidates if may_be_quantised(candidate)]
+    return ", ".join(f"'{name}'" for name in sorted(names, key=llama_order)[:3]) or "none"
 
 
 def _choose(

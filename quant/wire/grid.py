@@ -1,32 +1,22 @@
-"""Puts one matrix on a grid of integers: a step a row, a multiple a column, errors fed back along the columns.
+"""The grid of integers that a matrix is put on: a step a row, a multiple a column.
 
 The steps make every weight's rounding cost the model about the same, which is what an entropy coder wants: for the
 curvature tr(G E H Eᵀ) an error in row r and column k costs G_rr / U_kk² after feedback (H⁻¹ = UᵀU), so at equal
 bytes the least total cost has steps proportional to U_kk / √G_rr (reverse water-filling at high rate). One scalar
-for the whole model then decides its size. The integers are the nearest ones, or the best path's of a trellis. Bytes
-and files are left to `edgepack.packaging` and `export`.
+for the whole model then decides its size. Which integers the weights become is left to `rounding`, bytes and files to
+`edgepack.packaging` and `export`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import torch
 
-from edgepack.errors import NumericError
-from edgepack.quant.feedback import FeedbackFactor, feedback_sweep
-from edgepack.quant.wire.rates import SLOPE, RateModel
-from edgepack.quant.wire.trellis import Lanes, Trellis
-
-if TYPE_CHECKING:
-    from edgepack.trellis import TrellisCode
-
 LADDER = 4  # steps lie on a ladder of 2^(1/4): at most 9 % off, which costs 0.004 bit, and few values to store
 _SMALLEST_STEP = 2.0**-14  # of normal float16
+_ROOM = 1.5  # times its magnitude: what feedback may make of a weight beyond the host's reach
 _LARGEST_STEP = 4094.0  # 16 times this is a float16: the minima of Q5_K
-_RAISES = 32  # times that overflowing groups are given twice the step before giving up
 
 
 @dataclass(frozen=True)
@@ -64,27 +54,6 @@ class Lattice:
     def column_steps(self, column: int) -> torch.Tensor:
         """Distance of neighbouring values in a column, float32 [out]."""
         return self.steps * self.factors[:, column // self.group] * int(self.multiples[column])
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """A matrix on its lattice.
-
-    Attributes:
-        lattice: of the result; some factors may be raised.
-        quants: int32 [out, in], multiples included, factors not.
-        loss: curvature-weighted squared error, in units of the weights'.
-    """
-
-    lattice: Lattice
-    quants: torch.Tensor
-    loss: float
-
-    @property
-    def weights(self) -> torch.Tensor:
-        """float32 [out, in]."""
-        factors = self.lattice.factors.repeat_interleave(self.lattice.group, 1)
-        return self.quants * factors * self.lattice.steps[:, None]
 
 
 def ladder(values: torch.Tensor) -> torch.Tensor:
@@ -161,147 +130,17 @@ def raised_steps(weights: torch.Tensor, lattice: Lattice, margins: torch.Tensor)
     return doublings, 0.5 * float(factors.square().mean().log2()) - doublings
 
 
-@dataclass(frozen=True)
-class TrellisRounding:
-    """Rounding by paths in place of the nearest integers.
-
-    Attributes:
-        code: of the trellis; the integers' lowest bits follow it.
-        lanes: of the rows.
-        costs: float32 [rows], what a squared error of a weight costs in each row.
-        rates: what the integers will cost; None where only errors count.
-    """
-
-    code: TrellisCode
-    lanes: Lanes
-    costs: torch.Tensor
-    rates: RateModel | None = None
-
-    def chosen(self, rows: torch.Tensor) -> tuple[torch.Tensor, TrellisRounding]:
-        """Numbers of `rows` (bool [rows]) and all rows that share lanes with them, and the rounding of those."""
-        lanes = self.lanes.of_rows(rows)
-        numbers = (rows | self.lanes.members(lanes, len(rows))).nonzero()[:, 0]
-        rates = None if self.rates is None else self.rates.chosen(numbers)
-        return numbers, TrellisRounding(self.code, self.lanes.renumbered(lanes, numbers), self.costs[numbers], rates)
-
-
-@dataclass
-class GridRounder:
-    """A column rounder for `feedback_sweep`: integer multiples, the integers kept in `quants`.
-
-    Attributes:
-        lattice: where the values may lie.
-        pull: rate-distortion: how far towards zero a value is pulled before rounding, in steps for each step of its
-            magnitude (0 for none).
-        paths: rounding by the paths of a trellis; the nearest integers where None.
-        quants: int32 [out, in], filled column by column.
-        overflow: bool [out, groups], where an integer lay beyond the host's reach.
-    """
-
-    lattice: Lattice
-    pull: float = 0.0
-    paths: TrellisRounding | None = None
-    group: int = 1
-    quants: torch.Tensor = field(init=False)
-    overflow: torch.Tensor = field(init=False)
-    _trellis: Trellis | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        if self.paths is not None:
-            self._trellis = Trellis(self.paths.code, self.paths.lanes, self.lattice.steps.device)
-        rows, columns = len(self.lattice.steps), len(self.lattice.multiples)
-        self.quants = torch.zeros(rows, columns, dtype=torch.int32, device=self.lattice.steps.device)
-        self.overflow = torch.zeros_like(self.lattice.factors, dtype=torch.bool)
-
-    def start_group(self, start: int, weights: torch.Tensor) -> None:
-        """Nothing is prepared."""
-
-    def round(self, column: int, values: torch.Tensor) -> torch.Tensor:
-        """As `ColumnRounder.round`."""
-        step = self.lattice.column_steps(column)
-        scaled, most = values / step, int(self.lattice.limits[column])
-        self.overflow[:, column // self.lattice.group] |= scaled.abs().round() > most
-        if self._trellis is None or self.paths is None:
-            integers = self.nearest(scaled).clamp(-most, most)
-        else:
-            costs = step.square() * self.paths.costs
-            integers = self._trellis.nearest(scaled, column, most, costs / costs.mean(), partial(self._penalty, column))
-        self.quants[:, column] = (integers * int(self.lattice.multiples[column])).to(torch.int32)
-        return integers * step
-
-    def _penalty(self, column: int, integers: torch.Tensor) -> torch.Tensor:
-        """What integers [out, 4] cost beside their errors, in squared steps."""
-        total = (2 * self.pull) * integers.abs().log1p()
-        if self.paths is not None and self.paths.rates is not None:
-            total += SLOPE * self.paths.rates.bits(column, integers)
-        return total
-
-    def nearest(self, scaled: torch.Tensor) -> torch.Tensor:
-        """Integers [out], as floats, for values in steps [out]."""
-        if not self.pull:
-            return scaled.round()
-        magnitude = scaled.abs()
-        pulled = (magnitude - self.pull / (magnitude + 1.0)).clamp_min(0.0)
-        return scaled.sign() * pulled.round()
-
-
-def round_matrix(
-    weights: torch.Tensor,
-    factor: FeedbackFactor,
-    lattice: Lattice,
-    *,
-    pull: float = 0.0,
-    paths: TrellisRounding | None = None,
-) -> Rounded:
-    """Put `weights` [out, in] on `lattice`; groups that overflow the host get twice the step, or more.
-
-    Does not modify its input.
-
-    Args:
-        weights: float32.
-        factor: of the inputs' second moment.
-        lattice: steps and multiples.
-        pull: see `GridRounder`.
-        paths: see `GridRounder`.
-
-    Raises:
-        NumericError: a group does not fit with the greatest factor of the host.
-    """
-    lattice = fitted(weights, lattice)
-    result, overflow = _sweep(weights, factor, lattice, pull, paths)
-    for _ in range(_RAISES):
-        if not overflow.any():
-            return result
-        factors = result.lattice.factors * torch.where(overflow, 2, 1).to(torch.int32)
-        lattice = replace(lattice, factors=factors.clamp_max(lattice.most_factor))
-        again, part_paths = _swept_again(overflow.any(1), paths)
-        part, part_overflow = _sweep(weights[again], factor, lattice.rows(again), pull, part_paths)
-        quants = result.quants.clone()
-        quants[again] = part.quants
-        result = Rounded(lattice, quants, result.loss)
-        overflow = torch.zeros_like(overflow)
-        overflow[again] = part_overflow
-    most = int(lattice.limits.max())
-    raise NumericError(f"{int(overflow.any(1).sum())} rows do not fit into integers up to {most}: use a larger host")
-
-
-def _swept_again(rows: torch.Tensor, paths: TrellisRounding | None) -> tuple[torch.Tensor, TrellisRounding | None]:
-    """Numbers of the rows that a change of some `rows` (bool) concerns: of a trellis, all rows of their lanes."""
-    return (rows.nonzero()[:, 0], None) if paths is None else paths.chosen(rows)
-
-
 def fitted(weights: torch.Tensor, lattice: Lattice) -> Lattice:
-    """Factors doubled where the weights themselves already lie beyond the limits."""
+    """Factors doubled where the weights themselves already lie beyond the limits.
+
+    A row with a weight beyond even the greatest factor (single weights of trained models are a thousand times the
+    others) gets a larger step: one row then costs more, where the whole matrix would not fit.
+    """
     reach = (lattice.multiples * lattice.limits).to(weights.dtype) * lattice.steps[:, None]
-    needed = (weights.abs() / reach).reshape(len(weights), -1, lattice.group).amax(2) / lattice.factors
+    needed = (weights.abs() / reach).reshape(len(weights), -1, lattice.group).amax(2)
+    over = (_ROOM * needed.amax(1) / lattice.most_factor).clamp_min(1.0).log2().ceil()
+    grown = (lattice.steps * torch.exp2(over)).clamp_max(_LARGEST_STEP)
+    needed = needed / lattice.factors * (lattice.steps / grown)[:, None]
     doublings = needed.clamp_min(1.0).log2().ceil().to(torch.int32)
     factors = (lattice.factors << doublings).clamp_max(lattice.most_factor)
-    return replace(lattice, factors=factors.to(torch.int32))
-
-
-def _sweep(
-    weights: torch.Tensor, factor: FeedbackFactor, lattice: Lattice, pull: float, paths: TrellisRounding | None
-) -> tuple[Rounded, torch.Tensor]:
-    rounder = GridRounder(lattice, pull, paths)
-    loss = feedback_sweep(weights, factor, rounder).loss
-    return Rounded(lattice, rounder.quants, loss), rounder.overflow
+    return replace(lattice, steps=torch.where(over > 0, grown, lattice.steps), factors=factors.to(torch.int32))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from edgepack.quant.feedback import FeedbackFactor
+    from edgepack.quant.wire.factor import SweepFactor
     from edgepack.quant.wire.grid import Lattice
 
 # Mean squared error of eight states, in steps of the union grid (tools/trellis_gain.py), and its slope: at high rates
@@ -30,22 +30,17 @@ _LOWEST, _HIGHEST = -6, 9  # logarithms of the scales kept, included
 
 
 @cache
-def _normalisers(device: torch.device) -> torch.Tensor:
-    """Bits of the normaliser of the indices, for each scale on the ladder and each quantiser: float32 [scales, 2]."""
+def normalisers() -> torch.Tensor:
+    """Bits of the normaliser of the indices, for each quantiser and each scale on the ladder: float32 [2, scales]."""
     scales = torch.exp2(torch.arange(_LOWEST * _LADDER, _HIGHEST * _LADDER + 1, dtype=torch.float64) / _LADDER)
     halves = torch.arange(-4096, 4097, dtype=torch.float64) + torch.tensor([[0.0], [0.5]])
-    return torch.stack([torch.exp2(-exponent_of(halves / scale)).sum(1) for scale in scales]).log2().float().to(device)
+    return torch.stack([torch.exp2(-exponent_of(halves / scale)).sum(1) for scale in scales], 1).log2().float()
 
 
 def exponent_of(scaled: torch.Tensor) -> torch.Tensor:
     """-log2 of the density, but for its normaliser, at so many scales from the middle."""
     x = scaled.abs()
     return ((1 - _LAPLACE) * x.square() / 2 + _LAPLACE * math.sqrt(2) * x) / math.log(2)
-
-
-def waiting_errors(factor: FeedbackFactor) -> torch.Tensor:
-    """Mean square of what feedback adds to a column's values, over that of earlier errors: float32 [in]."""
-    return (factor.upper.square().sum(0) / factor.diagonal.square() - 1).clamp_min(0)
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ class RateModel:
     Attributes:
         rows: float32 [out], typical magnitude of a row's values in steps of the union grid.
         columns: float32 [in], of a column's relative to its rows'.
-        noise: float32 [in], as `waiting_errors` has it.
+        noise: float32 [in], as `SweepFactor` has it.
     """
 
     rows: torch.Tensor
@@ -63,26 +58,21 @@ class RateModel:
     noise: torch.Tensor
 
     @classmethod
-    def of(cls, weights: torch.Tensor, factor: FeedbackFactor, lattice: Lattice) -> RateModel:
+    def of(cls, weights: torch.Tensor, factor: SweepFactor, lattice: Lattice) -> RateModel:
         """From weights [out, in] that will be swept; errors that wait to be made good widen later columns."""
         squares = (weights / lattice.weight_steps).square()
         mean = squares.mean().clamp_min(1e-12)
-        return cls(squares.mean(1).sqrt(), (squares.mean(0) / mean).sqrt(), waiting_errors(factor))
+        noise = torch.from_numpy(factor.noise).to(weights.device)
+        return cls(squares.mean(1).sqrt(), (squares.mean(0) / mean).sqrt(), noise)
 
     def below(self, level: float = ASIDE) -> torch.Tensor:
         """Rows whose typical magnitude is less than `level` steps, bool [out]: they had better stand aside."""
         return self.rows < level
 
-    def chosen(self, rows: torch.Tensor) -> RateModel:
-        """The model of some rows, by number."""
-        return RateModel(self.rows[rows], self.columns, self.noise)
-
     def bits(self, column: int, integers: torch.Tensor) -> torch.Tensor:
         """Of integers [out, 4], one of each subset modulo 4, in the same shape."""
-        errors = self.rows.square().clamp_max(
-            ERROR
-        )  # rows below the water level become zeros: so large are their errors
+        errors = self.rows.square().clamp_max(ERROR)  # rows below the water level become zeros
         scales = (self.rows * self.columns[column]).square() + self.noise[column] * errors
         scales = scales.sqrt().clamp_min(1e-6) / 2
         places = ((scales.log2().clamp(_LOWEST, _HIGHEST) - _LOWEST) * _LADDER).round().long()
-        return exponent_of(integers / (2 * scales[:, None])) + _normalisers(integers.device)[places].repeat(1, 2)
+        return exponent_of(integers / (2 * scales[:, None])) + normalisers().to(integers.device).T[places].repeat(1, 2)

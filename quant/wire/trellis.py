@@ -1,8 +1,7 @@
-"""Trellis-coded rounding of a column: the cheapest path along its rows, by the Viterbi algorithm, many lanes at once.
+"""Trellis-coded rounding of a column in torch, for devices that the kernel does not know: all lanes at once.
 
-A column is cut into lanes of `TrellisCode.rows` rows with paths of their own, so that all lanes of a column advance
-together (`tools/trellis_gain.py` prints what short lanes lose). How errors are fed to later columns is
-`quant.feedback`'s, how a path is coded `edgepack.packaging`'s.
+The cheapest path along the rows of each lane, by the Viterbi algorithm (`tools/trellis_gain.py` prints what short lanes
+lose). How errors are fed to later columns is `torch_sweep`'s, how a path is coded `edgepack.packaging`'s.
 
 Source: A. J. Viterbi, IEEE Trans. IT-13 (1967); M. W. Marcellin and T. R. Fischer, Trellis coded quantization of
 memoryless and Gauss-Markov sources, IEEE Trans. COM-38 (1990).
@@ -10,68 +9,17 @@ memoryless and Gauss-Markov sources, IEEE Trans. COM-38 (1990).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
+    from edgepack.quant.wire.lanes import Lanes
     from edgepack.trellis import TrellisCode
 
 _UNREACHABLE = 1e30
-
-
-@dataclass(frozen=True)
-class Lanes:
-    """Rows of stacked matrices cut into lanes; no lane crosses from one matrix to the next.
-
-    Attributes:
-        rows: int64 [length, lanes], row of each position; any row behind a lane's end.
-        real: bool [length, lanes], False behind a lane's end.
-    """
-
-    rows: torch.Tensor
-    real: torch.Tensor
-
-    @classmethod
-    def cut(cls, heights: Sequence[int], length: int, aside: torch.Tensor) -> Lanes:
-        """The lanes of matrices of so many rows; rows `aside` (bool [rows]) are in none.
-
-        Each is the rest of at most `length` consecutive rows of a matrix, counted from the matrix' first.
-        """
-        windows, first = [], 0
-        for height in heights:
-            windows.append(first + torch.arange(height, device=aside.device) // length)
-            first += -(-height // length)
-        return cls._of(torch.cat(windows), (~aside).nonzero()[:, 0])
-
-    @classmethod
-    def _of(cls, windows: torch.Tensor, kept: torch.Tensor) -> Lanes:
-        """Lanes of the rows `kept` (numbers, increasing), one for each of `windows` [all rows] that has any."""
-        _, lane, sizes = windows[kept].unique_consecutive(return_inverse=True, return_counts=True)
-        position = torch.arange(len(kept), device=kept.device) - (sizes.cumsum(0) - sizes)[lane]
-        longest = int(sizes.max()) if len(sizes) else 0
-        rows = torch.zeros(longest, len(sizes), dtype=torch.int64, device=kept.device)
-        real = torch.zeros_like(rows, dtype=torch.bool)
-        rows[position, lane], real[position, lane] = kept, True
-        return cls(rows, real)
-
-    def of_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """Which lanes hold any of some rows: bool [rows] → bool [lanes]."""
-        return (rows[self.rows] & self.real).any(0)
-
-    def members(self, lanes: torch.Tensor, rows: int) -> torch.Tensor:
-        """Which of `rows` rows are in some lanes (bool [lanes]): bool [rows]."""
-        found = torch.zeros(rows, dtype=torch.bool, device=lanes.device)
-        found[self.rows[:, lanes][self.real[:, lanes]]] = True
-        return found
-
-    def renumbered(self, lanes: torch.Tensor, numbers: torch.Tensor) -> Lanes:
-        """Some lanes over rows `numbers` (increasing), which then count from 0."""
-        rows, real = self.rows[:, lanes], self.real[:, lanes]
-        return Lanes(torch.searchsorted(numbers, rows).clamp_max(max(0, len(numbers) - 1)) * real, real)
 
 
 class Trellis:

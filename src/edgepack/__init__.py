@@ -24,21 +24,22 @@ if TYPE_CHECKING:
     from edgepack.api.analysis import analyze
     from edgepack.api.archives import estimate_pack, extract, pack, unpack, unpack_native
     from edgepack.api.checking import generate_key, inspect, sign, verify
+    from edgepack.api.export import export
     from edgepack.api.fidelity import certify, compare, evaluate, replay, validate
     from edgepack.api.importance import imatrix
     from edgepack.api.loading import load
     from edgepack.api.model import Model
     from edgepack.api.speed import bench, fit
     from edgepack.api.updates import diff, patch
+    from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.edge.llama.options import Adapter, SamplingOptions
-    from edgepack.pipeline.fidelity import ScoringOptions
 
 # name → the module below edgepack that defines it; "" is a module of that name.
 _NAMES = {
     "Adapter": "edge.llama.options",
     "Model": "api.model",
     "SamplingOptions": "edge.llama.options",
-    "ScoringOptions": "pipeline.fidelity",
+    "ScoringOptions": "edge.fidelity.scoring",
     "analyze": "api.analysis",
     "bench": "api.speed",
     "certify": "api.fidelity",
@@ -47,6 +48,7 @@ _NAMES = {
     "errors": "",
     "estimate_pack": "api.archives",
     "evaluate": "api.fidelity",
+    "export": "api.export",
     "extract": "api.archives",
     "fit": "api.speed",
     "generate_key": "api.checking",
@@ -77,6 +79,7 @@ __all__ = [
     "errors",
     "estimate_pack",
     "evaluate",
+    "export",
     "extract",
     "fit",
     "generate_key",
@@ -136,6 +139,10 @@ class _CallablePart(ModuleType):
         from inspect import signature
 
         return signature(_defined(self.__name__.rpartition(".")[2]))
+
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return _defined(self.__name__.rpartition(".")[2]).__doc__
 
 
 class _Package(ModuleType):

@@ -74,11 +74,17 @@ class Checkpoint:
         path: the folder (or file) it came from.
         config: parsed `config.json`.
         tensors: the weights.
+        notes: where its files say different things: which one was taken, a line each.
+        tokenizer: the folder of its tokenizer, where that is another.
+        template: the folder of its chat template, where that is another.
     """
 
     path: Path
     config: Mapping[str, Any]
     tensors: TensorSource
+    notes: tuple[str, ...] = ()
+    tokenizer: Path | None = None
+    template: Path | None = None
 
 
 @runtime_checkable

@@ -54,15 +54,25 @@ class TrellisCode:
         if self.states not in _CODES or self.rows < 1:
             raise ValueError(f"expected one of {STATES} states and at least 1 row, got {self.states} and {self.rows}")
 
+    @property
+    def quantiser_mask(self) -> int:
+        """A state's quantiser is the parity of these of its bits."""
+        return _CODES[self.states][1] >> 1
+
+    @property
+    def index_mask(self) -> int:
+        """What turns the lowest bit of an index into the step is the parity of these of the state's bits."""
+        return _CODES[self.states][0] >> 1
+
     @cached_property
     def quantisers(self) -> tuple[int, ...]:
         """Quantiser of each state, 0 or 1."""
-        return _parities(self.states, _CODES[self.states][1] >> 1)
+        return _parities(self.states, self.quantiser_mask)
 
     @cached_property
     def taps(self) -> tuple[int, ...]:
         """What turns the lowest bit of an index into the step, for each state."""
-        return _parities(self.states, _CODES[self.states][0] >> 1)
+        return _parities(self.states, self.index_mask)
 
 
 def _parities(states: int, mask: int) -> tuple[int, ...]:

@@ -17,11 +17,11 @@ from edgepack.edge.fidelity.scorers.scorer import Chunking
 from edgepack.edge.fidelity.validate import validate
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.gguf_file import write_gguf
+from edgepack.export.recipe.corrections import write_correction, write_factors_apart
+from edgepack.export.recipe.work import PreparedExport, RecipeOptions, prepare_export
 from edgepack.gguf.reader import read_header
-from edgepack.pipeline.corrections import write_correction, write_factors_apart
-from edgepack.pipeline.passes import PreparedExport, RecipeOptions, prepare_export
-from edgepack.pipeline.recipe import inline_recipe
 from edgepack.quant.codecs.ggml.codec import dequantize_rows
+from edgepack.quant.passes.recipe import inline_recipe
 from edgepack.quant.types.targets import find_target
 
 if TYPE_CHECKING:
@@ -149,7 +149,9 @@ BAD: list[tuple[list[str], int, str]] = [
 def test_what_cannot_be_done_is_one_line_and_an_exit_code(
     options: list[str], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    monkeypatch.setitem(importlib.import_module("edgepack.pipeline.recipe").CALIBRATION, "sequences", small_default())
+    monkeypatch.setitem(
+        importlib.import_module("edgepack.quant.passes.recipe").CALIBRATION, "sequences", small_default()
+    )
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
     out = tmp_path / "m.gguf"
@@ -159,7 +161,7 @@ def test_what_cannot_be_done_is_one_line_and_an_exit_code(
 
 
 def small_default() -> Any:
-    from edgepack.pipeline.recipe import Setting
+    from edgepack.quant.passes.recipe import Setting
 
     return Setting("whole", low=1, high=9, default=2)
 

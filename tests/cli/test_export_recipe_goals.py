@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,17 +12,18 @@ from references.tiny_checkpoints import TinyModel, random_model, write_checkpoin
 from edgepack.cli import execute as run
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.mapped_model import open_model
+from edgepack.export.recipe import work as pipeline_passes
+from edgepack.export.recipe.work import Passes, RecipeOptions
 from edgepack.gguf.reader import read_header
-from edgepack.pipeline import passes as pipeline_passes
 from edgepack.pipeline.makers.gguf import ladder
-from edgepack.pipeline.passes import Passes, RecipeOptions
-from edgepack.pipeline.recipe import inline_recipe
+from edgepack.quant.passes.recipe import inline_recipe
+from edgepack.quant.passes.registry import find_pass
 from edgepack.quant.types.targets import find_target
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgepack.pipeline.recipe import PassStep
+    from edgepack.quant.passes.registry import PassDeclaration
 
 TEXT = "The captain looked over the grey water, and said nothing of what he had seen in the night. " * 120
 RECIPE = '[calibration]\nsequences = 2\nlength = 32\nimportance = false\n[[pass]]\nname = "prune"\nsparsity = 0.3\n'
@@ -127,17 +129,17 @@ def test_only_passes_that_depend_on_the_type_run_again_for_another(
 ) -> None:
     ran: list[str] = []
 
-    def counted(name: str) -> Any:
-        real = pipeline_passes.RUNNERS[name]
+    def counted(name: str) -> PassDeclaration:
+        declared = find_pass(name)
 
-        def runner(work: Any, step: PassStep) -> Any:
+        def runner(checkpoint: Any, settings: Any, run: Any) -> Any:
             ran.append(name)
-            return real(work, step)
+            return declared.run(checkpoint, settings, run)
 
-        return runner
+        return replace(declared, run=runner)
 
-    for name in ("prune", "awq", "gptq"):
-        monkeypatch.setitem(pipeline_passes.RUNNERS, name, counted(name))
+    known = {name: counted(name) for name in ("prune", "awq", "gptq")}
+    monkeypatch.setattr(pipeline_passes, "find_pass", known.__getitem__)
     recipe = inline_recipe(["prune:sparsity=0.3", "awq:clip=false", "gptq"], {"sequences": 2, "length": 16})
     passes = Passes(open_checkpoint(model), recipe, RecipeOptions(tmp_path))
     first, second = (passes.prepare(find_target(target)) for target in ("q4_0", "q8_0"))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from edgepack.cli import execute as run
+from edgepack.edge.fidelity.certificate_file import certificate_path
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
-from edgepack.pipeline.certify import certificate_path
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from references.scorers_of_arrays import TableScorer
 
-from edgepack.pipeline.harness import HarnessRequests, run_harness
+from edgepack.edge.fidelity.tasks.harness import HarnessRequests, run_harness
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,13 +10,13 @@ import pytest
 from references.scorers_of_arrays import TableScorer
 
 from edgepack.edge.fidelity.scorers.scorer import Chunking
+from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.edge.fidelity.validate import LOOKS, Gates, validate
 from edgepack.errors import CheckFailedError
 from edgepack.export.mapped_model import open_model
 from edgepack.export.rows import ArrayRows
-from edgepack.pipeline.fidelity import ScoringOptions
-from edgepack.pipeline.goals import climb
-from edgepack.pipeline.judging import Judge, hopeless
+from edgepack.pipeline.goals.judging import Judge, hopeless
+from edgepack.pipeline.goals.ladder import climb
 from edgepack.pipeline.makers.gguf import ladder, open_gguf
 from edgepack.pipeline.request import ExportRequest
 from edgepack.quant.types.targets import find_target

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references.scorers_of_arrays import LetterTokenizer, TableScorer
 
-from edgepack.edge.fidelity.charts import Axis, Point, bars, line, scatter
-from edgepack.edge.fidelity.report import render
+from edgepack.edge.fidelity.report.charts import Axis, Point, bars, line, scatter
+from edgepack.edge.fidelity.report.page import render
 from edgepack.edge.fidelity.run import Candidate, FidelityRun, FileFindings, Text, WeightError, pareto_front
 from edgepack.edge.fidelity.scorers.scorer import Chunking
 from edgepack.edge.fidelity.validate import Gates, validate
@@ -101,7 +101,7 @@ def test_lines_and_scatters_are_well_formed_even_with_one_point() -> None:
 
 @pytest.mark.parametrize("count", [1, 40])
 def test_block_numbers_stand_under_their_first_tensor(count: int) -> None:
-    from edgepack.edge.fidelity.report import _block_ticks
+    from edgepack.edge.fidelity.report.page import _block_ticks
 
     names = ["token_embd.weight", *[f"blk.{block}.{kind}" for block in range(count) for kind in "ab"]]
     ticks = _block_ticks(names)

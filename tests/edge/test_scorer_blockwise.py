@@ -10,8 +10,9 @@ import pytest
 
 from edgepack.edge.fidelity.predictions import predictions
 from edgepack.edge.fidelity.scorers.scorer import Chunking
+from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.edge.fidelity.validate import validate
-from edgepack.pipeline.fidelity import ScoringOptions, open_reference
+from edgepack.pipeline.fidelity import open_reference
 
 if TYPE_CHECKING:
     from pathlib import Path

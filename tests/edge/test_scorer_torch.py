@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from edgepack.edge.fidelity.scorers.torch import TorchScorer
+from edgepack.edge.fidelity.scoring import ScoringOptions, sample_text
 from edgepack.errors import CheckpointError, TokenizerError, UsageError
-from edgepack.pipeline.fidelity import ScoringOptions, open_reference, sample_text
+from edgepack.pipeline.fidelity import open_reference
 
 if TYPE_CHECKING:
     from pathlib import Path

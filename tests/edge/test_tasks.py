@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from references.scorers_of_arrays import LetterTokenizer
 
 from edgepack.cli import execute as run
-from edgepack.edge.fidelity.tasks import ChoiceItem, MatchItem, choose, compare_answers, mcnemar, read_items
-from edgepack.edge.fidelity.tasks_runner import run_task
+from edgepack.edge.fidelity.tasks.runner import run_task
+from edgepack.edge.fidelity.tasks.tasks import ChoiceItem, MatchItem, choose, compare_answers, mcnemar, read_items
 from edgepack.errors import NumericError, UsageError
 
 if TYPE_CHECKING:

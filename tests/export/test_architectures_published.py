@@ -18,7 +18,7 @@ from conftest import ROOT
 from synthetic_checkpoint import SyntheticTensors, bf16_specs
 
 from edgepack.export.config import ModelConfig
-from edgepack.export.rules.mapping import completed, find_family, map_tensors
+from edgepack.export.rules.mapping import completed, find_family, map_tensors, observed
 
 if TYPE_CHECKING:
     from edgepack.gguf.types import Value
@@ -57,7 +57,7 @@ def test_every_tensor_of_the_published_model_is_mapped(name: str) -> None:
         )
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     family = find_family(config)
-    config = completed(config, family)
+    config = observed(completed(config, family), family, shapes)
     mapped = map_tensors(family, config, SyntheticTensors(bf16_specs(shapes)))
     count = sum(prod(rows.shape) for key, rows in mapped.items() if not key.startswith("rope_"))
     assert PUBLISHED[name]["parameters"] in (count, None)
@@ -76,6 +76,14 @@ def test_every_tensor_of_the_published_model_is_mapped(name: str) -> None:
         ("openai-community/gpt2", "gpt2.feed_forward_length", 3072),
         ("EleutherAI/pythia-70m", "gptneox.rope.dimension_count", 16),
         ("zai-org/GLM-4.5-Air", "glm4moe.block_count", 47),
+        ("openai/gpt-oss-20b", "gpt-oss.rope.freq_base", 150000.0),
+        ("openai/gpt-oss-20b", "gpt-oss.attention.sliding_window_pattern", [i % 2 == 0 for i in range(24)]),
+        ("LiquidAI/LFM2-1.2B", "lfm2.feed_forward_length", 8192),
+        ("LiquidAI/LFM2-1.2B", "lfm2.rope.freq_base", 1e6),
+        ("state-spaces/mamba-130m-hf", "mamba.ssm.time_step_rank", 48),
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", "qwen3next.rope.dimension_count", 64),
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", "qwen3next.rope.freq_base", 1e7),
+        ("ai21labs/Jamba-v0.1", "jamba.attention.head_count_kv", [8 if i % 8 == 4 else 0 for i in range(32)]),
     ],
 )
 def test_metadata_holds_what_was_published(name: str, key: str, expected: object) -> None:

@@ -16,6 +16,8 @@ from edgepack.cli import execute as run
 from edgepack.errors import CheckpointError
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.formats.safetensors_file import SafetensorsFile
+from edgepack.export.rules.mapping import families
+from edgepack.export.rules.without_graph import OTHER_GRAPH, WITHOUT_GRAPH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,11 +124,24 @@ def test_a_needed_key_is_named(key: str, model: Path, capsys: pytest.CaptureFixt
 
 
 def test_an_unknown_architecture_lists_the_known(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    edit_config(model, lambda config: config.update(architectures=["MambaForCausalLM"]))
+    edit_config(model, lambda config: config.update(architectures=["NoSuchForCausalLM"]))
     code, error = refused(model, capsys)
     assert code == 4
-    assert "unknown architecture 'MambaForCausalLM'" in error
+    assert "unknown architecture 'NoSuchForCausalLM': give a GGUF of the model instead" in error
     assert "LlamaForCausalLM" in error
+
+
+def test_an_architecture_without_a_graph_is_refused_by_that_reason(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_config(model, lambda config: config.update(architectures=["RecurrentGemmaForCausalLM"]))
+    code, error = refused(model, capsys)
+    assert code == 4
+    assert "RecurrentGemmaForCausalLM: the installed llama.cpp has no graph of this architecture" in error
+
+
+def test_no_known_architecture_is_said_to_lack_a_graph() -> None:
+    assert not (WITHOUT_GRAPH | set(OTHER_GRAPH)) & set(families())
 
 
 def test_a_setting_that_the_graph_cannot_honour_is_refused(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,7 +265,7 @@ def test_random_bytes_are_no_safetensors_file(raw: bytes, tmp_path: Path) -> Non
 
 
 def test_a_folder_without_weights_says_what_it_expects(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="file not found"):
+    with pytest.raises(CheckpointError, match="expected config.json, found none"):
         open_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no weights: expected model.safetensors"):

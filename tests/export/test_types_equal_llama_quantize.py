@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from references.hybrid_models import HYBRIDS
 from references.llama_quantize import llama_quantize, tensors_of
+from references.tiny_checkpoints import random_model, write_checkpoint
 
 from edgepack.errors import UsageError
 from edgepack.export.gguf_file import write_gguf
@@ -45,3 +47,20 @@ def test_fall_backs_of_stories_equal_llama_quantize(target: Target, stories: Pat
             plan_export(open_model(stories), target)
         return
     assert_equal_to_llama_quantize(stories, target, tmp_path)
+
+
+# One of each kind of graph: with delta nets, per-layer embeddings, short convolutions, mixers, experts, sinks.
+FAMILIES = (
+    "qwen-3.5-moe", "qwen-3-next", "gemma-4-e2b", "gemma-4-26b", "lfm-2-moe", "granite-4-hybrid-moe", "gpt-oss",
+    "mamba", "mamba-2", "falcon-h1", "nemotron-3-latent", "jamba",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_equal_llama_quantize(name: str, books: Path, tmp_path: Path) -> None:
+    tiny = next(each for each in HYBRIDS if each.name == name)
+    model = write_checkpoint(random_model(tiny), tmp_path / "model", books)
+    for label in ("Q4_K_M", "Q8_0"):
+        folder = tmp_path / label
+        folder.mkdir()
+        assert_equal_to_llama_quantize(model, find_target(label), folder)

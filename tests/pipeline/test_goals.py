@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgepack.edge.fidelity.validate import Gates
 from edgepack.errors import CheckFailedError
-from edgepack.pipeline.goals import climb
+from edgepack.pipeline.goals.ladder import climb
 from edgepack.pipeline.outline import Made, Outline, TensorRow
 
 if TYPE_CHECKING:

@@ -47,6 +47,7 @@ class TinyModel:
         config: the configuration's class where it is not `{family}Config`.
         fused_experts: written as transformers 5 holds them, not as they were published.
         tolerance: largest difference of logits, in standard deviations of the logits.
+        as_ggml: the reference computes GELU as ggml does, where norms make much of its rounding.
     """
 
     name: str
@@ -56,19 +57,22 @@ class TinyModel:
     config: str = ""
     fused_experts: bool = False
     tolerance: float = 1e-4
+    as_ggml: bool = False
 
     def configuration(self) -> Any:
         """The configuration, as transformers completes it."""
         config_class = getattr(transformers, self.config or f"{self.family}Config")
         known = set(config_class.__dataclass_fields__) | set(config_class().to_dict())
         sizes = {key: value for key, value in SIZES.items() if key in known}
-        return config_class(**(sizes | self.settings), attn_implementation="eager")
+        return config_class(**(sizes | self.settings), attn_implementation="eager", experts_implementation="eager")
 
 
 def random_model(tiny: TinyModel, seed: int = 0) -> Any:
     """A float32 model in which every parameter and every saved buffer is random."""
     generator = torch.Generator().manual_seed(seed)
-    model = getattr(transformers, tiny.family + tiny.head)(tiny.configuration()).float().eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # what is drawn by transformers stays in part
+        model = getattr(transformers, tiny.family + tiny.head)(tiny.configuration()).float().eval()
     saved = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for tensor in saved.values():

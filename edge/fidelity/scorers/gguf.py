@@ -8,6 +8,9 @@ import numpy as np
 
 from edgepack.edge.llama.options import Adapter, RuntimeOptions, SamplingOptions
 from edgepack.edge.llama.runtime import LoadedModel
+from edgepack.errors import UnsupportedModelError
+from edgepack.gguf import keys
+from edgepack.gguf.reader import read_header
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +41,14 @@ class GGUFTokenizer:
         return vocabulary.bos if vocabulary.adds_bos and vocabulary.bos >= 0 else None
 
 
+def _refuse_without_next_token(path: Path) -> None:
+    """Encoders, and models whose file says how their tokens are pooled or scored."""
+    header = read_header(path)
+    name = header.get(keys.ARCHITECTURE)
+    if header.get(f"{name}.pooling_type") is not None or header.get(f"{name}.attention.causal") is False:
+        raise UnsupportedModelError(f"{path}: {name} gives embeddings or scores: it does not say what comes next")
+
+
 class GGUFScorer:
     """A GGUF run by llama.cpp.
 
@@ -51,6 +62,7 @@ class GGUFScorer:
         adapters: GGUF LoRA adapters that belong to the file.
 
     Raises:
+        UnsupportedModelError: its model does not say what comes next.
         ModelRuntimeError: llama.cpp refuses the file.
     """
 
@@ -69,6 +81,7 @@ class GGUFScorer:
             kv_type_k=kv_type, kv_type_v=kv_type, flash_attention="off" if kv_type == "f32" else "auto",
             adapters=tuple(Adapter(adapter) for adapter in adapters),
         )  # fmt: skip
+        _refuse_without_next_token(path)
         self._model = LoadedModel(path, options)
         self.path = path
         self.tokenizer = GGUFTokenizer(self._model)

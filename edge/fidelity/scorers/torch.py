@@ -15,6 +15,8 @@ import torch
 import transformers
 
 from edgepack.errors import CheckpointError, EdgepackError, TokenizerError
+from edgepack.quant.calibration.empty_model import language_model_class
+from edgepack.quant.calibration.stepwise import step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,7 +114,11 @@ class TorchScorer:
             torch.set_num_threads(threads)
         self.tokenizer = CheckpointTokenizer(folder)
         with checkpoint_errors(folder):
-            self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            settings = transformers.AutoConfig.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+            auto, _model_class = language_model_class(settings)
+            self._model: Any = auto.from_pretrained(
                 str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False, attn_implementation="eager"
             )
         self._model.eval()
@@ -151,9 +157,8 @@ class TorchScorer:
         written, cache = [], None
         with torch.inference_mode(), quiet_transformers():
             for _step in range(count):
-                output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                cache = output.past_key_values
-                ids = output.logits[:, -1].argmax(-1, keepdim=True)
+                logits, cache = step(self._model, ids, cache, logits_to_keep=1)
+                ids = logits[:, -1].argmax(-1, keepdim=True)
                 written.append(int(ids))
         return np.array(written, dtype=np.int32)
 
@@ -171,9 +176,8 @@ class TorchScorer:
         written, cache = [], None
         with torch.inference_mode(), quiet_transformers():
             for _step in range(length - 1):
-                output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                cache = output.past_key_values
-                ids = torch.multinomial(output.logits[:, -1].float().softmax(-1), 1, generator=generator)
+                logits, cache = step(self._model, ids, cache, logits_to_keep=1)
+                ids = torch.multinomial(logits[:, -1].float().softmax(-1), 1, generator=generator)
                 written.append(ids)
         rows = torch.cat(written, dim=1).tolist()
         return "\n\n".join(self.tokenizer.text(row) for row in rows)

@@ -10,17 +10,19 @@ from edgepack.api.opening import ignore
 from edgepack.api.validation import ComparisonResult, ReplayResult, ValidationResult
 from edgepack.api.values import FilePath, optional_path, paths
 from edgepack.edge.fidelity.certificate import DEFAULT_TOKENS
+from edgepack.edge.fidelity.certificate_file import run_replay
+from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.edge.fidelity.validate import Gates
 from edgepack.errors import EdgepackError
 from edgepack.pipeline import certify as certificates
-from edgepack.pipeline.fidelity import ScoringOptions, run_validation, with_findings
+from edgepack.pipeline.fidelity import run_validation, with_findings
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from edgepack.edge.fidelity.run import FidelityRun
-    from edgepack.edge.fidelity.tasks import Comparison
+    from edgepack.edge.fidelity.tasks.tasks import Comparison
     from edgepack.pipeline.certify import Certified
     from edgepack.progress import Progress
 
@@ -161,7 +163,7 @@ def replay(
         IntegrityError: it belongs to another file.
     """
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
-    result, stored = certificates.run_replay(Path(file), scoring or ScoringOptions(), progress)
+    result, stored = run_replay(Path(file), scoring or ScoringOptions(), progress)
     return ReplayResult(result, stored, gates)
 
 

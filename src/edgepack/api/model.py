@@ -13,6 +13,8 @@ from edgepack.edge.chat.completion import Completion, CompletionStream, complete
 from edgepack.edge.chat.conversation import Conversation
 from edgepack.edge.fit.opening import runtime_options
 from edgepack.edge.llama.options import SamplingOptions
+from edgepack.errors import UsageError
+from edgepack.gguf import keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -265,24 +267,41 @@ class Model:
         chosen = sampling or SamplingOptions()
         return Conversation(self.runtime, self.chat_template(), chosen, system, max_tokens, context_shift, stop)
 
-    def embed(self, texts: str | Sequence[str], *, normalize: bool = False) -> NDArray[np.float32]:
+    def embed(
+        self, texts: str | Sequence[str], *, normalize: bool | None = None, prompt_name: str | None = None
+    ) -> NDArray[np.float32]:
         """Embeddings of texts: pooled as the model was trained, else the mean over a text's tokens.
 
         Args:
             texts: one text or several.
-            normalize: scale each embedding to length 1.
+            normalize: scale each embedding to length 1; None as the model's own last module does.
+            prompt_name: which of the model's prompts is put before texts; None for the one that it has as default.
 
         Returns:
             float32 [texts, width].
 
         Raises:
-            UsageError: a text has no token, or more than fit into a batch.
+            UsageError: a text has no token, or more than fit into a batch; no prompt of that name.
             ModelRuntimeError: llama.cpp fails.
         """
+        before = self._embedding_prompt(prompt_name)
+        scaled = self.source.header.get(keys.EMBEDDING_NORMALIZE, False) is True if normalize is None else normalize
         model = self._embedding_model()
         asked = [texts] if isinstance(texts, str) else list(texts)
         found = np.empty((len(asked), model.n_embd), np.float32)
         for row, text in zip(found, asked, strict=True):
-            vector = model.embed(model.tokenize(text, parse_special=True))
-            row[:] = vector / (float(np.linalg.norm(vector)) or 1.0) if normalize else vector
+            vector = model.embed(model.tokenize(before + text, parse_special=True))
+            row[:] = vector / (float(np.linalg.norm(vector)) or 1.0) if scaled else vector
         return found
+
+    def _embedding_prompt(self, name: str | None) -> str:
+        """The text that the model wants before every input."""
+        header = self.source.header
+        prompts = sorted(key for key in header.metadata if key.startswith(keys.EMBEDDING_PROMPT))
+        chosen = header.get(keys.EMBEDDING_DEFAULT_PROMPT) if name is None else name
+        if chosen is None:
+            return ""
+        if f"{keys.EMBEDDING_PROMPT}{chosen}" not in prompts:
+            known = ", ".join(key.removeprefix(keys.EMBEDDING_PROMPT) for key in prompts) or "none"
+            raise UsageError(f"prompt '{chosen}': expected one of {known}")
+        return str(header.get(f"{keys.EMBEDDING_PROMPT}{chosen}"))

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from edgepack.edge.fidelity import outcome
-from edgepack.edge.fidelity.report import render
+from edgepack.edge.fidelity.report.page import render
 from edgepack.edge.fidelity.run import pareto_front
 from edgepack.edge.fidelity.validate import perplexity_ratio
 

@@ -39,7 +39,7 @@ def command(
     On the device, `edgepack validate` on the archive replays them offline. Sign the archive after this.
     """
     from edgepack.api.fidelity import certify
-    from edgepack.pipeline.fidelity import ScoringOptions
+    from edgepack.edge.fidelity.scoring import ScoringOptions
 
     result = certify(
         candidate, reference, output, text=text_path, stored_tokens=stored_tokens,

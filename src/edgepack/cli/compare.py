@@ -42,7 +42,7 @@ def command(
     With gates, exits with 1 when none of the files clears them.
     """
     from edgepack.api.fidelity import compare
-    from edgepack.pipeline.fidelity import ScoringOptions
+    from edgepack.edge.fidelity.scoring import ScoringOptions
 
     result = compare(
         candidates, reference, text=text_path, min_agreement=min_agreement, max_kl=max_kl,

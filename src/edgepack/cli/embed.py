@@ -17,7 +17,8 @@ from edgepack.errors import UsageError
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1)
-@click.option("--normalize", is_flag=True, help="Scale each embedding to length 1.")
+@click.option("--normalize/--no-normalize", default=None, help="Scale embeddings to length 1; default: as the model.")
+@click.option("--prompt-name", metavar="NAME", help="The model's prompt to put before texts; default: the model's own.")
 @opening_options
 @json_option
 def command(file: Path, texts: tuple[str, ...], **values: Any) -> None:
@@ -28,7 +29,9 @@ def command(file: Path, texts: tuple[str, ...], **values: Any) -> None:
     found: list[list[float]] = []
     with prepared(file, values) as model:
         for text in lines:
-            found.append(model.embed(text, normalize=values["normalize"])[0].tolist())
+            found.append(
+                model.embed(text, normalize=values["normalize"], prompt_name=values["prompt_name"])[0].tolist()
+            )
             if not values["as_json"]:
                 click.echo(json.dumps(found[-1]))
     if values["as_json"]:

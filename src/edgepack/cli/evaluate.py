@@ -14,7 +14,7 @@ from edgepack.cli.scoring_options import threads_option
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edgepack.edge.fidelity.tasks import Comparison
+    from edgepack.edge.fidelity.tasks.tasks import Comparison
 
 _PATH = click.Path(path_type=Path)
 

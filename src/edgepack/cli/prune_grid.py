@@ -47,7 +47,7 @@ def command(
     equal archives the one that agrees more. Exits with 1 when no level agrees that much. No file is kept: the line
     that is printed at the end makes the one that was picked.
     """
-    from edgepack.pipeline.fidelity import ScoringOptions
+    from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.pipeline.prune_grid import GridRequest, PruneGrid, parse_sparsities
     from edgepack.quant.passes.prune.grid import choose_level, measure_levels, ordered
 

@@ -14,8 +14,8 @@ from edgepack.errors import CheckFailedError
 if TYPE_CHECKING:
     from edgepack.api.validation import ComparisonResult, ValidationResult
     from edgepack.edge.fidelity.run import Candidate
+    from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.edge.fidelity.validate import Gates
-    from edgepack.pipeline.fidelity import ScoringOptions
 
 _PATH = click.Path(path_type=Path)
 _QUICK_BYTES = 200_000_000
@@ -53,8 +53,8 @@ def command(
     Gates look at the end of the 95 % interval that is against the candidate; a missed one exits with 1.
     """
     from edgepack.api.fidelity import validate
+    from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.edge.fidelity.validate import Gates
-    from edgepack.pipeline.fidelity import ScoringOptions
 
     options = ScoringOptions(**scoring)
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
@@ -108,7 +108,7 @@ def _replay(candidate: Path, gates: Gates, options: ScoringOptions, *, as_json: 
 
 def _suggest(least_bytes: int, reference: Path, text: Path | None, gates: Gates, options: ScoringOptions) -> None:
     """Say which larger type of file would pass; the files that are tried for it are thrown away."""
-    from edgepack.pipeline.suggest import larger_target_that_passes
+    from edgepack.pipeline.goals.suggest import larger_target_that_passes
 
     try:
         note(f"try {larger_target_that_passes(least_bytes, reference, text, gates, options, note, terminal_progress)}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import GGUFError
+from edgepack.file_kinds import HEAD_BYTES, describe, is_big_endian
 from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType
 
@@ -197,10 +198,12 @@ def parse_header(buffer: bytes | mmap.mmap, label: Path, file_bytes: int | None 
 
 
 def _parse(cursor: _Cursor, file_bytes: int) -> GGUFHeader:
+    head = bytes(cursor.buffer[:HEAD_BYTES])
     if (magic := bytes(cursor.take(4, "magic"))) != MAGIC:
-        raise GGUFError(f"{cursor.label}: expected magic {MAGIC!r}, got {magic!r}")
+        raise GGUFError(f"{cursor.label}: expected magic {MAGIC!r} of a GGUF, got {describe(head) or repr(magic)}")
     if (version := cursor.scalar(ValueType.UINT32, "version")) not in VERSIONS:
-        raise GGUFError(f"{cursor.label}: expected GGUF version 2 or 3, got {version}")
+        got = describe(head) if is_big_endian(head) else version
+        raise GGUFError(f"{cursor.label}: expected GGUF version 2 or 3, got {got}")
     n_tensors = cursor.count("tensor count", 24)
     n_metadata = cursor.count("metadata count", 13)
     metadata = _read_metadata(cursor, n_metadata)

@@ -13,6 +13,7 @@ from cffi import FFI
 _HERE = Path(__file__).resolve().parent
 _HEADERS = sorted(_HERE.glob("*.h"))
 _SOURCES = sorted(_HERE.glob("*.c"))
+# Neither errno nor floating-point flags are read: without them roots and comparisons vectorise.
 # No contraction to fused multiply-adds and no reassociation: a result must not depend on the instruction set that a
 # clone of a function was compiled for. Loops are written with their lanes side by side, so that they vectorise as is.
 _FLAGS = ["/O2", "/std:c11", "/fp:precise"] if sys.platform == "win32" else [

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from edgepack.errors import DependencyError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     import numpy as np
 
 # Equals EDGEPACK_ABI in abi.h; raised with every change of a signature.
@@ -35,17 +37,33 @@ def library() -> Any:
     return native.lib
 
 
+@lru_cache(maxsize=1)
+def _ffi() -> Any:
+    return importlib.import_module(_EXTENSION).ffi
+
+
+def structure(declared: str, **fields: Any) -> Any:
+    """A C structure for a pointer parameter of type `declared`, such as `name *`.
+
+    Args:
+        declared: as the header spells the parameter.
+        fields: of the structure; arrays' pointers come from `pointer`; the arrays must outlive the call.
+    """
+    return _ffi().new(declared, fields)
+
+
 def pointer(array: np.ndarray | None, declared: str) -> Any:
-    """The first element of `array` as a C pointer of type `declared`, such as `float *`; NULL of None.
+    """The first element of `array` as a C pointer of type `declared`, such as `float *`.
 
     Args:
         array: contiguous (C order), and writable unless the pointer is declared `const`. Must outlive the call.
+            None is the null pointer.
         declared: as the header spells the parameter.
 
     Raises:
         ValueError: the array is not contiguous, or not writable.
     """
-    ffi = importlib.import_module(_EXTENSION).ffi
+    ffi = _ffi()
     if array is None:
         return ffi.NULL
     if not array.flags.c_contiguous:
@@ -53,3 +71,30 @@ def pointer(array: np.ndarray | None, declared: str) -> Any:
     if not array.flags.writeable and not declared.startswith("const "):
         raise ValueError(f"a kernel's {declared!r} is written to, got a read-only array")
     return ffi.cast(declared, array.ctypes.data)
+
+
+def record(
+    name: str, numbers: Mapping[str, float], arrays: Mapping[str, np.ndarray], written: Collection[str] = ()
+) -> Any:
+    """A pointer to a new structure of the headers, its numbers and pointers set.
+
+    Args:
+        name: of the type.
+        numbers: field → value.
+        arrays: pointer field → contiguous array of the field's type; all must outlive the structure.
+        written: the fields whose arrays a function writes to.
+
+    Raises:
+        TypeError: an array's items are not as large as those that the field points to.
+        ValueError: as `pointer`.
+    """
+    ffi = _ffi()
+    made, fields = ffi.new(f"{name} *"), dict(ffi.typeof(name).fields)
+    for field, value in numbers.items():
+        setattr(made, field, value)
+    for field, array in arrays.items():
+        kind = fields[field].type
+        if ffi.sizeof(kind.item) != array.itemsize:
+            raise TypeError(f"{name}.{field}: expected items of {kind.item.cname}, got {array.dtype}")
+        setattr(made, field, pointer(array, ("" if field in written else "const ") + ffi.getctype(kind)))
+    return made

@@ -12,37 +12,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from edgepack.atomic_file import atomic_output, check_output
-from edgepack.edge.fidelity.certificate import DEFAULT_TOKENS, MEMBER, Replay, replay, small_form, store
+from edgepack.atomic_file import check_output
+from edgepack.edge.fidelity.certificate import DEFAULT_TOKENS, MEMBER, small_form, store
+from edgepack.edge.fidelity.certificate_file import deliver, wire_facts, with_metadata
 from edgepack.edge.fidelity.outcome import figures, finite
-from edgepack.edge.fidelity.stored_reference import StoredReference, decode, encode
+from edgepack.edge.fidelity.scoring import choose_chunking, measure_floor, open_candidate, sample_text, text_to_score
+from edgepack.edge.fidelity.stored_reference import encode
 from edgepack.edge.fidelity.validate import validate
-from edgepack.errors import IntegrityError, UsageError
-from edgepack.file_digest import file_sha256, stream_sha256
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
-from edgepack.gguf.writer import GGUFWriter
-from edgepack.pipeline.fidelity import (
-    choose_chunking,
-    measure_floor,
-    open_candidate,
-    open_reference,
-    open_stored,
-    sample_text,
-)
-from edgepack.pipeline.text import text_to_score
+from edgepack.pipeline.fidelity import open_reference
 from edgepack.progress import silent
 from edgepack.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edgepack.gguf.types import Value
-    from edgepack.pipeline.fidelity import ScoringOptions
+    from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.progress import Progress
-
-_BLOCK = 8 << 20
-_ARCHIVE_SUFFIX = ".edgepack"
 
 
 @dataclass(frozen=True)
@@ -121,7 +108,7 @@ def certify(
             certificate = Path(folder) / MEMBER
             certificate.write_bytes(encode(stored))
             size = certificate.stat().st_size
-            _deliver(candidate_path, model, certificate, output, progress)
+            deliver(candidate_path, model, certificate, output, progress)
     positions = len(stored.candidate_top)
     base = positions * 2 * (2 * ((stored.reference.vocabulary + 1) // 2) + 4)
     return Certified(output, output.stat().st_size, size, positions, base, measured)
@@ -133,100 +120,3 @@ def _small_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
         "figures": {key: facts["figures"][key] for key in kept},
         **{key: facts[key] for key in ("reference", "text", "text_sha256", "versions", "wire") if key in facts},
     }
-
-
-def wire_facts(metadata: Mapping[str, Value]) -> dict[str, Any]:
-    """How a file of the wire was made: host, scale, trellis, digest of the calibration text; empty for any other."""
-    prefix = keys.WIRE
-    return {key.removeprefix(prefix): value.value for key, value in metadata.items() if key.startswith(prefix)}
-
-
-def _deliver(candidate: Path, model: Path, certificate: Path, output: Path, progress: Progress) -> None:
-    """Put model and certificate where they belong."""
-    from edgepack.packaging.archive import is_archive, open_archive
-    from edgepack.packaging.pack import pack_archive
-
-    if output.suffix != _ARCHIVE_SUFFIX:
-        model.replace(output)
-        with atomic_output(certificate_path(output)) as stream:
-            stream.write(certificate.read_bytes())
-        return
-    others = []
-    if is_archive(candidate):
-        with open_archive(candidate) as archive:
-            for member in archive.members:
-                if member is archive.main or member.name == MEMBER:
-                    continue
-                path = model.parent / "members" / member.name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as stream:
-                    for _chunk, content in archive.iterate(member):
-                        stream.write(content.tobytes())
-                others.append(path)
-    pack_archive(model, output, include=[certificate, *others], progress=progress)
-
-
-def certificate_path(gguf: Path) -> Path:
-    """Where the certificate of a GGUF that is in no archive lies: beside it."""
-    return gguf.with_suffix(".edgeref")
-
-
-def with_metadata(path: Path, added: Mapping[str, Value], out: Path) -> str:
-    """Copy a GGUF with more metadata, tensors bit for bit; gives the copy's SHA-256 in hexadecimal.
-
-    Raises:
-        GGUFError: `path` is not a whole GGUF.
-    """
-    header = read_header(path)
-    tensors = sorted(header.tensors, key=lambda info: info.offset)
-    with path.open("rb") as source, out.open("w+b") as stream:
-        writer = GGUFWriter(stream, {**header.metadata, **added}, tensors)
-        writer.write_header()
-        for info in tensors:
-            source.seek(header.data_start + info.offset)
-            left = info.nbytes
-            while left:
-                block = source.read(min(left, _BLOCK))
-                writer.write(info.name, block)
-                left -= len(block)
-        writer.close()
-        stream.seek(0)
-        return stream_sha256(stream).hex()
-
-
-def read_certificate(path: Path) -> StoredReference:
-    """The certificate of an archive, or the one beside a GGUF.
-
-    Raises:
-        UsageError: there is none.
-        ArchiveError, IntegrityError: it is not sound.
-    """
-    from edgepack.packaging.archive import is_archive, open_archive
-
-    if not path.is_file():
-        raise UsageError(f"'{path}': no such file")
-    if is_archive(path):
-        with open_archive(path) as archive:
-            if all(member.name != MEMBER for member in archive.members):
-                raise UsageError(f"'{path}' holds no certificate: give --reference, or make one with edgepack certify")
-            return decode(archive.read_member(MEMBER), f"{path}: {MEMBER}")
-    beside = certificate_path(path)
-    if not beside.is_file():
-        raise UsageError(f"'{path}': no certificate '{beside.name}' beside it: give --reference")
-    return open_stored(beside).stored
-
-
-def run_replay(path: Path, options: ScoringOptions, progress: Progress = silent) -> tuple[Replay, StoredReference]:
-    """Replay a file's certificate on this machine; needs neither the original nor its text.
-
-    Raises:
-        UsageError: there is no certificate.
-        IntegrityError: it belongs to another file.
-    """
-    stored = read_certificate(path)
-    with closing(open_candidate(path, replace(options, ctx=int(stored.tokens.shape[1])), 0, progress)) as candidate:
-        got = file_sha256(candidate.path)
-        expected = stored.facts.get("gguf_sha256")
-        if expected != got:
-            raise IntegrityError(f"'{path}': the certificate was made for a GGUF with SHA-256 {expected}, got {got}")
-        return replay(stored, candidate, progress), stored

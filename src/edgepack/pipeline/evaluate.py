@@ -1,6 +1,6 @@
 """Opens both models and runs tasks on them: local files by edgepack's own runner, names by lm-evaluation-harness.
 
-What items are is `edge.fidelity.tasks`' business.
+What items are is `edge.fidelity.tasks.tasks`' business.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.edge.fidelity.tasks import Comparison, read_items
-from edgepack.edge.fidelity.tasks_runner import run_task
+from edgepack.edge.fidelity.scoring import open_candidate
+from edgepack.edge.fidelity.tasks.runner import run_task
+from edgepack.edge.fidelity.tasks.tasks import Comparison, read_items
 from edgepack.errors import DependencyError
-from edgepack.pipeline.fidelity import open_candidate, open_reference
+from edgepack.pipeline.fidelity import open_reference
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgepack.edge.fidelity.scorers.scorer import Scorer
-    from edgepack.pipeline.fidelity import ScoringOptions
+    from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.progress import Progress
 
 
@@ -74,6 +75,6 @@ def _run_harness(
 ) -> dict[str, dict[str, Comparison]]:
     if not named:
         return {}
-    from edgepack.pipeline.harness import run_harness
+    from edgepack.edge.fidelity.tasks.harness import run_harness
 
     return run_harness(named, reference, candidate, limit)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.pipeline.accepted import check_request
-from edgepack.pipeline.goals import Reached, fitting, reach_gates, reach_given, reach_size
+from edgepack.pipeline.goals.ladder import Reached, fitting, reach_gates, reach_given, reach_size
 from edgepack.pipeline.makers.opened import opened_checkpoint, separate_adapter, work_of
 from edgepack.pipeline.makers.separate import SUFFIX, SeparateAdapter, WithAdapter
 from edgepack.pipeline.options import CODED, WIRE
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from edgepack.edge.fidelity.run import FidelityRun
     from edgepack.edge.fidelity.scorers.scorer import Scorer
+    from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.edge.fidelity.validate import Gates
-    from edgepack.pipeline.fidelity import ScoringOptions
-    from edgepack.pipeline.goals import Maker
-    from edgepack.pipeline.judging import Judge, Rung
+    from edgepack.export.recipe.work import Passes
+    from edgepack.pipeline.goals.judging import Judge, Rung
+    from edgepack.pipeline.goals.ladder import Maker
     from edgepack.pipeline.makers.wire import WireMaker
     from edgepack.pipeline.outline import Json, Made, Outline
-    from edgepack.pipeline.passes import Passes
     from edgepack.pipeline.request import ExportRequest
     from edgepack.quant.codecs.targets import EdgeTarget
     from edgepack.quant.types.targets import Target
@@ -204,7 +204,7 @@ def _beside(request: ExportRequest) -> SeparateAdapter | None:
 
 def _reach_scalar(maker: WireMaker, request: ExportRequest, shipment: Shipment) -> Reached:
     """The scale that reaches a size or a gate."""
-    from edgepack.pipeline.scalar import scale_to_gates, scale_to_size
+    from edgepack.pipeline.goals.scalar import scale_to_gates, scale_to_size
 
     shipment.check(maker.outline)
     with ExitStack() as opened:
@@ -226,14 +226,14 @@ def gates_of(request: ExportRequest) -> Gates:
 
 
 def _scoring(request: ExportRequest) -> ScoringOptions:
-    from edgepack.pipeline.fidelity import ScoringOptions
+    from edgepack.edge.fidelity.scoring import ScoringOptions
 
     return ScoringOptions(max_chunks=request.chunks, threads=request.threads or 0, floor=False, greedy=0)
 
 
 def _judge(request: ExportRequest) -> Judge:
     """Judges files against the request's model, its merged adapter included."""
-    from edgepack.pipeline.judging import Judge
+    from edgepack.pipeline.goals.judging import Judge
 
     text = None if request.text is None else Path(request.text)
     return Judge(request.source, gates_of(request), text, _scoring(request), opener=_opener(request))

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from edgepack.export.plan import ExportPlan
     from edgepack.gguf.types import Value
-    from edgepack.model import Checkpoint
 
 # A value as JSON has it.
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
@@ -110,21 +109,6 @@ class Made:
     def shipped_bytes(self) -> int:
         """Of the files and adapters."""
         return sum(path.stat().st_size for path in (*self.files, *self.adapters))
-
-
-@dataclass(frozen=True)
-class ChangedModel:
-    """A checkpoint as passes that know of no target left it, or as it came.
-
-    Attributes:
-        checkpoint: the model.
-        metadata: the recipe and every pass' figures, for the file.
-        notes: a line each on what was skipped and why.
-    """
-
-    checkpoint: Checkpoint
-    metadata: Mapping[str, Value] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 def rows_of(plan: ExportPlan) -> tuple[TensorRow, ...]:

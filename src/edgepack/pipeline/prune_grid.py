@@ -13,14 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from edgepack.edge.fidelity.scoring import ScoringOptions, choose_chunking, open_candidate, sample_text, text_to_score
 from edgepack.edge.fidelity.validate import validate
 from edgepack.errors import UsageError
 from edgepack.pipeline.accepted import check_request
 from edgepack.pipeline.export import run_export
-from edgepack.pipeline.fidelity import ScoringOptions, choose_chunking, open_candidate, open_reference, sample_text
+from edgepack.pipeline.fidelity import open_reference
 from edgepack.pipeline.makers.opened import opened_checkpoint, read_request_recipe
 from edgepack.pipeline.request import ExportRequest
-from edgepack.pipeline.text import text_to_score
 from edgepack.progress import Progress, silent
 from edgepack.quant.passes.prune.grid import Level
 from edgepack.quant.types.targets import find_target
@@ -126,8 +126,8 @@ class PruneGrid:
 
     def _make(self, sparsity: float, folder: Path) -> Made:
         """What `run_export` of the level makes, with tokens that all levels share."""
+        from edgepack.export.recipe.work import Passes, RecipeOptions
         from edgepack.pipeline.makers.gguf import open_gguf
-        from edgepack.pipeline.passes import Passes, RecipeOptions
 
         export, (checkpoint, tokens) = self._request.export_of(sparsity), self._calibration
         options = RecipeOptions(folder, device=export.device, tokens=tokens, progress=export.progress)
@@ -138,7 +138,7 @@ class PruneGrid:
 
     @cached_property
     def _calibration(self) -> tuple[Checkpoint, NDArray[np.int64]]:
-        from edgepack.pipeline.calibration import calibration_tokens
+        from edgepack.export.recipe.calibration import calibration_tokens
 
         export = self._request.export_of(0.0)
         checkpoint = opened_checkpoint(export)

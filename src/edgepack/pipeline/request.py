@@ -76,6 +76,18 @@ class ExportRequest:
     pure: bool = option(
         False, Option("--pure", "Every matrix gets the target's own type: no mixture.", (GGUF,), "flag")
     )
+    quantizer: str = option(
+        "edgepack",
+        Option(
+            "--quantizer",
+            "Whose encoders: edgepack's, never worse by the weighted error, or the bytes of llama.cpp's.",
+            (GGUF,),
+            "text",
+            choices=("edgepack", "ggml"),
+            beside_passes=False,
+            shows_default=True,
+        ),
+    )
     tensor_codecs: tuple[str, ...] = option(
         (),
         Option(
@@ -173,7 +185,11 @@ class ExportRequest:
     resume: bool = option(
         False,
         Option(
-            "--resume", "Go on with an interrupted export of the same plan.", (GGUF, CODED), "flag", beside_passes=False
+            "--resume",
+            "Go on with an interrupted export of the same plan.",
+            (GGUF, CODED, WIRE),
+            "flag",
+            beside_passes=False,
         ),
     )
     dry_run: bool = option(

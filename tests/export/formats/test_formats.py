@@ -137,16 +137,14 @@ def test_every_8_bit_float_equals_torchs(ours, kind):
 
 
 @pytest.mark.parametrize(
-    "scale", [torch.tensor(0.5), torch.rand(24), torch.rand(24, 1), None], ids=["tensor", "rows", "column", "none"]
+    "scale", [torch.tensor(0.5), torch.rand(24), torch.rand(24, 1)], ids=["tensor", "rows", "column"]
 )
 @pytest.mark.parametrize("suffix", ["scale", "scale_inv"])
 def test_fp8_weights_are_values_times_scale(read_back, weight, scale, suffix):
     codes = weight.to(torch.float8_e4m3fn)
     stored = {"layer.weight": codes, "layer.input_scale": torch.tensor(2.0)}
-    factor = torch.ones(1)
-    if scale is not None:
-        stored[f"layer.weight_{suffix}"] = scale
-        factor = scale if scale.ndim != 1 else scale[:, None]
+    stored[f"layer.weight_{suffix}"] = scale
+    factor = scale if scale.ndim != 1 else scale[:, None]
     expected = (codes.float() * factor).numpy()
     np.testing.assert_allclose(read_back(stored, {"quant_method": "fp8"}), expected, rtol=1e-6)
 

@@ -38,6 +38,11 @@ FORMATS: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]] = {
          "weight.quant_map": torch.ones(16),
          "weight.quant_state.bitsandbytes__nf4": torch.frombuffer(bytearray(STATE), dtype=torch.uint8)},
     ),
+    "bitnet": (
+        {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline",
+         "modules_to_not_convert": None, "use_rms_norm": False},
+        {"weight": torch.zeros(16, 64, dtype=torch.uint8), "weight_scale": torch.ones(1)},
+    ),
     "fp8": (
         {"quant_method": "fp8", "weight_block_size": [128, 128]},
         {"weight": torch.zeros(64, 64).to(torch.float8_e4m3fn), "weight_scale_inv": torch.ones(1, 1)},

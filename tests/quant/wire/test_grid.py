@@ -11,16 +11,21 @@ from edgepack.quant.codecs.ggml.host_grids import HOSTS, encode_host
 
 torch = pytest.importorskip("torch")
 
-from edgepack.quant.feedback import feedback_factor  # noqa: E402
+from edgepack.quant.feedback import feedback_factor as exact_factor  # noqa: E402
+from edgepack.quant.wire.factor import SweepFactor  # noqa: E402
 from edgepack.quant.wire.grid import (  # noqa: E402
     Lattice,
     coding_loss,
     column_multiples,
     half,
     ladder,
-    round_matrix,
     row_scale,
 )
+from edgepack.quant.wire.rounding import round_matrix  # noqa: E402
+
+
+def feedback_factor(hessian: torch.Tensor, damping: float = 0.01) -> SweepFactor:
+    return SweepFactor.of(exact_factor(hessian, damping))
 
 
 def problem(rows: int = 24, columns: int = 64, seed: int = 0):
@@ -67,6 +72,17 @@ def test_an_outlier_raises_the_step_of_its_group_only() -> None:
     raised = rounded.lattice.factors > 1
     assert raised[3, 1]
     assert int(raised.sum()) == 1
+
+
+def test_a_weight_beyond_the_greatest_factor_makes_the_step_of_its_row_larger() -> None:
+    weights, hessian = problem()
+    weights[3, 40] = 127 * 4 * 0.1 * 3
+    grid = lattice(*weights.shape, 0.1, most=4)
+    rounded = round_matrix(weights, feedback_factor(hessian), grid)
+    grown = rounded.lattice.steps / grid.steps
+    assert float(grown[3]) in (4.0, 8.0)
+    assert int((grown > 1).sum()) == 1
+    assert float((rounded.weights[3, 40] - weights[3, 40]).abs()) < 8 * 0.1 * 8
 
 
 def test_weights_beyond_any_factor_are_refused() -> None:

@@ -14,10 +14,17 @@ from edgepack.trellis import LANE_BYTES, MOST_ROWS, STATES, TrellisCode, trellis
 
 torch = pytest.importorskip("torch")
 
-from edgepack.quant.feedback import feedback_factor  # noqa: E402
-from edgepack.quant.wire.grid import Lattice, TrellisRounding, half, round_matrix  # noqa: E402
+from edgepack.quant.feedback import feedback_factor as exact_factor  # noqa: E402
+from edgepack.quant.wire.factor import SweepFactor  # noqa: E402
+from edgepack.quant.wire.grid import Lattice, half  # noqa: E402
+from edgepack.quant.wire.lanes import Lanes, TrellisRounding  # noqa: E402
 from edgepack.quant.wire.rates import RateModel  # noqa: E402
-from edgepack.quant.wire.trellis import Lanes, Trellis  # noqa: E402
+from edgepack.quant.wire.rounding import round_matrix  # noqa: E402
+from edgepack.quant.wire.trellis import Trellis  # noqa: E402
+
+
+def feedback_factor(hessian: torch.Tensor, damping: float = 0.01) -> SweepFactor:
+    return SweepFactor.of(exact_factor(hessian, damping))
 
 
 def lanes_of(rows: int, length: int, aside: torch.Tensor | None = None) -> Lanes:

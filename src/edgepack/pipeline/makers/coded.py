@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from edgepack.export.coded.plan import PlannedMatrix, VariantPlan
     from edgepack.export.coded.write import CodedReport
     from edgepack.export.mapped import MappedModel
+    from edgepack.export.recipe.changed import ChangedModel
+    from edgepack.export.recipe.work import Passes
     from edgepack.gguf.types import TensorInfo, Value
     from edgepack.model import Checkpoint
-    from edgepack.pipeline.outline import ChangedModel, Json
-    from edgepack.pipeline.passes import Passes
+    from edgepack.pipeline.outline import Json
     from edgepack.pipeline.request import ExportRequest
 
 

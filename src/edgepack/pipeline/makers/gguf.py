@@ -1,6 +1,6 @@
 """Makes GGUFs of ggml's types: from the source as it is, or as the passes of a recipe leave it.
 
-Types are chosen and bytes planned by `export.plan`, passes run by `pipeline.passes`.
+Types are chosen and bytes planned by `export.plan`, passes run by `export.recipe.work`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from edgepack.export.gguf_file import write_shards
 from edgepack.export.mapped_model import map_checkpoint, open_model
 from edgepack.export.naming import file_name
-from edgepack.export.plan import PlanOptions, plan_export, split_plan
+from edgepack.export.plan import PlanOptions, collectable_importance, plan_export, split_plan
 from edgepack.pipeline.makers.opened import merged_adapter, opened_checkpoint, overrides_of, unworked
 from edgepack.pipeline.outline import Made, Outline, rows_of
 from edgepack.quant.types.targets import Target, find_target
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from edgepack.export.mapped import MappedModel
     from edgepack.export.plan import ExportPlan, Importance
+    from edgepack.export.recipe.work import Passes, PreparedExport
     from edgepack.pipeline.outline import Json
-    from edgepack.pipeline.passes import Passes, PreparedExport
     from edgepack.pipeline.request import ExportRequest
 
 # What a size or a gate is met with, from large to small: the types that need no importance matrix.
@@ -96,7 +96,7 @@ class PlainPlanner:
         overrides = overrides_of(request)
         self.corrects = False
         self.mapped, importance = _with_importance(request, mapped)
-        self._options = PlanOptions(overrides, importance)
+        self._options = PlanOptions(overrides, importance, "ggml" if request.quantizer == "ggml" else "edgepack")
         self._plans: dict[str, ExportPlan] = {}
 
     def outline(self, target: Target) -> ExportPlan:
@@ -146,13 +146,13 @@ class PassesPlanner:
 
     def beside_bytes(self, plan: ExportPlan) -> int:
         """As `Planner.beside_bytes`."""
-        from edgepack.pipeline.corrections import correction_bytes
+        from edgepack.export.recipe.corrections import correction_bytes
 
         return sum(correction_bytes(plan, step) for step in self._passes.corrections)
 
     def write_beside(self, target: Target, gguf: Path) -> tuple[Path, ...]:
         """As `Planner.write_beside`."""
-        from edgepack.pipeline.corrections import write_adapters
+        from edgepack.export.recipe.corrections import write_adapters
 
         return write_adapters(self._prepared[target.name], gguf, self._progress)[0]
 
@@ -237,6 +237,9 @@ def _with_importance(request: ExportRequest, mapped: MappedModel) -> tuple[Mappe
     elif request.calibration is not None:
         origin = Path(request.calibration)
         beside = request.path or Path(file_name(mapped.metadata, "imatrix"))
+        if request.target is not None:  # what the plan refuses, it refuses before the text is run
+            options = PlanOptions(overrides_of(request), collectable_importance(mapped))
+            plan_export(mapped, find_target(request.target), options)
         run = ImportanceRun(request.source, origin, beside, pre=request.pre, adapter=merged_adapter(request))
         matrix = run.collect(resume=True, progress=request.progress)
     else:

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 from edgepack.errors import DependencyError
 from edgepack.export.mapped_model import open_merged
-from edgepack.pipeline.outline import ChangedModel
+from edgepack.export.recipe.changed import ChangedModel
 from edgepack.quant.types.choice import parse_overrides
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from edgepack.export.recipe.work import Passes
     from edgepack.model import Checkpoint
-    from edgepack.pipeline.passes import Passes
-    from edgepack.pipeline.recipe import Recipe
     from edgepack.pipeline.request import ExportRequest
+    from edgepack.quant.passes.recipe import Recipe
     from edgepack.quant.types.choice import Overrides
 
 
@@ -43,7 +43,7 @@ def opened_checkpoint(request: ExportRequest) -> Checkpoint:
 
 def read_request_recipe(request: ExportRequest) -> Recipe:
     """What `--recipe` or `--pass` say, with `--calibration` as the text where one is given; raises RecipeError."""
-    from edgepack.pipeline.recipe import inline_recipe, read_recipe
+    from edgepack.quant.passes.recipe import inline_recipe, read_recipe
 
     recipe = inline_recipe(request.passes, {}) if request.recipe is None else read_recipe(Path(request.recipe))
     if request.calibration is not None:
@@ -60,7 +60,7 @@ def work_of(request: ExportRequest) -> Iterator[Passes]:
         RecipeError: the recipe is wrong.
     """
     try:
-        from edgepack.pipeline.passes import Passes, RecipeOptions
+        from edgepack.export.recipe.work import Passes, RecipeOptions
     except ModuleNotFoundError as error:
         needed = "use pip install 'edgepack[compress]'"
         raise DependencyError(f"passes: '{error.name}' is not installed, {needed}") from None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.lora.adapter import read_adapter
 from edgepack.export.lora.gguf import adapter_factors, write_adapter
+from edgepack.export.lora.merging import adaptable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +58,8 @@ class SeparateAdapter:
     """
 
     def __init__(self, adapter: Path, model: Path) -> None:
-        self._update = read_adapter(adapter, open_checkpoint(model).tensors)
+        base = adaptable(open_checkpoint(model))
+        self._update = read_adapter(adapter, base.tensors, conv1d=base.conv1d)
 
     def bytes_for(self, mapped: MappedModel) -> int:
         """Of its factors; raises AdapterError where they cannot be rearranged."""

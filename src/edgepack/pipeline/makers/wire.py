@@ -1,203 +1,36 @@
-"""Makes GGUFs on low-entropy grids: measures curvature once, then rounds, writes and packs at any scale.
+"""Makes GGUFs on low-entropy grids: what a request means for a run, and what is told of it.
 
-Rounding is left to `export.wire.plan`, packing to `packaging`; which scale reaches a goal, to `pipeline.scalar`.
+The run is `makers.wire_run`'s; which scale reaches a goal, `pipeline.scalar`'s.
 """
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import check_output
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.gguf import keys
-from edgepack.gguf.types import string, u32
 from edgepack.pipeline.makers.opened import changed_by, opened_checkpoint, read_request_recipe, unworked
 from edgepack.pipeline.makers.separate import SUFFIX
 from edgepack.pipeline.makers.wire_host import check_host, choose_host
+from edgepack.pipeline.makers.wire_run import WireRun, read_calibration
 from edgepack.pipeline.outline import Made, Outline, rows_of
-from edgepack.pipeline.scalar import scale_of
-from edgepack.progress import silent
 from edgepack.quant.codecs.ggml.host_grids import find_host
 from edgepack.quant.types.choice import Overrides
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import numpy as np
-    from numpy.typing import NDArray
-    from typing_extensions import Self
-
     from edgepack.export.mapped import MappedModel
-    from edgepack.export.wire.plan import WireModel, WireResult, WireSettings
-    from edgepack.gguf.types import Value
-    from edgepack.model import Checkpoint
-    from edgepack.pipeline.judging import Judge, Rung
+    from edgepack.export.plan import ExportPlan
+    from edgepack.export.recipe.work import Passes
+    from edgepack.export.wire.plan import WireResult
     from edgepack.pipeline.makers.separate import SeparateAdapter
+    from edgepack.pipeline.makers.wire_run import Trial
     from edgepack.pipeline.outline import Json
-    from edgepack.pipeline.passes import Passes
     from edgepack.pipeline.request import ExportRequest
-    from edgepack.progress import Progress
     from edgepack.quant.codecs.ggml.host_grids import Host
-
-SEQUENCES = 40  # of 512 tokens: the curvature's pass takes three forward passes' time
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One scale tried.
-
-    Attributes:
-        scale: the scalar.
-        archive_bytes: of the archive.
-        gguf_bytes: of the GGUF.
-        result: the rounding.
-    """
-
-    scale: float
-    archive_bytes: int
-    gguf_bytes: int
-    result: WireResult
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The text that curvature is measured on.
-
-    Attributes:
-        tokens: [sequences, length].
-        sha256: of the text, hexadecimal; of the tokens where the model wrote them itself.
-    """
-
-    tokens: NDArray[np.int64]
-    sha256: str
-
-
-def read_calibration(
-    checkpoint: Checkpoint, text: Path | None, device: str, sequences: int = SEQUENCES, length: int | None = None
-) -> Calibration:
-    """Tokens of a text, or of what the model writes itself; raises CalibrationError for a text that is too short."""
-    from edgepack.pipeline.text import text_to_score
-    from edgepack.quant.calibration.text import own_samples, text_sequences
-
-    if text is None:
-        tokens = own_samples(checkpoint, sequences=sequences, length=length, device=device)
-        return Calibration(tokens, hashlib.sha256(tokens.tobytes()).hexdigest())
-    found = text_to_score(text)
-    return Calibration(text_sequences(checkpoint, found.text, sequences=sequences, length=length), found.sha256)
-
-
-class WireRun:
-    """A model ready to be tried at any scale, with a scratch folder of its own; use it in a `with` block.
-
-    Args:
-        checkpoint: the model.
-        output: the file that will be written; scratch lies beside it.
-        settings: how matrices are rounded.
-        calibration: what curvature is measured on.
-        pre: the pre-tokenizer's name where its structure is not known.
-        about: metadata to add to the file.
-        beside: an adapter that goes into the archive.
-        threads: of packing; None for all.
-        progress: told of each step.
-    """
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        output: Path,
-        settings: WireSettings,
-        calibration: Calibration,
-        *,
-        pre: str | None = None,
-        about: Mapping[str, Value] | None = None,
-        beside: SeparateAdapter | None = None,
-        threads: int | None = None,
-        progress: Progress = silent,
-    ) -> None:
-        from edgepack.export.wire.plan import WireModel
-        from edgepack.quant.calibration.curvature import measure
-        from edgepack.quant.calibration.curvature_store import CurvatureStore
-
-        check_output(output, None)
-        self.checkpoint, self.threads, self.progress = checkpoint, threads, progress
-        self.calibration, self._pre, self._about = calibration, pre, dict(about or {})
-        self.adapters: tuple[Path, ...] = ()
-        self._folder = tempfile.TemporaryDirectory(prefix=".edgepack-wire-", dir=output.parent)
-        self.scratch = Path(self._folder.name)
-        self.gguf = self.scratch / f"{output.stem}.gguf"
-        self.archive = self.scratch / f"{output.stem}.edgepack"
-        self.trials: list[Trial] = []
-        try:
-            store = CurvatureStore(self.scratch / "curvature")
-            entering = self.scratch / "entering"
-            store.fill(measure(checkpoint, calibration.tokens, entering, device=settings.device, progress=progress))
-            self.model: WireModel = WireModel(checkpoint, store, settings, calibration.tokens, pre=pre)
-            if beside is not None:
-                self.adapters = (beside.write(self.model.model, self.gguf),)
-        except BaseException:
-            self._folder.cleanup()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._folder.cleanup()
-
-    def use(self, settings: WireSettings) -> None:
-        """Round with other settings from now on; the curvature stays."""
-        from edgepack.export.wire.plan import WireModel
-
-        self.model = WireModel(self.checkpoint, self.model.curvatures, settings, self.calibration.tokens, pre=self._pre)
-        self.trials = []
-
-    def attempt(self, scale: float) -> Trial:
-        """Round, write and pack at one scale; the files stay in the scratch folder until the next attempt."""
-        from edgepack.export.gguf_file import write_gguf
-        from edgepack.packaging.pack import pack_archive
-
-        about: dict[str, Value] = {
-            **self._about,
-            keys.WIRE_CALIBRATION_SHA256: string(self.calibration.sha256),
-            keys.WIRE_CALIBRATION_TOKENS: u32(self.calibration.tokens.size),
-        }
-        result = self.model.round(scale, self.scratch / "blocks", about, self.progress)
-        written = write_gguf(result.plan, self.gguf, threads=self.threads, progress=self.progress)
-        packed = pack_archive(
-            self.gguf, self.archive, include=self.adapters, threads=self.threads, progress=self.progress
-        )
-        trial = Trial(scale, packed.bytes, written, result)
-        self.trials.append(trial)
-        return trial
-
-    @property
-    def weights(self) -> int:
-        """Weights on grids."""
-        return self.model.weights
-
-    @property
-    def host(self) -> str:
-        """The type that holds them."""
-        return self.model.settings.host.kind.name
-
-    def hold_still(self, held: bool) -> None:
-        """Whether later tries change nothing but the scale: which matrices have a trellis stays as it is."""
-        self.model.keep_trellises(held)
-
-    def judge_last(self, judge: Judge) -> Rung:
-        """Hold the last try's GGUF against the original."""
-        return judge(f"wire at scale {self.trials[-1].scale:.3g}", self.gguf, self.adapters)
-
-    def scale_of(self, divergence: float) -> float:
-        """The scale at which rounding alone is predicted to cost `divergence` nats a token."""
-        return scale_of(divergence, self.weights)
 
 
 class WireMaker:
@@ -257,12 +90,13 @@ class WireMaker:
         self._notes = changed.notes
         return WireRun(
             changed.checkpoint, output, settings, found, pre=request.pre, about=changed.metadata,
-            beside=self._beside, threads=request.threads, progress=request.progress,
+            beside=self._beside, threads=request.threads, resume=request.resume, progress=request.progress,
         )  # fmt: skip
 
     def made(self, run: WireRun, trial: Trial) -> Made:
         """What a run's last try made."""
-        outline = self._outline_of(trial)
+        assert trial.result is not None, "the last try's files are there"
+        outline = self._outline_of(trial, trial.result.plan)
         bits = round(8 * trial.archive_bytes / run.weights, 4)
         more: dict[str, Json] = {
             "archive_bytes": trial.archive_bytes, "gguf_bytes": trial.gguf_bytes, "bits_per_weight": bits,
@@ -270,12 +104,11 @@ class WireMaker:
             "trellis": trial.result.plan.metadata[keys.WIRE_TRELLIS].value,
             "raised_rows": dict(trial.result.raised_rows),
         }  # fmt: skip
-        lines = _lines(trial, run.host, bits, len(run.trials))
+        lines = _lines(trial, trial.result, run.host, bits, len(run.trials))
         notes = (*self._mapped.notes, *self._notes)
         return Made(outline, (run.gguf,), run.adapters, archive=run.archive, notes=notes, lines=lines, more=more)
 
-    def _outline_of(self, trial: Trial) -> Outline:
-        plan = trial.result.plan
+    def _outline_of(self, trial: Trial, plan: ExportPlan) -> Outline:
         return Outline(
             "wire", self.outline.label, trial.gguf_bytes, trial.gguf_bytes, plan.source_bytes, rows_of(plan),
             plan.metadata, beside=self.outline.beside,
@@ -290,13 +123,13 @@ def _host(request: ExportRequest) -> Host:
     return host
 
 
-def _lines(trial: Trial, host: str, bits: float, tries: int) -> tuple[str, ...]:
+def _lines(trial: Trial, result: WireResult, host: str, bits: float, tries: int) -> tuple[str, ...]:
     """What people are told of a wire file beside its size."""
-    raised = sum(trial.result.raised_rows.values())
+    raised = sum(result.raised_rows.values())
     told = [f"{raised} rows have integers beyond what {host} holds: their groups got larger steps"] if raised else []
     told.append(
         f"ships as {format_size(trial.archive_bytes)} ({bits:.2f} bits a weight), runs as"
         f" {format_size(trial.gguf_bytes)} of {host}; predicted KL of the weights"
-        f" {trial.result.loss:.4f}; {tries} tries"
+        f" {result.loss:.4f}; {tries} tries"
     )
     return tuple(told)

@@ -1,0 +1,24 @@
+"""Model classes that no file can help: the installed llama.cpp has no graph of them, or only that of another function.
+
+Taken from transformers' causal language models that llama.cpp's own converter, of the version that llama-cpp-python
+0.3.36 carries, does not know. A class leaves this table when a version with its graph is installed and its family is
+written down in `export.architectures`.
+"""
+
+WITHOUT_GRAPH = frozenset((
+    "BioGptForCausalLM", "BltForCausalLM", "CTRLLMHeadModel", "CodeGenForCausalLM", "CpmAntForCausalLM",
+    "DiffLlamaForCausalLM", "DogeForCausalLM", "Emu3ForCausalLM", "FlexOlmoForCausalLM", "FuyuForCausalLM",
+    "GPTJForCausalLM", "GPTNeoForCausalLM", "GPTNeoXJapaneseForCausalLM", "HeliumForCausalLM", "Inkling2ForCausalLM",
+    "InklingForCausalLM", "JetMoeForCausalLM", "Lfm3ForCausalLM", "LongcatFlashForCausalLM", "MllamaForCausalLM",
+    "ModernBertDecoderForCausalLM", "MoshiForCausalLM", "NanoChatForCausalLM", "OPTForCausalLM",
+    "OlmoHybridForCausalLM", "OpenAIGPTLMHeadModel", "PersimmonForCausalLM", "RecurrentGemmaForCausalLM",
+    "RwkvForCausalLM", "VaultGemmaForCausalLM", "XGLMForCausalLM", "Zamba2ForCausalLM", "ZambaForCausalLM",
+    "ZayaForCausalLM", "xLSTMForCausalLM",
+))  # fmt: skip
+
+_PHI_MOE = (
+    "the installed llama.cpp's graph normalises by the root mean square and weighs experts by softmax, where the model"
+    " has LayerNorm and a sparse mixer"
+)
+OTHER_GRAPH = {"PhimoeForCausalLM": _PHI_MOE, "PhiMoEForCausalLM": _PHI_MOE}
+"""Classes that llama.cpp's converter takes, with what its graph computes in place of the model."""

@@ -1,0 +1,83 @@
+"""The scratch folder of a wire export: what an interrupted one left in it is gone on with, or removed.
+
+What lies in it is `makers.wire`'s, `quant.calibration`'s and `export.wire`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgepack.model import Checkpoint
+
+_OWNER, _TRIED = "run.json", "tried.json"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One scale that an interrupted run had tried.
+
+    Attributes:
+        scale: the scalar.
+        archive_bytes: of its archive.
+        gguf_bytes: of its GGUF.
+        trellises: what was decided on trellises.
+    """
+
+    scale: float
+    archive_bytes: int
+    gguf_bytes: int
+    trellises: dict[str, bool] = field(default_factory=dict)
+
+
+class WireScratch:
+    """A folder beside the output, named after it.
+
+    Args:
+        output: the file that will be written.
+        about: all that the run's results depend on, beside the weights.
+        checkpoint: the weights.
+        resume: whether to go on with what an interrupted run of the same left; else it is removed.
+    """
+
+    def __init__(self, output: Path, about: tuple[Any, ...], checkpoint: Checkpoint, *, resume: bool) -> None:
+        self.folder = output.parent / f".edgepack-wire-{output.name}"
+        digest = _digest(about, checkpoint)
+        owner = self.folder / _OWNER
+        if not resume or not owner.is_file() or owner.read_text() != digest:
+            self.remove()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        owner.write_text(digest)
+        path = self.folder / _TRIED
+        self.tried = [Tried(**item) for item in json.loads(path.read_text())] if path.is_file() else []
+
+    def note(self, tried: Tried) -> None:
+        """Keep what a try gave."""
+        self.tried = [*(item for item in self.tried if item.scale != tried.scale), tried]
+        partial = self.folder / f"partial-{_TRIED}"
+        partial.write_text(json.dumps([asdict(item) for item in self.tried]))
+        partial.replace(self.folder / _TRIED)
+
+    def remove(self) -> None:
+        """Remove the folder and all in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _digest(about: tuple[Any, ...], checkpoint: Checkpoint) -> str:
+    """Of what a run depends on; of the weights the first row of every tensor."""
+    digest = hashlib.sha256()
+    for item in about:
+        digest.update(item.tobytes() if isinstance(item, np.ndarray) else repr(item).encode())
+    for name, spec in checkpoint.tensors.specs.items():
+        digest.update(repr((name, spec.shape, spec.dtype)).encode())
+        if spec.rows:
+            digest.update(checkpoint.tensors.read_rows(name, 0, 1).tobytes())
+    return digest.hexdigest()

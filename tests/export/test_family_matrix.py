@@ -1,0 +1,70 @@
+"""Every family × what edgepack does: a cell works, or is refused by the reason that stands here."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import ROOT
+from families_table import read_figures
+from references.family_cells import CELLS, run_cell
+from references.hybrid_models import HYBRIDS
+from references.tiny_checkpoints import TinyModel, random_model, write_checkpoint
+from references.tiny_decoders import DECODERS
+from references.tiny_encoders import EMBEDDERS, RANKERS
+
+from edgepack.export.rules.mapping import families
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MATRIX = (
+    "qwen-3-next", "qwen-3.5", "qwen-3.5-moe-with-eyes", "gemma-4-e2b", "gemma-4-26b", "gemma-1", "lfm-2",
+    "lfm-2-moe", "granite-moe", "granite-4-hybrid-moe", "granite-4-dense", "gpt-oss", "mamba", "mamba-2", "falcon-h1",
+    "nemotron-h", "nemotron-3", "jamba",
+    "ministral-3", "mistral-small-3", "qwen-2.5-vl", "qwen-3-vl-moe", "deepseek-2-lite", "glm-4.7-flash", "olmo-3",
+    "olmoe", "exaone-4", "hunyuan-moe", "ernie-4.5-moe", "cohere-2", "seed-oss", "phi-2", "stablelm-12b", "apertus",
+    "arcee", "nemotron", "llama-4", "minicpm-3", "bitnet", "falcon-40b",
+    "bert", "xlm-roberta-ranker", "embedding-gemma", "qwen-3-embedding", "modern-bert", "nomic-bert", "jina-3",
+)  # fmt: skip
+NO_LOGITS = "gives embeddings or scores: it does not say what comes next"
+REFUSED: dict[tuple[str, str], str] = {
+    (name, cell): NO_LOGITS
+    for name in (
+        "bert", "xlm-roberta-ranker", "embedding-gemma", "qwen-3-embedding", "modern-bert", "nomic-bert", "jina-3",
+    )
+    for cell in ("gptq", "validate")
+}  # fmt: skip
+MODELS = (*HYBRIDS, *DECODERS, *EMBEDDERS, *RANKERS)
+
+
+@pytest.fixture(scope="module", params=MATRIX)
+def checkpoint(
+    request: pytest.FixtureRequest, books: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[TinyModel, Path]]:
+    tiny = next(each for each in MODELS if each.name == request.param)
+    scratch = tmp_path_factory.mktemp(tiny.name)
+    write_checkpoint(random_model(tiny), scratch / "model", books, fused_experts=tiny.fused_experts)
+    yield tiny, scratch
+    for file in scratch.glob("*.gguf"):
+        file.unlink()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cell_works_or_says_why_not(cell: str, checkpoint: tuple[TinyModel, Path]) -> None:
+    tiny, scratch = checkpoint
+    reason = run_cell(cell, scratch / "model", scratch)
+    expected = REFUSED.get((tiny.name, cell), "")
+    assert bool(reason) == bool(expected), reason
+    assert re.search(expected, reason)
+
+
+def test_every_family_stands_in_the_table_with_what_was_measured() -> None:
+    """What it says of each is measured by `tools/families_table.py`, whose table docs/sources.md holds."""
+    figures, document = read_figures(), (ROOT / "docs/sources.md").read_text(encoding="utf-8")
+    for family in {each.name for each in families().values()} - {"bert"}:
+        assert figures[family]["models"], f"{family}: python tools/families_table.py --measure NAME"
+        assert f"| `{family}` |" in document, "python tools/families_table.py --figure families; make figures"
+        assert all(each["error"] <= each["tolerance"] for each in figures[family]["models"].values())

@@ -1,0 +1,128 @@
+"""Prints docs/sources.md's table of families: classes, the oracle's largest error, what edgepack does with them.
+
+    python tools/families_table.py                    the table, from the registry and tests/data/families.json
+    python tools/families_table.py --measure          measure every family first, and keep what was found there
+    python tools/families_table.py --measure qwen     those whose tiny models' names contain `qwen`
+    python tools/families_table.py --figure families  keep the table for the document (then: make figures)
+
+The oracle is transformers in float64 on tiny random checkpoints against the f32 export run by llama.cpp.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from figure_file import run_with_figure
+
+ROOT = Path(__file__).resolve().parent.parent
+FOUND = ROOT / "tests/data/families.json"
+HEADER = "| architecture | classes | largest error | tolerance | {} |\n|---|---|---|---|{}"
+
+
+def read_figures() -> dict[str, Any]:
+    """The figures that were kept: architecture → errors of its tiny models, classes, cells."""
+    return json.loads(FOUND.read_text()) if FOUND.is_file() else {}
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The table in Markdown; a dash stands for what was not measured."""
+    sys.path[:0] = [str(ROOT / "tests")]
+    from references.family_cells import CELLS
+
+    from edgepack.export.rules.mapping import families
+
+    classes: dict[str, list[str]] = {}
+    for name, family in families().items():
+        classes.setdefault(family.name, []).append(name)
+    for name in figures:  # such as Granite 4's, which share a class with others
+        classes.setdefault(name, figures[name]["classes"])
+    lines = [HEADER.format(" | ".join(CELLS), "---|" * len(CELLS))]
+    for name in sorted(classes):
+        found = figures.get(name, {})
+        cells = [_cell(found.get("cells", {}).get(cell)) for cell in CELLS]
+        named = ", ".join(sorted({*classes[name], *found.get("classes", [])}))
+        models = found.get("models", {}).values()
+        error, tolerance = (
+            f"{max(each[key] for each in models):.0e}" if models else "-" for key in ("error", "tolerance")
+        )
+        lines.append(f"| `{name}` | {named} | {error} | {tolerance} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(reason: str | None) -> str:
+    return "-" if reason is None else "yes" if not reason else "no"
+
+
+def measure(pattern: str, figures: dict[str, Any]) -> None:
+    """Measure tiny models whose names contain `pattern` and put what was found into `figures`."""
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/export")]
+    import torch
+    import transformers
+    from references.tiny_encoders import EMBEDDERS, RANKERS
+    from test_architectures import MODELS
+
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    fresh: set[str] = set()
+    for tiny in (*MODELS, *EMBEDDERS, *RANKERS):
+        if pattern in tiny.name:
+            with tempfile.TemporaryDirectory() as folder:
+                _measure_one(tiny, Path(folder), figures, fresh)
+
+
+def _measure_one(tiny: Any, scratch: Path, figures: dict[str, Any], fresh: set[str]) -> None:
+    from references.family_cells import CELLS, run_cell
+    from references.family_oracle import exported
+    from references.tiny_checkpoints import random_model, write_checkpoint
+
+    from edgepack.export.mapped_model import open_model
+
+    model = random_model(tiny)
+    folder = write_checkpoint(
+        model, scratch / "model", ROOT / "tests/data/books-llama-6m", fused_experts=tiny.fused_experts
+    )
+    name = open_model(folder).metadata["general.architecture"].value
+    error = _error(tiny, model, exported(folder, scratch / "f32.gguf"))
+    found = figures.setdefault(name, {"models": {}, "classes": [], "cells": {}})
+    if name not in fresh:  # the first of an architecture stands for it
+        fresh.add(name)
+        found["cells"] = {cell: run_cell(cell, folder, scratch) for cell in CELLS}
+    found["models"][tiny.name] = {"error": error, "tolerance": tiny.tolerance}
+    found["classes"] = sorted({*found["classes"], tiny.family + tiny.head})
+    refused = "; ".join(f"{cell}: {reason}" for cell, reason in found["cells"].items() if reason)
+    print(f"{tiny.name}: {name}, {error:.1e} of {tiny.tolerance:.0e}. {refused}", file=sys.stderr, flush=True)
+
+
+def _error(tiny: Any, model: Any, path: Path) -> float:
+    """Of logits, of tokens' embeddings or of scores, whatever the model gives."""
+    from references.embedder_oracle import embedding_error, scoring_error
+    from references.family_oracle import as_ggml_computes, error_of, llama_logits, token_ids, torch_logits
+    from references.tiny_encoders import EMBEDDERS, RANKERS
+
+    if tiny in EMBEDDERS:
+        return embedding_error(model, path)
+    if tiny in RANKERS:
+        return scoring_error(tiny, model, path)
+    ids = token_ids()
+    return error_of(llama_logits(path, ids), torch_logits(as_ggml_computes(model) if tiny.as_ggml else model, ids))
+
+
+def main() -> None:
+    """Command line."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--measure", nargs="?", const="", metavar="NAME", help="measure models called so")
+    pattern = parser.parse_args().measure
+    figures = read_figures()
+    if pattern is not None:
+        measure(pattern, figures)
+        FOUND.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+    print(table(figures))
+
+
+if __name__ == "__main__":
+    run_with_figure(main)
