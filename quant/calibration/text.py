@@ -88,7 +88,8 @@ def evenly_spread(available: int, wanted: int) -> NDArray[np.int64]:
         available: at least 1.
         wanted: at least 1; all pieces where there are no more.
     """
-    return np.linspace(0, available - 1, min(wanted, available)).round().astype(np.int64)
+    picks: NDArray[np.int64] = np.linspace(0, available - 1, min(wanted, available)).round().astype(np.int64)
+    return picks
 
 
 def sample_note(available: int, taken: int, length: int) -> str:

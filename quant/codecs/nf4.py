@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -126,7 +126,7 @@ class NF4:
             start = block * (BLOCK // 2)
             weights[start : start + packed.size] = packed
             block -= -flat.size // BLOCK
-        components = {"weights": weights, "absmax": codes, "nested_absmax": nested}
+        components: dict[str, NDArray[Any]] = {"weights": weights, "absmax": codes, "nested_absmax": nested}
         return Encoded(self.name, self.version, (rows, columns), {"offset": float(offset)}, components)
 
     def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
@@ -163,13 +163,21 @@ def _whole_blocks(source: RowSource) -> Iterator[NDArray[np.float32]]:
 
 def _largest(flat: NDArray[np.float32]) -> NDArray[np.float32]:
     """Largest magnitude of every block; weights [n], the last block may be short."""
-    return np.abs(np.pad(flat, (0, -flat.size % BLOCK)).reshape(-1, BLOCK)).max(axis=1)
+    largest: NDArray[np.float32] = np.abs(_padded(flat)).max(axis=1)
+    return largest
+
+
+def _padded(flat: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Blocks of weights [n], the last filled up with zeros: float32 [blocks, 64]."""
+    blocks = np.zeros((-(-flat.size // BLOCK), BLOCK), dtype=np.float32)
+    blocks.reshape(-1)[: flat.size] = flat
+    return blocks
 
 
 def _pack_levels(flat: NDArray[np.float32], absmax: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Two weights a byte, the first in the high half: uint8 [ceil(n / 2)]."""
-    divisors = np.where(absmax > 0, absmax, np.float32(1))[:, None]
-    scaled = np.pad(flat, (0, -flat.size % BLOCK)).reshape(-1, BLOCK) / divisors
+    divisors: NDArray[np.float32] = np.where(absmax > 0, absmax, np.float32(1))[:, None]
+    scaled = _padded(flat) / divisors
     levels = nearest_level(scaled.reshape(-1)[: flat.size + flat.size % 2], NF4_LEVELS)
     return np.asarray((levels[::2] << 4) | levels[1::2])
 
