@@ -9,7 +9,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from edgepack.edge.fidelity.greedy import PROMPTS
 from edgepack.edge.fidelity.run import Text
 from edgepack.edge.fidelity.scorers.scorer import Chunking
 from edgepack.edge.fidelity.validate import Validation, validate
@@ -54,9 +53,9 @@ class ScoringOptions:
     threads: int = 0
     kv_type: str = "f32"
     n_gpu_layers: int = 0
-    floor: bool = True
+    floor: bool = False
     blockwise: bool | None = None
-    greedy: int = PROMPTS
+    greedy: int = 0
     adapters: tuple[Path, ...] = ()
 
     @property

@@ -194,7 +194,7 @@ def certify(
         ctx: tokens in a chunk.
         chunks: score only the first so many.
         threads: cores in all.
-        scoring: everything else about how text is scored.
+        scoring: everything else about how text is scored; the original's own noise is measured where None.
         progress: of every stretch of work.
 
     Raises:
@@ -202,7 +202,7 @@ def certify(
     """
     candidate = Path(candidate)
     target = candidate.with_name(f"{candidate.stem}-certified.edgepack") if output is None else Path(output)
-    options = _scoring(scoring, ctx, chunks, threads)
+    options = _scoring(scoring or ScoringOptions(floor=True), ctx, chunks, threads)
     return certificates.certify(
         candidate, Path(reference), optional_path(text), target, options, stored_tokens, progress
     )  # fmt: skip

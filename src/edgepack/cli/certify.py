@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
-from edgepack.cli.scoring_options import scoring_options
+from edgepack.cli.scoring_options import read_scoring, scoring_options
 
 if TYPE_CHECKING:
     from edgepack.pipeline.certify import Certified
@@ -39,11 +39,10 @@ def command(
     On the device, `edgepack validate` on the archive replays them offline. Sign the archive after this.
     """
     from edgepack.api.fidelity import certify
-    from edgepack.edge.fidelity.scoring import ScoringOptions
 
     result = certify(
         candidate, reference, output, text=text_path, stored_tokens=stored_tokens,
-        scoring=ScoringOptions(**scoring), progress=terminal_progress,
+        scoring=read_scoring(scoring, floor=True), progress=terminal_progress,
     )  # fmt: skip
     if as_json:
         print_json({**asdict(result), "output": str(result.output)})

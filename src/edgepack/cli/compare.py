@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
-from edgepack.cli.scoring_options import gate_options, report_option, scoring_options
+from edgepack.cli.scoring_options import gate_options, read_scoring, report_option, scoring_options
 from edgepack.cli.validate import write_page
 from edgepack.errors import CheckFailedError
 
@@ -42,11 +42,10 @@ def command(
     With gates, exits with 1 when none of the files clears them.
     """
     from edgepack.api.fidelity import compare
-    from edgepack.edge.fidelity.scoring import ScoringOptions
 
     result = compare(
         candidates, reference, text=text_path, min_agreement=min_agreement, max_kl=max_kl,
-        max_perplexity_ratio=max_perplexity_ratio, scoring=ScoringOptions(**scoring), findings=report is not None,
+        max_perplexity_ratio=max_perplexity_ratio, scoring=read_scoring(scoring), findings=report is not None,
         progress=terminal_progress, note=note,
     )  # fmt: skip
     if report is not None:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from edgepack.edge.fidelity.scoring import ScoringOptions
 
     Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -46,10 +48,11 @@ _SCORING: tuple[Decorator, ...] = (
     click.option("--kv-type", default="f32", show_default=True,
                  help="llama.cpp's cache; f32 measures the file alone, f16 as devices run it."),
     gpu_option,
-    click.option("--floor/--no-floor", default=True, help="Measure the original's own noise too."),
+    click.option("--floor/--no-floor", default=None,
+                 help="Measure the original's own noise too; certificates do by default."),
     blockwise_option,
-    click.option("--greedy", type=click.IntRange(0), default=8, show_default=True,
-                 help="Beginnings that both models continue on their own."),
+    click.option("--greedy", type=click.IntRange(0), default=0, show_default=True,
+                 help="Beginnings that both models continue on their own, such as 8."),
 )  # fmt: skip
 _GATES: tuple[Decorator, ...] = (
     min_agreement_option,
@@ -61,6 +64,14 @@ _GATES: tuple[Decorator, ...] = (
 def scoring_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """All that decides how text is scored: `text_path`, and the fields of `ScoringOptions`."""
     return _decorated(function, _SCORING)
+
+
+def read_scoring(values: Mapping[str, Any], *, floor: bool = False) -> ScoringOptions:
+    """The fields that `scoring_options` gives; the noise floor is measured where asked for, or by default `floor`."""
+    from edgepack.edge.fidelity.scoring import ScoringOptions
+
+    asked = values["floor"]
+    return ScoringOptions(**{**values, "floor": floor if asked is None else asked})
 
 
 def gate_options(function: Callable[..., Any]) -> Callable[..., Any]:

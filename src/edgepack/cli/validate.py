@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
-from edgepack.cli.scoring_options import gate_options, report_option, scoring_options
+from edgepack.cli.scoring_options import gate_options, read_scoring, report_option, scoring_options
 from edgepack.errors import CheckFailedError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from edgepack.edge.fidelity.validate import Gates
 
 _PATH = click.Path(path_type=Path)
-_QUICK_BYTES = 200_000_000
 
 
 @click.command("validate")
@@ -29,8 +28,8 @@ _QUICK_BYTES = 200_000_000
 @report_option
 @click.option(
     "--suggest/--no-suggest",
-    default=None,
-    help="When a gate fails, try larger types and name the one that passes; by default for small models.",
+    default=False,
+    help="When a gate fails, try larger types and name the one that passes.",
 )
 @json_option
 def command(
@@ -41,7 +40,7 @@ def command(
     max_kl: float | None,
     max_perplexity_ratio: float | None,
     report: Path | None,
-    suggest: bool | None,
+    suggest: bool,
     as_json: bool,
     **scoring: Any,
 ) -> int:
@@ -53,10 +52,9 @@ def command(
     Gates look at the end of the 95 % interval that is against the candidate; a missed one exits with 1.
     """
     from edgepack.api.fidelity import validate
-    from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.edge.fidelity.validate import Gates
 
-    options = ScoringOptions(**scoring)
+    options = read_scoring(scoring)
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
     if reference is None:
         return _replay(candidate, gates, options, as_json=as_json)
@@ -70,7 +68,11 @@ def command(
     _print(result, as_json=as_json)
     if result.passed:
         return 0
-    if _may_help(result.candidate) and (_is_quick(reference) if suggest is None else suggest):
+    if not _may_help(result.candidate):
+        return CheckFailedError.exit_code
+    if not suggest:
+        note("a larger type may pass: --suggest tries them and names it")
+    else:
         _suggest(result.candidate.bytes, reference, text_path, result.gates, options)
     return CheckFailedError.exit_code
 
@@ -79,11 +81,6 @@ def _may_help(candidate: Candidate) -> bool:
     """Whether a larger type could pass where this file failed: not when something else than precision is wrong."""
     broken = candidate.findings is not None and candidate.findings.suspicions
     return candidate.validation.tokens_differ is None and not broken
-
-
-def _is_quick(reference: Path) -> bool:
-    """Whether trying larger types of `reference` is a matter of a minute or so: a folder of small weights."""
-    return reference.is_dir() and sum(path.stat().st_size for path in reference.iterdir()) < _QUICK_BYTES
 
 
 def _replay(candidate: Path, gates: Gates, options: ScoringOptions, *, as_json: bool) -> int:
