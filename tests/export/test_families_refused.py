@@ -19,7 +19,7 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("qwen-2.5-vl", {"rms_norm_eps": 1e-4}, "rms_norm_eps is 0.0001"),
     ("qwen-2.5-vl", {"mrope_section": [2, 3, 2]}, r"mrope_section is \[2, 3, 2\]"),
     ("qwen-3-vl", {"mrope_section": [6, 5, 4]}, r"mrope_section is \[6, 5, 4\]"),
-    ("roberta", {"pad_token_id": None}, "pad_token_id: expected a token below 255, got None"),
+    ("roberta", {"pad_token_id": None}, "pad_token_id: expected a token below 257, got None"),
     ("embedding-gemma", {"use_bidirectional_attention": False}, "use_bidirectional_attention is False"),
     ("embedding-gemma", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar is 64"),
     ("embedding-gemma", {"layer_types": ["full_attention"] * 7}, "no layer slides"),

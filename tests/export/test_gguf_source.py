@@ -21,9 +21,9 @@ from edgepack.gguf.writer import GGUFWriter
 from edgepack.quant.types.targets import find_target
 
 
-def export(source, target, path, **options):
+def export(source, target, path, quantizer="edgepack", **options):
     chosen = find_target(target)
-    write_gguf(plan_export(open_model(source, **options), chosen, PlanOptions()), path, threads=2)
+    write_gguf(plan_export(open_model(source, **options), chosen, PlanOptions(quantizer=quantizer)), path, threads=2)
     return chosen
 
 
@@ -36,7 +36,7 @@ def half(books, tmp_path_factory):
 
 @pytest.mark.parametrize("target", ["gguf-q5km", "gguf-q8"])
 def test_a_gguf_is_quantised_as_llama_cpp_does_it(half, tmp_path, target):
-    chosen = export(half, target, tmp_path / "ours.gguf")
+    chosen = export(half, target, tmp_path / "ours.gguf", quantizer="ggml")
     assert llama_quantize(half, tmp_path / "theirs.gguf", chosen.file_type)
     assert tensors_of(tmp_path / "ours.gguf") == tensors_of(tmp_path / "theirs.gguf")
 
