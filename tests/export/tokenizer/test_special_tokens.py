@@ -138,6 +138,6 @@ def test_a_template_of_a_wrong_type_is_refused(tmp_path, bad):
     ],
 )
 def test_a_tokenizer_that_llama_cpp_has_coarser_is_said_so(metadata, needle):
-    family = SimpleNamespace(name="llama", nested=None, unused=())
+    family = SimpleNamespace(name="llama", nested=None, unused=(), remarks=lambda _config: ())
     found = limits(family, {}, {"llama.context_length": u32(8), **metadata}, SimpleNamespace(specs={}))
     assert [needle in line for line in found] == ([True] if needle else [])
