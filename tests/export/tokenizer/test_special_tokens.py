@@ -138,10 +138,6 @@ def test_a_template_of_a_wrong_type_is_refused(tmp_path, bad):
     ],
 )
 def test_a_tokenizer_that_llama_cpp_has_coarser_is_said_so(metadata, needle):
-<<<<<<< HEAD
-    family = SimpleNamespace(name="llama", nested=None, unused=(), remarks=lambda config: ())
-=======
     family = SimpleNamespace(name="llama", nested=None, unused=(), remarks=lambda _config: ())
->>>>>>> wt-f1
     found = limits(family, {}, {"llama.context_length": u32(8), **metadata}, SimpleNamespace(specs={}))
     assert [needle in line for line in found] == ([True] if needle else [])
