@@ -53,7 +53,7 @@ class Chunk:
         if isinstance(stored, StoredBlocks) and stored.stored_type is info.type:
             return stored.read_blocks(self.start, self.stop)
         rows = self.tensor.rows.read(self.start, self.stop)
-        blocks = quantize_rows(info.type, rows, self._importance())
+        blocks = quantize_rows(info.type, rows, self._importance(), self.tensor.quantizer)
         if not valid_rows(info.type, blocks):
             largest = float(np.abs(rows).max())
             raise NumericError(
@@ -85,7 +85,7 @@ def chunks(tensor: PlannedTensor) -> Iterator[Chunk]:
 def encoded_chunks(tensors: Sequence[PlannedTensor], threads: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """(tensor name, bytes) of every chunk in file order, computed ahead by `threads` threads.
 
-    The thread count does not change the bytes: ggml quantises each row by itself.
+    The thread count does not change the bytes: each row is quantised by itself.
     """
     every = (chunk for tensor in tensors for chunk in chunks(tensor))
     return ordered_map(lambda chunk: (chunk.tensor.info.name, chunk.encode()), every, threads)

@@ -35,9 +35,10 @@ def journal_path(path: Path) -> Path:
 
 
 def plan_digest(plan: ExportPlan) -> str:
-    """SHA-256 over all that decides the output's bytes: header, importance, and the state of the sources."""
+    """SHA-256 over all that decides the output's bytes: header, importance, encoders, and the state of the sources."""
     digest = hashlib.sha256(plan.layout.header)
     for tensor in plan.tensors:
+        digest.update(tensor.quantizer.encode())
         if tensor.importance is not None:
             digest.update(tensor.importance.tobytes())
     for source in plan.sources:

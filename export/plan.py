@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from edgepack.export.mapped import MappedModel
     from edgepack.export.rows import Rows
+    from edgepack.quant.codecs.ggml.encoders import Quantizer
     from edgepack.quant.types.targets import Target
 
     Importance = Mapping[str, NDArray[np.float32]]
@@ -62,11 +63,13 @@ class PlannedTensor:
         info: name, shape, type.
         rows: where its weights come from.
         importance: float32 [columns], or [experts, columns] for an expert stack; None without.
+        quantizer: whose encoder makes the blocks.
     """
 
     info: TensorInfo
     rows: Rows
     importance: NDArray[np.float32] | None = None
+    quantizer: Quantizer = "edgepack"
 
 
 @dataclass(frozen=True)
@@ -115,10 +118,12 @@ class PlanOptions:
     Attributes:
         overrides: types chosen by hand.
         importance: GGUF tensor name → importance, or None.
+        quantizer: `edgepack` for its own encoders, `ggml` for the bytes of llama.cpp's own quantiser.
     """
 
     overrides: Overrides = field(default_factory=Overrides)
     importance: Importance | None = None
+    quantizer: Quantizer = "edgepack"
 
 
 def plan_export(model: MappedModel, target: Target, options: PlanOptions = PlanOptions()) -> ExportPlan:
@@ -137,7 +142,10 @@ def plan_export(model: MappedModel, target: Target, options: PlanOptions = PlanO
     _check_importance(model, types, target, importance)
     tensors = tuple(
         PlannedTensor(
-            TensorInfo(name, model.tensors[name].shape, types[name]), model.tensors[name], importance.get(name)
+            TensorInfo(name, model.tensors[name].shape, types[name]),
+            model.tensors[name],
+            importance.get(name),
+            options.quantizer,
         )
         for name in sorted(model.tensors, key=llama_order)
     )

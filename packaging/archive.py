@@ -22,7 +22,7 @@ from edgepack.packaging.coding.stored_dictionaries import StoredDictionaries
 from edgepack.packaging.coding.streams import StreamDecoder
 from edgepack.packaging.format import FOOTER_BYTES, HEADER_BYTES, Role
 from edgepack.packaging.index import table as index
-from edgepack.packaging.index.contents import Chunk, Member, Segment, place_members
+from edgepack.packaging.index.contents import Chunk, Member, Segment, chunk_cost, place_members
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -193,7 +193,8 @@ class Archive:
         self, member: Member, start: int = 0, stop: int | None = None, threads: int | None = None
     ) -> Iterator[tuple[Chunk, NDArray[np.uint8]]]:
         """(chunk, raw bytes) of every chunk that holds any of bytes [start, stop), decoded on several threads."""
-        return ordered_map(lambda chunk: (chunk, self.read_chunk(chunk)), self.chunks(member, start, stop), threads)
+        chosen = self.chunks(member, start, stop)
+        return ordered_map(lambda chunk: (chunk, self.read_chunk(chunk)), chosen, threads, size=chunk_cost)
 
     def read_range(self, member: Member, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a member; only the chunks that hold them are read.

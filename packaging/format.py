@@ -97,10 +97,9 @@ def sha256(*parts: bytes | bytearray | memoryview) -> bytes:
     return digest.digest()
 
 
-def seal(*parts: bytes) -> bytes:
+def seal(*parts: bytes | memoryview) -> bytes:
     """The parts joined, with their SHA-256 behind them."""
-    body = b"".join(parts)
-    return body + sha256(body)
+    return b"".join((*parts, sha256(*parts)))
 
 
 def damaged(where: str, size: int) -> IntegrityError:

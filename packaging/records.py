@@ -7,6 +7,7 @@ what the streams of a chunk hold is left to `chunks`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edgepack.errors import ArchiveError
 from edgepack.packaging.format import (
@@ -26,6 +27,9 @@ from edgepack.packaging.format import (
     seal,
     unseal,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class ChunkHead:
         return self.payload_start + sum(stream.stored_bytes for stream in self.streams) + DIGEST_BYTES
 
 
-def encode_chunk(raw_bytes: int, layout: int, streams: list[tuple[StreamEntry, bytes]]) -> bytes:
+def encode_chunk(raw_bytes: int, layout: int, streams: Sequence[tuple[StreamEntry, bytes | memoryview]]) -> bytes:
     """A whole chunk record.
 
     Args:

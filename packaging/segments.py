@@ -13,7 +13,7 @@ from edgepack.gguf.reader import MAGIC, GGUFHeader, read_header
 from edgepack.packaging.coding.layouts import BYTES, METADATA, TEXT, Layout, grid_layout_of, layout_of
 from edgepack.packaging.format import Role
 from edgepack.packaging.index.member_names import check_member_name
-from edgepack.trellis import STATES, TrellisCode, trellis_of
+from edgepack.trellis import LANE_BYTES, STATES, TrellisCode, trellis_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from edgepack.gguf.types import GGMLType
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = max(1 << 20, LANE_BYTES)  # a chunk holds at least one whole path
 _HEADER_CUT = 16 << 10  # metadata values from this size on have chunks of their own: a small change stays small
 
 _ROLES = {
@@ -53,9 +53,12 @@ class Segment:
         return self.columns // symbols * self.layout.block_bytes if self.columns else 0
 
     def chunks(self) -> Iterator[tuple[int, int]]:
-        """(start, bytes) in the file of each chunk: whole blocks, about `CHUNK_BYTES`; padding goes with the last."""
+        """(start, bytes) in the file of each chunk: whole blocks, rows or paths; padding goes with the last.
+
+        Chunks have at most `CHUNK_BYTES`, or one path where that is longer.
+        """
         unit = self.row_bytes * (self.code.rows if self.code else 1) or self.layout.block_bytes
-        step = CHUNK_BYTES // unit * unit
+        step = max(1, CHUNK_BYTES // unit) * unit
         count = max(1, -(-self.tensor_bytes // step))
         for number in range(count):
             start = number * step

@@ -17,6 +17,7 @@ from edgepack.packaging import records
 from edgepack.packaging.archive import Archive, open_archive
 from edgepack.packaging.coding.stored_dictionaries import dictionary_places, read_dictionary
 from edgepack.packaging.format import sha256
+from edgepack.packaging.index.contents import chunk_cost
 from edgepack.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _check_records(
             return chunk, str(error)
         return chunk, None
 
-    for chunk, problem in ordered_map(check, archive.chunks(member), threads):
+    for chunk, problem in ordered_map(check, archive.chunks(member), threads, size=chunk_cost):
         advance(chunk.record_bytes)
         if problem is not None:
             yield Problem(chunk.where, problem.removeprefix(f"{chunk.where}: "))
@@ -98,15 +99,15 @@ def _check_records(
 def _check_deep(
     archive: Archive, member: Member, threads: int | None, advance: Callable[[int], object]
 ) -> Iterator[Problem]:
-    def restore(chunk: Chunk) -> tuple[Chunk, bytes, str | None]:
+    def restore(chunk: Chunk) -> tuple[Chunk, memoryview, str | None]:
         try:
-            raw = archive.read_chunk(chunk).tobytes()
+            raw = archive.read_chunk(chunk).data
         except (IntegrityError, ArchiveError) as error:
-            return chunk, b"", str(error).removeprefix(f"{chunk.where}: ")
+            return chunk, memoryview(b""), str(error).removeprefix(f"{chunk.where}: ")
         return chunk, raw, None if sha256(raw) == chunk.plain else "SHA-256 of its restored bytes differs"
 
     whole, sound = hashlib.sha256(), True
-    restored = ordered_map(restore, archive.chunks(member), threads)
+    restored = ordered_map(restore, archive.chunks(member), threads, size=chunk_cost)
     for segment in member.segments:
         digest, left, segment_sound = hashlib.sha256(), segment.entry.tensor_bytes, True
         for _ in range(segment.entry.n_chunks):
@@ -116,7 +117,7 @@ def _check_deep(
                 segment_sound = sound = False
                 yield Problem(chunk.where, problem)
             whole.update(raw)
-            digest.update(memoryview(raw)[:left])
+            digest.update(raw[:left])
             left -= min(left, len(raw))
         if segment_sound and digest.digest() != segment.entry.sha256:
             yield Problem(_segment_name(member, segment), "SHA-256 of the restored tensor differs")

@@ -1,4 +1,4 @@
-"""The archive beside its peers, in one run: size against the entropy bound and zstd, wall time as ratios.
+"""The archive beside its peers, in one run: size against the entropy bound and zstd, wall and processor time as ratios.
 
     python tools/bench_archive.py                          the bundled model's types and a random model of 1 B
     python tools/bench_archive.py --parameters 300m --target q4_k
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -24,7 +25,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from archive_models import random_model, sparse_model
 from field_entropy import entropy_bound
@@ -42,24 +43,46 @@ BUNDLED_TARGETS = ("q4_0", "q8_0", "q4_k_m", "q5_k_m", "q6_k", "bf16")
 ZSTD = "zstd -10 -T2 --long=27"
 
 
+class Took(NamedTuple):
+    """Seconds: by the clock, and of processors (what a shared machine's clock does not tell)."""
+
+    wall: float
+    processor: float
+
+    def __add__(self, other: object) -> Took:
+        """One after the other."""
+        if not isinstance(other, Took):
+            return NotImplemented
+        return Took(self.wall + other.wall, self.processor + other.processor)
+
+
 @dataclass
 class Row:
-    """One program on one file: its size, and wall seconds of every turn."""
+    """One program on one file: its size, and what every turn took."""
 
     name: str
     size: int = 0
-    pack: list[float] = field(default_factory=list)
-    unpack: list[float] = field(default_factory=list)
+    pack: list[Took] = field(default_factory=list)
+    unpack: list[Took] = field(default_factory=list)
+
+    def medians(self) -> list[tuple[float, float]]:
+        """(wall, processor) seconds of packing and of restoring."""
+        return [
+            (statistics.median(took.wall for took in turns), statistics.median(took.processor for took in turns))
+            for turns in (self.pack, self.unpack)
+        ]
 
     def text(self, original: int, bound: float, zstd: Row | None) -> str:
-        """The printed line."""
-        pack, unpack = (original / statistics.median(t) / 1e6 if t else float("nan") for t in (self.pack, self.unpack))
-        line = f"  {self.name:24} {self.size / original:6.4f} of the file, {self.size / bound:6.4f} of the bound"
-        if zstd is not None and zstd.pack:
-            line += f", {self.size / zstd.size:6.4f} of zstd; wall of zstd: pack "
-            line += f"{statistics.median(self.pack) / statistics.median(zstd.pack):5.2f}, restore + SHA-256 "
-            line += f"{statistics.median(self.unpack) / statistics.median(zstd.unpack):5.2f}"
-        return f"{line}; {pack:5.0f} and {unpack:5.0f} MB/s"
+        """The printed lines."""
+        lines = [f"  {self.name:24} {self.size / original:6.4f} of the file, {self.size / bound:6.4f} of the bound"]
+        if zstd is not None:
+            lines[0] += f", {self.size / zstd.size:6.4f} of zstd"
+        peers = zstd.medians() if zstd is not None else [(float("nan"), float("nan"))] * 2
+        for what, (wall, processor), peer in zip(("pack", "restore + SHA-256"), self.medians(), peers, strict=True):
+            rates = f"{original / wall / 1e6:5.0f} MB/s, {original / processor / 1e6:5.0f} MB/s a core"
+            ratios = f"times of zstd: wall {wall / peer[0]:4.2f}, processor {processor / peer[1]:4.2f}"
+            lines.append(f"    {what:18} {rates}; {ratios}")
+        return "\n".join(lines)
 
 
 def bundled_models(folder: Path) -> Iterator[Path]:
@@ -70,10 +93,15 @@ def bundled_models(folder: Path) -> Iterator[Path]:
         yield path
 
 
-def _run(command: Sequence[str], shell: bool = False) -> float:
-    started = time.perf_counter()
+def _run(command: Sequence[str], shell: bool = False) -> Took:
+    started, before = time.perf_counter(), _children()
     subprocess.run(" ".join(command) if shell else command, check=True, capture_output=True, shell=shell)
-    return time.perf_counter() - started
+    return Took(time.perf_counter() - started, _children() - before)
+
+
+def _children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _edgepack(path: Path, folder: Path) -> Callable[[Row], None]:
@@ -141,8 +169,8 @@ def compare(path: Path, turns: int, xz_limit: int) -> None:
             for name, turn in contestants.items():
                 turn(rows[name])
         archive = Path(scratch) / "a.edgepack"
-        verify = original / _run([sys.executable, "-m", "edgepack", "verify", str(archive)]) / 1e6
-        sha = original / _run(["sha256sum", str(path)]) / 1e6
+        verify = original / _run([sys.executable, "-m", "edgepack", "verify", str(archive)]).processor / 1e6
+        sha = original / _run(["sha256sum", str(path)]).processor / 1e6
         with open_archive(archive) as opened:
             segments = opened.main.segments
             first = next(segment.first_chunk for segment in segments if segment.entry.name)
@@ -151,7 +179,7 @@ def compare(path: Path, turns: int, xz_limit: int) -> None:
     print(f"{path.name}: {format_size(original)}, bound {bound / original:.4f} of the file")
     for row in rows.values():
         print(row.text(original, bound, rows.get(ZSTD)))
-    print(f"  verify {verify:.0f} MB/s of the restored size, sha256sum of the file {sha:.0f} MB/s", flush=True)
+    print(f"  verify {verify:.0f} MB/s a core of the restored size, sha256sum of the file {sha:.0f} MB/s", flush=True)
 
 
 def measure_update(parameters: int, kind: GGMLType, folder: Path) -> None:
@@ -171,7 +199,8 @@ def measure_update(parameters: int, kind: GGMLType, folder: Path) -> None:
         applied = _run([*command, "patch", str(pair[0]), str(folder / "p.edgepatch"), "-o", str(folder / "patched")])
         _run(["cmp", str(folder / "patched"), str(pair[1])])
         size = format_size((folder / "p.edgepatch").stat().st_size)
-        print(f"  {name:16} patch of {size:>8}, made in {seconds:.1f} s, applied and verified in {applied:.1f} s")
+        walls = f"made in {seconds.wall:.1f} s, applied and verified in {applied.wall:.1f} s"
+        print(f"  {name:16} patch of {size:>8}, {walls}")
 
 
 _PEAK = (

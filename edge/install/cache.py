@@ -102,9 +102,8 @@ class ModelCache:
             ResourceError: the disk is too small.
         """
         with open_archive(archive) as opened:
-            main = opened.main
-            others = [m for m in opened.members if m.role is Role.GGUF and m is not main]
-            template = _read_template(opened)
+            main, others = opened.main, _adapters(opened)
+            template = read_template(opened)
         restored = [self._install_member(archive, m, verify, progress) for m in (main, *others)]
         path = restored[0][0]
         header = read_header(path)
@@ -116,6 +115,16 @@ class ModelCache:
             template=template,
             fresh=any(fresh for _path, fresh in restored),
         )
+
+    def install_adapters(self, archive: Path, *, progress: Progress = silent) -> tuple[Path, ...]:
+        """Restore what of an archive's adapters is not installed yet, but not its model; in its order.
+
+        Raises:
+            ArchiveError, IntegrityError, ResourceError: as `install`.
+        """
+        with open_archive(archive) as opened:
+            others = _adapters(opened)
+        return tuple(self._install_member(archive, member, verify=False, progress=progress)[0] for member in others)
 
     def entries(self) -> list[CacheEntry]:
         """Everything installed, the most recently used first, with what interrupted installations left."""
@@ -183,9 +192,7 @@ class ModelCache:
             return path, True
 
     def _restore(self, archive: Path, member: Member, path: Path, progress: Progress) -> None:
-        free = shutil.disk_usage(self.folder).free
-        partial = partial_path(path)
-        missing = member.bytes - (partial.stat().st_size if partial.exists() else 0)
+        free, missing = shutil.disk_usage(self.folder).free, self.missing_bytes(member)
         if free < missing:
             raise ResourceError(
                 f"cache '{self.folder}': '{member.name}' needs {format_size(missing)} more, the disk has "
@@ -195,6 +202,11 @@ class ModelCache:
         record = {"name": member.name, "archive": archive.name, "stamp": asdict(stamp_of(path))}
         with atomic_output(self._record_path(member.sha256)) as stream:
             stream.write(json.dumps(record).encode())
+
+    def missing_bytes(self, member: Member) -> int:
+        """What installing a member still takes of the disk."""
+        partial = partial_path(self._path(member.sha256))
+        return member.bytes - (partial.stat().st_size if partial.exists() else 0)
 
     def _installed_bytes(self) -> int:
         return sum(entry.bytes for entry in self.entries())
@@ -282,7 +294,13 @@ def prune(
     return removed
 
 
-def _read_template(archive: Archive) -> str | None:
+def _adapters(archive: Archive) -> list[Member]:
+    main = archive.main
+    return [member for member in archive.members if member.role is Role.GGUF and member is not main]
+
+
+def read_template(archive: Archive) -> str | None:
+    """A chat template that is a member of its own, or None."""
     for member in archive.members:
         if member.role is Role.CHAT_TEMPLATE:
             try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgepack.edge.install.in_place import FromArchive, read_in_place
 from edgepack.edge.llama.check import check_runnable, read_runnable
 from edgepack.errors import UsageError
 from edgepack.gguf import keys
@@ -25,7 +26,7 @@ class ModelFile:
     """A model that can be opened.
 
     Attributes:
-        path: the GGUF.
+        path: the GGUF, or an archive whose model is decoded into memory when it is opened.
         header: its header, checked.
         adapters: LoRA adapters that belong to it.
         template: the chat template that counts, or None where there is none.
@@ -40,13 +41,19 @@ class ModelFile:
 
 
 def prepare(
-    file: Path, *, verify: bool = False, progress: Progress, note: Callable[[str], object] = lambda _text: None
+    file: Path,
+    *,
+    verify: bool = False,
+    from_archive: FromArchive = FromArchive.NEVER,
+    progress: Progress,
+    note: Callable[[str], object] = lambda _text: None,
 ) -> ModelFile:
     """Make `file` ready to open.
 
     Args:
         file: a GGUF or an `.edgepack`.
         verify: check every byte of an installed archive, or every tensor's range of a GGUF (always done).
+        from_archive: when an archive's model is read where it is instead of being installed.
         progress: told of bytes restored.
         note: told what a person would like to know.
 
@@ -67,7 +74,11 @@ def prepare(
             native = native_form(file, ModelCache(note=note), progress)
             return ModelFile(native, read_runnable(native), template=_own_template(header))
         return ModelFile(file, header, template=_own_template(header))
-    installed = ModelCache(note=note).install(file, verify=verify, progress=progress)
+    cache = ModelCache(note=note)
+    if (found := read_in_place(file, from_archive, cache, progress, note)) is not None:
+        template = found.template if found.template is not None else _own_template(found.header)
+        return ModelFile(file, found.header, found.adapters, template)
+    installed = cache.install(file, verify=verify, progress=progress)
     header = installed.header
     check_runnable(header)
     template = installed.template if installed.template is not None else _own_template(header)

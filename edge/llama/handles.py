@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.llama.cpu_threads import physical_cores
@@ -23,15 +24,23 @@ if TYPE_CHECKING:
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 _LOAD_MODE_NONE = 0  # enum llama_load_mode; memory mapping needs data to map
+_LAZY_MODE_OFF = 0  # enum llama_lazy_mode; reading on demand needs memory mapping
 
 
 def open_model(path: Path, options: RuntimeOptions) -> tuple[Any, list[Any]]:
     """A `llama_model *` and its adapters; the caller frees the model, the adapters go with it.
 
+    Args:
+        path: a GGUF, or an archive, whose model is then decoded straight into memory.
+        options: how to open it.
+
     Raises:
         ModelRuntimeError: llama.cpp refuses the file or an adapter.
+        ArchiveError, IntegrityError: the archive is not sound.
     """
     from llama_cpp import llama_cpp as c
+
+    from edgepack.packaging.archive import is_archive
 
     _start_backend()
     parameters = c.llama_model_default_params()
@@ -40,7 +49,10 @@ def open_model(path: Path, options: RuntimeOptions) -> tuple[Any, list[Any]]:
         parameters.no_alloc = True
         parameters.load_mode = _LOAD_MODE_NONE
     with runtime_log().recording() as log:
-        model = c.llama_model_load_from_file(str(path).encode(), parameters)
+        if is_archive(path):
+            model = _load_from_archive(path, parameters)
+        else:
+            model = c.llama_model_load_from_file(str(path).encode(), parameters)
     if not model:
         raise ModelRuntimeError(f"{path}: llama.cpp refuses it: {log.last_errors() or 'no reason given'}")
     try:
@@ -48,6 +60,30 @@ def open_model(path: Path, options: RuntimeOptions) -> tuple[Any, list[Any]]:
     except BaseException:
         c.llama_model_free(model)
         raise
+
+
+def _load_from_archive(path: Path, parameters: Any) -> Any:
+    """A `llama_model *`, or nothing where llama.cpp refuses it; every chunk is verified before llama.cpp sees it.
+
+    llama.cpp has a function for tensors out of a callback too (`llama_model_init_from_user`), but that one makes every
+    optional tensor of an architecture whether the model has it or not: a second output matrix, biases, scales.
+    """
+    from llama_cpp import llama_cpp as c
+
+    from edgepack.edge.llama.virtual_file import virtual_file
+    from edgepack.packaging.archive import open_archive
+    from edgepack.packaging.restore.member_reader import MemberReader
+
+    parameters.load_mode = _LOAD_MODE_NONE
+    parameters.lazy_mode = _LAZY_MODE_OFF
+    with open_archive(path) as archive, closing(MemberReader(archive, archive.main)) as reader:
+        with virtual_file(reader) as file:
+            model = c.llama_model_load_from_file_ptr(file.pointer, parameters)
+        if file.problem is not None:
+            if model:
+                c.llama_model_free(model)
+            raise file.problem
+    return model
 
 
 def _start_backend() -> None:

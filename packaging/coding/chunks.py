@@ -62,7 +62,9 @@ def encode(raw: bytes, segment: Segment, encoder: StreamEncoder) -> EncodedChunk
 
 
 def _encode(raw: bytes, layout: Layout, encoder: StreamEncoder, segment: Segment | None = None) -> EncodedChunk:
-    streams, stored, lengths = planes.split(layout, raw), [], []
+    streams = planes.split(layout, raw)
+    stored: list[tuple[StreamEntry, bytes | memoryview]] = []
+    lengths: list[tuple[StreamEntry, int]] = []
     for (number, _size), stream in zip(planes.plane_sizes(layout, len(raw)), streams, strict=True):
         repeats = number == TAIL or layout.planes[number].repeats
         geometry = None if number == TAIL or segment is None else _geometry(layout.planes[number], stream, segment)

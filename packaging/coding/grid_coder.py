@@ -2,7 +2,7 @@
 
 Rows and columns of a matrix differ in spread; one Huffman table over all of them costs 5 to 10 % more. Here every
 row and column has a class on a ladder of 2^(1/4), their sum picks a table from a fixed family with one shape a
-stream and then learns, so no table is stored. Which streams are matrices of integers is left to `chunks`; numpy only.
+stream and then learns, so no table is stored. Which streams are matrices of integers is left to `chunks`.
 
     u8 version · u8 zero point · u8 shape · u8 reach · u32 columns · u16 lanes · u8 groups · u8 width · u32 side bytes
     | version 2: u16 trellis states, 1 for none · u16 rows of a path | side | states | words
@@ -22,30 +22,31 @@ import numpy as np
 import zstandard
 
 from edgepack.errors import ArchiveError
+from edgepack.kernels.native import library, pointer
 from edgepack.packaging.coding.grid_tables import (
     CLASSES,
     OFFSET,
     SHAPES,
     TOTAL,
-    LearningTables,
     classes_of,
+    first_tables,
     mean_magnitudes,
-    table,
 )
-from edgepack.packaging.coding.rans import LaneDecoder, encode_lanes
-from edgepack.packaging.coding.trellis_symbols import StateTracker, TrellisSymbols, as_indices, integers_of
+from edgepack.packaging.coding.rans import ASIDE, LEAST_LANES, MOST_LANES, MOST_REACH, LaneCoder
+from edgepack.packaging.coding.trellis_symbols import as_indices
 from edgepack.trellis import TrellisCode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgepack.packaging.coding.trellis_symbols import TrellisSymbols
+
 _HEAD = struct.Struct("<BBBBIHBBI")  # version, zero point, shape, reach, columns, lanes, groups, width, side bytes
 _PATHS = struct.Struct("<HH")  # states, rows of a path
 _STATIC, _LEARNING = 1, 2  # versions: tables stay as they are, or learn
 _NO_TRELLIS = 1  # states
-_ASIDE = 128  # added to the class of a row that stands aside
 _SYMBOLS_A_LANE = 4096
-_MAX_LANES = 256
+_MOST_CLASSES = 1 << 22  # of rows and columns together; a chunk of whole rows of blocks has far fewer
 
 
 @dataclass(frozen=True)
@@ -80,46 +81,61 @@ class _Symbols:
     """What is coded of a matrix.
 
     Attributes:
-        indices: int64 [rows, columns], -reach … reach.
-        multiples: int64 [columns].
+        indices: int16 [rows, columns], -reach … reach.
+        multiples: int16 [columns].
         paths: of a trellis, what else is known; None without one.
+        reach: the greatest magnitude of an index, at least 1.
+        row_means, column_means: float64 [rows] and [columns], mean magnitudes: what classes are about.
     """
 
-    indices: NDArray[np.int64]
-    multiples: NDArray[np.int64]
+    indices: NDArray[np.int16]
+    multiples: NDArray[np.int16]
     paths: TrellisSymbols | None
+    reach: int
+    row_means: NDArray[np.float64]
+    column_means: NDArray[np.float64]
 
     @classmethod
-    def of(cls, integers: NDArray[np.int64], code: TrellisCode | None) -> _Symbols:
+    def of(cls, integers: NDArray[np.int16], code: TrellisCode | None) -> _Symbols:
         """From integers [rows, columns] that may follow a code."""
-        multiples = np.gcd.reduce(integers, axis=0).clip(1, 255)
+        multiples = np.empty(integers.shape[1], np.int16)
+        library().edgepack_grid_divisors(
+            pointer(integers, "const int16_t *"), *integers.shape, pointer(multiples, "int16_t *")
+        )
+        multiples = multiples.clip(1, 255)
         paths = as_indices(integers, multiples, code) if code is not None else None
-        if paths is None:
-            return cls(integers // multiples, multiples, None)
-        return cls(paths.indices, paths.multiples, paths)
+        if paths is not None:
+            indices, multiples = paths.indices, paths.multiples
+        else:
+            indices = integers if (multiples == 1).all() else integers // multiples
+        reach, rows, columns = _sums(indices, paths)
+        half = 1 if paths is None else 2  # magnitudes of paths are those of half their integers
+        return cls(indices, multiples, paths, max(1, reach), rows / half / len(columns), columns / half / len(rows))
 
     @property
-    def reach(self) -> int:
-        """The greatest magnitude, at least 1."""
-        return max(1, int(np.abs(self.indices).max()))
+    def quantisers(self) -> NDArray[np.uint8] | None:
+        """Of a trellis, uint8 [rows, columns]."""
+        return None if self.paths is None else self.paths.quantisers
 
-    @property
-    def magnitudes(self) -> NDArray[np.float64]:
-        """What classes are about."""
-        if self.paths is None:
-            return np.abs(self.indices).astype(np.float64)
-        return np.abs(integers_of(self.indices, self.paths.quantisers)) / 2
-
-    def picks(self, rows: NDArray[np.int64], columns: NDArray[np.int64], sample: slice) -> NDArray[np.int64]:
-        """Number of every symbol's table in some rows: its class, of quantiser 1 `CLASSES` more."""
-        classes = classes_of(rows[sample], columns)
-        return classes if self.paths is None else classes + CLASSES * self.paths.quantisers[sample].astype(np.int64)
-
-    def side(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> bytes:
+    def side(self, rows: NDArray[np.uint8], columns: NDArray[np.uint8]) -> bytes:
         """Row classes, column classes and multiples."""
-        marked = rows if self.paths is None else rows + _ASIDE * self.paths.aside
-        parts = (marked, columns, self.multiples)
-        return zstandard.ZstdCompressor(level=19).compress(b"".join(part.astype(np.uint8).tobytes() for part in parts))
+        parts = (self.marked(rows), columns, self.multiples.astype(np.uint8))
+        return zstandard.ZstdCompressor(level=19).compress(b"".join(part.tobytes() for part in parts))
+
+    def marked(self, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Row classes with the mark of those that stand aside."""
+        return rows if self.paths is None else rows + np.uint8(ASIDE) * self.paths.aside.astype(np.uint8)
+
+
+def _sums(indices: NDArray[np.int16], paths: TrellisSymbols | None) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+    """Greatest index, and sums of magnitudes by row and by column."""
+    rows, columns = (np.empty(size, np.int64) for size in indices.shape)
+    reach = library().edgepack_grid_magnitudes(
+        pointer(indices, "const int16_t *"),
+        pointer(None if paths is None else paths.quantisers, "const uint8_t *"),
+        *indices.shape, 1 if paths is None else 2, pointer(rows, "int64_t *"), pointer(columns, "int64_t *"),
+    )  # fmt: skip
+    return int(reach), rows, columns
 
 
 def encode(symbols: NDArray[np.uint8], geometry: Geometry) -> bytes:
@@ -130,36 +146,36 @@ def encode(symbols: NDArray[np.uint8], geometry: Geometry) -> bytes:
         geometry: of the matrix; a code that the integers do not follow is not used.
     """
     found = _Symbols.of(_integers(symbols, geometry), geometry.code)
-    reach = found.reach
-    shape, rows, columns = min(
-        (_classes(found, shape, reach) for shape in range(SHAPES)), key=lambda c: _cost(found, reach, *c)
-    )
-    side, picks = found.side(rows, columns), found.picks(rows, columns, slice(None)).reshape(-1)
-    lanes = min(int(np.clip(symbols.size // _SYMBOLS_A_LANE, 4, _MAX_LANES)), geometry.columns)
-    tables = LearningTables(picks, shape, reach, learns=True)
-    states, words = encode_lanes((found.indices + reach).reshape(-1), picks, tables, lanes)
-    sizes = (geometry.columns, lanes, geometry.groups, geometry.width, len(side))
-    head = _HEAD.pack(_LEARNING, geometry.zero % 256, shape, reach, *sizes)
+    shape, rows, columns = min((_classes(found, shape) for shape in range(SHAPES)), key=lambda c: _cost(found, *c))
+    side = found.side(rows, columns)
+    lanes = min(int(np.clip(symbols.size // _SYMBOLS_A_LANE, LEAST_LANES, MOST_LANES)), geometry.columns)
     code = geometry.code if found.paths is not None else None
+    coder = LaneCoder(found.marked(rows), columns, lanes, shape, found.reach, True, code)
+    states, words = coder.encode(found.indices, found.quantisers)
+    sizes = (geometry.columns, lanes, geometry.groups, geometry.width, len(side))
+    head = _HEAD.pack(_LEARNING, geometry.zero % 256, shape, found.reach, *sizes)
     paths = _PATHS.pack(code.states, code.rows) if code is not None else _PATHS.pack(_NO_TRELLIS, 0)
     return b"".join((head, paths, side, states.astype("<u4").tobytes(), words.astype("<u2").tobytes()))
 
 
-def _integers(symbols: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.int64]:
+def _integers(symbols: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.int16]:
     matrix = geometry.as_matrix(symbols)
-    return (matrix.view(np.int8) if geometry.zero == 256 else matrix).astype(np.int64) - geometry.zero % 256
+    integers: NDArray[np.int16] = (matrix.view(np.int8) if geometry.zero == 256 else matrix).astype(np.int16)
+    integers -= np.int16(geometry.zero % 256)
+    return integers
 
 
-def _classes(found: _Symbols, shape: int, reach: int) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+def _classes(found: _Symbols, shape: int) -> tuple[int, NDArray[np.uint8], NDArray[np.uint8]]:
     """Row and column classes whose sum is the class of a symbol."""
-    magnitudes, means = found.magnitudes, mean_magnitudes(shape, reach, 1 if found.paths is None else 2)
+    means = mean_magnitudes(shape, found.reach, 1 if found.paths is None else 2)
     # Sums, not means of ratios: a row of zeros with a few ones would otherwise outweigh all others.
-    columns = _clipped(magnitudes.mean(0))
+    columns = _clipped(found.column_means)
     steps = np.rint(4 * np.log2(columns / columns.min())).astype(np.int64)
     # The class that makes the mean magnitude of a row come out right, given its columns' steps.
-    expected = means[classes_of(np.arange(OFFSET + CLASSES), steps)].mean(1)
+    shares = np.bincount(steps) / len(steps)
+    expected = means[classes_of(np.arange(OFFSET + CLASSES), np.arange(len(shares)))] @ shares
     bounds = (expected[1:] * expected[:-1]) ** 0.5
-    return shape, np.searchsorted(bounds, magnitudes.mean(1)), steps
+    return shape, np.searchsorted(bounds, found.row_means).astype(np.uint8), steps.astype(np.uint8)
 
 
 def _clipped(scales: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -168,12 +184,17 @@ def _clipped(scales: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(scales.clip(median / 16, median * 16))
 
 
-def _cost(found: _Symbols, reach: int, shape: int, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> float:
+def _cost(found: _Symbols, shape: int, rows: NDArray[np.uint8], columns: NDArray[np.uint8]) -> float:
     """Bits of a sample of rows."""
-    sample = slice(None, None, max(1, len(rows) // 64))
-    picks = found.picks(rows, columns, sample)
-    tables = np.stack([table(pick, shape, reach) for pick in range(int(picks.max()) + 1)])
-    return float(-np.log2(tables[picks, found.indices[sample] + reach] / TOTAL).sum())
+    counts = np.zeros((2, CLASSES, 2 * found.reach + 1), np.int64)
+    chosen = found.quantisers
+    library().edgepack_grid_count(
+        pointer(found.indices, "const int16_t *"), pointer(chosen, "const uint8_t *"), *found.indices.shape,
+        max(1, len(rows) // 64), pointer(rows, "const uint8_t *"), pointer(columns, "const uint8_t *"), found.reach,
+        pointer(counts, "int64_t *"),
+    )  # fmt: skip
+    tables = first_tables(shape, found.reach, 1 if chosen is None else 2)
+    return float((counts[: len(tables)] * -np.log2(tables / TOTAL)).sum())
 
 
 @dataclass(frozen=True)
@@ -204,8 +225,11 @@ def _head(stored: memoryview, count: int, where: str) -> _Head:
     version, zero, shape, reach, columns, lanes, groups, width, side_bytes = _HEAD.unpack_from(stored)
     if version not in (_STATIC, _LEARNING) or shape >= SHAPES:
         raise ArchiveError(f"{where}: unknown grid version {version}, shape {shape}: update edgepack")
-    if not 0 < columns <= count or count % columns or not 0 < lanes <= _MAX_LANES or not 0 < reach <= 128:
-        raise ArchiveError(f"{where}: {columns} columns, {lanes} lanes, reach {reach} do not fit {count} symbols")
+    if not 0 < columns <= count or count % columns or count // columns + columns > _MOST_CLASSES:
+        raise ArchiveError(f"{where}: {columns} columns do not fit {count} symbols")
+    if not min(LEAST_LANES, columns) <= lanes <= MOST_LANES or not 0 < reach <= MOST_REACH:
+        expected = f"{LEAST_LANES} to {MOST_LANES} lanes, reach up to {MOST_REACH}"
+        raise ArchiveError(f"{where}: expected {expected}, got {lanes}, {reach}")
     if not groups * width or count % (groups * width):
         raise ArchiveError(f"{where}: {groups} groups of {width} do not fit {count} symbols")
     code = _code(stored, where) if version == _LEARNING else None
@@ -243,21 +267,11 @@ def decode(stored: memoryview, count: int, where: str) -> NDArray[np.uint8]:
     head = _head(stored, count, where)
     columns, height = head.columns, count // head.columns
     rows, column_classes, multiples = _side(stored[head.side_start : head.side_stop], height, columns, where)
-    states = np.frombuffer(stored[head.side_stop : head.words_start], "<u4").astype(np.uint64)
-    words = np.frombuffer(stored[head.words_start :], "<u2").astype(np.uint64)
-    tracker = None
-    if head.code is not None:
-        tracker = StateTracker(head.code, rows >= _ASIDE, columns, head.reach)
-        rows = rows % _ASIDE
-    picks = classes_of(rows.astype(np.int64), column_classes).reshape(-1)
-    used = picks if tracker is None else np.concatenate((picks, picks + CLASSES))
-    tables = LearningTables(used, head.shape, head.reach, learns=head.learns)
-    symbols, quantisers = LaneDecoder(states, words, where).decode(picks, tables, tracker)
-    integers = symbols.reshape(-1, columns).astype(np.int64) - head.reach
-    if quantisers is not None:
-        integers = integers_of(integers, quantisers.reshape(-1, columns))
-    geometry = Geometry(columns, head.zero, head.groups, head.width)
-    return geometry.as_stream((integers * multiples + head.zero).astype(np.uint8))
+    states = np.frombuffer(stored[head.side_stop : head.words_start], "<u4").astype(np.uint32)
+    words = np.frombuffer(stored[head.words_start :], "<u2").astype(np.uint16)
+    coder = LaneCoder(rows, column_classes, head.lanes, head.shape, head.reach, head.learns, head.code)
+    matrix = coder.decode(multiples, head.zero, states, words, where)
+    return Geometry(columns, head.zero, head.groups, head.width).as_stream(matrix)
 
 
 def _side(

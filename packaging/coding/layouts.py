@@ -88,6 +88,9 @@ class Layout:
     block_bytes: int
     planes: tuple[Plane, ...]
 
+    def __hash__(self) -> int:
+        return self.id  # that of all planes would be made anew for every chunk
+
 
 def _bytes(name: str, offset: int, count: int, repeats: bool = True) -> Plane:
     """A field as it is."""

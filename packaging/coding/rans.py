@@ -1,130 +1,135 @@
-"""Interleaved range asymmetric numeral systems in numpy: symbols with a table each, to states and 16-bit words.
+"""Interleaved range asymmetric numeral systems: symbols with a table each, to lane states and 16-bit words and back.
 
-Sources: Duda, arXiv 1311.2540 (rANS); Giesen, arXiv 1402.3392 (interleaving). Symbol i is in lane i mod lanes. Tables
-are `grid_tables`' and learn from the symbols before; what symbols mean is `grid_coder`'s knowledge.
+Sources: Duda, arXiv 1311.2540 (rANS); Giesen, arXiv 1402.3392 (interleaving). The loops are the kernel `grid_coder`'s;
+which classes a matrix has and how a stream begins is `grid_coder`'s knowledge.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgepack.errors import ArchiveError
-from edgepack.packaging.coding.grid_tables import CLASSES
+from edgepack.kernels.native import library, pointer, structure
+from edgepack.packaging.coding.grid_tables import first_tables
+from edgepack.packaging.coding.trellis_symbols import trellis_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
-    from edgepack.packaging.coding.grid_tables import LearningTables
-    from edgepack.packaging.coding.trellis_symbols import StateTracker
+    from edgepack.trellis import TrellisCode
 
 LOW = 1 << 16  # states lie in [LOW, 2^32)
-_FIRST_LESSON = 2048  # symbols before tables first learn
+LEAST_LANES, MOST_LANES = 4, 256  # each is a chain of dependent steps: one alone would decode at a third of the rate
+MOST_REACH = 128
+ASIDE = 128  # added to the class of a row that stands aside
 
 
-def _lessons(count: int, lanes: int, learns: bool) -> Iterator[tuple[int, int]]:
-    """Runs of symbols [start, stop) that are coded with the same tables, each half as long as all before it."""
-    cuts = [0]
-    while learns and cuts[-1] < count:
-        following = max(_FIRST_LESSON, cuts[-1] * 3 // 2)
-        cuts.append(min(-(-following // lanes) * lanes, count))
-    return pairwise(cuts if learns else (0, count))
+@dataclass(frozen=True)
+class LaneCoder:
+    """How the symbols of a matrix are coded.
 
-
-def encode_lanes(
-    symbols: NDArray[np.int64], picks: NDArray[np.int64], tables: LearningTables, lanes: int
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """States and words; lanes are coded from their last symbol to their first.
-
-    Args:
-        symbols: each at least 0 and less than the tables' length.
-        picks: number of every symbol's table.
-        tables: fresh ones.
-        lanes: how many.
-    """
-    frequency, start = np.empty(len(symbols), np.uint64), np.empty(len(symbols), np.uint64)
-    places = tables.places[picks]
-    for first, stop in _lessons(len(symbols), lanes, tables.learns):
-        run = slice(first, stop)
-        frequency[run] = tables.counts[places[run], symbols[run]]
-        start[run] = tables.starts[places[run], symbols[run]]
-        tables.learn(places[run], symbols[run], last=stop == len(symbols))
-    states = np.full(lanes, LOW, np.uint64)
-    parts = []
-    for first in reversed(range(0, len(symbols), lanes)):
-        f, s = frequency[first : first + lanes], start[first : first + lanes]
-        x = states[: len(f)]
-        full = x >= f << np.uint64(16)
-        parts.append(x[full] & np.uint64(0xFFFF))
-        x = np.where(full, x >> np.uint64(16), x)
-        quotient, rest = np.divmod(x, f)
-        states[: len(f)] = (quotient << np.uint64(16)) + rest + s
-    return states, np.concatenate(parts[::-1])
-
-
-class LaneDecoder:
-    """Takes symbols out of states and words.
-
-    Args:
-        states: uint64 [lanes]; changed.
-        words: all of them.
-        where: begins the text of errors.
+    Attributes:
+        rows: uint8 [rows], row classes; with a code, `ASIDE` more where a row stands aside.
+        columns: uint8 [columns], column classes.
+        lanes: 1 to `MOST_LANES`.
+        shape: of the tables' family.
+        reach: the greatest magnitude of an index, 1 to `MOST_REACH`.
+        learns: whether tables learn from what was coded.
+        code: the trellis whose paths the integers follow, or None.
     """
 
-    def __init__(self, states: NDArray[np.uint64], words: NDArray[np.uint64], where: str) -> None:
-        self._states, self._words, self._where = states, words, where
-        self._position = 0
+    rows: NDArray[np.uint8]
+    columns: NDArray[np.uint8]
+    lanes: int
+    shape: int
+    reach: int
+    learns: bool
+    code: TrellisCode | None
 
-    def decode(
-        self, picks: NDArray[np.int64], tables: LearningTables, tracker: StateTracker | None
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """The inverse of `encode_lanes`.
+    def __post_init__(self) -> None:
+        if not 0 < self.lanes <= MOST_LANES or not 0 < self.reach <= MOST_REACH:
+            raise ValueError(f"expected up to {MOST_LANES} lanes, reach {MOST_REACH}, got {self.lanes}, {self.reach}")
+        if not self.rows.size or not self.columns.size:
+            raise ValueError(f"expected rows and columns, got {self.rows.size} and {self.columns.size}")
+
+    @property
+    def shape_of_matrix(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.rows.size, self.columns.size
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """What the kernel reads, by the names of its fields."""
+        return {
+            "first": first_tables(self.shape, self.reach, 1 if self.code is None else 2),
+            "row_classes": np.ascontiguousarray(self.rows),
+            "column_classes": np.ascontiguousarray(self.columns),
+        }
+
+    def _grid(self, arrays: dict[str, NDArray[Any]]) -> Any:
+        kinds = {name: "const uint16_t *" if name == "first" else "const uint8_t *" for name in arrays}
+        return structure(
+            "edgepack_grid *", rows=self.rows.size, columns=self.columns.size, lanes=self.lanes, reach=self.reach,
+            learns=self.learns, **trellis_fields(self.code),
+            **{name: pointer(array, kinds[name]) for name, array in arrays.items()},
+        )  # fmt: skip
+
+    def encode(
+        self, indices: NDArray[np.int16], chosen: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
+        """Lane states and words.
 
         Args:
-            picks: class of every symbol.
-            tables: fresh ones; with a tracker, of both quantisers.
-            tracker: tells quantisers as it is told symbols; None where all are 0.
+            indices: [rows, columns], within ±reach.
+            chosen: quantisers [rows, columns]; with a code only.
 
-        Returns:
-            uint8 symbols and quantisers (None without a tracker).
+        Raises:
+            ValueError: other shapes, or indices beyond the reach.
+        """
+        used = np.zeros(1, np.uint8) if chosen is None or self.code is None else np.ascontiguousarray(chosen)
+        if indices.shape != self.shape_of_matrix or (self.code is not None and used.shape != indices.shape):
+            raise ValueError(f"expected indices {self.shape_of_matrix}, got {indices.shape} and {used.shape}")
+        if int(indices.max()) > self.reach or int(indices.min()) < -self.reach:
+            raise ValueError(f"expected indices within {self.reach}, got {indices.min()} to {indices.max()}")
+        arrays, values = self._arrays(), np.ascontiguousarray(indices, np.int16)
+        states, words = np.empty(self.lanes, np.uint32), np.empty(indices.size, np.uint16)
+        count = library().edgepack_grid_encode(
+            self._grid(arrays), pointer(values, "const int16_t *"), pointer(used, "const uint8_t *"),
+            pointer(states, "uint32_t *"), pointer(words, "uint16_t *"),
+        )  # fmt: skip
+        if count < 0:
+            raise MemoryError
+        return states, words[words.size - count :]
+
+    def decode(
+        self, multiples: NDArray[np.uint8], zero: int, states: NDArray[np.uint32], words: NDArray[np.uint16], where: str
+    ) -> NDArray[np.uint8]:
+        """The bytes uint8 [rows, columns]: integer · multiple of its column + zero, modulo 256.
+
+        Args:
+            multiples: uint8 [columns].
+            zero: the symbol of the integer 0.
+            states: uint32 [lanes].
+            words: all of them.
+            where: begins the text of errors.
 
         Raises:
             ArchiveError: words end too early or are left over, or the states do not end where they began.
+            ValueError: another number of multiples or states.
         """
-        symbols = np.empty(len(picks), np.uint8)
-        quantisers = None if tracker is None else np.empty(len(picks), np.uint8)
-        lanes = len(self._states)
-        for begin, end in _lessons(len(picks), lanes, tables.learns):
-            of_slot, places = tables.of_slot(), tables.places[picks[begin:end]]
-            step_up = tables.places[picks[begin:end] + CLASSES] - places if quantisers is not None else None
-            for first in range(begin, end, lanes):
-                run = slice(first - begin, min(first + lanes, end) - begin)
-                place = places[run]
-                if tracker is not None and quantisers is not None and step_up is not None:
-                    quantiser = quantisers[first : begin + run.stop] = tracker.quantisers(first, begin + run.stop)
-                    place = places[run] = place + step_up[run] * quantiser
-                symbol = symbols[first : begin + run.stop] = self._take(place, tables, of_slot)
-                if tracker is not None:
-                    tracker.take(first, symbol)
-            tables.learn(places, symbols[begin:end], last=end == len(picks))
-        if self._position != len(self._words) or (self._states != LOW).any():
-            raise ArchiveError(f"{self._where}: does not end where it began: damaged or hostile")
-        return symbols, quantisers
-
-    def _take(self, place: NDArray[np.int64], tables: LearningTables, of_slot: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """One symbol of each of the first lanes."""
-        x = self._states[: len(place)]
-        slot = x & np.uint64(0xFFFF)
-        symbol = of_slot[place, slot]
-        x = tables.counts[place, symbol] * (x >> np.uint64(16)) + slot - tables.starts[place, symbol]
-        needy = np.flatnonzero(x < LOW)
-        if self._position + len(needy) > len(self._words):
-            raise ArchiveError(f"{self._where}: its {len(self._words)} words end too early")
-        x[needy] = (x[needy] << np.uint64(16)) | self._words[self._position : self._position + len(needy)]
-        self._position += len(needy)
-        self._states[: len(place)] = x
-        return np.asarray(symbol)
+        if multiples.size != self.columns.size or states.size != self.lanes:
+            raise ValueError(f"expected {self.columns.size} multiples, {self.lanes} states")
+        arrays, out = self._arrays(), np.empty(self.shape_of_matrix, np.uint8)
+        factors, begun, fed = map(np.ascontiguousarray, (multiples, states, words))
+        problem = library().edgepack_grid_decode(
+            self._grid(arrays), pointer(factors, "const uint8_t *"), zero, pointer(begun, "const uint32_t *"),
+            pointer(fed, "const uint16_t *"), fed.size, pointer(out, "uint8_t *"),
+        )  # fmt: skip
+        if problem < 0:
+            raise MemoryError
+        if problem:
+            reason = f"its {words.size} words end too early" if problem == 1 else "does not end where it began"
+            raise ArchiveError(f"{where}: {reason}: damaged or hostile")
+        return out

@@ -79,7 +79,7 @@ class StreamEncoder:
 
     def encode(
         self, kind: int, data: Bytes, repeats: bool, geometry: Geometry | None = None
-    ) -> tuple[StreamEntry, bytes, int]:
+    ) -> tuple[StreamEntry, bytes | memoryview, int]:
         """Compress one stream.
 
         Args:
@@ -91,7 +91,8 @@ class StreamEncoder:
         Returns:
             its entry, the stored bytes, and the length that they would have without the dictionary.
         """
-        stored, codec = data.tobytes(), StreamCodec.STORED
+        stored: bytes | memoryview = data.data  # copied into the record once, if nothing is smaller
+        codec = StreamCodec.STORED
         for candidate in self._candidates(data, repeats):
             if len(candidate) < len(stored):
                 stored, codec = candidate, StreamCodec.ZSTD

@@ -43,6 +43,11 @@ class Chunk:
     where: str
 
 
+def chunk_cost(chunk: Chunk) -> int:
+    """Bytes of memory that decoding a chunk takes, about: what it restores to, or what is stored of it."""
+    return max(chunk.raw_bytes, chunk.record_bytes)
+
+
 @dataclass(frozen=True)
 class Segment:
     """A contiguous range of a member: a tensor (with a name) and the padding behind it, or a piece without a name.

@@ -155,14 +155,20 @@ def _restore(
         return chunks.decode(piece[1], decoder, f"chunk {piece[0]}")
 
     done = 0
-    for raw in ordered_map(decode, _chunk_records(arrived, size), threads):
+    for raw in ordered_map(decode, _chunk_records(arrived, size), threads, size=_cost):
         done += len(raw)
         target.write(raw.data)
         whole.update(raw.data)
         advance(len(raw))
+        del raw  # not kept while the next one is decoded: chunks may be large
     if done != size:
         raise ArchiveError(f"expected {size} bytes of the member, its chunks hold {done}")
     return whole.digest()
+
+
+def _cost(piece: tuple[int, bytes]) -> int:
+    """Bytes of memory that decoding a record takes, about."""
+    return max(len(piece[1]), records.decode_chunk_head(piece[1], f"chunk {piece[0]}").raw_bytes)
 
 
 def _chunk_records(arrived: _Arrived, size: int) -> Iterator[tuple[int, bytes]]:

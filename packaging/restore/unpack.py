@@ -114,6 +114,7 @@ def _restore(
             stream.write(raw.data)
             whole.update(raw.data)
             advance(chunk.raw_bytes)
+            del raw  # not kept while the next one is decoded: chunks may be large
     if whole.hexdigest() != member.sha256:
         raise IntegrityError(f"'{member.name}': SHA-256 of the restored file differs from the archive's")
     return kept

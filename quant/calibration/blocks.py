@@ -186,7 +186,7 @@ class BlockwiseModel:
         for as_tuple in (self._returns_tuple, True):
             self._returns_tuple = as_tuple
             try:
-                recorders = self._record(tokens)
+                recorders = self._record(tokens, before_head=True)
             except (IndexError, RuntimeError, TypeError, ValueError):
                 continue  # the model took output[0] of a tensor: its blocks return tuples
             if all(recorder.hidden.ndim == 3 for recorder in recorders):
@@ -200,17 +200,8 @@ class BlockwiseModel:
 
     def head_inputs(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """What the output matrix receives, from the last block's output: [batch, length, width]."""
-        seen: list[torch.Tensor] = []
-
-        def stop(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-            seen.append(arguments[0])
-            raise _StopForwardError
-
-        handle = self.model.get_output_embeddings().register_forward_pre_hook(stop)
-        try:
+        with self._stopping_at_head(True) as seen:
             self._run_shell(tokens, hidden)
-        finally:
-            handle.remove()
         return seen[0]
 
     @contextmanager
@@ -225,8 +216,26 @@ class BlockwiseModel:
             finally:
                 self._shell_depth -= 1
 
-    def _record(self, tokens: torch.Tensor, stop: bool = False) -> list[_Recorder]:
-        return self._run_shell(tokens, None, stop)[0]
+    def _record(self, tokens: torch.Tensor, stop: bool = False, before_head: bool = False) -> list[_Recorder]:
+        with self._stopping_at_head(before_head):
+            return self._run_shell(tokens, None, stop)[0]
+
+    @contextmanager
+    def _stopping_at_head(self, wanted: bool) -> Iterator[list[torch.Tensor]]:
+        """Let the model's forward end where its output matrix would begin; gives a list for what enters that."""
+        seen: list[torch.Tensor] = []
+
+        def stop(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            seen.append(arguments[0])
+            raise _StopForwardError
+
+        head = self.model.get_output_embeddings()
+        handle = head.register_forward_pre_hook(stop) if wanted and head is not None else None
+        try:
+            yield seen
+        finally:
+            if handle is not None:
+                handle.remove()
 
     def _run_shell(
         self, tokens: torch.Tensor, hidden: torch.Tensor | None, stop: bool = False

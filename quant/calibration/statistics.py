@@ -36,6 +36,11 @@ class LinearStatistics:
     mean_square: NDArray[np.float32]
     hessian: NDArray[np.float32] | None = None
 
+    def divided(self, scales: NDArray[np.float32]) -> LinearStatistics:
+        """The statistics of x / scales, channel by channel; `scales` float32 [in], positive."""
+        hessian = None if self.hessian is None else self.hessian / scales / scales[:, None]
+        return LinearStatistics(self.count, self.mean_abs / scales, self.mean_square / scales**2, hessian)
+
 
 class MomentAccumulator:
     """Sums over tokens; products run in the activations' own type, sums in float64 on the CPU.

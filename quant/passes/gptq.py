@@ -1,7 +1,7 @@
-"""GPTQ into GGUF block types: ggml chooses the scales of a super-block, error feedback chooses its integers.
+"""GPTQ into GGUF block types: the encoder chooses the scales of a super-block, error feedback chooses its integers.
 
-The result is weights that lie exactly on the file's grids, with the very bytes that hold them. The sweep itself is
-`edgepack.quant.feedback`, block layouts are `edgepack.quant.codecs.ggml.grid`.
+The result is weights that lie exactly on the file's grids, with the very bytes that hold them. The inner loop is a
+compiled kernel, factors are `edgepack.quant.feedback`'s, block layouts `edgepack.quant.codecs.ggml.grid`'s.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from edgepack.kernels.native import library, pointer
 from edgepack.quant.codecs.ggml.codec import quantize_rows
 from edgepack.quant.codecs.ggml.grid import GRID_TYPES, read_grid, write_quants
-from edgepack.quant.feedback import DAMPING, damping_note, feedback_factor, feedback_sweep
+from edgepack.quant.feedback import DAMPING, damping_note, feedback_factor
 from edgepack.quant.passes.coded_rows import CodedRows
 from edgepack.quant.passes.run import PassOutcome, change_blocks, few
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
     from edgepack.gguf.types import GGMLType
     from edgepack.model import Checkpoint
+    from edgepack.quant.calibration.statistics import LinearStatistics
     from edgepack.quant.calibration.sweep import BlockVisit
+    from edgepack.quant.codecs.ggml.grid import Grid
     from edgepack.quant.feedback import FeedbackFactor
     from edgepack.quant.passes.run import Figure, PassRun
 
@@ -39,58 +42,69 @@ class GptqSettings:
     damping: float = DAMPING
 
 
-class BlockTypeRounder:
-    """Rounds to the grids of a ggml type, whose scales are fixed when a super-block begins.
-
-    Args:
-        kind: a type whose values are scale · q + offset.
-        importance: E[x²] [in], what ggml weights errors by while it searches scales; or None.
-        rows: rows of the weight.
-    """
-
-    def __init__(self, kind: GGMLType, importance: NDArray[np.float32] | None, rows: int) -> None:
-        self.kind, self.group = kind, kind.block_size
-        self._importance, self._rows = importance, rows
-        self._blocks: list[NDArray[np.uint8]] = []
-        self._quants: list[torch.Tensor] = []
-        self._scale = self._offset = torch.empty(0)
-        self._span, self._start = (0, 0), 0
-        self._sub_block = 1
-
-    def start_group(self, start: int, weights: torch.Tensor) -> None:
-        """Let ggml choose the scales for the columns from `start`."""
-        rows = np.ascontiguousarray(weights.cpu().numpy())
-        importance = None if self._importance is None else self._importance[start : start + self.group]
-        blocks = quantize_rows(self.kind, rows, importance)
-        grid = read_grid(self.kind, blocks)
-        self._blocks.append(blocks)
-        self._scale = torch.from_numpy(grid.scale.copy()).to(weights.device)
-        self._offset = torch.from_numpy(grid.offset.copy()).to(weights.device)
-        self._span, self._sub_block, self._start = (grid.lowest, grid.highest), grid.group, start
-
-    def round(self, column: int, values: torch.Tensor) -> torch.Tensor:
-        """The nearest point of each row's grid; a scale of zero has only its offset."""
-        at = (column - self._start) // self._sub_block
-        scale, offset = self._scale[:, at], self._offset[:, at]
-        quants = ((values - offset) / torch.where(scale == 0, torch.ones_like(scale), scale)).round()
-        quants = quants.clamp(*self._span).masked_fill(scale == 0, 0.0)
-        self._quants.append(quants.to(torch.int8).cpu())
-        return quants * scale + offset
-
-    def rows(self) -> NDArray[np.uint8]:
-        """All blocks with the integers that were chosen: uint8 [rows, bytes of a row]."""
-        quants = torch.stack(self._quants, dim=1).numpy()
-        blocks = np.concatenate(self._blocks, axis=1)
-        return write_quants(self.kind, blocks, quants)
+# Columns whose errors move the columns beyond in one matrix product; a multiple of every type's block.
+_BLOCK = 256
 
 
 def gptq_rows(
     weight: torch.Tensor, factor: FeedbackFactor, kind: GGMLType, importance: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.uint8], float]:
-    """Bytes [out, bytes of a row] of `weight` [out, in] in `kind`, and the loss as `FeedbackResult` has it."""
-    rounder = BlockTypeRounder(kind, importance, len(weight))
-    result = feedback_sweep(weight, factor, rounder, block=256)
-    return rounder.rows(), result.loss
+    """Round `weight` to a type whose values are scale · q + offset; scales are chosen when a block begins.
+
+    Args:
+        weight: float32 [out, in], `in` a multiple of the type's block; not modified.
+        factor: of the layer's Hessian.
+        kind: one of `GRID_TYPES`.
+        importance: E[x²] [in], what errors are weighted by while scales are searched; or None.
+
+    Returns:
+        uint8 [out, bytes of a row], and the loss as `FeedbackResult` has it.
+    """
+    work, upper = weight.detach().cpu().float().clone(), factor.upper.cpu()
+    quants = np.empty(work.shape, dtype=np.int8)
+    blocks, loss = [], 0.0
+    for start in range(0, work.shape[1], _BLOCK):
+        stop = min(start + _BLOCK, work.shape[1])
+        tile = _Tile(work[:, start:stop].contiguous().numpy(), upper[start:stop, start:stop].contiguous().numpy())
+        blocks += tile.round(kind, None if importance is None else importance[start:stop])
+        quants[:, start:stop] = tile.quants
+        errors = torch.from_numpy(tile.errors)
+        work[:, stop:].addmm_(errors, upper[start:stop, stop:], alpha=-1)
+        loss += float(errors.square().sum().double())
+    return write_quants(kind, np.concatenate(blocks, axis=1), quants), loss
+
+
+class _Tile:
+    """A block of columns: rounded group after group, the errors of each made good by the columns to its right.
+
+    Args:
+        weights: float32 [out, width], at most `_BLOCK` wide; modified.
+        upper: float32 [width, width], the factor's part.
+    """
+
+    def __init__(self, weights: NDArray[np.float32], upper: NDArray[np.float32]) -> None:
+        self.weights, self.upper = weights, upper
+        self.quants = np.empty(weights.shape, dtype=np.int8)
+        self.errors = np.empty_like(weights)
+
+    def round(self, kind: GGMLType, importance: NDArray[np.float32] | None) -> list[NDArray[np.uint8]]:
+        """Round all columns; the blocks of each group, their integers those of plain rounding."""
+        width, found = self.weights.shape[1], []
+        for first in range(0, width, kind.block_size):
+            last = first + kind.block_size
+            rows = np.ascontiguousarray(self.weights[:, first:last])
+            found.append(quantize_rows(kind, rows, None if importance is None else importance[first:last]))
+            self._feed_back(first, last, read_grid(kind, found[-1]))
+        return found
+
+    def _feed_back(self, first: int, last: int, grid: Grid) -> None:
+        rows, width = self.weights.shape
+        library().edgepack_feedback_grid(
+            pointer(self.weights, "float *"), rows, width, first, last, pointer(self.upper, "const float *"),
+            pointer(np.ascontiguousarray(grid.scale), "const float *"),
+            pointer(np.ascontiguousarray(grid.offset), "const float *"),
+            grid.group, grid.lowest, grid.highest, pointer(self.quants, "int8_t *"), pointer(self.errors, "float *"),
+        )  # fmt: skip
 
 
 def apply_gptq(checkpoint: Checkpoint, settings: GptqSettings, run: PassRun) -> PassOutcome:
@@ -123,10 +137,12 @@ class _Walk:
     def __call__(self, visit: BlockVisit) -> list[str]:
         names = [name for name in visit.block.linears if self._takes(name)]
         statistics, _ = visit.observe(names, True)
+        factors: dict[int, FeedbackFactor] = {}  # linears that read one input share its statistics
         for name in names:
             found, weight = statistics[name], visit.block.weight(name)
-            assert found.hessian is not None
-            factor = feedback_factor(torch.from_numpy(found.hessian).to(weight.device), self.settings.damping, name)
+            if id(found) not in factors:
+                factors[id(found)] = self._factor(name, found)
+            factor = factors[id(found)]
             note = damping_note(name, found.count, weight.shape[1], factor, self.settings.damping)
             self.damped += [note] if note else []
             importance = found.mean_square if self.run.with_importance else None
@@ -136,6 +152,10 @@ class _Walk:
             self.damping = max(self.damping, factor.damping)
             self.rounded += 1
         return names
+
+    def _factor(self, name: str, found: LinearStatistics) -> FeedbackFactor:
+        assert found.hessian is not None
+        return feedback_factor(torch.from_numpy(found.hessian), self.settings.damping, name)
 
     def _takes(self, name: str) -> bool:
         kind = self.run.target_types.get(name)

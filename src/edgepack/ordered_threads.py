@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, TypeVar
 from edgepack.processors import default_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable
     from concurrent.futures import Future
+
+_IN_FLIGHT_BYTES = 16 << 20  # of pieces that tell a size: a few large ones must not fill the memory
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -25,7 +27,8 @@ def ordered_map(
     threads: int | None = None,
     *,
     ahead: int | None = None,
-) -> Iterator[Result]:
+    size: Callable[[Piece], int] = lambda _piece: 0,
+) -> Generator[Result, None, None]:
     """`function` of every piece, in order; numpy, hashlib, zstd and the kernels release the interpreter meanwhile.
 
     An error of `function` is raised where its result would have come; what has not begun by then is cancelled.
@@ -35,18 +38,26 @@ def ordered_map(
         pieces: taken as they are needed, at most `ahead` + 1 ahead of what the caller has consumed.
         threads: workers; None for one a processor.
         ahead: results and pieces under way that may wait for the caller; None for twice the workers.
+        size: bytes that a piece takes in memory; no more than 16 MiB of them, or one piece, are under way at once.
     """
     workers = threads or default_threads()
     most = 2 * workers if ahead is None else ahead
-    waiting: deque[Future[Result]] = deque()
+    waiting: deque[tuple[int, Future[Result]]] = deque()
+    in_flight = 0
     with ThreadPoolExecutor(workers) as pool:
         try:
             for piece in pieces:
-                waiting.append(pool.submit(function, piece))
+                bytes_ = size(piece)
+                while waiting and in_flight + bytes_ > _IN_FLIGHT_BYTES:
+                    in_flight -= waiting[0][0]
+                    yield waiting.popleft()[1].result()
+                waiting.append((bytes_, pool.submit(function, piece)))
+                in_flight += bytes_
                 if len(waiting) > most:
-                    yield waiting.popleft().result()
+                    in_flight -= waiting[0][0]
+                    yield waiting.popleft()[1].result()
             while waiting:
-                yield waiting.popleft().result()
+                yield waiting.popleft()[1].result()
         finally:
-            for future in waiting:
+            for _bytes, future in waiting:
                 future.cancel()

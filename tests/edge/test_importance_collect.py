@@ -96,7 +96,11 @@ def test_experts_sums_add_up_to_the_routers(books, tmp_path, text):
 def test_bytes_equal_llama_cpps_with_the_same_matrix(full, collected, tmp_path, target):
     mapped, chosen = open_model(full), find_target(target)
     weights = collected.weights({name: rows.shape for name, rows in mapped.tensors.items()})
-    write_gguf(plan_export(mapped, chosen, PlanOptions(importance=weights)), tmp_path / "ours.gguf", threads=2)
+    write_gguf(
+        plan_export(mapped, chosen, PlanOptions(importance=weights, quantizer="ggml")),
+        tmp_path / "ours.gguf",
+        threads=2,
+    )
     assert llama_quantize(full, tmp_path / "theirs.gguf", chosen.file_type, importance=weights)
     assert tensors_of(tmp_path / "ours.gguf") == tensors_of(tmp_path / "theirs.gguf")
 

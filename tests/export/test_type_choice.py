@@ -183,7 +183,7 @@ def assert_same_bytes(source: Source, target: Target, folder: Path, overrides: O
         ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
         succeeded = llama_quantize(source.path, theirs, target.file_type, importance=importance, overrides=overrides)
         try:
-            plan = plan_export(source.model, target, PlanOptions(overrides, importance))
+            plan = plan_export(source.model, target, PlanOptions(overrides, importance, "ggml"))
         except (CalibrationError, UsageError):
             assert not succeeded
             continue

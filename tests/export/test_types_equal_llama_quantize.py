@@ -12,7 +12,7 @@ from references.tiny_checkpoints import random_model, write_checkpoint
 from edgepack.errors import UsageError
 from edgepack.export.gguf_file import write_gguf
 from edgepack.export.mapped_model import open_model
-from edgepack.export.plan import plan_export
+from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.quant.types.targets import TARGETS, Target, find_target
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def assert_equal_to_llama_quantize(model: Path, target: Target, folder: Path) ->
     ours, f32, theirs = folder / "ours.gguf", folder / "f32.gguf", folder / "theirs.gguf"
     write_gguf(plan_export(mapped, find_target("f32")), f32)
     assert llama_quantize(f32, theirs, target.file_type)
-    write_gguf(plan_export(mapped, target), ours)
+    write_gguf(plan_export(mapped, target, PlanOptions(quantizer="ggml")), ours)
     expected, got = tensors_of(theirs), tensors_of(ours)
     assert {name: kind for name, (kind, _) in got.items()} == {name: kind for name, (kind, _) in expected.items()}
     assert [name for name in expected if got[name] != expected[name]] == []

@@ -6,11 +6,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references.numpy_coding import planes as numpy_planes
 
 from edgepack.errors import ArchiveError
 from edgepack.gguf.types import GGMLType
 from edgepack.packaging.coding import planes
-from edgepack.packaging.coding.layouts import LAYOUTS, TAIL, Layout, kind_name, layout_of, stream_kind
+from edgepack.packaging.coding.layouts import (
+    LAYOUTS,
+    TAIL,
+    Column,
+    Layout,
+    Part,
+    Plane,
+    kind_name,
+    layout_of,
+    stream_kind,
+)
 
 BLOCKED = [layout for layout in LAYOUTS.values() if layout.block_bytes > 1]
 
@@ -59,6 +70,22 @@ def test_joining_is_the_inverse_of_splitting_for_any_bytes(layout: Layout, seed:
     assert [len(stream) for stream in streams] == [size for _, size in planes.plane_sizes(layout, len(raw))]
     if raw:
         assert planes.join(layout, len(raw), streams).tobytes() == raw
+        for mine, expected in zip(streams, numpy_planes.split(layout, raw), strict=True):
+            assert np.array_equal(mine, expected)
+
+
+@pytest.mark.parametrize("layout", BLOCKED, ids=lambda layout: layout.name)
+def test_any_streams_join_as_in_the_reference_over_many_tiles(layout: Layout) -> None:
+    """Also streams that no splitting gives: what a hostile archive may hold."""
+    size, random = 300 * layout.block_bytes + 5, np.random.default_rng(1)
+    streams = [random.integers(0, 256, length, dtype=np.uint8) for _, length in planes.plane_sizes(layout, size)]
+    assert np.array_equal(planes.join(layout, size, streams), numpy_planes.join(layout, size, streams))
+
+
+def test_a_row_that_leaves_its_block_never_reaches_the_kernel() -> None:
+    beyond = Layout(999, "beyond", 8, (Plane("all", (Column(8, (Part(1),)),)),))
+    with pytest.raises(ValueError, match="leaves its block"):
+        planes.split(beyond, bytes(16))
 
 
 def reference_quants(kind: GGMLType, block: bytes) -> list[int]:

@@ -17,12 +17,14 @@ from safetensors.numpy import save_file
 from wire_models import varied_text, write_small_llama
 
 from edgepack.errors import TokenizerError, UsageError
+from edgepack.export.mapped_model import open_model
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import open_archive
 from edgepack.pipeline.accepted import check_request
 from edgepack.pipeline.export import run_export
 from edgepack.pipeline.goals import judging
 from edgepack.pipeline.request import ExportRequest
+from edgepack.quant.codecs.ggml.codec import quantize_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -212,3 +214,14 @@ def test_a_gate_opens_its_original_once_for_all_tries(
     result = run_export(replace(request, output=tmp_path / "x.gguf", max_kl=0.02))
     assert len(result.tried) > 1
     assert opened == [1]  # once, with the threads that were asked for
+
+
+def test_the_bytes_of_llama_cpps_own_quantiser_are_an_option(books: Path, tmp_path: Path) -> None:
+    for quantizer in ("edgepack", "ggml"):
+        run_export(ExportRequest(books, "gguf-q4_0", quantizer=quantizer, output=tmp_path / f"{quantizer}.gguf"))
+    tensor = read_header(tmp_path / "ggml.gguf").tensor("blk.0.attn_q.weight")
+    weights = open_model(books).tensors["blk.0.attn_q.weight"].read(0, 256)
+    expected = quantize_rows(tensor.type, weights, quantizer="ggml").tobytes()
+    start = read_header(tmp_path / "ggml.gguf").data_start + tensor.offset
+    assert (tmp_path / "ggml.gguf").read_bytes()[start : start + tensor.nbytes] == expected
+    assert (tmp_path / "edgepack.gguf").stat().st_size == (tmp_path / "ggml.gguf").stat().st_size

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from references.gptq_torch import BlockTypeRounder
 
 from edgepack.gguf.types import GGMLType
 from edgepack.model import read_tensor
 from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows
 from edgepack.quant.codecs.ggml.grid import GRID_TYPES
-from edgepack.quant.feedback import damping_note, feedback_factor
+from edgepack.quant.feedback import damping_note, feedback_factor, feedback_sweep
 from edgepack.quant.passes.coded_rows import CodedRows
 from edgepack.quant.passes.gptq import GptqSettings, apply_gptq, gptq_rows
 from edgepack.quant.passes.run import PassRun
@@ -45,6 +46,20 @@ def test_outputs_are_nearer_than_with_plain_rounding_at_the_same_bytes(kind: GGM
     assert rows.shape == plain.shape
     ours, theirs = (torch.from_numpy(dequantize_rows(kind, r, 24, 512)) - weight for r in (rows, plain))
     assert loss(ours, hessian) < 0.8 * loss(theirs, hessian)
+
+
+@pytest.mark.parametrize("kind", [GGMLType.Q4_0, GGMLType.Q5_1, GGMLType.Q4_K, GGMLType.Q6_K], ids=lambda k: k.name)
+@pytest.mark.parametrize("rows", [1, 16, 24])
+def test_the_kernel_rounds_as_the_sweep_by_columns_does(kind: GGMLType, rows: int) -> None:
+    weight, hessian = layer(768)
+    weight, importance, factor = weight[:rows], hessian.diagonal().numpy().copy(), feedback_factor(hessian)
+    found, loss_found = gptq_rows(weight, factor, kind, importance)
+    rounder = BlockTypeRounder(kind, importance, rows)
+    expected = feedback_sweep(weight, factor, rounder, block=256)
+    # A sum in another order may move a weight that lies between two points, and then the columns after it.
+    same = dequantize_rows(kind, found, rows, 768) == dequantize_rows(kind, rounder.rows(), rows, 768)
+    assert same.mean() > 0.9
+    assert loss_found == pytest.approx(expected.loss, rel=0.01)
 
 
 def test_with_independent_channels_nothing_but_the_last_bit_differs_from_plain_rounding() -> None:

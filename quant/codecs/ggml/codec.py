@@ -1,7 +1,7 @@
-"""ggml's tensor types as a codec: rows of float32 to blocks and back, by the library that will run them.
+"""ggml's tensor types as a codec: rows of float32 to blocks and back.
 
-Pure functions on arrays; which tensor gets which type is left to `edgepack.quant.types.choice`, threads to
-the caller (every call releases the interpreter's lock).
+Pure functions on arrays, by edgepack's own encoders or by the library that will run the blocks; which tensor gets which
+type is left to `edgepack.quant.types.choice`, threads to the caller (every call releases the interpreter's lock).
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import numpy as np
 
 from edgepack.errors import CodecError
 from edgepack.gguf.types import GGMLType
+from edgepack.quant.codecs.ggml.encoders import ENCODED_TYPES, encode_rows
 from edgepack.quant.codecs.ggml.library import convert_rows, ggml, type_traits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from edgepack.quant.codecs.ggml.encoders import Quantizer
 
 _WIDEN = {GGMLType.BF16: "ggml_bf16_to_fp32_row", GGMLType.F16: "ggml_fp16_to_fp32_row"}
 _NARROW = {GGMLType.BF16: "ggml_fp32_to_bf16_row", GGMLType.F16: "ggml_fp32_to_fp16_row"}
@@ -27,14 +30,19 @@ def needs_importance(kind: GGMLType) -> bool:
 
 
 def quantize_rows(
-    kind: GGMLType, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None
+    kind: GGMLType,
+    rows: NDArray[np.float32],
+    importance: NDArray[np.float32] | None = None,
+    quantizer: Quantizer = "edgepack",
 ) -> NDArray[np.uint8]:
-    """Quantise rows with `ggml_quantize_chunk`, the function that llama.cpp's own quantiser calls.
+    """Rows to blocks of `kind`; each row by itself, so that any chunks of them give the same bytes.
 
     Args:
         kind: the target type.
         rows: float32, shape [n, columns]; columns a multiple of the type's block size.
         importance: float32, shape [columns], or None.
+        quantizer: `ggml` for the bytes of `ggml_quantize_chunk`, the function that llama.cpp's own quantiser calls;
+            `edgepack` for its own encoders where the type has one.
 
     Returns:
         uint8, shape [n, bytes of a row].
@@ -45,19 +53,29 @@ def quantize_rows(
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     if rows.ndim != 2:
         raise CodecError(f"type {kind.name}: expected rows of shape [n, columns], got {rows.shape}")
-    count, columns = rows.shape
-    out = np.empty((count, kind.row_bytes(columns)), dtype=np.uint8)
+    out = np.empty((len(rows), kind.row_bytes(rows.shape[1])), dtype=np.uint8)
     if kind is GGMLType.F32:
         return rows.view(np.uint8).reshape(out.shape)
     if kind in _NARROW:
         getattr(ggml(), _NARROW[kind])(rows.ctypes.data, out.ctypes.data, rows.size)
         return out
-    weights = _checked_importance(kind, importance, columns)
+    weights = _checked_importance(kind, importance, rows.shape[1])
+    if quantizer == "edgepack" and kind in ENCODED_TYPES:
+        encode_rows(kind, rows, weights, out)
+    else:
+        _quantize_chunk(kind, rows, weights, out)
+    return out
+
+
+def _quantize_chunk(
+    kind: GGMLType, rows: NDArray[np.float32], weights: NDArray[np.float32] | None, out: NDArray[np.uint8]
+) -> None:
+    """The quantiser of ggml itself into `out`; modifies it."""
+    count, columns = rows.shape
     address = None if weights is None else weights.ctypes.data
     written = ggml().ggml_quantize_chunk(kind, rows.ctypes.data, out.ctypes.data, 0, count, columns, address)
     if written != out.nbytes:
         raise CodecError(f"type {kind.name}: expected {out.nbytes} bytes from ggml, got {written}")
-    return out
 
 
 def _checked_importance(

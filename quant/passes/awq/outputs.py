@@ -1,11 +1,13 @@
-"""Outputs of the modules above a fold's sinks: recorded once with exact weights, compared with what rounded ones give.
+"""What enters a block's linears at some tokens, and how much each of their outputs moves the module above.
 
-Activations are rounded on the way as llama.cpp's CPU kernels round them. Which scales are tried is left to `scales`.
+A scale is judged on these: a few hundred tokens, a few hundred rows of each linear, instead of whole modules run again
+for every scale. Activations are rounded on the way as llama.cpp's CPU kernels round them. Which scales are tried
+is left to `scales`.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,66 +16,136 @@ import torch
 from edgepack.quant.passes.awq.rounding import rounded_activations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from torch import nn
-
-    from edgepack.quant.calibration.blocks import Block
     from edgepack.quant.calibration.sweep import BlockVisit
+    from edgepack.quant.passes.awq.folding import Fold
+
+# Tokens and rows of a linear that a scale is judged on. All of them choose the same scales but for one in some hundred,
+# with errors that differ in the third digit (docs/lab-notes.md).
+TOKENS = 512
+ROWS = 128
 
 
 @dataclass(frozen=True)
-class _Call:
-    """One call of a module and what it gave."""
+class LinearSample:
+    """A linear at some tokens.
 
-    module: nn.Module
-    arguments: tuple[Any, ...]
-    keywords: Mapping[str, Any]
-    output: torch.Tensor
+    Attributes:
+        inputs: float32 [tokens, in].
+        sensitivity: float32 [tokens, rows]: by how much the square of a small change of each output moves the squared
+            output of the module above, summed over its channels; None where the linear's own outputs are what counts.
+        rows: int64 [rows], which outputs.
+    """
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of the call."""
-        count: int = self.output[..., 0].numel()
-        return count
+    inputs: torch.Tensor
+    sensitivity: torch.Tensor | None
+    rows: torch.Tensor
 
-    def error(self) -> torch.Tensor:
-        """Squared error of the module's output now, summed over channels and tokens."""
-        return (_first(self.module(*self.arguments, **self.keywords)) - self.output).square().sum()
+    def error(self, outputs: torch.Tensor, rounded: torch.Tensor, scales: torch.Tensor, block: int) -> torch.Tensor:
+        """Mean over tokens of the outputs' squared error, weighted by sensitivity and summed over all rows.
+
+        Args:
+            outputs: exact ones of the sampled rows [tokens, rows].
+            rounded: what the file makes of those rows' weights [rows, in].
+            scales: of the input channels [in]: the file's inputs are x / scales.
+            block: activations that share a scale when the file runs; 0 for exact ones.
+        """
+        inputs = self.inputs
+        if block:
+            inputs = rounded_activations(inputs / scales, block) * scales
+        gap = (inputs @ rounded.T - outputs).square_()
+        if self.sensitivity is not None:
+            gap *= self.sensitivity
+        return gap.sum() / len(self.inputs)
 
 
-def _first(output: Any) -> torch.Tensor:
-    tensor: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return tensor
-
-
-class ParentOutputs:
-    """Modules of a block with their inputs and outputs over some sequences, before anything is rounded.
+def sample_block(visit: BlockVisit, folds: Sequence[Fold], sequences: int) -> dict[str, LinearSample]:
+    """Samples of every sink of `folds`, by its path in the block, from one run over some of the sequences.
 
     Args:
         visit: the block with its inputs.
-        parents: paths of the modules in the block.
+        folds: their sinks and parents are looked at.
         sequences: how many, in batches that lie evenly over all that there are.
     """
+    batches = spread_batches(len(visit.inputs), sequences, visit.runner.batch)
+    taken = -(-TOKENS // sum(stop - start for start, stop in batches))
+    watchers = [_FoldWatcher(visit.block.module, fold, taken) for fold in folds]
+    with ExitStack() as stack:
+        for watcher in watchers:
+            for handle in watcher.hooks():
+                stack.callback(handle.remove)
+        for start, stop in batches:
+            visit.run(start, stop)
+    return {path: sample for watcher in watchers for path, sample in watcher.samples().items()}
 
-    def __init__(self, visit: BlockVisit, parents: Sequence[str], sequences: int) -> None:
-        self._calls: list[_Call] = []
-        self._modules = [visit.block.module.get_submodule(path) for path in parents]
-        handles = [module.register_forward_hook(self._keep, with_kwargs=True) for module in self._modules]
-        try:
-            for start, stop in spread_batches(len(visit.inputs), sequences, visit.runner.batch):
-                visit.run(start, stop)
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _keep(self, module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any], output: Any) -> None:
-        self._calls.append(_Call(module, arguments, keywords, _first(output).detach().clone()))
+class _FoldWatcher:
+    """Keeps what enters the sinks of a fold and the sensitivity of its parent to what leaves them.
 
-    def error(self) -> float:
-        """Squared error of the outputs as the block's weights are now: a token's mean, summed over channels."""
-        total = torch.stack([call.error() for call in self._calls]).sum()
-        return float(total) * len(self._modules) / sum(call.tokens for call in self._calls)
+    With v random signs, the gradient of v · y by an output has the mean square that all channels of y together have.
+
+    Args:
+        module: the block.
+        fold: whose sinks are watched.
+        taken: tokens of each sequence.
+    """
+
+    def __init__(self, module: Any, fold: Fold, taken: int) -> None:
+        self._module, self._fold, self._taken = module, fold, taken
+        self._inputs: list[torch.Tensor] = []
+        self._gradients: dict[str, list[torch.Tensor]] = {path: [] for path in fold.sinks}
+        self._leaves: dict[str, torch.Tensor] = {}
+        self._rows: dict[str, torch.Tensor] = {}
+
+    def hooks(self) -> list[Any]:
+        """Registers all hooks; the caller removes them."""
+        handles = [
+            self._module.get_submodule(path).register_forward_hook(self._sink_hook(path)) for path in self._fold.sinks
+        ]
+        if self._fold.parent:
+            handles.append(self._module.get_submodule(self._fold.parent).register_forward_hook(self._parent_hook))
+        return handles
+
+    def _sink_hook(self, path: str) -> Callable[..., torch.Tensor | None]:
+        def hook(_module: Any, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+            if path == self._fold.sinks[0]:
+                self._inputs.append(self._some(arguments[0].detach()))
+            self._rows[path] = _evenly(output.shape[-1], ROWS).to(output.device)
+            if not self._fold.parent:
+                return None
+            self._leaves[path] = output.detach().requires_grad_()
+            return self._leaves[path]
+
+        return hook
+
+    def _parent_hook(self, _module: Any, _arguments: tuple[Any, ...], output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple) else output
+        generator = torch.Generator().manual_seed(len(self._inputs))
+        signs = torch.randint(2, first.shape, generator=generator).to(first.device, first.dtype) * 2 - 1
+        leaves = [self._leaves[path] for path in self._fold.sinks]
+        for path, gradient in zip(self._fold.sinks, torch.autograd.grad((first * signs).sum(), leaves), strict=True):
+            self._gradients[path].append(self._some(gradient)[:, self._rows[path]].square())
+        self._leaves.clear()
+        return (first.detach(), *output[1:]) if isinstance(output, tuple) else first.detach()
+
+    def _some(self, values: torch.Tensor) -> torch.Tensor:
+        """Evenly spread tokens of each sequence: [batch, length, width] → [tokens, width]."""
+        chosen = _evenly(values.shape[-2], self._taken).to(values.device)
+        return values[..., chosen, :].reshape(-1, values.shape[-1]).float()
+
+    def samples(self) -> dict[str, LinearSample]:
+        """By path of the sink."""
+        inputs = torch.cat(self._inputs)
+        return {
+            path: LinearSample(inputs, torch.cat(found) if found else None, self._rows[path])
+            for path, found in self._gradients.items()
+        }
+
+
+def _evenly(count: int, wanted: int) -> torch.Tensor:
+    """At most `wanted` of `count` places, evenly spread: int64."""
+    return torch.linspace(0, count - 1, min(count, wanted)).round().long()
 
 
 def spread_batches(available: int, wanted: int, batch: int) -> list[tuple[int, int]]:
@@ -103,39 +175,3 @@ def split_sequences(available: int, wanted: int) -> tuple[tuple[int, int], tuple
     searched = max(1, min(wanted, available * 2 // 3))
     held = max(1, min(searched // 2, available - searched))
     return (0, searched), (available - held, available)
-
-
-@contextmanager
-def rounded_inputs(module: nn.Module, scales: torch.Tensor, block: int) -> Iterator[None]:
-    """Round what enters `module` as the file's kernels will, where the file's inputs are x / `scales` [in].
-
-    Args:
-        module: a linear.
-        scales: of its input channels.
-        block: activations that share a scale; 0 for none.
-    """
-    if not block:
-        yield
-        return
-
-    def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (rounded_activations(arguments[0] / scales, block) * scales, *arguments[1:])
-
-    handle = module.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def replaced(block: Block, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """`weights` [out, in] in the place of the block's own while the context is open."""
-    before = {name: block.weight(name).clone() for name in weights}
-    for name, weight in weights.items():
-        block.set_weight(name, weight)
-    try:
-        yield
-    finally:
-        for name, weight in before.items():
-            block.set_weight(name, weight)

@@ -5,22 +5,20 @@ One block at a time; the walk over the model is left to `weights`. Source: AWQ, 
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
 from edgepack.quant.passes.awq.folding import HeadCounts, gather_heads, spread_over_heads
-from edgepack.quant.passes.awq.outputs import ParentOutputs, replaced, rounded_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from edgepack.quant.calibration.blocks import Block
     from edgepack.quant.calibration.statistics import LinearStatistics
-    from edgepack.quant.calibration.sweep import BlockVisit
     from edgepack.quant.passes.awq.folding import Fold
+    from edgepack.quant.passes.awq.outputs import LinearSample
     from edgepack.quant.passes.awq.rounding import Rounding
 
 STEPS = 20  # exponents r = 0, 1/20 … 19/20
@@ -32,18 +30,32 @@ class Sink:
     """A linear whose columns may be scaled.
 
     Attributes:
-        name: its weight's checkpoint name.
-        module: the linear.
-        rounding: what the file does to its weight.
-        statistics: of its inputs, Hessian included.
+        weight: [out, in].
+        rounding: what the file does to it.
+        statistics: of its inputs.
         with_importance: whether the file weights errors by E[x²].
+        sample: its inputs at some tokens, and the rows that scales are judged on.
     """
 
-    name: str
-    module: Any
+    weight: torch.Tensor
     rounding: Rounding
     statistics: LinearStatistics
     with_importance: bool
+    sample: LinearSample
+
+    def error(self, scales: torch.Tensor) -> torch.Tensor:
+        """Of the outputs, when the columns are rounded times `scales` [in]; for all rows, as the sampled ones tell."""
+        rounded = self.rounded(self._exact, scales)
+        error = self.sample.error(self._outputs, rounded, scales, self.rounding.activation_block)
+        return error * (len(self.weight) / len(rounded))
+
+    @cached_property
+    def _exact(self) -> torch.Tensor:
+        return self.weight[self.sample.rows]
+
+    @cached_property
+    def _outputs(self) -> torch.Tensor:
+        return self.sample.inputs @ self._exact.T
 
     def rounded(self, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         """What becomes of `weight` [out, in] when its columns are rounded times `scales` [in] and divided again."""
@@ -104,23 +116,19 @@ class FoldSearch:
     tried and did not help (docs/lab-notes.md).
 
     Args:
-        visit: the block with its inputs.
         fold: where scales go.
-        sinks: the fold's linears.
+        sinks: the fold's linears; their samples are of exact weights.
         heads: of the model.
-        sequences: how many sequences outputs are compared on.
     """
 
-    def __init__(self, visit: BlockVisit, fold: Fold, sinks: Sequence[Sink], heads: HeadCounts, sequences: int) -> None:
+    def __init__(self, fold: Fold, sinks: Sequence[Sink], heads: HeadCounts) -> None:
         self.fold, self.sinks, self.heads = fold, sinks, heads
-        self.block: Block = visit.block
-        self.originals = {sink.name: self.block.weight(sink.name).clone() for sink in sinks}
-        self.outputs = ParentOutputs(visit, (fold.parent,) if fold.parent else fold.sinks, sequences)
 
     def best(self) -> FoundScales:
         """The scales with the least error of the outputs."""
-        mean_abs = self._source_channels(self._mean_abs())
-        size = self._source_channels(weight_size(list(self.originals.values())))
+        mean_abs = torch.from_numpy(self.sinks[0].statistics.mean_abs).to(self.sinks[0].weight.device)
+        mean_abs = self._source_channels(mean_abs)
+        size = self._source_channels(weight_size([sink.weight for sink in self.sinks]))
         tried = [torch.ones_like(mean_abs), *candidate_scales(mean_abs, size)]
         errors = [self.error(scales) for scales in tried]
         least = min(errors)
@@ -129,15 +137,7 @@ class FoldSearch:
     def error(self, scales: torch.Tensor) -> float:
         """Error of the outputs when the sinks are rounded with `scales` of the source's channels."""
         columns = spread_over_heads(scales, self.heads) if self.fold.per_head else scales
-        rounded = {sink.name: sink.rounded(self.originals[sink.name], columns) for sink in self.sinks}
-        with replaced(self.block, rounded), ExitStack() as stack:
-            for sink in self.sinks:
-                stack.enter_context(rounded_inputs(sink.module, columns, sink.rounding.activation_block))
-            return self.outputs.error()
-
-    def _mean_abs(self) -> torch.Tensor:
-        device = self.originals[self.sinks[0].name].device
-        return torch.from_numpy(self.sinks[0].statistics.mean_abs).to(device)
+        return float(torch.stack([sink.error(columns) for sink in self.sinks]).sum())
 
     def _source_channels(self, columns: torch.Tensor) -> torch.Tensor:
         return gather_heads(columns.clamp(min=_LEAST_SCALE), self.heads) if self.fold.per_head else columns

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from edgepack.quant.passes.awq.clipping import clip_groups, output_error
-from edgepack.quant.passes.awq.folding import FOLDS, HeadCounts, apply_fold
-from edgepack.quant.passes.awq.outputs import split_sequences
+from edgepack.quant.passes.awq.folding import FOLDS, HeadCounts, apply_fold, spread_over_heads
+from edgepack.quant.passes.awq.outputs import sample_block, split_sequences
 from edgepack.quant.passes.awq.rounding import IntegerRounding, rounding_for
 from edgepack.quant.passes.awq.scales import FoldSearch, Sink
 from edgepack.quant.passes.run import PassOutcome, change_blocks
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgepack.quant.calibration.statistics import LinearStatistics
     from edgepack.quant.calibration.sweep import BlockVisit
     from edgepack.quant.passes.awq.folding import Fold
+    from edgepack.quant.passes.awq.outputs import LinearSample
     from edgepack.quant.passes.awq.rounding import Rounding
     from edgepack.quant.passes.run import PassRun
 
@@ -43,7 +44,7 @@ class AwqSettings:
         search_bits: steps on the ladder of K-quants between the file's type and the one searched with.
         integer_bits: search for integers with groups of `group` instead of the file's type; 0 for the file's type.
         group: of the integer variant.
-        sequences: how many calibration sequences a parent's output is compared on.
+        sequences: how many calibration sequences the tokens come from that scales are judged on.
     """
 
     scale: bool = True
@@ -51,7 +52,7 @@ class AwqSettings:
     search_bits: int = 0
     integer_bits: int = 0
     group: int = 128
-    sequences: int = 24
+    sequences: int = 8
 
 
 def apply_awq(checkpoint: Checkpoint, settings: AwqSettings, run: PassRun) -> PassOutcome:
@@ -76,6 +77,25 @@ def apply_awq(checkpoint: Checkpoint, settings: AwqSettings, run: PassRun) -> Pa
     return PassOutcome(changed, figures, tuple(notes))
 
 
+class _Observed:
+    """Statistics by linear over two parts of the sequences.
+
+    Args:
+        searched: of the part that is searched.
+        held: of the part that accepts or refuses what was found.
+    """
+
+    def __init__(self, searched: dict[str, LinearStatistics], held: dict[str, LinearStatistics]) -> None:
+        self.searched, self.held = dict(searched), dict(held)
+
+    def divide(self, names: list[str], scales: torch.Tensor) -> None:
+        """What the statistics of the linears `names` become when their inputs are divided by `scales` [in]."""
+        by = scales.cpu().numpy().astype(np.float32)
+        for part in (self.searched, self.held):
+            for name in names:
+                part[name] = part[name].divided(by)
+
+
 class _Walk:
     """AWQ on one block after the other."""
 
@@ -86,14 +106,26 @@ class _Walk:
 
     def __call__(self, visit: BlockVisit) -> list[str]:
         block, touched = visit.block, set[str]()
+        observed = self._observe(visit)
         if self.folds:
-            statistics, _ = visit.observe(list(block.linears), False)
+            samples = sample_block(visit, self.folds, self.settings.sequences)
             for fold in self.folds:
-                if self._fold(visit, fold, statistics):
+                scales = self._fold(block, fold, samples, observed)
+                if scales is not None:
                     touched |= _touched(block, fold)
+                    observed.divide([block.names[f"{path}.weight"] for path in fold.sinks], scales)
         if self.settings.clip:
-            touched |= set(self._clip_all(visit))
+            touched |= set(self._clip_all(block, observed))
         return [name for name in block.names.values() if name in touched]
+
+    def _observe(self, visit: BlockVisit) -> _Observed:
+        """Statistics of what enters every linear, for the sequences that are searched and those held back."""
+        names = list(visit.block.linears)
+        if not self.settings.clip:
+            found = visit.observe(names, False)[0]
+            return _Observed(found, found)
+        parts = split_sequences(len(visit.inputs), len(visit.inputs))
+        return _Observed(*(visit.observe(names, True, slice(*part))[0] for part in parts))
 
     def _rounding(self, name: str) -> Rounding | None:
         if self.settings.integer_bits:
@@ -101,35 +133,33 @@ class _Walk:
         kind = self.run.target_types.get(name)
         return None if kind is None else rounding_for(kind, self.settings.search_bits)
 
-    def _fold(self, visit: BlockVisit, fold: Fold, statistics: dict[str, LinearStatistics]) -> bool:
-        """Search a fold and apply it if it helps; whether it did."""
-        block = visit.block
-        sinks = [self._sink(block, path, statistics) for path in fold.sinks]
+    def _fold(
+        self, block: Block, fold: Fold, samples: dict[str, LinearSample], observed: _Observed
+    ) -> torch.Tensor | None:
+        """Search a fold and apply it if it helps; the scales of the sinks' columns, or None."""
+        sinks = [self._sink(block, path, samples[path], observed) for path in fold.sinks]
         rounded = [sink for sink in sinks if sink is not None]
         if len(rounded) != len(sinks):
-            return False
-        found = FoldSearch(visit, fold, rounded, self.heads, self.settings.sequences).best()
+            return None
+        found = FoldSearch(fold, rounded, self.heads).best()
         self.gains.append(found.error / found.plain if found.plain > 0 else 1.0)
-        if found.helps:
-            self.folded += 1
-            apply_fold(block.module, fold, found.scales, self.heads)
-        return found.helps
+        if not found.helps:
+            return None
+        self.folded += 1
+        apply_fold(block.module, fold, found.scales, self.heads)
+        return spread_over_heads(found.scales, self.heads) if fold.per_head else found.scales
 
-    def _sink(self, block: Block, path: str, statistics: dict[str, LinearStatistics]) -> Sink | None:
+    def _sink(self, block: Block, path: str, sample: LinearSample, observed: _Observed) -> Sink | None:
         name = block.names[f"{path}.weight"]
         rounding = self._rounding(name)
         if rounding is None:
             return None
-        return Sink(name, block.linears[name], rounding, statistics[name], self.run.with_importance)
+        return Sink(block.weight(name), rounding, observed.searched[name], self.run.with_importance, sample)
 
-    def _clip_all(self, visit: BlockVisit) -> list[str]:
-        """Clip the weights of a block that gain by it; their names. What enters them is observed as folds left it."""
-        names = [name for name in visit.block.linears if self._may_clip(name)]
-        if not names:
-            return []
-        parts = split_sequences(len(visit.inputs), len(visit.inputs))
-        searched, held = (visit.observe(names, True, slice(*part))[0] for part in parts)
-        clipped = [name for name in names if self._clip(visit.block, name, searched[name], held[name])]
+    def _clip_all(self, block: Block, observed: _Observed) -> list[str]:
+        """Clip the weights of a block that gain by it; their names."""
+        names = [name for name in block.linears if self._may_clip(name)]
+        clipped = [name for name in names if self._clip(block, name, observed.searched[name], observed.held[name])]
         self.clipped += len(clipped)
         return clipped
 

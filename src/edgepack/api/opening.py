@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.edge.fit.opening import OpenWish
+from edgepack.edge.install.in_place import FromArchive
 from edgepack.edge.install.model_file import ModelFile, prepare
 from edgepack.edge.llama.check import check_adapter
 from edgepack.edge.llama.options import Adapter
@@ -35,6 +36,7 @@ class OpenOptions:
         adapters: GGUF LoRAs to apply.
         own_adapters: apply those that an archive brings too.
         verify: check every byte of an installed archive first.
+        from_archive: when an archive's model is decoded into memory instead of being installed.
     """
 
     ctx: int | None = None
@@ -45,6 +47,7 @@ class OpenOptions:
     adapters: tuple[Adapter, ...] = ()
     own_adapters: bool = True
     verify: bool = False
+    from_archive: FromArchive = FromArchive.NEVER
 
 
 def ignore(text: str) -> None:
@@ -60,7 +63,7 @@ def open_file(
         UsageError: there is no such file, or an adapter is none.
         GGUFError, ArchiveError, IntegrityError: the file is not sound.
     """
-    source = prepare(Path(file), verify=options.verify, progress=progress, note=note)
+    source = prepare(Path(file), verify=options.verify, from_archive=options.from_archive, progress=progress, note=note)
     own = tuple(Adapter(path) for path in source.adapters) if options.own_adapters else ()
     adapters = own + options.adapters
     for adapter in adapters:

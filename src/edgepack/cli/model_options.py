@@ -63,6 +63,7 @@ def _decorated(command: Callable[..., Any], options: Sequence[Callable[..., Any]
 def open_options(values: Mapping[str, Any]) -> OpenOptions:
     """The opening options of the command line."""
     from edgepack.api.opening import OpenOptions, parse_adapter
+    from edgepack.edge.install.in_place import FromArchive
 
     return OpenOptions(
         ctx=values["ctx"],
@@ -73,6 +74,7 @@ def open_options(values: Mapping[str, Any]) -> OpenOptions:
         adapters=tuple(parse_adapter(text) for text in values["adapters"]),
         own_adapters=not values["no_adapters"],
         verify=values["verify"],
+        from_archive=FromArchive(values.get("from_archive", "never")),  # only `run` has the option
     )
 
 

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 @click.option("--max-tokens", "-n", type=click.IntRange(min=-1), default=-1, help="Stop after these.  [default: none]")
 @click.option("--stop", "stops", multiple=True, help="Stop at this text; repeatable.")
 @click.option("--ctx-shift", is_flag=True, help="Forget the oldest text when the context is full, instead of ending.")
+@click.option(
+    "--from-archive", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True,
+    help="Decode an archive's model into memory instead of installing it; auto: when the disk has no room for it.",
+)  # fmt: skip
 @click.option("--prompt-cache", type=click.Path(path_type=Path), help="Keep the evaluated system prompt in this file.")
 @opening_options
 @sampling_options

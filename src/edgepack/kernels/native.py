@@ -37,21 +37,40 @@ def library() -> Any:
     return native.lib
 
 
-def pointer(array: np.ndarray, declared: str) -> Any:
+@lru_cache(maxsize=1)
+def _ffi() -> Any:
+    return importlib.import_module(_EXTENSION).ffi
+
+
+def structure(declared: str, **fields: Any) -> Any:
+    """A C structure for a pointer parameter of type `declared`, such as `name *`.
+
+    Args:
+        declared: as the header spells the parameter.
+        fields: of the structure; arrays' pointers come from `pointer`; the arrays must outlive the call.
+    """
+    return _ffi().new(declared, fields)
+
+
+def pointer(array: np.ndarray | None, declared: str) -> Any:
     """The first element of `array` as a C pointer of type `declared`, such as `float *`.
 
     Args:
         array: contiguous (C order), and writable unless the pointer is declared `const`. Must outlive the call.
+            None is the null pointer.
         declared: as the header spells the parameter.
 
     Raises:
         ValueError: the array is not contiguous, or not writable.
     """
+    ffi = _ffi()
+    if array is None:
+        return ffi.NULL
     if not array.flags.c_contiguous:
         raise ValueError(f"a kernel needs a contiguous array, got strides {array.strides} of shape {array.shape}")
     if not array.flags.writeable and not declared.startswith("const "):
         raise ValueError(f"a kernel's {declared!r} is written to, got a read-only array")
-    return importlib.import_module(_EXTENSION).ffi.cast(declared, array.ctypes.data)
+    return ffi.cast(declared, array.ctypes.data)
 
 
 def record(
@@ -69,7 +88,7 @@ def record(
         TypeError: an array's items are not as large as those that the field points to.
         ValueError: as `pointer`.
     """
-    ffi = importlib.import_module(_EXTENSION).ffi
+    ffi = _ffi()
     made, fields = ffi.new(f"{name} *"), dict(ffi.typeof(name).fields)
     for field, value in numbers.items():
         setattr(made, field, value)

@@ -5,23 +5,23 @@ Types are chosen and bytes planned by `export.plan`, passes run by `export.recip
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from edgepack.export.gguf_file import write_shards
 from edgepack.export.mapped_model import map_checkpoint, open_model
-from edgepack.export.naming import file_name
-from edgepack.export.plan import PlanOptions, collectable_importance, plan_export, split_plan
+from edgepack.export.plan import PlanOptions, plan_export, split_plan
+from edgepack.pipeline.makers.importance import with_importance
 from edgepack.pipeline.makers.opened import merged_adapter, opened_checkpoint, overrides_of, unworked
 from edgepack.pipeline.outline import Made, Outline, rows_of
 from edgepack.quant.types.targets import Target, find_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from edgepack.export.mapped import MappedModel
-    from edgepack.export.plan import ExportPlan, Importance
+    from edgepack.export.plan import ExportPlan
     from edgepack.export.recipe.work import Passes, PreparedExport
     from edgepack.pipeline.outline import Json
     from edgepack.pipeline.request import ExportRequest
@@ -95,8 +95,8 @@ class PlainPlanner:
         )
         overrides = overrides_of(request)
         self.corrects = False
-        self.mapped, importance = _with_importance(request, mapped)
-        self._options = PlanOptions(overrides, importance)
+        self.mapped, importance = with_importance(request, mapped)
+        self._options = PlanOptions(overrides, importance, "ggml" if request.quantizer == "ggml" else "edgepack")
         self._plans: dict[str, ExportPlan] = {}
 
     def outline(self, target: Target) -> ExportPlan:
@@ -224,26 +224,3 @@ def outline_of(plan: ExportPlan, beside: int) -> Outline:
         plan.target.name, plan.target.label, plan.total_bytes, plan.total_bytes + beside, plan.source_bytes,
         rows_of(plan), plan.metadata, share, is_exact=not beside,
     )  # fmt: skip
-
-
-def _with_importance(request: ExportRequest, mapped: MappedModel) -> tuple[MappedModel, Importance | None]:
-    """The importance that the request names, read or collected, and the model with a record of it."""
-    from edgepack.pipeline.importance import ImportanceRun
-    from edgepack.quant.calibration.importance_file import importance_metadata, read_importance
-
-    if request.imatrix is not None:
-        origin = Path(request.imatrix)
-        matrix = read_importance(origin)
-    elif request.calibration is not None:
-        origin = Path(request.calibration)
-        beside = request.path or Path(file_name(mapped.metadata, "imatrix"))
-        if request.target is not None:  # what the plan refuses, it refuses before the text is run
-            options = PlanOptions(overrides_of(request), collectable_importance(mapped))
-            plan_export(mapped, find_target(request.target), options)
-        run = ImportanceRun(request.source, origin, beside, pre=request.pre, adapter=merged_adapter(request))
-        matrix = run.collect(resume=True, progress=request.progress)
-    else:
-        return mapped, None
-    record = importance_metadata(matrix, origin)
-    shapes = {name: rows.shape for name, rows in mapped.tensors.items()}
-    return replace(mapped, metadata={**mapped.metadata, **record}), matrix.weights(shapes)

@@ -1,0 +1,73 @@
+"""One wheel a platform: the kernels with the stable ABI, and every package; built from the tree as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """Built without isolation, so that nothing is downloaded, and from a copy, so that nothing stays in the tree."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("cl")
+    if not all(map(find_spec, ("setuptools", "cffi", "pip"))) or compiler is None:
+        pytest.skip("needs a compiler, pip, setuptools and cffi")
+    folder = tmp_path_factory.mktemp("wheel")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("needs a git checkout: it says which files there are")
+    parts = ("src", "export", "quant", "packaging", "edge", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+    for name in listed.stdout.split("\0"):
+        if name.split("/")[0] in parts and (ROOT / name).is_file():
+            (folder / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / "tree" / name)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", ".", "-w", str(folder)]
+    # Clones for instruction sets take most of the compiler's time and change nothing that is looked at here.
+    environment = {**os.environ, "CFLAGS": "-O0 -DEDGEPACK_NO_CLONES"}
+    subprocess.run(command, cwd=folder / "tree", check=True, env=environment)
+    (built,) = folder.glob("edgepack-*.whl")
+    return zipfile.ZipFile(built)
+
+
+@pytest.mark.slow
+def test_the_wheel_is_one_for_every_python(wheel: zipfile.ZipFile) -> None:
+    assert re.search(r"-cp310-abi3-[^-]+\.whl$", str(wheel.filename))
+    tags = next(name for name in wheel.namelist() if name.endswith(".dist-info/WHEEL"))
+    assert b"Root-Is-Purelib: false" in wheel.read(tags)
+
+
+@pytest.mark.slow
+def test_the_wheel_has_the_kernels_and_every_package(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    assert any(re.fullmatch(r"edgepack/kernels/_native(\.abi3)?\.(so|pyd)", name) for name in names)
+    for package in SETTINGS["tool"]["setuptools"]["packages"]:
+        folder = package.replace(".", "/")
+        assert any(Path(name).parent.as_posix() == folder and name.endswith(".py") for name in names), package
+    assert {"edgepack/py.typed", "edgepack/packaging/FORMAT.md"} <= names
+
+
+@pytest.mark.slow
+def test_the_wheel_has_nothing_of_the_tests_and_no_generated_source(wheel: zipfile.ZipFile) -> None:
+    assert not [name for name in wheel.namelist() if name.startswith(("tests", "tools")) or name.endswith("_native.c")]
+
+
+def test_cibuildwheel_builds_one_abi3_wheel_a_platform() -> None:
+    settings = SETTINGS["tool"]["cibuildwheel"]
+    lowest = SETTINGS["project"]["requires-python"].removeprefix(">=").replace(".", "")
+    assert settings["build"] == [f"cp{lowest}-*"]
