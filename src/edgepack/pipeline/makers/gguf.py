@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from edgepack.errors import UsageError
 from edgepack.export.gguf_file import write_shards
 from edgepack.export.mapped_model import map_checkpoint, open_model
 from edgepack.export.plan import PlanOptions, plan_export, split_plan
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from edgepack.export.recipe.work import Passes, PreparedExport
     from edgepack.pipeline.outline import Json
     from edgepack.pipeline.request import ExportRequest
+    from edgepack.quant.types.choice import Overrides
 
 # What a size or a gate is met with, from large to small: the types that need no importance matrix.
 _QUANTISED = ("q8", "q6k", "q5km", "q5ks", "q4km", "q4ks", "iq4xs", "q3kl", "q3km", "q3ks", "q2k")
@@ -94,6 +96,7 @@ class PlainPlanner:
             request.source, pre=request.pre, adapter=merged_adapter(request), allow_requantize=request.allow_requantize
         )
         overrides = overrides_of(request)
+        _refuse_types_without_effect(request.target, overrides)
         self.corrects = False
         self.mapped, importance = with_importance(request, mapped)
         self._options = PlanOptions(overrides, importance, "ggml" if request.quantizer == "ggml" else "edgepack")
@@ -224,3 +227,12 @@ def outline_of(plan: ExportPlan, beside: int) -> Outline:
         plan.target.name, plan.target.label, plan.total_bytes, plan.total_bytes + beside, plan.source_bytes,
         rows_of(plan), plan.metadata, share, is_exact=not beside,
     )  # fmt: skip
+
+
+def _refuse_types_without_effect(target: str | None, overrides: Overrides) -> None:
+    """Raise UsageError where types are chosen by hand for a target of floats, which keeps every matrix in its type."""
+    if target is not None and overrides.patterns and not find_target(target).default.is_quantized:
+        pattern = overrides.patterns[0][0]
+        raise UsageError(
+            f"--tensor-type '{pattern}': {target} keeps every matrix in its type: expected a quantised target"
+        )
