@@ -4,6 +4,7 @@ Run by setuptools through setup.py; never imported by edgepack itself. A job is 
 declarations between the two `/* cffi */` marks of the header are what Python sees.
 """
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -14,10 +15,11 @@ _HERE = Path(__file__).resolve().parent
 _HEADERS = sorted(_HERE.glob("*.h"))
 _SOURCES = sorted(_HERE.glob("*.c"))
 # Neither errno nor floating-point flags are read: without them roots and comparisons vectorise.
+_LEVEL = os.environ.get("EDGEPACK_KERNELS_LEVEL", "-O3")  # tests that only need a build that works take less
 # No contraction to fused multiply-adds and no reassociation: a result must not depend on the instruction set that a
 # clone of a function was compiled for. Loops are written with their lanes side by side, so that they vectorise as is.
 _FLAGS = ["/O2", "/std:c11", "/fp:precise"] if sys.platform == "win32" else [
-    "-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+    _LEVEL, "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
 ]  # fmt: skip
 
 
