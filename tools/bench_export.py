@@ -2,10 +2,14 @@
 
     python tools/bench_export.py                        1 B parameters to Q5_K_M, one turn
     python tools/bench_export.py --converter PATH       with llama.cpp's own convert_hf_to_gguf.py
+    python tools/bench_export.py --imatrix             both with the same importance matrix, of random numbers
     python tools/bench_export.py --streaming            peak memory at 1 B and 4 B from tensors made on demand
 
 Without --converter the f16 file is made by edgepack itself: faster than llama.cpp's converter, so the ratio
-flatters the peer. Peak memory is the largest process's; peak disk counts everything written but the model.
+flatters the peer. The last line is the squared error of ours over that of theirs, weighted by importance where there
+is one, summed over some of each file's quantised tensors.
+
+Peak memory is the largest process's; peak disk counts everything written but the model.
 """
 
 from __future__ import annotations
@@ -24,9 +28,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import numpy as np
 from synthetic_checkpoint import LlamaShape, parse_parameters, synthetic_llama, write_llama
 
+from edgepack.export.mapped_model import open_model
+from edgepack.gguf.reader import read_header
 from edgepack.processors import default_threads
+from edgepack.quant.calibration.importance import ImportanceEntry, ImportanceMatrix
+from edgepack.quant.calibration.importance_file import read_importance, write_importance
+from edgepack.quant.codecs.ggml.codec import dequantize_rows
 from edgepack.quantities import format_duration, format_size
 
 
@@ -80,16 +90,48 @@ def measure(commands: list[list[str]], folder: Path) -> Cost:
     return Cost(wall, cpu, memory, max(peak[0], folder_bytes(folder)))
 
 
-def quantize(source: Path, out: Path, file_type: int) -> None:
+def quantize(source: Path, out: Path, file_type: int, imatrix: Path | None) -> None:
     """llama.cpp's quantiser on all processors; run in a process of its own."""
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = file_type, default_threads()
+    if imatrix is not None:
+        means = {name: entry.means[0].copy() for name, entry in read_importance(imatrix).entries.items()}
+        entries = (llama_cpp.llama_model_imatrix_data * (len(means) + 1))()
+        for entry, (name, weights) in zip(entries, means.items(), strict=False):
+            entry.name, entry.size = name.encode(), weights.size
+            entry.data = weights.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        params.imatrix = entries
     sys.exit(llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)))
 
 
-def two_steps(model: Path, folder: Path, target: str, converter: Path | None) -> list[list[str]]:
+def write_random_importance(model: Path, path: Path) -> Path:
+    """An importance matrix of random numbers for every matrix of a model."""
+    generator, entries = np.random.default_rng(0), {}
+    for name, rows in open_model(model).tensors.items():
+        if len(rows.shape) == 2:
+            entries[name] = ImportanceEntry(512 * generator.lognormal(0, 1.5, (1, rows.shape[1])), np.array([512]))
+    write_importance(path, ImportanceMatrix(entries, 1, 512, ("random",)))
+    return path
+
+
+def weighted_error(model: Path, file: Path, imatrix: Path | None) -> float:
+    """Squared error of every fifth quantised tensor of `file`, columns weighted by importance where it is known."""
+    known = {} if imatrix is None else read_importance(imatrix).entries
+    header, source, error = read_header(file), open_model(model).tensors, 0.0
+    quantised = [info for info in header.tensors if info.type.is_quantized]
+    with file.open("rb") as stream:
+        for info in quantised[::5]:
+            stream.seek(header.data_start + info.offset)
+            rows = dequantize_rows(info.type, stream.read(info.nbytes), info.rows, info.shape[-1])
+            rows -= source[info.name].read(0, info.rows)
+            weights = known[info.name].means[0] if info.name in known else np.ones(info.shape[-1])
+            error += float(np.square(rows, dtype=np.float64).sum(0) @ weights)
+    return error
+
+
+def two_steps(model: Path, folder: Path, target: str, converter: Path | None, imatrix: Path | None) -> list[list[str]]:
     """llama.cpp's way: an f16 file as large as the model, then its quantiser."""
     from edgepack.quant.types.targets import find_target
 
@@ -99,7 +141,8 @@ def two_steps(model: Path, folder: Path, target: str, converter: Path | None) ->
     else:
         first = [sys.executable, "-m", "edgepack", "export", str(model), "--target", "f16", "-o", str(middle)]
     file_type = str(find_target(target).file_type)
-    return [first, [sys.executable, __file__, "--quantize", str(middle), str(out), file_type]]
+    known = [] if imatrix is None else [str(imatrix)]
+    return [first, [sys.executable, __file__, "--quantize", str(middle), str(out), file_type, *known]]
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -111,16 +154,20 @@ def compare(arguments: argparse.Namespace) -> None:
         print(f"random Llama, {size} of bf16, to {arguments.target}, {default_threads()} processors")
         print(f"{'':<34} {'wall':>14} {'cpu':>11} {'busy':>6} {'memory':>10} {'disk':>10}")
         out = work / "ours.gguf"
-        ours_command = [sys.executable, "-m", "edgepack", "export", str(model), "--target", arguments.target, "-o"]
-        ratios = []
+        ours_command = [sys.executable, "-m", "edgepack", "export", str(model), "--target", arguments.target]
+        imatrix = write_random_importance(model, Path(scratch) / "imatrix.gguf") if arguments.imatrix else None
+        ours_command += [] if imatrix is None else ["--imatrix", str(imatrix)]
+        ratios, errors = [], {}
         for _ in range(arguments.turns):
             costs = []
             for commands in (
-                two_steps(model, work, arguments.target, arguments.converter),
-                [[*ours_command, str(out)]],
+                two_steps(model, work, arguments.target, arguments.converter, imatrix),
+                [[*ours_command, "-o", str(out)]],
             ):
                 work.mkdir()
                 costs.append(measure(commands, work))
+                made = out if out.exists() else work / "theirs.gguf"
+                errors[made.stem] = weighted_error(model, made, imatrix)
                 subprocess.run(["rm", "-r", str(work)], check=True)
             theirs, ours = costs
             print(theirs.row("llama.cpp: f16, then quantise"))
@@ -130,6 +177,7 @@ def compare(arguments: argparse.Namespace) -> None:
                 f"{'ratio':<34} {ours.wall / theirs.wall:>14.2f} {ours.cpu / theirs.cpu:>11.2f} {'':>6}"
                 f" {ours.memory / theirs.memory:>10.2f} {ours.disk / theirs.disk:>10.2f}"
             )
+        print(f"weighted squared error, ours / theirs: {errors['ours'] / errors['theirs']:.4f}")
 
 
 def streaming(arguments: argparse.Namespace) -> None:
@@ -166,11 +214,13 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, help="folder for the model and the files; about 4 bytes a weight")
     parser.add_argument("--streaming", action="store_true")
     parser.add_argument("--sizes", type=parse_parameters, nargs="+", default=[10**9, 4 * 10**9])
-    parser.add_argument("--quantize", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--imatrix", action="store_true", help="both with the same importance matrix")
+    parser.add_argument("--quantize", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--stream", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quantize:
-        quantize(Path(arguments.quantize[0]), Path(arguments.quantize[1]), int(arguments.quantize[2]))
+        source, out, file_type, *known = arguments.quantize
+        quantize(Path(source), Path(out), int(file_type), Path(known[0]) if known else None)
     elif arguments.stream:
         stream_to_nowhere(int(arguments.stream[0]), arguments.stream[1])
     elif arguments.streaming:

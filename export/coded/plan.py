@@ -68,6 +68,10 @@ class PlannedMatrix:
         """The tensors of the file that will hold it."""
         return (self.draft,) if isinstance(self.draft, TensorInfo) else self.draft.components
 
+    def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """As `RowSource.read_rows`."""
+        return self.rows.read(start, stop)
+
     def read(self) -> NDArray[np.float32]:
         """All its weights, float32 [rows, columns]."""
         return self.rows.read(0, self.matrix_shape[0])

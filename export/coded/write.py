@@ -19,8 +19,8 @@ from edgepack.export.interrupted import noted, resumable_output
 from edgepack.gguf.types import GGMLType, TensorInfo
 from edgepack.gguf.variant import CodedTensor
 from edgepack.progress import silent
-from edgepack.quant.codecs.chain import ChainResult, StageReport, encode_chain
-from edgepack.quant.codecs.codec import NO_STATISTICS, CodesTogether
+from edgepack.quant.codecs.chain import ChainResult, StageReport, encode_chain, encode_pieces, open_chain
+from edgepack.quant.codecs.codec import NO_STATISTICS, CodesByPieces, CodesTogether
 from edgepack.quant.codecs.native_choice import choose_native
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.progress import Progress
-    from edgepack.quant.codecs.codec import Encoded, Parameter, Statistics
+    from edgepack.quant.codecs.codec import Codec, Encoded, Parameter, Statistics
 
 
 @dataclass(frozen=True)
@@ -184,23 +184,26 @@ class _Run:
 
     def add(self, writer: VariantWriter, tensor: PlannedMatrix) -> None:
         """Code one tensor and write it."""
-        weight = tensor.read()
         if tensor.target is None:
             assert isinstance(tensor.draft, TensorInfo)
-            writer.add_plain(tensor.draft, weight)
+            writer.add_plain(tensor.draft, tensor.read())
             self.outcomes.append(None)
             return
-        own = self.statistics.get(tensor.name, NO_STATISTICS)
-        result = encode_chain(
-            weight, tensor.target.codecs, own,
-            skip_harmful=self.skip_harmful, threads=self.threads, first=self._first(tensor),
-        )  # fmt: skip
-        native = choose_native(result.decoded, _squared_error(weight, result))
+        result = self._coded(tensor, tensor.target.codecs)
+        native = choose_native(open_chain(result.stages), tensor.matrix_shape, result.squared_error)
         outcome = _Outcome(native.name, result.error, result.reports, tuple(s.parameters for s in result.stages))
         filled = _filled(tensor, outcome)
         assert isinstance(filled, CodedTensor)
         writer.add_coded(filled, result.stages)
         self.outcomes.append(outcome)
+
+    def _coded(self, tensor: PlannedMatrix, codecs: tuple[Codec, ...]) -> ChainResult:
+        if len(codecs) == 1 and isinstance(codecs[0], CodesByPieces):
+            return encode_pieces(tensor, codecs[0], self.threads)
+        return encode_chain(
+            tensor.read(), codecs, self.statistics.get(tensor.name, NO_STATISTICS),
+            skip_harmful=self.skip_harmful, threads=self.threads, first=self._first(tensor),
+        )  # fmt: skip
 
     def _first(self, tensor: PlannedMatrix) -> Encoded | None:
         """The first stage of a matrix that is coded together with others; None for one that is coded alone."""
@@ -261,8 +264,3 @@ def _report(tensor: PlannedMatrix, outcome: _Outcome | None) -> CodedReport:
         tensor.name, shape, source, kind, filled.native, filled.stored_bytes, outcome.error, outcome.reports,
         filled.components,
     )  # fmt: skip
-
-
-def _squared_error(weight: np.ndarray, result: ChainResult) -> float:
-    difference = weight - result.decoded
-    return float(np.vdot(difference, difference))

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from edgepack.errors import CalibrationError, TokenizerError
 from edgepack.quant.calibration.stepwise import step
@@ -76,11 +75,31 @@ def split_tokens(tokens: NDArray[np.int64], begin: int | None, length: int, sequ
             f"{DEFAULT_SEQUENCES * body} for the default of {DEFAULT_SEQUENCES} sequences"
         )
     count = available if sequences is None else min(sequences, available)
-    picks = np.linspace(0, available - 1, count).round().astype(np.int64)
-    pieces = tokens[: available * body].reshape(available, body)[picks]
+    pieces = tokens[: available * body].reshape(available, body)[evenly_spread(available, count)]
     if begin is None:
         return np.ascontiguousarray(pieces)
     return np.concatenate([np.full((count, 1), begin, dtype=np.int64), pieces], axis=1)
+
+
+def evenly_spread(available: int, wanted: int) -> NDArray[np.int64]:
+    """Which of `available` pieces a sample of `wanted` takes: int64, ascending, the first and the last among them.
+
+    Args:
+        available: at least 1.
+        wanted: at least 1; all pieces where there are no more.
+    """
+    picks: NDArray[np.int64] = np.linspace(0, available - 1, min(wanted, available)).round().astype(np.int64)
+    return picks
+
+
+def sample_note(available: int, taken: int, length: int) -> str:
+    """A line that says which part of a text was used; empty where it was all of it."""
+    if taken >= available:
+        return ""
+    return (
+        f"calibration text: {taken} of its {available} pieces of {length} tokens, spread evenly over it "
+        "(--sequences takes more)"
+    )
 
 
 def tokenize(path: Path, text: str) -> tuple[NDArray[np.int64], int | None]:
@@ -127,6 +146,8 @@ def own_samples(
     Returns:
         [sequences, length]; each begins with the begin-of-text token, or a random token where there is none.
     """
+    import torch
+
     from edgepack.quant.calibration.blocks import whole_model
 
     length = sequence_length(checkpoint) if length is None else length

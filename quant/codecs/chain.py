@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import CodecError
-from edgepack.quant.codecs.codec import NO_STATISTICS, ErrorSum, Settling
-from edgepack.quant.codecs.decode import decode
+from edgepack.processors import default_threads
+from edgepack.quant.codecs.codec import NO_STATISTICS, ErrorSum, Settling, WholeMatrix, row_chunks
+from edgepack.quant.codecs.decode import decode, map_rows
 from edgepack.quant.codecs.registry import open_decoder
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edgepack.quant.codecs.codec import Codec, Decoder, Encoded, Statistics
+    from edgepack.quant.codecs.codec import Codec, CodesByPieces, Decoder, Encoded, RowSource, Statistics
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,17 @@ class ChainResult:
     Attributes:
         stages: at least one.
         reports: one for each stage that was tried, in order.
-        decoded: the sum of the stages, float32 [rows, columns].
+        squared_error: ‖W - Ŵ‖².
     """
 
     stages: tuple[Encoded, ...]
     reports: tuple[StageReport, ...]
-    decoded: NDArray[np.float32]
+    squared_error: float
+
+    @property
+    def decoded(self) -> NDArray[np.float32]:
+        """The sum of the stages, float32 [rows, columns]; for callers that have the memory."""
+        return open_chain(self.stages).rows(0, self.stages[0].shape[0])
 
     @property
     def error(self) -> float:
@@ -114,22 +120,54 @@ def encode_chain(
     """
     if not codecs:
         raise CodecError("a chain needs at least one codec")
-    total = np.zeros_like(weight, dtype=np.float32)
+    left = weight  # what the kept stages have not coded; a copy from the second stage on
     stages: list[Encoded] = []
     reports: list[StageReport] = []
-    before = 1.0 if weight.any() else 0.0
-    for codec in settle(codecs, lambda: weight, statistics):
-        encoded = first if first is not None and not stages else codec.encode(weight - total, statistics)
-        candidate = total + decode(encoded, threads)
-        error = ErrorSum().plus(weight, candidate).relative
+    norm = _squares(weight)
+    before, squared_error = (1.0 if norm else 0.0), norm
+    settled = settle(codecs, lambda: weight, statistics)
+    for number, codec in enumerate(settled):
+        encoded = first if first is not None and not stages else codec.encode(left, statistics)
+        lost = _lost(encoded, WholeMatrix(left), threads)
+        error = ErrorSum(lost, norm).relative
         report = StageReport(codec.name, encoded.bits_per_weight, error, before, kept=True)
         if skip_harmful and stages and report.harmful:
             reports.append(StageReport(codec.name, encoded.bits_per_weight, error, before, kept=False))
             continue
         stages.append(encoded)
         reports.append(report)
-        total, before = candidate, error
-    return ChainResult(tuple(stages), tuple(reports), total)
+        before, squared_error = error, lost
+        if number + 1 < len(settled):
+            left = left - decode(encoded, threads)
+    return ChainResult(tuple(stages), tuple(reports), squared_error)
+
+
+def encode_pieces(source: RowSource, codec: CodesByPieces, threads: int | None = None) -> ChainResult:
+    """As `encode_chain` with one codec that codes by pieces; the matrix is never whole in memory.
+
+    Raises:
+        NumericError: NaN or infinity in the matrix.
+    """
+    encoded = codec.encode_pieces(source)
+    norm = sum(_squares(source.read_rows(start, stop)) for start, stop in row_chunks(*source.matrix_shape))
+    lost = _lost(encoded, source, threads)
+    error = ErrorSum(lost, norm).relative
+    report = StageReport(encoded.codec, encoded.bits_per_weight, error, 1.0 if norm else 0.0, kept=True)
+    return ChainResult((encoded,), (report,), lost)
+
+
+def _squares(rows: NDArray[np.float32]) -> float:
+    """Sum of squares, by pieces in double precision."""
+    return sum(float(np.square(rows[a:b], dtype=np.float64).sum()) for a, b in row_chunks(*rows.shape))
+
+
+def _lost(encoded: Encoded, source: RowSource, threads: int | None) -> float:
+    """Squared error of a stage on what it was to code, by pieces of rows: the decoded matrix is never whole."""
+
+    def squares(start: int, stop: int, rows: NDArray[np.float32]) -> float:
+        return _squares(source.read_rows(start, stop) - rows)
+
+    return sum(map_rows(open_decoder(encoded), encoded.shape, squares, threads or default_threads()))
 
 
 @dataclass(frozen=True)

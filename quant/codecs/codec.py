@@ -14,7 +14,7 @@ import numpy as np
 from edgepack.errors import CodecError, NumericError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,6 +25,10 @@ LONGEST_NUMBER = -2.2250738585072014e-308
 
 # The component types that a GGUF can hold; unsigned values lie in the signed type of the same width.
 COMPONENT_TYPES = (np.uint8, np.uint16, np.int32, np.float16, np.float32)
+
+
+# Weights of one chunk, 4 MiB as float32: some thousand blocks for each call, and few MiB a thread.
+CHUNK_WEIGHTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,51 @@ class Settling(Protocol):
 
     def settle(self, weight: NDArray[np.float32], statistics: Statistics = NO_STATISTICS) -> Codec:
         """The codec with the choice that it makes for a finite matrix [rows, columns]."""
+        ...
+
+
+def row_chunks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """(first row, row after the last) of each chunk; a chunk is at least one row."""
+    step = max(1, CHUNK_WEIGHTS // columns)
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+class RowSource(Protocol):
+    """A matrix that is read by rows, so that it never has to be in memory as a whole."""
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        ...
+
+    def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `start` (included) to `stop` (not included): float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class WholeMatrix:
+    """A matrix in memory as a `RowSource`."""
+
+    array: NDArray[np.float32]
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """As `RowSource.matrix_shape`."""
+        return self.array.shape[0], self.array.shape[1]
+
+    def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """As `RowSource.read_rows`; a view."""
+        return self.array[start:stop]
+
+
+@runtime_checkable
+class CodesByPieces(Protocol):
+    """A codec whose rows are coded piece by piece; it makes no use of statistics."""
+
+    def encode_pieces(self, source: RowSource) -> Encoded:
+        """As `Codec.encode` of the whole matrix, to the same bytes, with memory for the result and some pieces."""
         ...
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgepack.ordered_threads import ordered_map
 from edgepack.processors import default_threads
+from edgepack.quant.codecs.codec import row_chunks
 from edgepack.quant.codecs.registry import open_decoder
 
 if TYPE_CHECKING:
@@ -20,17 +21,7 @@ if TYPE_CHECKING:
 
     from edgepack.quant.codecs.codec import Decoder, Encoded
 
-# Weights of one chunk, 4 MiB as float32: some thousand blocks for each call, and few MiB a thread.
-CHUNK_WEIGHTS = 1 << 20
-
 Result = TypeVar("Result")
-
-
-def row_chunks(rows: int, columns: int, chunk_weights: int = CHUNK_WEIGHTS) -> Iterator[tuple[int, int]]:
-    """(first row, row after the last) of each chunk; a chunk is at least one row."""
-    step = max(1, chunk_weights // columns)
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
 
 
 def map_rows(

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.gguf.types import GGMLType
+from edgepack.quant.codecs.codec import row_chunks
 from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows, valid_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from edgepack.quant.codecs.codec import Decoder
 
 ALLOWED_SHARE = 0.1
 # Every type that ggml makes without an importance matrix and that pays at some error, smallest first.
@@ -26,22 +29,27 @@ LADDER = (
 _SAMPLE_WEIGHTS = 1 << 17
 
 
-def choose_native(decoded: NDArray[np.float32], codec_error: float) -> GGMLType:
+def choose_native(decoder: Decoder, shape: tuple[int, int], codec_error: float) -> GGMLType:
     """The smallest type of the ladder with ‖Q(Ŵ) - Ŵ‖² ≤ a tenth of the codec's ‖W - Ŵ‖².
 
     Args:
-        decoded: Ŵ, float32 [rows, columns].
-        codec_error: ‖W - Ŵ‖² summed over the whole matrix.
+        decoder: gives Ŵ.
+        shape: of Ŵ, (rows, columns).
+        codec_error: ‖W - Ŵ‖² summed over the whole matrix; where it is 0, no type may add any.
     """
-    sample = decoded
-    if codec_error > 0:
-        rows = max(1, min(len(decoded), _SAMPLE_WEIGHTS // decoded.shape[1]))
-        sample = decoded[np.linspace(0, len(decoded) - 1, rows).astype(np.int64)]
-    allowed = ALLOWED_SHARE * codec_error * len(sample) / len(decoded)
-    for kind in LADDER:
-        if decoded.shape[1] % kind.block_size == 0 and _added_error(kind, sample) <= allowed:
-            return kind
-    return GGMLType.F32
+    rows, columns = shape
+    fitting = [kind for kind in LADDER if columns % kind.block_size == 0]
+    if codec_error <= 0:
+        return next((kind for kind in fitting if _is_exact(kind, decoder, shape)), GGMLType.F32)
+    count = max(1, min(rows, _SAMPLE_WEIGHTS // columns))
+    sample = np.concatenate([decoder.rows(at, at + 1) for at in np.linspace(0, rows - 1, count).astype(int).tolist()])
+    allowed = ALLOWED_SHARE * codec_error * count / rows
+    return next((kind for kind in fitting if _added_error(kind, sample) <= allowed), GGMLType.F32)
+
+
+def _is_exact(kind: GGMLType, decoder: Decoder, shape: tuple[int, int]) -> bool:
+    """Whether the type holds every weight, by pieces of rows."""
+    return all(_added_error(kind, decoder.rows(start, stop)) == 0 for start, stop in row_chunks(*shape))
 
 
 def _added_error(kind: GGMLType, rows: NDArray[np.float32]) -> float:

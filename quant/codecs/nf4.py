@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -20,13 +20,16 @@ from edgepack.quant.codecs.codec import (
     Decoder,
     Encoded,
     Parameter,
+    RowSource,
     Statistics,
+    WholeMatrix,
     check_weight,
     number,
+    row_chunks,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -109,17 +112,22 @@ class NF4:
     def encode(self, weight: NDArray[np.float32], statistics: Statistics = NO_STATISTICS) -> Encoded:
         """As `Codec.encode`; statistics are not used."""
         del statistics
-        array = check_weight(weight)
-        blocks = np.zeros((-(-array.size // BLOCK), BLOCK), dtype=np.float32)
-        blocks.reshape(-1)[: array.size] = array.reshape(-1)
-        absmax = np.abs(blocks).max(axis=1)
+        return self.encode_pieces(WholeMatrix(check_weight(weight)))
+
+    def encode_pieces(self, source: RowSource) -> Encoded:
+        """As `CodesByPieces.encode_pieces`: blocks' scales first, whose mean is taken off, then the weights."""
+        rows, columns = source.matrix_shape
+        absmax = np.concatenate([_largest(flat) for flat in _whole_blocks(source)])
         offset = np.float32(absmax.mean())
         codes, nested = _quantize_absmax(absmax - offset)
-        scaled = blocks / np.where(absmax > 0, absmax, np.float32(1))[:, None]
-        levels = nearest_level(scaled.reshape(-1)[: array.size + array.size % 2], NF4_LEVELS)
-        parameters = {"offset": float(offset)}
-        components = {"weights": (levels[::2] << 4) | levels[1::2], "absmax": codes, "nested_absmax": nested}
-        return Encoded(self.name, self.version, (array.shape[0], array.shape[1]), parameters, components)
+        weights, block = np.empty(-(-rows * columns // 2), dtype=np.uint8), 0
+        for flat in _whole_blocks(source):
+            packed = _pack_levels(flat, absmax[block : block - (-flat.size // BLOCK)])
+            start = block * (BLOCK // 2)
+            weights[start : start + packed.size] = packed
+            block -= -flat.size // BLOCK
+        components: dict[str, NDArray[Any]] = {"weights": weights, "absmax": codes, "nested_absmax": nested}
+        return Encoded(self.name, self.version, (rows, columns), {"offset": float(offset)}, components)
 
     def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
         """As `Codec.draft`."""
@@ -140,6 +148,38 @@ class NF4:
     def decoder(self, encoded: Encoded) -> Decoder:
         """As `Codec.decoder`."""
         return _NF4Decoder(encoded, number(encoded.parameters, "offset"))
+
+
+def _whole_blocks(source: RowSource) -> Iterator[NDArray[np.float32]]:
+    """The weights in file order, in pieces of whole blocks but for the last: float32 [n]."""
+    left = np.empty(0, dtype=np.float32)
+    for start, stop in row_chunks(*source.matrix_shape):
+        flat = np.concatenate([left, check_weight(source.read_rows(start, stop)).reshape(-1)])
+        whole = len(flat) // BLOCK * BLOCK if stop < source.matrix_shape[0] else len(flat)
+        left = flat[whole:]
+        if whole:
+            yield flat[:whole]
+
+
+def _largest(flat: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Largest magnitude of every block; weights [n], the last block may be short."""
+    largest: NDArray[np.float32] = np.abs(_padded(flat)).max(axis=1)
+    return largest
+
+
+def _padded(flat: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Blocks of weights [n], the last filled up with zeros: float32 [blocks, 64]."""
+    blocks = np.zeros((-(-flat.size // BLOCK), BLOCK), dtype=np.float32)
+    blocks.reshape(-1)[: flat.size] = flat
+    return blocks
+
+
+def _pack_levels(flat: NDArray[np.float32], absmax: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Two weights a byte, the first in the high half: uint8 [ceil(n / 2)]."""
+    divisors: NDArray[np.float32] = np.where(absmax > 0, absmax, np.float32(1))[:, None]
+    scaled = _padded(flat) / divisors
+    levels = nearest_level(scaled.reshape(-1)[: flat.size + flat.size % 2], NF4_LEVELS)
+    return np.asarray((levels[::2] << 4) | levels[1::2])
 
 
 def _quantize_absmax(centred: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

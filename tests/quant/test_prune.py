@@ -21,6 +21,7 @@ from edgepack.quant.passes.prune.grid import Level, choose_level, measure_levels
 from edgepack.quant.passes.prune.layers import block_influence, drop_layers, keep_layers
 from edgepack.quant.passes.prune.masks import Pattern, magnitude_mask, sparsegpt, wanda_mask
 from edgepack.quant.passes.prune.weights import KEEPS_ZEROS, PruneSettings, comparison, prune_weights
+from edgepack.quant.passes.registry import find_pass
 from edgepack.quant.passes.run import PassRun
 
 if TYPE_CHECKING:
@@ -154,6 +155,20 @@ def test_later_blocks_are_pruned_on_what_the_pruned_blocks_give(
 def test_pruning_without_tokens_says_what_it_needs(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="pass 'prune' needs calibration tokens"):
         prune_weights(tiny("llama")[0], PruneSettings("wanda", Pattern(0.5)), PassRun(tmp_path))
+
+
+def test_magnitudes_need_no_tokens(tiny: Any, tokens: NDArray[np.int64], tmp_path: Path) -> None:
+    checkpoint, _ = tiny("llama")
+    settings = PruneSettings("magnitude", Pattern(0.5))
+    blind = prune_weights(checkpoint, settings, PassRun(tmp_path / "a"))
+    seeing = prune_weights(checkpoint, settings, PassRun(tmp_path / "b", tokens))
+    assert blind.figures == seeing.figures
+    name = "model.layers.2.self_attn.q_proj.weight"
+    assert np.array_equal(*(read_tensor(outcome.checkpoint.tensors, name) for outcome in (blind, seeing)))
+    needs = find_pass("prune").needs_tokens
+    assert not needs({"method": "magnitude", "allocation": "uniform"})
+    assert needs({"method": "magnitude", "allocation": "owl"})
+    assert needs({"method": "wanda", "allocation": "uniform"})
 
 
 def test_outliers_are_counted_and_spare_their_block() -> None:

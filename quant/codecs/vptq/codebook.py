@@ -1,28 +1,52 @@
 """Codebooks of vectors: weighted k-means, nearest centroids, and centroids tuned against a layer's output.
 
+The searches and sums are compiled kernels; the same for any processor.
+
 Publisher only. Which vectors and weights there are is left to `vptq_encode`.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 import torch
 
-# Distances computed together: 2^22 of float32, 16 MiB.
-_TILE = 1 << 22
+from edgepack.kernels.native import library, pointer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 _KMEANS_STEPS = 40
 _MOVING_STEPS = 30  # of these move idle centroids; the rest settle
 # Vectors for each centroid that k-means looks at, and the least number of them.
 _SAMPLE_PER_CENTROID, _LEAST_SAMPLE = 96, 1 << 15
+# Vectors for each centroid that tuning looks at: more change nothing that a sweep would keep.
+_TUNED_PER_CENTROID = 256
 # Ridge on the normal equations, relative to their mean diagonal: unused centroids stay where they are.
 _RIDGE = 1e-6
 
 
+def searchable(centroids: torch.Tensor) -> NDArray[np.float32]:
+    """Centroids [k, v] as the kernels search them: float32 [k, v + 1], the last number of each |c|² / 2."""
+    book = centroids.detach().float().numpy()
+    halves = 0.5 * np.square(book, dtype=np.float64).sum(1, keepdims=True)
+    return np.ascontiguousarray(np.concatenate([book, halves.astype(np.float32)], axis=1))
+
+
 def nearest(vectors: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    """Index of the nearest centroid [k, v] for each vector [n, v]: int64 [n]."""
-    offsets = centroids.square().sum(1)
-    step = max(1, _TILE // len(centroids))
-    tiles = [torch.addmm(offsets, part, centroids.T, alpha=-2).argmin(1) for part in vectors.split(step)]
-    return torch.cat(tiles)
+    """Index of the nearest centroid [k, v] for each vector [n, v], the first of equals: int64 [n]."""
+    found = _search(np.ascontiguousarray(vectors.detach().float().numpy()), searchable(centroids))
+    return torch.from_numpy(found.astype(np.int64))
+
+
+def _search(vectors: NDArray[np.float32], book: NDArray[np.float32]) -> NDArray[np.int32]:
+    found = np.empty(len(vectors), dtype=np.int32)
+    library().edgepack_nearest(
+        pointer(vectors, "const float *"), len(vectors), vectors.shape[1], pointer(book, "const float *"), len(book),
+        pointer(found, "int32_t *"),
+    )  # fmt: skip
+    return found
 
 
 def kmeans(
@@ -43,20 +67,37 @@ def kmeans(
     generator = torch.Generator().manual_seed(count)
     limit = max(_LEAST_SAMPLE, _SAMPLE_PER_CENTROID * count)
     if len(vectors) > limit:
-        chosen = torch.randperm(len(vectors), generator=generator)[:limit].to(vectors.device)
+        chosen = torch.randperm(len(vectors), generator=generator)[:limit]
         vectors, weights = vectors[chosen], weights[chosen]
-    weights = weights.clamp_min(1e-12)
     start = torch.randperm(len(vectors), generator=generator).repeat(-(-count // len(vectors)))[:count]
-    centroids = vectors[start.to(vectors.device)].clone()
+    centroids = vectors[start].clone()
+    array = np.ascontiguousarray(vectors.numpy())
+    shares = np.ascontiguousarray(weights.clamp_min(1e-12).numpy())
     for step in range(steps):
-        index = nearest(vectors, centroids)
-        mass = torch.zeros(count, device=vectors.device).index_add_(0, index, weights)
-        sums = torch.zeros_like(centroids).index_add_(0, index, vectors * weights[:, None])
-        centroids = torch.where(mass[:, None] > 0, sums / mass.clamp_min(1e-30)[:, None], centroids)
-        if step < moving:
-            error = (vectors - centroids[index]).square().sum(1) * weights
-            _move_idle(centroids, torch.zeros_like(mass).index_add_(0, index, error), mass)
+        centroids = _lloyd(array, shares, centroids, step < moving)
     return centroids
+
+
+def _lloyd(
+    vectors: NDArray[np.float32], weights: NDArray[np.float32], centroids: torch.Tensor, moving: bool
+) -> torch.Tensor:
+    """One step of Lloyd's method; does not modify `centroids`."""
+    book = searchable(centroids)
+    index = _search(vectors, book)
+    mass, distortion = np.empty(len(book)), np.empty(len(book))
+    sums = np.empty(centroids.shape, dtype=np.float64)
+    library().edgepack_centroid_sums(
+        pointer(vectors, "const float *"), pointer(weights, "const float *"), len(vectors), vectors.shape[1],
+        pointer(book, "const float *"), len(book), pointer(index, "const int32_t *"), pointer(mass, "double *"),
+        pointer(sums, "double *"), pointer(distortion, "double *"),
+    )  # fmt: skip
+    before: NDArray[Any] = centroids.double().numpy()
+    after = np.where(mass[:, None] > 0, sums / np.maximum(mass, 1e-30)[:, None], before)
+    moved = torch.from_numpy(after.astype(np.float32))
+    if moving:  # about the mean, a cell's squares are less by those of the step
+        distortion = np.maximum(distortion - mass * np.square(after - before).sum(1), 0)
+        _move_idle(moved, torch.from_numpy(distortion).float(), torch.from_numpy(mass).float())
+    return moved
 
 
 def _move_idle(centroids: torch.Tensor, distortion: torch.Tensor, mass: torch.Tensor) -> None:
@@ -84,7 +125,7 @@ def tune(
 ) -> torch.Tensor:
     """Centroids with the least Σ_g a_g·(w_g - Ŵ_g)·H·(w_g - Ŵ_g)ᵀ for fixed indices, in closed form.
 
-    The rows of a vector are independent, and share one matrix of normal equations.
+    The rows of a vector are independent, and share one matrix of normal equations. Of many groups some are looked at.
 
     Args:
         centroids: float32 [k, v], kept where an index is never used.
@@ -97,16 +138,13 @@ def tune(
         float32 [k, v].
     """
     count, columns = len(centroids), index.shape[1]
-    normal = torch.zeros(count, count, dtype=torch.float64, device=index.device)
-    right = torch.zeros(count, centroids.shape[1], dtype=torch.float64, device=index.device)
-    # The output's share of each column, summed where columns share a centroid, by rows and then by columns.
-    for group, weight in enumerate(group_weights.tolist()):
-        used, own = torch.unique(index[group], return_inverse=True)
-        folded = torch.zeros(len(used), columns, dtype=torch.float64, device=index.device)
-        folded.index_add_(0, own, hessian, alpha=weight)
-        square = torch.zeros(len(used), len(used), dtype=torch.float64, device=index.device)
-        normal[used[:, None], used] += square.index_add_(1, own, folded)
-        right[used] += folded @ target[group].double().T
+    some = max(1, min(len(index), _TUNED_PER_CENTROID * count // columns))
+    chosen = torch.linspace(0, len(index) - 1, some).round().long()
+    index, target, group_weights = index[chosen], target[chosen].double(), group_weights[chosen].double()
+    normal = _normal_equations(index, group_weights, hessian, count)
+    outputs = (target @ hessian * group_weights[:, None, None]).transpose(1, 2)  # [groups, columns, v]
+    right = torch.zeros(count, centroids.shape[1], dtype=torch.float64)
+    right.index_add_(0, index.reshape(-1), outputs.reshape(-1, centroids.shape[1]))
     ridge = _RIDGE * float(normal.diagonal().mean()) + 1e-300
     normal.diagonal().add_(ridge)
     right += ridge * centroids.double()
@@ -114,3 +152,15 @@ def tune(
     if int(failed):
         return centroids
     return torch.cholesky_solve(right, factor).float()
+
+
+def _normal_equations(index: torch.Tensor, weights: torch.Tensor, hessian: torch.Tensor, count: int) -> torch.Tensor:
+    """Σ_g a_g Σ H[i, j] over columns i and j of each pair of centroids: float64 [k, k]."""
+    normal = torch.zeros(count, count, dtype=torch.float64)
+    places = np.ascontiguousarray(index.numpy().astype(np.int32))
+    library().edgepack_normal_equations(
+        pointer(places, "const int32_t *"), places.shape[0], places.shape[1],
+        pointer(weights.contiguous().numpy(), "const double *"),
+        pointer(hessian.contiguous().numpy(), "const double *"), count, pointer(normal.numpy(), "double *"),
+    )  # fmt: skip
+    return normal

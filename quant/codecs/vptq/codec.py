@@ -68,7 +68,6 @@ class VPTQ:
         outliers: share of the columns, those with the largest diag(H), that get their own codebook.
         normalise: `auto` tries none, row and column by the error of plain k-means; or one of these.
         tuning: rounds of centroid tuning against the layer's output, each followed by a sweep.
-        device: torch's name of the device that codes.
     """
 
     bits: int = 3
@@ -77,7 +76,6 @@ class VPTQ:
     outliers: float = 0.0
     normalise: str = "auto"
     tuning: int = 2
-    device: str = "cpu"
     name: ClassVar[str] = "vptq"
     version: ClassVar[int] = 1
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from edgepack.kernels.native import library, pointer
 from edgepack.quant.codecs import bits
 from edgepack.quant.codecs.codec import Encoded
 from edgepack.quant.codecs.torch_threads import one_thread
-from edgepack.quant.codecs.vptq.codebook import kmeans, nearest, tune
+from edgepack.quant.codecs.vptq.codebook import kmeans, searchable, tune
 from edgepack.quant.codecs.vptq.geometry import normalise, plan_geometry
 from edgepack.quant.codecs.vptq.stored import Geometry, index_bits
-from edgepack.quant.feedback import FeedbackFactor, feedback_factor, feedback_sweep
+from edgepack.quant.feedback import FeedbackFactor, feedback_factor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,32 +61,48 @@ class Coded:
     loss: float
 
 
-class _VectorRounder:
-    """Rounds a column's vectors to their nearest centroids and remembers which, and what was left."""
+# Columns that the kernel rounds before their errors move the columns beyond in one matrix product.
+_BLOCK = 128
 
-    group = 1
+
+class _Sweep:
+    """What rounding every column gives, filled block by block: arrays as `edgepack_feedback_book` has them.
+
+    Args:
+        books: as decoding will see them.
+        outlier: bool [columns].
+        groups: vectors in a column.
+    """
 
     def __init__(self, books: Books, outlier: torch.Tensor, groups: int) -> None:
-        self._books, self._outlier = books, outlier
-        self.index = torch.zeros(groups, len(outlier), dtype=torch.int64, device=outlier.device)
-        self.residual_index = torch.zeros_like(self.index)
-        self.left = torch.zeros(groups, len(outlier), books.main.shape[1], device=outlier.device)
+        self.books, self.vector, self.groups = books, books.main.shape[1], groups
+        self.outlier = np.ascontiguousarray(outlier.numpy().astype(np.uint8))
+        self._searched = [None if b is None else searchable(b) for b in (books.main, books.residual, books.outlier)]
+        shape = (groups * self.vector, len(outlier))
+        self.decoded = np.empty(shape, dtype=np.float32)
+        self.index = np.empty((groups, shape[1]), dtype=np.int64)
+        self.residual_index = np.empty_like(self.index)
+        self.left = np.empty((groups, shape[1], self.vector), dtype=np.float32)
 
-    def start_group(self, start: int, weights: torch.Tensor) -> None:
-        """Nothing is prepared."""
-
-    def round(self, column: int, values: torch.Tensor) -> torch.Tensor:
-        """As `ColumnRounder.round`."""
-        vectors = values.reshape(-1, self._books.main.shape[1])
-        is_outlier = bool(self._outlier[column])
-        book = self._books.outlier if is_outlier and self._books.outlier is not None else self._books.main
-        self.index[:, column] = nearest(vectors, book)
-        rounded = book[self.index[:, column]]
-        self.left[:, column] = vectors - rounded
-        if self._books.residual is not None and not is_outlier:
-            self.residual_index[:, column] = nearest(vectors - rounded, self._books.residual)
-            rounded = rounded + self._books.residual[self.residual_index[:, column]]
-        return rounded.reshape(-1)
+    def round(self, start: int, tile: NDArray[np.float32], upper: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """Round the columns from `start`, [groups·v, width]; their errors, scaled for feedback."""
+        rows, width = tile.shape
+        scratch = np.empty(2 * self.vector * width * 16, dtype=np.float32)
+        rounded, errors = np.empty_like(tile), np.empty_like(tile)
+        index, residual = (np.empty((self.groups, width), dtype=np.int32) for _ in range(2))
+        left = np.empty((self.groups, width, self.vector), dtype=np.float32)
+        books = [part for book in self._searched
+                 for part in (pointer(book, "const float *"), 0 if book is None else len(book))]  # fmt: skip
+        library().edgepack_feedback_book(
+            pointer(tile, "const float *"), rows // self.vector, self.vector, width, pointer(upper, "const float *"),
+            *books, pointer(self.outlier[start : start + width], "const uint8_t *"), pointer(scratch, "float *"),
+            pointer(rounded, "float *"), pointer(errors, "float *"), pointer(index, "int32_t *"),
+            pointer(residual, "int32_t *"), pointer(left, "float *"),
+        )  # fmt: skip
+        part = slice(start, start + width)
+        self.decoded[:, part], self.index[:, part], self.residual_index[:, part] = rounded, index, residual
+        self.left[:, part] = left
+        return errors
 
 
 class VectorCoder:
@@ -117,19 +134,22 @@ class VectorCoder:
 
     def sweep(self, books: Books) -> tuple[Coded, torch.Tensor]:
         """Round every column, with feedback where H is known; also what the main stage left, [groups, columns, v]."""
-        rounder = _VectorRounder(books, self.outlier, self.groups)
-        if self.factor is not None:
-            decoded = feedback_sweep(self.weight, self.factor, rounder).weights
-        else:
-            decoded = torch.stack([rounder.round(j, self.weight[:, j]) for j in range(len(self.outlier))], dim=1)
-        loss = self.loss(decoded)
-        return Coded(books, decoded, rounder.index, rounder.residual_index, loss), rounder.left
+        found, work = _Sweep(books, self.outlier, self.groups), self.weight.clone()
+        upper = None if self.factor is None else self.factor.upper
+        for start in range(0, work.shape[1], _BLOCK):
+            stop = min(start + _BLOCK, work.shape[1])
+            own = None if upper is None else upper[start:stop, start:stop].contiguous().numpy()
+            errors = torch.from_numpy(found.round(start, work[:, start:stop].contiguous().numpy(), own))
+            if upper is not None:
+                work[:, stop:].addmm_(errors, upper[start:stop, stop:], alpha=-1)
+        decoded, index, residual_index = map(torch.from_numpy, (found.decoded, found.index, found.residual_index))
+        return Coded(books, decoded, index, residual_index, self.loss(decoded)), torch.from_numpy(found.left)
 
     def loss(self, decoded: torch.Tensor) -> float:
         """tr(A·E·H·Eᵀ) for E = W - Ŵ and the rows' weights A; H is the diagonal importance where it is not known."""
-        error = (self.weight - decoded).double()
-        product = error * self.importance if self.hessian is None else error @ self.hessian.double()
-        return float(((product * error).sum(1) * self.row_weights).sum())
+        error = self.weight - decoded
+        product = error.double() * self.importance if self.hessian is None else (error @ self.hessian).double()
+        return float(((product * error.double()).sum(1) * self.row_weights).sum())
 
     def _vectors(self, matrix: torch.Tensor) -> torch.Tensor:
         """[groups·v, columns] as [groups, columns, v]."""
@@ -152,18 +172,20 @@ class VectorCoder:
             book = getattr(books, name)
             if book is None:
                 continue
-            # With E = T - Ŷ on these columns and E' elsewhere: fold H's coupling to E' into the target.
             rest = self.weight - self.assemble(replace(books, **{name: torch.zeros_like(book)}), coded)
             own = hessian[columns][:, columns]
-            coupled = torch.linalg.solve(
-                own + 1e-8 * own.diagonal().mean() * torch.eye(len(own), dtype=own.dtype, device=own.device),
-                hessian[columns] @ rest.double().T,
-            ).T.float()
+            coupled = rest if columns.all() else self._coupled(rest, hessian, own, columns)
             target = coupled.view(self.groups, self.vector, -1)
             tuned = tune(book, index[:, columns], target, own, self.group_weights)
             books = replace(books, **{name: tuned}).stored()
         decoded = self.assemble(books, coded)
         return Coded(books, decoded, coded.index, coded.residual_index, self.loss(decoded))
+
+    @staticmethod
+    def _coupled(rest: torch.Tensor, hessian: torch.Tensor, own: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """With E = T - Ŷ on these columns and E' elsewhere: H's coupling to E' folded into the target."""
+        ridge = 1e-8 * own.diagonal().mean() * torch.eye(len(own), dtype=own.dtype)
+        return torch.linalg.solve(own + ridge, hessian[columns] @ rest.double().T).T.float()
 
     def assemble(self, books: Books, coded: Coded) -> torch.Tensor:
         """Ŵ of these codebooks and a sweep's indices."""
@@ -190,15 +212,15 @@ def encode_vptq(weight: NDArray[np.float32], codec: VPTQ, statistics: Statistics
     row_scale = scale[:, 0] if geometry.normalise == "row" else np.ones(rows, dtype=np.float32)
     padding = -rows % geometry.vector
     padded = np.concatenate([scaled, np.repeat(scaled[-1:], padding, axis=0)])[:, order]
-    hessian = _hessian(statistics, importance, column_scale, order, codec.device)
+    hessian = _hessian(statistics, importance, column_scale, order)
     row_weights = np.concatenate([row_scale.astype(np.float64) ** 2, np.zeros(padding)])
     weights = (
-        torch.from_numpy((importance * column_scale**2)[order]).to(codec.device),
-        torch.from_numpy(row_weights / max(row_weights.mean(), 1e-300)).to(codec.device),
+        torch.from_numpy((importance * column_scale**2)[order]),
+        torch.from_numpy(row_weights / max(row_weights.mean(), 1e-300)),
         hessian,
     )
-    outlier = (torch.arange(columns) < geometry.outliers).to(codec.device)
-    coder = VectorCoder(torch.from_numpy(padded).to(codec.device), weights, outlier, geometry.vector)
+    outlier = torch.arange(columns) < geometry.outliers
+    coder = VectorCoder(torch.from_numpy(padded), weights, outlier, geometry.vector)
     with one_thread():
         coded = coder.code(geometry, codec.tuning)
     return _store(coded, geometry, order, scale, bias, (rows, columns))
@@ -209,14 +231,13 @@ def _hessian(
     importance: NDArray[np.float64],
     column_scale: NDArray[np.float32],
     order: NDArray[np.int64],
-    device: str,
 ) -> torch.Tensor | None:
     """H of the normalised, ordered columns, with mean diagonal 1; None where it is not known."""
     if statistics.hessian is None:
         return None
     matrix = np.asarray(statistics.hessian, dtype=np.float64) * np.outer(column_scale, column_scale)
     matrix = matrix[np.ix_(order, order)]
-    return torch.from_numpy((matrix / max(float(np.diagonal(matrix).mean()), 1e-300)).astype(np.float32)).to(device)
+    return torch.from_numpy((matrix / max(float(np.diagonal(matrix).mean()), 1e-300)).astype(np.float32))
 
 
 def _store(

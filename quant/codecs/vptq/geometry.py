@@ -110,13 +110,11 @@ def settled_normalisation(weight: NDArray[np.float32], codec: VPTQ, importance: 
     costs = []
     with one_thread():
         for kind, rate in (("none", 0.0), ("row", 16 / weight.shape[1]), ("column", 32 / weight.shape[0])):
-            costs.append((rate + 0.5 * np.log2(_trial_error(weight, geometry, weights, kind, codec.device)), kind))
+            costs.append((rate + 0.5 * np.log2(_trial_error(weight, geometry, weights, kind)), kind))
     return min(costs)[1]
 
 
-def _trial_error(
-    weight: NDArray[np.float32], geometry: Geometry, importance: NDArray[np.float64], kind: str, device: str
-) -> float:
+def _trial_error(weight: NDArray[np.float32], geometry: Geometry, importance: NDArray[np.float64], kind: str) -> float:
     """Weighted squared error of plain k-means on some of the vectors."""
     scaled, scale, _bias = normalise(weight, kind)
     spread = np.broadcast_to(scale.astype(np.float64) ** 2 * importance, weight.shape)
@@ -128,7 +126,7 @@ def _trial_error(
     vectors = torch.from_numpy(scaled[:used].reshape(shape).transpose(0, 2, 1).reshape(-1, geometry.vector))
     weights = torch.from_numpy(spread[:used].reshape(shape).mean(axis=1).reshape(-1).astype(np.float32))
     step = max(1, len(vectors) // _TRIAL_VECTORS)
-    vectors, weights = vectors[::step].contiguous().to(device), weights[::step].contiguous().to(device)
+    vectors, weights = vectors[::step].contiguous(), weights[::step].contiguous()
     count = min(geometry.centroids, max(2, len(vectors) // 16))
     centroids = kmeans(vectors, weights, count, _TRIAL_STEPS, _TRIAL_MOVING)
     error = (vectors - centroids[nearest(vectors, centroids)]).square().sum(1) * weights

@@ -1,8 +1,7 @@
 """What enters a block's linears at some tokens, and how much each of their outputs moves the module above.
 
-A scale is judged on these: a few hundred tokens, a few hundred rows of each linear, instead of whole modules run again
-for every scale. Activations are rounded on the way as llama.cpp's CPU kernels round them. Which scales are tried
-is left to `scales`.
+A scale is judged on these: some tokens and some rows of each linear; no module is run again for a scale.
+Activations are rounded on the way as llama.cpp's CPU kernels round them. Which scales are tried is left to `scales`.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
     from edgepack.quant.calibration.sweep import BlockVisit
     from edgepack.quant.passes.awq.folding import Fold
 
-# Tokens and rows of a linear that a scale is judged on. All of them choose the same scales but for one in some hundred,
-# with errors that differ in the third digit (docs/lab-notes.md).
+# Tokens and rows of a linear that a scale is judged on.
 TOKENS = 512
 ROWS = 128
 

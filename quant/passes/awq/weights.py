@@ -19,6 +19,8 @@ from edgepack.quant.passes.awq.scales import FoldSearch, Sink
 from edgepack.quant.passes.run import PassOutcome, change_blocks
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from edgepack.model import Checkpoint
@@ -70,6 +72,7 @@ def apply_awq(checkpoint: Checkpoint, settings: AwqSettings, run: PassRun) -> Pa
         rest = "clipping was done" if settings.clip else "nothing was done"
         notes.append(f"awq: no folding table for '{kind}': scales were skipped, {rest}")
     walk = _Walk(settings, run, folds, HeadCounts.of(checkpoint.config))
+    walk.dtypes = {name: spec.dtype for name, spec in checkpoint.tensors.specs.items()}
     changed = change_blocks(checkpoint, run, walk, "awq")
     figures: dict[str, float] = {"folds": walk.folded, "clipped_tensors": walk.clipped}
     if walk.gains:
@@ -101,6 +104,7 @@ class _Walk:
 
     def __init__(self, settings: AwqSettings, run: PassRun, folds: tuple[Fold, ...], heads: HeadCounts) -> None:
         self.settings, self.run, self.folds, self.heads = settings, run, folds, heads
+        self.dtypes: Mapping[str, str] = {}  # of the source: folded weights are kept in it
         self.gains: list[float] = []
         self.folded = self.clipped = 0
 
@@ -116,6 +120,9 @@ class _Walk:
                     observed.divide([block.names[f"{path}.weight"] for path in fold.sinks], scales)
         if self.settings.clip:
             touched |= set(self._clip_all(block, observed))
+        for path, name in block.names.items():
+            if name in touched:
+                _round_to(block.module.get_parameter(path), self.dtypes[name])
         return [name for name in block.names.values() if name in touched]
 
     def _observe(self, visit: BlockVisit) -> _Observed:
@@ -179,6 +186,13 @@ class _Walk:
         if after < before:
             block.set_weight(name, clipped)
         return after < before
+
+
+def _round_to(parameter: torch.Tensor, dtype: str) -> None:
+    """Round to a source's type of two bytes, in place, as a checkpoint of the folded model would hold it."""
+    kinds = {"bf16": torch.bfloat16, "f16": torch.float16}
+    if dtype in kinds:
+        parameter.data.copy_(parameter.data.to(kinds[dtype]))
 
 
 def _touched(block: Block, fold: Fold) -> set[str]:

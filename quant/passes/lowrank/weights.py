@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from edgepack.model import OverriddenTensors
-from edgepack.quant.calibration.blocks import BlockwiseModel, is_transposed
+from edgepack.quant.calibration.blocks import is_transposed
 from edgepack.quant.passes.lowrank.factors import Factors, centred_svd, whitened_svd
-from edgepack.quant.passes.run import ArrayFolder, PassOutcome, change_blocks
+from edgepack.quant.passes.run import PassOutcome, change_blocks, change_weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,23 +53,10 @@ def factorise(checkpoint: Checkpoint, settings: LowRankSettings, run: PassRun) -
     if settings.method == "whitened":
         changed = change_blocks(checkpoint, run, walk, "lowrank")
     else:
-        changed = _without_tokens(checkpoint, run, walk)
+        changed = change_weights(checkpoint, run, walk.without_tokens, "lowrank")
     if settings.apart:
         changed = replace(checkpoint, tensors=OverriddenTensors(checkpoint.tensors, walk.bases))
     return PassOutcome(changed, walk.figures(), low_rank=walk.apart)
-
-
-def _without_tokens(checkpoint: Checkpoint, run: PassRun, walk: _Walk) -> Checkpoint:
-    """Every block in turn, with nothing run through it."""
-    model, changed = BlockwiseModel(checkpoint, run.device), ArrayFolder(run.folder / "lowrank")
-    with run.progress("lowrank", model.block_count, " blocks") as advance:
-        for index in range(model.block_count):
-            with model.block(index) as block:
-                for name in block.linears:
-                    walk.replace(block, name, None)
-                    changed.put(name, block.as_stored(name))
-            advance(1)
-    return replace(checkpoint, tensors=OverriddenTensors(checkpoint.tensors, changed))
 
 
 class _Walk:
@@ -89,6 +76,12 @@ class _Walk:
         for name in names:
             self.replace(visit.block, name, statistics[name].hessian)
         return names
+
+    def without_tokens(self, block: Block) -> list[str]:
+        """As a call, of the weights alone."""
+        for name in block.linears:
+            self.replace(block, name, None)
+        return list(block.linears)
 
     def replace(self, block: Block, name: str, hessian: NDArray[np.float32] | None) -> None:
         """Put the factorised weight in the place of weight `name`; with `apart`, keep its factors too."""

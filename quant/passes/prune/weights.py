@@ -17,12 +17,13 @@ from edgepack.gguf.types import GGMLType
 from edgepack.quant.feedback import DAMPING, damping_note
 from edgepack.quant.passes.prune.allocation import allocate_by_outliers
 from edgepack.quant.passes.prune.masks import magnitude_mask, sparsegpt, wanda_mask
-from edgepack.quant.passes.run import PassOutcome, change_blocks, few
+from edgepack.quant.passes.run import PassOutcome, change_blocks, change_weights, few
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from edgepack.model import Checkpoint
+    from edgepack.quant.calibration.blocks import Block
     from edgepack.quant.calibration.statistics import LinearStatistics
     from edgepack.quant.calibration.sweep import BlockVisit
     from edgepack.quant.passes.prune.masks import Pattern
@@ -56,14 +57,17 @@ def prune_weights(checkpoint: Checkpoint, settings: PruneSettings, run: PassRun)
     """Prune all linear layers inside the blocks; embedding and output matrix stay. Does not modify `checkpoint`.
 
     Raises:
-        CalibrationError: no tokens.
+        CalibrationError: no tokens, for a method that looks at activations.
         NumericError: NaN or infinity; the text names the layer.
     """
     sparsities: list[float] | None = None
     if settings.allocation == "owl":
         sparsities = allocate_by_outliers(checkpoint, settings.pattern.sparsity, run)
     pruner = _Pruner(settings, sparsities)
-    changed = change_blocks(checkpoint, run, pruner, "prune")
+    if settings.method == "magnitude":
+        changed = change_weights(checkpoint, run, pruner.by_magnitude, "prune")
+    else:
+        changed = change_blocks(checkpoint, run, pruner, "prune")
     figures: dict[str, Figure] = {
         "sparsity": pruner.zeros / max(pruner.weights, 1),
         "zeros": pruner.zeros,
@@ -104,19 +108,24 @@ class _Pruner:
         self.damped: list[str] = []
 
     def __call__(self, visit: BlockVisit) -> list[str]:
-        block, names = visit.block, list(visit.block.linears)
+        names = list(visit.block.linears)
+        statistics, _ = visit.observe(names, self.settings.method == "sparsegpt")
+        return self._prune_all(visit.block, statistics)
+
+    def by_magnitude(self, block: Block) -> list[str]:
+        """As a call, of the weights alone."""
+        return self._prune_all(block, {})
+
+    def _prune_all(self, block: Block, statistics: Mapping[str, LinearStatistics]) -> list[str]:
         pattern = self.settings.pattern
         if self.sparsities is not None:
             pattern = replace(pattern, sparsity=self.sparsities[block.index])
-        statistics: dict[str, LinearStatistics] = {}
-        if self.settings.method != "magnitude":
-            statistics, _ = visit.observe(names, self.settings.method == "sparsegpt")
-        for name in names:
+        for name in block.linears:
             pruned = self._prune(name, block.weight(name), statistics.get(name), pattern)
             block.set_weight(name, pruned)
             self.zeros += int((pruned == 0).sum())
             self.weights += pruned.numel()
-        return names
+        return list(block.linears)
 
     def _prune(
         self, name: str, weight: torch.Tensor, statistics: LinearStatistics | None, pattern: Pattern

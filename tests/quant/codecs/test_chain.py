@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from edgepack.errors import CodecError
-from edgepack.quant.codecs.chain import encode_chain, open_chain
+from edgepack.quant.codecs import codec
+from edgepack.quant.codecs.chain import encode_chain, encode_pieces, open_chain
 from edgepack.quant.codecs.nf4 import NF4
 from edgepack.quant.codecs.targets import find_edge_target
 from edgepack.quant.codecs.ternary import Ternary
@@ -63,3 +66,29 @@ def test_an_empty_chain_is_refused() -> None:
         encode_chain(WEIGHT, ())
     with pytest.raises(CodecError):
         open_chain([])
+
+
+class _Rows:
+    """A matrix that is only read by rows; remembers the most that were asked for at once."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.most = array, 0
+        self.matrix_shape = array.shape
+
+    def read_rows(self, start: int, stop: int) -> np.ndarray:
+        self.most = max(self.most, stop - start)
+        return self.array[start:stop]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 37), (300, 64), (129, 65)])
+def test_coding_by_pieces_gives_the_bytes_of_coding_at_once(shape: tuple[int, int], monkeypatch: Any) -> None:
+    rows = _Rows(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+    whole = encode_chain(rows.array, [NF4()])
+    monkeypatch.setattr(codec, "CHUNK_WEIGHTS", 500)
+    found = encode_pieces(rows, NF4())
+    assert rows.most <= max(1, 500 // shape[1])
+    assert found.stages[0].parameters == whole.stages[0].parameters
+    for key, component in whole.stages[0].components.items():
+        assert np.array_equal(found.stages[0].components[key], component)
+    assert found.squared_error == pytest.approx(whole.squared_error, rel=1e-6)
+    assert found.error == pytest.approx(whole.error, rel=1e-6)

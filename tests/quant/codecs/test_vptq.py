@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from references import vptq_torch
 
 from edgepack.errors import CodecError
 from edgepack.quant.codecs.codec import Encoded, Statistics
@@ -12,7 +13,9 @@ from edgepack.quant.codecs.decode import decode
 from edgepack.quant.codecs.registry import open_decoder
 from edgepack.quant.codecs.vptq.codebook import kmeans, nearest, tune
 from edgepack.quant.codecs.vptq.codec import VPTQ
+from edgepack.quant.codecs.vptq.encode import Books, VectorCoder
 from edgepack.quant.codecs.vptq.geometry import choose_geometry
+from edgepack.quant.feedback import feedback_sweep
 
 RNG = np.random.default_rng(21)
 WEIGHT = RNG.standard_normal((96, 64)).astype(np.float32)
@@ -94,6 +97,38 @@ def test_nearest_equals_a_plain_search() -> None:
     generator = torch.Generator().manual_seed(4)
     points, centroids = torch.randn(300, 3, generator=generator), torch.randn(17, 3, generator=generator)
     assert torch.equal(nearest(points, centroids), torch.cdist(points, centroids).argmin(1))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 16])
+def test_the_searching_kernel_equals_the_search_in_torch(length: int) -> None:
+    generator = torch.Generator().manual_seed(length)
+    points, centroids = torch.randn(77, length, generator=generator), torch.randn(21, length, generator=generator)
+    assert torch.equal(nearest(points, centroids), vptq_torch.nearest(points, centroids))
+
+
+@pytest.mark.parametrize("outliers", [0, 9])
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_sweeping_kernel_rounds_as_the_sweep_by_columns_does(outliers: int, residual: bool) -> None:
+    """37 groups of 3 rows are two tiles and some; 200 columns are two blocks."""
+    generator = torch.Generator().manual_seed(outliers)
+    weight, inputs = torch.randn(111, 200, generator=generator), torch.randn(900, 200, generator=generator)
+    hessian = inputs.T @ inputs / 900 + 0.3
+    outlier = torch.arange(200) < outliers
+    books = Books(
+        torch.randn(32, 3, generator=generator),
+        0.4 * torch.randn(16, 3, generator=generator) if residual else None,
+        torch.randn(64, 3, generator=generator) if outliers else None,
+    )
+    coder = VectorCoder(weight, (torch.ones(200), torch.ones(111), hessian), outlier, 3)
+    assert coder.factor is not None
+    found, left = coder.sweep(books)
+    rounder = vptq_torch.VectorRounder(books, outlier, 37)
+    expected = feedback_sweep(weight, coder.factor, rounder).weights
+    # A sum in another order may move a vector that lies between two centroids, and then those after it.
+    assert (found.index == rounder.index).float().mean() > 0.97
+    assert (found.residual_index == rounder.residual_index).float().mean() > 0.97
+    assert ((left - rounder.left).abs() < 1e-3).float().mean() > 0.97
+    assert found.loss == pytest.approx(coder.loss(expected), rel=0.02)
 
 
 def test_impossible_geometry_is_refused() -> None:
