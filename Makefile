@@ -54,7 +54,7 @@ ASAN_TESTS ?= tests/packaging/test_grid_coder.py tests/packaging/test_planes.py 
   tests/packaging/test_mutations.py tests/packaging/test_hostile_archives.py tests/packaging/test_golden.py tests/kernels
 
 test-asan: $(VENV)/.installed
-	CFLAGS="$(ASAN_FLAGS)" LDFLAGS="-fsanitize=address,undefined" \
+	EDGEPACK_KERNELS_LEVEL=-O0 CFLAGS="$(ASAN_FLAGS)" LDFLAGS="-fsanitize=address,undefined" \
 	  $(BIN)/python setup.py -q build_ext --build-lib $(ASAN_BUILD)/lib --build-temp $(ASAN_BUILD)/objects
 	EDGEPACK_ASAN_BUILD=$(CURDIR)/$(ASAN_BUILD)/lib PYTHONPATH=tools ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \

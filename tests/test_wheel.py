@@ -39,7 +39,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
             shutil.copy(ROOT / name, folder / "tree" / name)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", ".", "-w", str(folder)]
     # Clones for instruction sets take most of the compiler's time and change nothing that is looked at here.
-    environment = {**os.environ, "CFLAGS": "-O0 -DEDGEPACK_NO_CLONES"}
+    environment = {**os.environ, "CFLAGS": "-DEDGEPACK_NO_CLONES", "EDGEPACK_KERNELS_LEVEL": "-O0"}
     subprocess.run(command, cwd=folder / "tree", check=True, env=environment)
     (built,) = folder.glob("edgepack-*.whl")
     return zipfile.ZipFile(built)
