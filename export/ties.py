@@ -79,17 +79,18 @@ def _contradiction(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def is_tied(checkpoint: Checkpoint) -> bool:
     """Whether the configuration of a known family makes the head the embedding."""
-    family = _family(checkpoint)
+    family = known_family(checkpoint)
     return family is not None and completed(ModelConfig(checkpoint.config), family).tied
 
 
 def embedding_and_head(checkpoint: Checkpoint) -> tuple[str, str] | None:
     """The names of both as this checkpoint has them, None for a family that is not known or has no head."""
-    family = _family(checkpoint)
+    family = known_family(checkpoint)
     return None if family is None else _both_names(family, checkpoint.tensors)
 
 
-def _family(checkpoint: Checkpoint) -> Family | None:
+def known_family(checkpoint: Checkpoint) -> Family | None:
+    """The family of a checkpoint, None where it is not known."""
     try:
         return find_family(ModelConfig(checkpoint.config, folder=checkpoint.path))
     except (CheckpointError, UnsupportedModelError):  # refused later, by what it is

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What restoring costs a core, beside what it cannot do without: hashing twice and writing.
 
-    python tools/bench_unpack.py                          wire: integers on paths in Q8_0; 40 M weights
-    python tools/bench_unpack.py --gguf FILE.gguf         any file
-    python tools/bench_unpack.py --run FILE.edgepack      first token and peak memory: out of the archive, and installed
+    python tools/bench_unpack.py                          the wire's integers on paths, and 600 M weights of Q5_K
+    python tools/bench_unpack.py --gguf FILE.gguf …       these files only
+    python tools/bench_unpack.py --run [FILE.edgepack]    first token and peak memory: out of the archive, and installed
 
 One thread, processor time of this process (the machine may be shared), the best of some turns. The limit is SHA-256 of
 the stored bytes and of the restored ones, and writing them, with nothing else.
@@ -23,11 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from archive_models import random_model
+from tiny_models import Shape, write_random
 
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import GGMLType, TensorInfo, string, u32
 from edgepack.gguf.writer import GGUFWriter
+from edgepack.packaging.archive import open_archive
 from edgepack.packaging.coding.trellis_symbols import starts
 from edgepack.packaging.pack import pack_archive
 from edgepack.packaging.restore.unpack import unpack_archive
@@ -35,7 +38,7 @@ from edgepack.quantities import format_size
 from edgepack.trellis import TrellisCode, trellis_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -106,7 +109,7 @@ def _limit(archive: Path, gguf: Path, out: Path) -> None:
 
 
 def measure(gguf: Path, folder: Path, turns: int) -> None:
-    """Print what packing and unpacking a file cost."""
+    """Print what packing and unpacking a file cost, as a row."""
     weights = sum(tensor.rows * tensor.shape[-1] for tensor in read_header(gguf).tensors)
     size, archive, out = gguf.stat().st_size, folder / "a.edgepack", folder / "out.gguf"
 
@@ -116,18 +119,31 @@ def measure(gguf: Path, folder: Path, turns: int) -> None:
 
     pack = seconds(lambda: pack_archive(gguf, archive, threads=1), 1)
     restore, limit = seconds(unpack, turns), seconds(lambda: _limit(archive, gguf, folder / "limit"), turns)
-    share = 8 * archive.stat().st_size / weights
-    print(f"{gguf.name}: {format_size(size)}, {weights / 1e6:.0f} M weights, {share:.3f} bits a weight in the archive")
-    rows = {"pack": pack, "unpack + verify": restore, "hash twice and write": limit}
-    for name, took in rows.items():
-        print(f"  {name:22} {weights / took / 1e6:6.0f} M weights/s a core {size / took / 1e6:6.0f} MB/s a core")
-    print(f"  unpack + verify is {restore / limit:.2f} of the limit's processor time", flush=True)
+    cells = [
+        gguf.stem, format_size(size), f"{8 * archive.stat().st_size / weights:.2f}", f"{size / pack / 1e6:.0f} MB/s",
+        f"{size / restore / 1e6:.0f} MB/s", f"{weights / restore / 1e6:.0f} M", f"{size / limit / 1e6:.0f} MB/s",
+        f"{restore / limit:.2f}",
+    ]  # fmt: skip
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def measure_all(files: Sequence[Path], folder: Path, turns: int, matrices: int) -> None:
+    """Print the table of costs; without files, of a wire model and of 600 M weights of Q5_K."""
+    heads = ["file", "size", "bits a weight, packed", "pack", "unpack + verify", "weights a second",
+             "hash twice and write", "unpack / limit"]  # fmt: skip
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    for path in files:
+        measure(path, folder, turns)
+    if not files:
+        measure(write_wire_model(folder / "wire.gguf", matrices), folder, turns)
+        measure(random_model(folder / "Q5_K.gguf", 600_000_000, GGMLType.Q5_K), folder, turns)
 
 
 def _runs(archive: Path, folder: Path) -> Iterator[tuple[str, dict[str, float], int, float]]:
     environment = os.environ | {"EDGEPACK_CACHE": str(folder / "cache")}
     options = ["--prompt", "The", "--max-tokens", "1", "--temperature", "0", "--ctx", "512", "--json"]
-    steps = {"out of the archive": "always", "installing": "never", "installed": "never"}
+    steps = {"out of the archive, each start": "always", "installing, first start": "never",
+             "installed, each later start": "never"}  # fmt: skip
     for name, wish in steps.items():
         started = time.perf_counter()
         command = [sys.executable, "-c", _CHILD, "run", str(archive), "--from-archive", wish, *options]
@@ -137,33 +153,43 @@ def _runs(archive: Path, folder: Path) -> Iterator[tuple[str, dict[str, float], 
 
 
 def measure_run(archive: Path, folder: Path) -> None:
-    """Print how soon the first token comes and what memory it takes."""
-    print(f"{archive.name}: {format_size(archive.stat().st_size)}")
+    """Print how soon the first token comes and what memory it takes; every answer must be the same."""
+    with open_archive(archive) as opened:
+        size = format_size(opened.main.bytes)
+    heads = [f"a GGUF of {size}", "load and first token", "whole process", "peak memory", "disk beside the archive"]
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    answers = set()
     for name, told, peak, took in _runs(archive, folder):
-        disk = sum(path.stat().st_size for path in folder.rglob("*.gguf"))
+        disk = sum(path.stat().st_size for path in (folder / "cache").rglob("*.gguf"))
         first = told["load_seconds"] + told["first_token_seconds"]
-        print(
-            f"  {name:20} process {took:5.2f} s, load and first token {first:5.2f} s, peak {format_size(peak):>8}, "
-            f"disk beside the archive {format_size(disk):>8}, says {told['text']!r}", flush=True
-        )  # fmt: skip
+        answers.add(told["text"])
+        cells = [name, f"{first:.1f} s", f"{took:.1f} s", format_size(peak), format_size(disk) if disk else "none"]
+        print("| " + " | ".join(cells) + " |", flush=True)
+    assert len(answers) == 1, answers
+
+
+def _packed_llama(folder: Path) -> Path:
+    shape = Shape(layers=10, width=2048, heads=16, head_width=128, feed_forward=8192, type=GGMLType.Q5_K)
+    return pack_archive(write_random(folder / "llama.gguf", shape), folder / "llama.edgepack").output
 
 
 def main() -> None:
     """Read the options and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gguf", type=Path)
-    parser.add_argument("--run", type=Path, metavar="FILE.edgepack")
+    parser.add_argument("--gguf", type=Path, nargs="+", default=[])
+    parser.add_argument("--run", metavar="FILE.edgepack", nargs="?", const="", help="a random Llama without a file")
     parser.add_argument("--matrices", type=int, default=5, help=f"of {ROWS} × {COLUMNS}; 5")
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if options.run:
-            measure_run(options.run, folder)
-            return
-        path = options.gguf or write_wire_model(folder / "wire.gguf", options.matrices)
-        measure(path, folder, options.turns)
+        if options.run is not None:
+            measure_run(Path(options.run) if options.run else _packed_llama(folder), folder)
+        else:
+            measure_all(options.gguf, folder, options.turns, options.matrices)
 
 
 if __name__ == "__main__":
-    main()
+    from figure_file import run_with_figure
+
+    run_with_figure(main)

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Time and peak memory of a wire export against the model's size, each size in a process of its own.
+"""What the wire costs, beside its limits: sweep, curvature, and whole exports, each of them in a process of its own.
 
-    .venv/bin/python tools/bench_wire.py [--layers 2,4,8] [--width 384] [--bits 4]
+    .venv/bin/python tools/bench_wire.py [--layers 2,4,8] [--width 384] [--bits 4] [--states 8,0,64,256]
     .venv/bin/python tools/bench_wire.py --model MODEL --calibration TEXT --max-size 3.7MB     one real model instead
+    .venv/bin/python tools/bench_wire.py --only sweep,curvature,models
 
 Models of one width and more and more layers show what memory depends on: a block and its activations, not the model.
 The limit beside it is the float32 size of the largest matrix or block, which any block-wise pass must hold, and the
@@ -20,9 +21,11 @@ import time
 from pathlib import Path
 
 from synthetic_checkpoint import LlamaShape, write_llama
+from wire_rates import print_curvature, print_sweeps
 
 from edgepack.quantities import format_duration, format_size
 
+CORES = 2  # that limits are stated for
 OWN_WORDS = Path(__file__).resolve().parent.parent / "tests/data/own-words.txt"
 # Runs the command line and prints what the system says of the process: Linux counts ru_maxrss in KiB.
 _CHILD = """
@@ -85,7 +88,7 @@ def print_row(name: str, weights: int, limit: int, found: dict[str, float], seco
     """One line of the table."""
     cells = [
         name, f"{weights / 1e6:.1f} M", format_duration(seconds), f"{found['cpu']:.0f} s", str(found["trials"]),
-        f"{1e6 * found['cpu'] / found['trials'] / weights:.2f}", format_size(int(found["peak"])),
+        f"{found['cpu'] * 1e9 / weights / 60 / CORES:.1f}", format_size(int(found["peak"])),
         format_size(limit) if limit else "", f"{found['bits_per_weight']:.2f}", f"{found['predicted_kl']:.4f}",
     ]  # fmt: skip
     print("| " + " | ".join(cells) + " |", flush=True)
@@ -100,24 +103,41 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--calibration", type=Path, default=OWN_WORDS)
     parser.add_argument("--max-size")
+    parser.add_argument("--states", default="8,64,256")
+    parser.add_argument("--only", default="sweep,curvature,models")
     options = parser.parse_args()
-    columns = ("model", "weights", "wall", "processor", "tries", "µs a weight and try", "peak memory")
-    print("| " + " | ".join((*columns, "largest block", "bits", "predicted KL")) + " |\n" + "|---" * 10 + "|")
+    parts = {"models"} if options.model else set(options.only.split(","))
+    if "sweep" in parts:
+        print_sweeps(list(map(int, options.states.split(","))))
     with tempfile.TemporaryDirectory() as name:
-        folder, rest = Path(name), ["--target", "wire", "--host", "q8", "-o", str(Path(name, "out.edgepack")), "--pack"]
-        rest += ["--calibration", str(options.calibration)]
-        if options.model:
-            found, seconds = export([str(options.model), *rest, "--max-size", options.max_size])
-            weights = round(8 * found["archive_bytes"] / found["bits_per_weight"])
-            print_row(options.model.name, weights, 0, found, seconds)
-            return
-        print(f"| imports alone | | | | | | {format_size(empty_run())} | | | |")
-        for layers in map(int, options.layers.split(",")):
-            shape = LlamaShape(options.width, layers, 3 * options.width, 8, 4, 4096)
-            model = write_random(folder / f"llama-{layers}", shape)
-            found, seconds = export([str(model), *rest, "--bits", options.bits])
-            weights = round(8 * found["archive_bytes"] / found["bits_per_weight"])
-            print_row(f"{layers} layers of {options.width}", weights, largest_part(shape), found, seconds)
+        folder = Path(name)
+        if "curvature" in parts:
+            print()
+            model = write_random(folder / "passes", LlamaShape(576, 4, 1536, 9, 3, 4096))
+            print_curvature(model, "4 layers of 576", 16, 256)
+        if "models" in parts:
+            print()
+            print_models(options, folder)
+
+
+def print_models(options: argparse.Namespace, folder: Path) -> None:
+    """The table of whole exports."""
+    columns = ("model", "weights", "wall", "processor", "tries, at most 3", "min a B on 2 cores, at most 10", "memory")
+    print("| " + " | ".join((*columns, "largest block", "bits", "predicted KL")) + " |\n" + "|---" * 10 + "|")
+    rest = ["--target", "wire", "--host", "q8", "-o", str(folder / "out.edgepack"), "--pack"]
+    rest += ["--calibration", str(options.calibration)]
+    if options.model:
+        found, seconds = export([str(options.model), *rest, "--max-size", options.max_size])
+        weights = round(8 * found["archive_bytes"] / found["bits_per_weight"])
+        print_row(options.model.name, weights, 0, found, seconds)
+        return
+    print(f"| imports alone | | | | | | {format_size(empty_run())} | | | |")
+    for layers in map(int, options.layers.split(",")):
+        shape = LlamaShape(options.width, layers, 3 * options.width, 8, 4, 4096)
+        model = write_random(folder / f"llama-{layers}", shape)
+        found, seconds = export([str(model), *rest, "--bits", options.bits])
+        weights = round(8 * found["archive_bytes"] / found["bits_per_weight"])
+        print_row(f"{layers} layers of {options.width}", weights, largest_part(shape), found, seconds)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ import torch
 
 from edgepack.packaging.coding.trellis_symbols import as_indices
 from edgepack.quant.feedback import feedback_factor
-from edgepack.quant.wire.grid import GridRounder, Lattice, TrellisRounding
+from edgepack.quant.wire.factor import SweepFactor
+from edgepack.quant.wire.grid import Lattice
+from edgepack.quant.wire.lanes import Lanes, TrellisRounding
 from edgepack.quant.wire.rates import RateModel
-from edgepack.quant.wire.trellis import Lanes
+from edgepack.quant.wire.sweep import sweep
 from edgepack.trellis import TrellisCode
 
 WEIGHTS = 1 << 20
@@ -35,15 +37,12 @@ def round_all(weights: torch.Tensor, step: float, code: TrellisCode | None) -> t
     rows, columns = weights.shape
     ones = torch.ones(columns, dtype=torch.int32)
     lattice = Lattice(torch.full((rows,), step), ones.expand(rows, -1), ones, ones * 4000, 1)
-    paths = None
+    paths, factor = None, SweepFactor.of(feedback_factor(torch.eye(columns), 0.0))
     if code is not None:
         lanes = Lanes.cut([rows], code.rows, torch.zeros(rows, dtype=torch.bool))
-        rates = RateModel.of(weights, feedback_factor(torch.eye(columns), 0.0), lattice)
+        rates = RateModel.of(weights, factor, lattice)
         paths = TrellisRounding(code, lanes, torch.ones(rows), rates)
-    rounder = GridRounder(lattice, 0.0, paths)
-    for column in range(columns):
-        rounder.round(column, weights[:, column])
-    return rounder.quants
+    return torch.from_numpy(sweep(weights, factor, lattice, paths=paths).quants).int()
 
 
 def measure(weights: torch.Tensor, step: float, code: TrellisCode | None) -> tuple[float, float, float]:

@@ -24,14 +24,14 @@ _WINDOW_PATTERN = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "gpt-oss": 2, "exaone
 _CHUNK_OF_LLAMA4 = 8192  # stands in its graph, not in the file
 # Architectures whose graph is not replayed node by node: llama.cpp is asked for their compute buffer.
 _ASKED = re.compile(r"mamba2?|jamba|falcon-h1|granitemoe|granitehybrid|nemotron_h(_moe)?|lfm2(moe)?|gemma3n|gemma4|"
-                    r"gpt-oss|qwen3next|qwen35(moe)?|mistral3|qwen[23]vl(moe)?|deepseek2|minicpm3|llama4|olmoe|exaone4|"
-                    r"hunyuan-(dense|moe)|ernie4_5(-moe)?|cohere2|seed_oss|phi2|stablelm|apertus|arcee|nemotron|"
+                    r"gpt-oss|qwen3next|qwen35(moe)?|glm4(moe)?|mistral3|qwen[23]vl(moe)?|deepseek2|minicpm3|llama4|olmoe|"
+                    r"exaone4|hunyuan-(dense|moe)|ernie4_5(-moe)?|cohere2|seed_oss|phi2|stablelm|apertus|arcee|nemotron|"
                     r"bitnet|falcon|baichuan|gemma-embedding|(nomic-|modern-)?bert|nomic-bert-moe|"
-                    r"jina-bert-v[23]")  # fmt: skip
+                    r"jina-bert-v[23]|rwkv7")  # fmt: skip
 # Encoders, which keep nothing of a text.
 _WITHOUT_CACHE = re.compile(r"gemma-embedding|.*bert.*")
 # Architectures whose caches are of another kind than keys, values and states of layers.
-_UNLIKE = re.compile(r"rwkv|t5|plamo2|deepseek(?!2$)|kimi|plm|glm|wavtokenizer|minimax|dsv")
+_UNLIKE = re.compile(r"rwkv6|arwkv|t5|plamo2|deepseek(?!2$)|kimi|plm|chatglm|glm-|wavtokenizer|minimax|dsv")
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def read_shape(header: GGUFHeader) -> ModelShape:
 
     Raises:
         GGUFError: a needed key is missing.
-        UnsupportedModelError: an architecture whose memory is not understood (RWKV, encoder and decoder …).
+        UnsupportedModelError: an architecture whose memory is not understood (RWKV 6, encoder and decoder …).
     """
     keys = _Keys(header)
     if _UNLIKE.search(keys.architecture):
@@ -256,6 +256,8 @@ def _state_bytes(keys: _Keys, tensors: dict[str, TensorInfo]) -> int:
     """What a recurrent layer keeps of a sequence (`n_embd_r` and `n_embd_s` of llama-hparams.cpp), in float32."""
     if "shortconv.conv.weight" in tensors:
         return (keys.integer("shortconv.l_cache") - 1) * keys.integer("embedding_length") * 4
+    if "time_mix_lerp_fused.weight" in tensors:  # the last token of both parts, and a matrix of every head
+        return (2 + keys.integer("wkv.head_size")) * keys.integer("embedding_length") * 4
     if "ssm_conv1d.weight" not in tensors:
         return 0
     inner, state = keys.integer("ssm.inner_size"), keys.integer("ssm.state_size")

@@ -43,6 +43,7 @@ class CollectOptions:
     Attributes:
         chunk: tokens of a piece of text; never more than the model was trained for.
         chunks: at most this many pieces; None is all.
+        spread: take them evenly over the text, not from its beginning.
         include_head: watch `output.weight` too.
         threads: 0 is every physical core.
         n_gpu_layers: layers on the GPU.
@@ -50,6 +51,7 @@ class CollectOptions:
 
     chunk: int = DEFAULT_CHUNK
     chunks: int | None = None
+    spread: bool = False
     include_head: bool = False
     threads: int = 0
     n_gpu_layers: int = 0
@@ -106,8 +108,9 @@ class ImportanceCollector:
         size, count = self.chunk, len(tokens) // self.chunk
         if not count:
             raise CalibrationError(f"calibration text: expected at least {size} tokens, got {len(tokens)}")
-        count = min(count, self.options.chunks or count)
-        pieces: NDArray[np.int32] = tokens[: count * size].reshape(count, size).copy()
+        taken = min(count, self.options.chunks or count)
+        chosen = np.linspace(0, count - 1, taken).round().astype(int) if self.options.spread else slice(taken)
+        pieces: NDArray[np.int32] = tokens[: count * size].reshape(count, size)[chosen].copy()
         if self._c.llama_vocab_get_add_bos(self._vocabulary.pointer):
             pieces[:, 0] = self._c.llama_vocab_bos(self._vocabulary.pointer)
         return pieces

@@ -25,15 +25,22 @@ from edgepack.export.rules.metadata import common_metadata
 from edgepack.gguf.types import Value, boolean, f32, u32
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from edgepack.export.config import ModelConfig
 
+_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers")
 _MOST_EXTRA_LAYERS = 16  # published models have one
 _SIGMOID = 2  # LLAMA_EXPERT_GATING_FUNC_TYPE_SIGMOID
 
 
 def _extra_layers(config: ModelConfig) -> int:
-    keys = ("num_nextn_predict_layers", "num_mtp_layers")
-    return config.bounded("layers of prediction", _MOST_EXTRA_LAYERS, *keys) if config.get(*keys) else 0
+    return config.bounded("layers of prediction", _MOST_EXTRA_LAYERS, *_COUNTS) if config.get(*_COUNTS) else 0
+
+
+def _observed(names: Collection[str]) -> dict[str, int]:
+    """How many layers of prediction there are; transformers writes none, whatever the configuration says."""
+    return {_COUNTS[0]: sum(name.endswith(".eh_proj.weight") for name in names)}
 
 
 def _blocks(config: ModelConfig) -> int:
@@ -134,6 +141,7 @@ FAMILY = Family(
     metadata=_metadata,
     dimensions=_dimensions,
     blocks=_blocks,
+    observed=_observed,
     requirements=(SILU, Requirement("scoring_func", ("sigmoid",), "its graph scores experts by sigmoid")),
     tensors=(
         *embedding_rules(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import UnsupportedModelError
-from edgepack.export.formats.awq import find_awq
+from edgepack.export.formats.awq import find_packed_columns
 from edgepack.export.formats.by_module import auto_round_settings
 from edgepack.export.formats.gptq import find_packed
 
@@ -36,7 +36,7 @@ def find_auto_round(source: RawTensors, config: Mapping[str, Any]) -> Sequence[P
     if config.get("data_type") not in _INTEGERS:
         raise UnsupportedModelError(f"auto-round checkpoint: expected data_type int, got {config['data_type']!r}")
     if packing in _AWQ:
-        return find_awq(source, config)
+        return find_packed_columns(source, config, auto_round_settings)
     if packing not in _ZEROS:
         known = ", ".join((*_ZEROS, *_AWQ))
         raise UnsupportedModelError(f"auto-round checkpoint: expected packing_format {known}, got {packing!r}")

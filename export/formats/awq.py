@@ -16,7 +16,7 @@ from edgepack.export.formats.packed import KeptArrays, RawTensors, expect, group
 from edgepack.model import TensorSpec, read_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -38,15 +38,29 @@ def find_awq(source: RawTensors, config: Mapping[str, Any]) -> list[AWQWeight]:
         UnsupportedModelError: another packing than GEMM.
         CheckpointError: bits or shapes that contradict each other.
     """
+    return find_packed_columns(source, config, lambda settings, _module: settings)
+
+
+def find_packed_columns(
+    source: RawTensors, config: Mapping[str, Any], settings_of: Callable[[Mapping[str, Any], str], Mapping[str, Any]]
+) -> list[AWQWeight]:
+    """As `find_awq`, with settings module by module."""
     version = str(config.get("version", "gemm")).lower()
     if version != "gemm":
         raise UnsupportedModelError(f"AWQ checkpoint: expected version 'gemm', got {version!r}")
-    bits = "bits" if "bits" in config else "w_bit"
-    whole_number(config, bits, (_BITS,))
-    sizes = {**config, "group_size": config.get("group_size", config.get("q_group_size"))}
     kept = KeptArrays()
+    whole_number(config, _bits_key(config), (_BITS,))
     names = [name.removesuffix(".qweight") for name in source.specs if name.endswith(".qweight")]
-    return [_open(source, name, sizes, kept) for name in names]
+    return [_open(source, name, _sizes(settings_of(config, name)), kept) for name in names]
+
+
+def _bits_key(config: Mapping[str, Any]) -> str:
+    return "bits" if "bits" in config else "w_bit"
+
+
+def _sizes(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    whole_number(config, _bits_key(config), (_BITS,))
+    return {**config, "group_size": config.get("group_size", config.get("q_group_size"))}
 
 
 def _open(source: RawTensors, prefix: str, config: Mapping[str, Any], kept: KeptArrays) -> AWQWeight:

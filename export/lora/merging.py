@@ -1,19 +1,20 @@
 """A checkpoint with an adapter merged in: ties, the number of tokens and the tokenizer follow from what it changes.
 
 The rule is what `PeftModel.from_pretrained` computes. Its `merge_and_unload` adds the factors of one of two tied
-matrices to both, which is another function: measured on a tied tiny Llama, its first choices agree with the trained
-model's at 5 % of positions.
+matrices to both, which is another function (docs/lab-notes.md).
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.errors import AdapterError
 from edgepack.export.lora.adapter import AdaptedTensors, Adapter, read_adapter
-from edgepack.export.ties import AliasedTensors, embedding_and_head, is_tied, untied
+from edgepack.export.ties import AliasedTensors, embedding_and_head, is_tied, known_family, untied
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from edgepack.model import Checkpoint, TensorSource
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "rwkv_vocab_v20230424.txt")
 _TEMPLATE = "chat_template.jinja"
 _CONV1D_TYPE = "gpt2"
 
@@ -35,6 +36,7 @@ def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """
     model = adaptable(checkpoint)
     adapter = read_adapter(folder, model.tensors, conv1d=model.conv1d)
+    unread = _left_out(checkpoint, adapter)
     adapter, config, notes = _with_ties(adapter, model, checkpoint.config)
     base = model.tensors if config is not checkpoint.config else checkpoint.tensors
     config, resized = _with_vocabulary(adapter, model, config)
@@ -43,10 +45,25 @@ def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         checkpoint,
         config=config,
         tensors=AdaptedTensors(base, adapter),
-        notes=(*checkpoint.notes, *adapter.notes, *notes, *resized, *chosen),
+        notes=(*checkpoint.notes, *adapter.notes, *unread, *notes, *resized, *chosen),
         tokenizer=tokenizer or checkpoint.tokenizer,
         template=template or checkpoint.template,
     )
+
+
+def _left_out(checkpoint: Checkpoint, adapter: Adapter) -> tuple[str, ...]:
+    """A line where an adapter changes tensors of other modalities, which the part that is exported lacks."""
+    family = known_family(checkpoint)
+    if family is None or not family.nested:
+        return ()
+    other = sorted(name for name in adapter.changed if any(re.search(pattern, name) for pattern in family.unused))
+    if not other:
+        return ()
+    if len(other) == len(adapter.changed):
+        raise AdapterError(
+            f"{adapter.path}: it changes nothing of the part that reads and writes text, only '{other[0]}'"
+        )
+    return (f"adapter: {len(other)} of its changes are of other modalities and left out, such as '{other[0]}'",)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from edgepack.export.rows import Rows
 
 _POOLING = {"mean": 1, "cls": 2, "lasttoken": 3}  # enum llama_pooling_type
+# as the flags of versions up to 5 have them, `pooling_mode_…`
+_FLAGS = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens", "weightedmean": "weightedmean_tokens",
+          "lasttoken": "lasttoken"}  # fmt: skip
 _WITH_DENSE = "gemma-embedding"  # the architecture whose loader reads dense_2 and dense_3
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -118,8 +121,9 @@ def _pooling_of(modules: SentenceModules) -> int | None:
     if not modules.modes:
         return None
     if len(modules.modes) != 1 or modules.modes[0] not in _POOLING:
+        shown = " and ".join(_FLAGS.get(mode, mode) for mode in modules.modes)
         raise UnsupportedModelError(
-            f"Pooling/config.json: pooling is {' and '.join(modules.modes)}: llama.cpp needs {' or '.join(_POOLING)}"
+            f"Pooling/config.json: pooling is {shown}: llama.cpp needs {' or '.join(_FLAGS[mode] for mode in _POOLING)}"
         )
     return _POOLING[modules.modes[0]]
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import TokenizerError
-from edgepack.export.tokenizer.classes import as_loaded, class_name
+from edgepack.export.tokenizer.classes import CLASSES, as_loaded, class_name, default_names
 from edgepack.export.tokenizer.tokens import AddedToken, check_id, check_text
 from edgepack.file_kinds import describe, is_pointer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 MAX_JSON_BYTES = 1 << 28
@@ -75,8 +75,14 @@ def read_files(folder: Path, config: Mapping[str, Any], *, model: Path | None = 
     listed = _listed_tokens(tokenizer)
     named = _decoder_tokens(settings)
     if "added_tokens_decoder" not in settings:
-        named = _mapped_tokens(read_json(folder / "added_tokens.json"), set(listed))
-    added = listed | named if not path.is_file() else _as_added(tokenizer, listed, named)
+        special = {*_special_texts(settings)[0], *_special_texts(settings)[1]}
+        named = _mapped_tokens(read_json(folder / "added_tokens.json"), set(listed), special)
+    added = listed | named
+    if path.is_file():
+        if name in CLASSES and "added_tokens_decoder" in settings:
+            listed = {}  # such a class builds itself of vocabulary and merges, and adds what the settings list
+        usual = {key: text for key, text in default_names(name).items() if key not in settings}
+        added = _as_added(tokenizer, listed, named, _special_texts(settings), usual)
     # a token without a row in the embedding can never be used; llama.cpp's converter leaves it out too
     size = config.get("vocab_size")
     usable = {i: token for i, token in added.items() if type(size) is not int or i < size}
@@ -134,33 +140,67 @@ def _text_of(entry: Any) -> Any:
 
 
 def _as_added(
-    tokenizer: Mapping[str, Any], listed: Mapping[int, AddedToken], named: Mapping[int, AddedToken]
+    tokenizer: Mapping[str, Any],
+    listed: Mapping[int, AddedToken],
+    named: Mapping[int, AddedToken],
+    special: tuple[list[str], list[str]],
+    usual: Mapping[str, str],
 ) -> dict[int, AddedToken]:
     """Tokens of `tokenizer.json`, then what other files add: a text that is there keeps its id, others get the next.
 
     As `TokenizersBackend.__init__` does it: the id that another file states is only where it stands in the order.
+
+    Args:
+        tokenizer: parsed tokenizer.json.
+        listed: what it adds itself.
+        named: what `added_tokens_decoder` or `added_tokens.json` adds.
+        special: texts that are special tokens by tokenizer_config.json: those of a role, which are special whatever
+            another file says, and further ones.
+        usual: role → text of the class's own special tokens; where the vocabulary has none of them they are left out.
     """
-    model = member(tokenizer, "model", dict, "tokenizer.json")
-    vocab = model.get("vocab")
-    ids: dict[str, Any] = dict(vocab) if isinstance(vocab, dict) else {}
-    if isinstance(vocab, list):
-        ids = {entry[0]: i for i, entry in enumerate(vocab) if isinstance(entry, list) and entry and _is_text(entry[0])}
-    ids |= {token.text: i for i, token in listed.items()}
-    numbers = [i for i in ids.values() if type(i) is int]
-    following = max(numbers, default=-1) + 1
+    ids = _vocabulary_ids(tokenizer) | {token.text: i for i, token in listed.items()}
+    following = max(ids.values(), default=-1) + 1
     found = dict(listed)
-    for index in sorted(named):
-        token = named[index]
-        place = ids.get(token.text)
-        if type(place) is not int:
-            place, following = following, following + 1
-            ids[token.text] = place
-        found[place] = replace(token, id=place)
+    wanted = [named[index] for index in sorted(named)]
+    roles = special[0] + [text for text in usual.values() if text in ids]
+    wanted += [AddedToken(0, text, special=True) for text in [*roles, *special[1]]]
+    for token in wanted:
+        if token.text not in ids:
+            ids[token.text], following = following, following + 1
+        place = ids[token.text]
+        known = found.get(place)
+        if known is None or token in named.values():
+            found[place] = replace(token, id=place)
+        elif token.text in roles:
+            found[place] = replace(known, special=True)
     return found
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _vocabulary_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+    """Text → id of the trained vocabulary, as far as it is one."""
+    vocab = member(tokenizer, "model", dict, "tokenizer.json").get("vocab")
+    if isinstance(vocab, list):
+        entries = [(entry[0], i) for i, entry in enumerate(vocab) if isinstance(entry, list) and entry]
+    else:
+        entries = list(vocab.items()) if isinstance(vocab, dict) else []
+    return {text: index for text, index in entries if isinstance(text, str) and type(index) is int}
+
+
+def _special_texts(settings: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Texts that tokenizer_config.json makes special tokens, those of a role first, as transformers adds them."""
+    roles = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+    own = {key: value for key, value in settings.items() if key.endswith("_token") and key not in roles}
+    extra, old = settings.get("extra_special_tokens"), settings.get("additional_special_tokens")
+    if isinstance(extra, dict):
+        own |= extra
+    listed = extra if isinstance(extra, list) and extra else old
+    named = [settings.get(key) for key in roles] + list(own.values())
+    return _texts(named), _texts(listed if isinstance(listed, list) else [])
+
+
+def _texts(entries: Iterable[Any]) -> list[str]:
+    texts = [_text_of(entry) for entry in entries]
+    return list(dict.fromkeys(text for text in texts if isinstance(text, str) and text))
 
 
 def read_json(path: Path, *, absent: Any = ()) -> Any:
@@ -239,13 +279,13 @@ def _decoder_tokens(settings: Mapping[str, Any]) -> dict[int, AddedToken]:
     return tokens
 
 
-def _mapped_tokens(mapping: Mapping[str, Any], known: set[int]) -> dict[int, AddedToken]:
+def _mapped_tokens(mapping: Mapping[str, Any], known: set[int], special: set[str]) -> dict[int, AddedToken]:
     tokens: dict[int, AddedToken] = {}
     for text, value in mapping.items():
         where = f"added_tokens.json: {text!r}"
         index = check_id(value, where)
         if index not in known:
-            tokens[index] = AddedToken(index, check_text(text, where), special=False)
+            tokens[index] = AddedToken(index, check_text(text, where), special=text in special)
     return tokens
 
 

@@ -14,6 +14,7 @@ from edgepack.export.tokenizer.chat_templates import chat_template_metadata, tem
 from edgepack.export.tokenizer.escaped_bpe import read_escaped_bpe
 from edgepack.export.tokenizer.files import TokenizerFiles, kind_of, member, read_files
 from edgepack.export.tokenizer.pre_names import check_pre
+from edgepack.export.tokenizer.rwkv_world import WORLD_FILE, read_rwkv_world
 from edgepack.export.tokenizer.sentencepiece import (
     FILE_NAMES,
     read_json_beside_model,
@@ -76,8 +77,9 @@ def open_vocabulary(
     if model_file is not None and not files.tokenizer:
         files = with_own_names(files, model_file)
     metadata, notes = _read_tokens(files, pre, model_file)
-    wordpiece = metadata["tokenizer.ggml.model"].value == "bert"
-    special, more = special_token_metadata(files, metadata["tokenizer.ggml.tokens"].value, wordpiece=wordpiece)
+    kind = metadata["tokenizer.ggml.model"].value
+    tokens = metadata["tokenizer.ggml.tokens"].value
+    special, more = ({}, ()) if kind == "rwkv" else special_token_metadata(files, tokens, wordpiece=kind == "bert")
     texts = chat_template_metadata(files)
     return Vocabulary({**metadata, **special, **texts}, (*files.notes, *notes, *more, *template_notes(files)))
 
@@ -102,6 +104,8 @@ def _read_tokens(
         return _JSON_READERS[kind](files), whitespace_notes(files)
     if not files.tokenizer and (files.folder / VOCAB_FILE).is_file():
         return read_wordpiece_text(files), ()
+    if not files.tokenizer and (files.folder / WORLD_FILE).is_file():
+        return read_rwkv_world(files), ()
     if not files.tokenizer:
         raise TokenizerError(f"{files.folder}: expected tokenizer.json, tokenizer.model or vocab.txt, found none")
     raise TokenizerError(f"tokenizer.json: expected a model of type BPE, Unigram or WordPiece, got {kind[:80]!r}")

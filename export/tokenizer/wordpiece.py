@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 VOCAB_FILE = "vocab.txt"
 _CONTINUATION = "##"
 _ROLES = ("unk", "sep", "pad", "cls", "mask")
+_ENDS = frozenset({"[CLS]", "[SEP]"})  # that llama.cpp puts around every text
 _DEFAULT_SPECIALS = frozenset({"[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"})
 
 
@@ -43,7 +44,7 @@ def read_wordpiece_json(files: TokenizerFiles) -> dict[str, Value]:
     options = normalizers[0]
     if options.get("clean_text", True) is not True or options.get("handle_chinese_chars", True) is not True:
         raise TokenizerError(f"tokenizer.json: expected text to be cleaned as BERT does, got {brief(options)}")
-    specials = {token.text for token in files.added.values() if token.special} | _named_specials(files)
+    specials = {token.text for token in files.added.values() if token.special} | _named_specials(files) | _ENDS
     lowercase = options.get("lowercase", True) is True
     return _metadata(files, read_vocab(model), specials, lowercase, options.get("strip_accents"))
 

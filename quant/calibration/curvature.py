@@ -22,7 +22,13 @@ from edgepack.progress import silent
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.checkpoint_names import expert_parts
 from edgepack.quant.calibration.curvature_progress import CurvatureProgress
-from edgepack.quant.calibration.expert_curvature import ExpertMoments, ExpertSquares, ExpertWatch, expert_stacks
+from edgepack.quant.calibration.expert_curvature import (
+    ExpertMoments,
+    ExpertSquares,
+    ExpertWatch,
+    expert_parts,
+    expert_stacks,
+)
 from edgepack.quant.calibration.statistics import MomentAccumulator
 from edgepack.quant.calibration.sweep import BatchRunner, sweep
 

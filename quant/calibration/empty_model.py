@@ -29,9 +29,11 @@ def empty_model(config: Mapping[str, Any]) -> nn.Module:
     """The model with parameters that take no memory and buffers (rotary tables) that are real."""
     from accelerate import init_empty_weights
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     kind = config.get("model_type")
+    if isinstance(kind, str) and kind not in CONFIG_MAPPING:
+        raise UnsupportedModelError(f"model type '{kind}': the installed transformers has no such model to run")
     try:
         settings = AutoConfig.for_model(**{key: _decoded(value) for key, value in config.items()})
         auto, model_class = language_model_class(settings)

@@ -6,17 +6,53 @@ other matrices is `curvature`'s.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from edgepack.quant.calibration.checkpoint_names import StackedTensors
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from edgepack.model import TensorSource
     from edgepack.quant.calibration.blocks import Block
 
 _FEW_OUTPUTS = 64  # tokens whose weight the layer's mean square of the gradient has
+
+
+@dataclass(frozen=True)
+class ExpertPart:
+    """Rows of a stack that are one expert's matrix.
+
+    Attributes:
+        name: of the matrix in the checkpoint; `TENSOR[E]` where the checkpoint has the stack itself.
+        expert: its number.
+        start: its first row, in the expert's part of the stack.
+        stop: behind its last row.
+    """
+
+    name: str
+    expert: int
+    start: int
+    stop: int
+
+
+def expert_parts(source: TensorSource, name: str) -> list[ExpertPart]:
+    """The experts' matrices of a tensor [experts, rows, columns], in order."""
+    experts, rows = source.specs[name].shape[:2]
+    if not isinstance(source, StackedTensors) or name not in source.stacks:
+        return [ExpertPart(f"{name}[{expert}]", expert, 0, rows) for expert in range(experts)]
+    found: list[ExpertPart] = []
+    for expert, parts in enumerate(source.stacks[name]):
+        start = 0
+        for part in parts:
+            stop = start + source.base.specs[part].rows
+            found.append(ExpertPart(part, expert, start, stop))
+            start = stop
+    return found
 
 
 def expert_stacks(block: Block) -> dict[str, torch.Tensor]:

@@ -52,7 +52,7 @@ def _block(values: torch.Tensor, upper: torch.Tensor, columns: _Columns, first: 
         work, errors = values.clone(), torch.empty_like(values)
         for column in range(values.shape[1]):
             rounded = columns.round(first + column, work[:, column])
-            errors[:, column] = (work[:, column] - rounded) / upper[column, column]
+            errors[:, column] = (work[:, column] - rounded) * (1 / upper[column, column])
             work[:, column + 1 :].addr_(_short(errors[:, column]), upper[column, column + 1 :], alpha=-1)
         raised, failed = columns.raise_factors()
         if not raised:

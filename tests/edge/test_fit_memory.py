@@ -100,7 +100,7 @@ def test_a_window_bounds_the_cache_of_its_layers(tmp_path: Path) -> None:
     assert kv_layer_bytes(shape, full, far) == 4 * kv_layer_bytes(shape, full, near)
 
 
-@pytest.mark.parametrize("architecture", ["rwkv7", "t5", "plamo2", "deepseek32"])
+@pytest.mark.parametrize("architecture", ["rwkv6", "t5", "plamo2", "deepseek32"])
 def test_an_architecture_of_another_kind_is_refused_not_guessed(architecture: str, tmp_path: Path) -> None:
     path = write_sparse(tmp_path / "model.gguf", Shape(extra={"general.architecture": u32(0)}))
     header = read_header(path)

@@ -164,6 +164,7 @@ RELABELLED = {  # in tests of their own
     "BaichuanForCausalLM",
     "BaiChuanForCausalLM",
     "InternLM3ForCausalLM",
+    "RWKV7ForCausalLM",
     "Gemma3nForConditionalGeneration",
     "JinaBertModel",
     "JinaBertForMaskedLM",
@@ -308,13 +309,22 @@ def test_rows_of_sliced_experts_are_those_of_the_whole_however_they_are_read() -
             assert np.array_equal(rows.read(start, stop), expected[start:stop])
 
 
+def limits_of(folder: Path) -> list[str]:
+    """Notes that are not about the bundled tokenizer, which is none of these models' own."""
+    return [
+        note
+        for note in open_model(folder).notes
+        if not note.startswith(("tokenizer:", "special tokens:", "stop tokens:"))
+    ]
+
+
 def test_what_a_file_lacks_is_noted(books: Path, tmp_path: Path) -> None:
     windowed = write_checkpoint(random_model(named("mistral-in-its-window")), tmp_path / "window", books)
     assert open_model(windowed).metadata["llama.context_length"].value == 64
-    [window] = open_model(windowed).notes
+    [window] = limits_of(windowed)
     assert window.startswith("context: 64 tokens instead of 256")
     eyes = write_checkpoint(random_model(named("gemma-3-of-multimodal")), tmp_path / "eyes", books)
-    [left_out] = open_model(eyes).notes
+    [left_out] = limits_of(eyes)
     assert re.match(r"[1-9]\d* tensors of other modalities are left out", left_out)
     plain = write_checkpoint(random_model(named("qwen-2")), tmp_path / "plain", books)
-    assert open_model(plain).notes == ()
+    assert limits_of(plain) == []

@@ -127,4 +127,4 @@ def test_a_jina_3_as_published_is_the_same_file_without_its_adapters(books: Path
     config |= {"architectures": ["XLMRobertaModel"], "rotary_emb_base": 20000.0, "lora_adaptations": ["a", "b"]}
     (folder / "config.json").write_text(json.dumps(config | {"position_embedding_type": "rotary"}))
     assert written(folder, tmp_path / "published.gguf") == expected
-    assert open_model(folder).notes[0] == "2 adapters for tasks are left out"
+    assert "2 adapters for tasks are left out" in open_model(folder).notes

@@ -8,6 +8,8 @@ import pytest
 from references.hybrid_models import HYBRIDS
 from references.llama_quantize import llama_quantize, tensors_of
 from references.tiny_checkpoints import random_model, write_checkpoint
+from references.tiny_decoders import DECODERS
+from references.tiny_encoders import EMBEDDERS, RANKERS
 
 from edgepack.errors import UsageError
 from edgepack.export.gguf_file import write_gguf
@@ -49,16 +51,19 @@ def test_fall_backs_of_stories_equal_llama_quantize(target: Target, stories: Pat
     assert_equal_to_llama_quantize(stories, target, tmp_path)
 
 
-# One of each kind of graph: with delta nets, per-layer embeddings, short convolutions, mixers, experts, sinks.
+# One of each kind of graph: with delta nets, per-layer embeddings, short convolutions, mixers, experts, sinks, latent
+# attention, joined matrices, encoders.
 FAMILIES = (
     "qwen-3.5-moe", "qwen-3-next", "gemma-4-e2b", "gemma-4-26b", "lfm-2-moe", "granite-4-hybrid-moe", "gpt-oss",
     "mamba", "mamba-2", "falcon-h1", "nemotron-3-latent", "jamba",
+    "qwen-3-vl-moe", "deepseek-2-lite", "deepseek-3", "glm-4.7-flash", "hunyuan-moe", "llama-4", "minicpm-3",
+    "falcon-40b", "modern-bert-ranker", "nomic-bert", "jina-3",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_equal_llama_quantize(name: str, books: Path, tmp_path: Path) -> None:
-    tiny = next(each for each in HYBRIDS if each.name == name)
+    tiny = next(each for each in (*HYBRIDS, *DECODERS, *EMBEDDERS, *RANKERS) if each.name == name)
     model = write_checkpoint(random_model(tiny), tmp_path / "model", books)
     for label in ("Q4_K_M", "Q8_0"):
         folder = tmp_path / label

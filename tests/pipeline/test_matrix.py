@@ -17,12 +17,14 @@ from safetensors.numpy import save_file
 from wire_models import varied_text, write_small_llama
 
 from edgepack.errors import TokenizerError, UsageError
+from edgepack.export.mapped_model import open_model
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import open_archive
 from edgepack.pipeline.accepted import check_request
 from edgepack.pipeline.export import run_export
 from edgepack.pipeline.goals import judging
 from edgepack.pipeline.request import ExportRequest
+from edgepack.quant.codecs.ggml.codec import quantize_rows
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -34,7 +34,7 @@ def run_cell(cell: str, model: Path, scratch: Path) -> str:
         "q4km": [*export, "-o", str(file)],
         "imatrix": [*export, "--calibration", str(text), "-o", str(scratch / "imatrix.gguf")],
         "gptq": [*export, "--pass", "gptq", "--calibration", str(text), "-o", str(scratch / "gptq.gguf")],
-        "fit": ["fit", str(file), "--device", "cpu", "--kv-type", "f16", "--ctx", "256"],
+        "fit": ["fit", str(file), "--device", "cpu", "--kv-type", "f16", "--ctx", "128"],
         "validate": [
             "validate", str(file), "--reference", str(model), "--text", str(text), "--ctx", "64",
             "--min-agreement", "0.001",

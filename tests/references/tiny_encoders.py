@@ -7,7 +7,7 @@ from typing import Any
 from references.tiny_checkpoints import TinyModel
 
 GELU_TABLE = 6e-3  # as in tests/export/test_architectures.py
-PADDED: dict[str, Any] = {"pad_token_id": 1}
+PADDED: dict[str, Any] = {"pad_token_id": 1, "max_position_embeddings": 258}  # of which the first two are no places
 EMBEDDING_GEMMA: dict[str, Any] = {
     "head_dim": 32,
     "query_pre_attn_scalar": 32,

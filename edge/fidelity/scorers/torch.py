@@ -118,9 +118,17 @@ class TorchScorer:
                 str(folder), local_files_only=True, trust_remote_code=False
             )
             auto, _model_class = language_model_class(settings)
-            self._model: Any = auto.from_pretrained(
-                str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False, attn_implementation="eager"
+            self._model: Any
+            self._model, found = auto.from_pretrained(
+                str(folder),
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                attn_implementation="eager",
+                output_loading_info=True,
             )
+        if missing := sorted(found["missing_keys"]):  # transformers draws them at random
+            raise CheckpointError(f"{folder}: transformers finds no tensor for '{missing[0]}' ({len(missing)} in all)")
         self._model.eval()
 
     @property

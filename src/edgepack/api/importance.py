@@ -103,7 +103,9 @@ def imatrix(
         check_output(target, None)
     matrices = [read_importance(path) for path in paths(merged)]
     if model is not None and text is not None:
-        options = CollectOptions(ctx, chunks, include_head, threads or 0, n_gpu_layers)
+        options = CollectOptions(
+            ctx, chunks, include_head=include_head, threads=threads or 0, n_gpu_layers=n_gpu_layers
+        )
         run = ImportanceRun(Path(model), Path(text), target or Path(DEFAULT_NAME), options, pre)
         matrices.append(run.collect(resume=resume, progress=progress))
     matrix = merge(matrices)

@@ -13,11 +13,12 @@ from cffi import FFI
 _HERE = Path(__file__).resolve().parent
 _HEADERS = sorted(_HERE.glob("*.h"))
 _SOURCES = sorted(_HERE.glob("*.c"))
-# Neither errno nor floating-point flags are read: without them roots and comparisons vectorise.
+# Neither errno nor floating-point flags are read: without them roots and comparisons vectorise. Pythons are built with
+# -fwrapv, under which 32-bit indices are no longer affine: without it the sweep of the wire takes 2/3 of the time.
 # No contraction to fused multiply-adds and no reassociation: a result must not depend on the instruction set that a
 # clone of a function was compiled for. Loops are written with their lanes side by side, so that they vectorise as is.
 _FLAGS = ["/O2", "/std:c11", "/fp:precise"] if sys.platform == "win32" else [
-    "-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+    "-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-wrapv",
 ]  # fmt: skip
 
 

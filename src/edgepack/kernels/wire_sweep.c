@@ -15,7 +15,7 @@
 #define RESTRICT __restrict
 #endif
 
-enum { PANEL = 64, SUB = 32, OUTER = 128, INNER = 8, CHUNK = 64, MICRO = 4, LANES = 16, STATES = 256, SCALES = 121 };
+enum { PANEL = 64, SUB = 32, OUTER = 128, INNER = 8, CHUNK = 128, MICRO = 4, LANES = 16, STATES = 256, SCALES = 121 };
 
 static const float NEAREST = 12582912.0f; /* 1.5 · 2^23: added and taken away, leaves the nearest integer */
 static const float UNREACHABLE = 1e30f;
@@ -125,7 +125,7 @@ INLINE void load(const tile *t, int32_t at, int32_t width)
 
 /* What a column's integers are held to and what they cost. */
 typedef struct {
-    float multiple, most, level, rate, noise, diagonal, slope, pull;
+    float multiple, most, level, rate, noise, inverse, slope, pull;
     const float *factor, *logs, *normalisers;
     int32_t *beyond;
 } column_facts;
@@ -136,7 +136,7 @@ INLINE column_facts facts_of(const tile *t, int32_t column)
     int32_t place = column % SUB / m->group;
     return (column_facts){
         (float)m->multiples[column], (float)m->limits[column], m->levels[column / m->group],
-        m->rate_columns[column], m->rate_noise[column], m->diagonal[column], m->slope, m->pull,
+        m->rate_columns[column], m->rate_noise[column], 1.0f / m->diagonal[column], m->slope, m->pull,
         t->factor + (int64_t)place * t->slots, m->logs, m->normalisers, t->beyond + (int64_t)place * t->slots};
 }
 
@@ -204,7 +204,7 @@ INLINE void settle(
     INDEPENDENT
     for (int l = 0; l < LANES; l++) {
         float step = t->step[slot + l] * f->factor[slot + l] * f->multiple;
-        float error = (work[slot + l] - n[l] * step) / f->diagonal * t->real[slot + l];
+        float error = (work[slot + l] - n[l] * step) * f->inverse * t->real[slot + l];
         t->loss[slot + l] += error * error;
         errors[l] = twelve_bits(error);
         chosen[slot + l] = (int32_t)(n[l] * f->multiple);
@@ -308,7 +308,7 @@ INLINE void sub_block(
     const tile *t, const float *base, int32_t start, int32_t width, const int rows, const int fused)
 {
     memcpy(t->work, base, sizeof(float) * (size_t)SUB * (size_t)t->slots);
-    memset(t->beyond, 0, sizeof(int32_t) * (size_t)SUB * (size_t)t->slots);
+    memset(t->beyond, 0, sizeof(int32_t) * (size_t)(width / t->matrix->group) * (size_t)t->slots);
     memset(t->loss, 0, sizeof(float) * (size_t)t->slots);
     for (int32_t inner = 0; inner < width; inner += INNER) {
         make_good(t, t->work + (int64_t)inner * t->slots, start + inner, INNER, start, start + inner, rows, fused);

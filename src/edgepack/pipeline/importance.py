@@ -114,7 +114,9 @@ class ImportanceRun:
         folders = [self.model] if self.adapter is None else [self.model, self.adapter]
         files = [path for folder in folders for path in (sorted(folder.glob("*")) if folder.is_dir() else [folder])]
         states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
-        decisive = {"chunk": self.options.chunk, "include_head": self.options.include_head}
+        decisive: dict[str, object] = {"chunk": self.options.chunk, "include_head": self.options.include_head}
+        if self.options.spread:  # which pieces come first depends on how many there are
+            decisive["chunks"] = self.options.chunks
         about = [states, hashlib.sha256(text.encode()).hexdigest(), decisive]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 

@@ -63,6 +63,27 @@ class ExportRequest:
         None, Option("--calibration", "A text to run through MODEL, to learn which weights matter.", metavar="TEXT")
     )
 
+    sequences: int | None = option(
+        None,
+        Option(
+            "--sequences",
+            "Pieces of the calibration text, spread over it: 64, for wire 40.",
+            value="count",
+            metavar="N",
+            beside_passes=False,
+        ),
+    )
+    length: int | None = option(
+        None,
+        Option(
+            "--length",
+            "Tokens of a piece: 512, or what the model holds.",
+            value="count",
+            metavar="N",
+            beside_passes=False,
+        ),
+    )
+
     # Which tensor becomes what.
     tensor_types: tuple[str, ...] = option(
         (), Option("--tensor-type", "Type of matching tensors.", (GGUF,), "texts", "REGEX=TYPE")

@@ -102,6 +102,20 @@ def test_a_merged_adapter_computes_what_peft_computes(tiny: Tiny, tmp_path: Path
         assert any("kept apart" in note for note in merged.notes)
 
 
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_pefts_own_merge_of_one_of_two_tied_matrices_is_another_function(
+    tiny: Tiny, tmp_path: Path, module: str
+) -> None:
+    base = tiny(tie_word_embeddings=True)
+    expected = trained(base, tmp_path / "adapter", target_modules=[module], r=8, lora_alpha=32)
+    merged = peft.PeftModel.from_pretrained(load(base), tmp_path / "adapter").merge_and_unload().eval()
+    with torch.no_grad():
+        theirs = merged(IDS).logits[0].numpy()
+    ours = computed(merge_adapter(open_checkpoint(base), tmp_path / "adapter"))
+    assert np.abs(ours - expected).max() < 1e-4 * expected.std()
+    assert np.abs(theirs - expected).max() > expected.std()
+
+
 REFUSED = {
     "init_lora_weights 'pissa'": {"init_lora_weights": "pissa"},
     "init_lora_weights 'pissa_niter_4'": {"init_lora_weights": "pissa_niter_4"},

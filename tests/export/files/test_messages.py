@@ -132,7 +132,7 @@ def test_shards_without_an_index_are_said_to_lack_it(tiny: Tiny, shard: str, ind
 def test_an_unknown_family_is_pointed_to_a_gguf_of_it(speaking: Tiny) -> None:
     folder = speaking()
     change(folder / "config.json", architectures=["NobodysForCausalLM"])
-    assert "a GGUF of it" in message(folder)
+    assert "give a GGUF of the model" in message(folder)
 
 
 def test_weights_of_whole_numbers_are_refused_before_they_are_read(speaking: Tiny) -> None:
@@ -169,6 +169,13 @@ def test_a_type_pattern_that_changes_nothing_is_an_error(books: Path, capsys, pa
     assert run(command) == UsageError.exit_code
     assert needle in capsys.readouterr().err
     assert run([*command[:-1], "ffn_down=q6_k"]) == 0
+
+
+def test_a_type_by_hand_for_a_target_of_floats_is_an_error(books: Path, capsys) -> None:
+    command = ["export", str(books), "--dry-run", "--tensor-type", "ffn_down=q8_0", "--target"]
+    assert run([*command, "gguf-f16"]) == UsageError.exit_code
+    assert "expected a quantised target" in capsys.readouterr().err
+    assert run([*command, "gguf-q4km"]) == 0
 
 
 def test_a_layer_of_prediction_that_needs_importance_is_refused_by_the_plan(books: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_transformer_in_a_folder_below_is_found_from_both(bert: Path, tmp_path
 
 REFUSED = {
     "max": ("Pooling", {"pooling_mode": "max"}),
-    "cls and mean": ("Pooling", {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}),
+    "cls_token and mean_tokens": ("Pooling", {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}),
     "weightedmean": ("Pooling", {"pooling_mode_weightedmean_tokens": True}),
     r"Dense\(32 -> 16, Tanh\)": ("Dense", {"in_features": 32, "out_features": 16, "bias": True}),
     r"Dense\(32 -> 32, Identity\)": ("Dense", {"in_features": 32, "out_features": 32, "bias": False,

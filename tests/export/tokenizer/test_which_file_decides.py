@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer, models
 
 from edgepack.errors import TokenizerError, UsageError
 from edgepack.export.tokenizer.classes import as_loaded, class_name
+from edgepack.export.tokenizer.files import read_files
 from edgepack.export.tokenizer.vocabulary import open_vocabulary
 
 if TYPE_CHECKING:
@@ -171,6 +173,48 @@ def test_added_tokens_have_the_ids_that_transformers_gives_them(tmp_path: Path, 
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path).get_vocab()
     tokens = open_vocabulary(tmp_path, {}).metadata["tokenizer.ggml.tokens"].value
     assert {text: tokens.index(text) for text in added} == {text: theirs[text] for text in added}
+
+
+DRAWN = ["<s>", "</s>", "<|im_end|>", "a", "X", "ab", "<|new|>", "<|more|>", "<pad>", "[CLS]", "cd"]
+
+
+def drawn_settings(rng: random.Random) -> dict[str, Any]:
+    """A tokenizer_config.json with special tokens in every spelling."""
+    flags = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
+    settings: dict[str, Any] = {}
+    for role in ("bos", "eos", "pad", "unk", "mask", "image"):
+        if rng.random() < 0.4:
+            text = rng.choice(DRAWN)
+            settings[f"{role}_token"] = rng.choice([text, {"__type": "AddedToken", "content": text, **flags}])
+    if rng.random() < 0.3:
+        settings["additional_special_tokens"] = rng.sample(DRAWN, 2)
+    if rng.random() < 0.2:
+        settings["extra_special_tokens"] = rng.choice([rng.sample(DRAWN, 2), {"image_token": "<|new|>"}])
+    if rng.random() < 0.3:
+        first = rng.choice([3, 281, 290, 400])
+        settings["added_tokens_decoder"] = {
+            str(first + i): {"content": text, "special": rng.random() < 0.5, **flags}
+            for i, text in enumerate(rng.sample(DRAWN, 2))
+        }
+    declared = rng.choice([None, "LlamaTokenizer", "PreTrainedTokenizerFast"])
+    return settings | ({} if declared is None else {"tokenizer_class": declared})
+
+
+def test_special_and_added_tokens_are_those_of_transformers_whatever_names_them(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    for number in range(80):
+        folder = tmp_path / str(number)
+        write(folder, settings=drawn_settings(rng), pre_tokenizer=METASPACE)
+        if rng.random() < 0.2:
+            added = {text: 500 + i for i, text in enumerate(rng.sample(DRAWN, 2))}
+            (folder / "added_tokens.json").write_text(json.dumps(added))
+        if rng.random() < 0.2:
+            names = {"eos_token": rng.choice(DRAWN), "pad_token": rng.choice(DRAWN)}
+            (folder / "special_tokens_map.json").write_text(json.dumps(names))
+        theirs = transformers.AutoTokenizer.from_pretrained(folder).added_tokens_decoder
+        ours = read_files(folder, {"model_type": "llama"}).added
+        expected = {index: (token.content, token.special) for index, token in theirs.items()}
+        assert {index: (token.text, token.special) for index, token in ours.items()} == expected, number
 
 
 def templates(folder: Path) -> dict[str, str]:

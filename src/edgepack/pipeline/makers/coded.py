@@ -125,10 +125,11 @@ def _statistics(
 def _collected(request: ExportRequest, checkpoint: Checkpoint, mapped: MappedModel) -> dict[str, Statistics]:
     """GGUF name → Hessian of a matrix's inputs over the calibration text."""
     from edgepack.quant.calibration.collect import collect
-    from edgepack.quant.calibration.text import text_sequences
+    from edgepack.quant.calibration.text import DEFAULT_SEQUENCES, text_sequences
     from edgepack.text_file import read_text
 
-    tokens = text_sequences(checkpoint, read_text(Path(request.calibration or "")))
+    text = read_text(Path(request.calibration or ""))
+    tokens = text_sequences(checkpoint, text, length=request.length, sequences=request.sequences or DEFAULT_SEQUENCES)
     known = collect(checkpoint, tokens, with_hessian=True, device=request.device, progress=request.progress).statistics
     found = {name: input_statistics(rows, known) for name, rows in mapped.tensors.items()}
     return {name: Statistics(own.mean_square, own.hessian) for name, own in found.items() if own is not None}

@@ -5,26 +5,28 @@ Types are chosen and bytes planned by `export.plan`, passes run by `export.recip
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from edgepack.errors import UsageError
 from edgepack.export.gguf_file import write_shards
 from edgepack.export.mapped_model import map_checkpoint, open_model
-from edgepack.export.naming import file_name
-from edgepack.export.plan import PlanOptions, collectable_importance, plan_export, split_plan
+from edgepack.export.plan import PlanOptions, plan_export, split_plan
+from edgepack.pipeline.makers.importance import with_importance
 from edgepack.pipeline.makers.opened import merged_adapter, opened_checkpoint, overrides_of, unworked
 from edgepack.pipeline.outline import Made, Outline, rows_of
 from edgepack.quant.types.targets import Target, find_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from edgepack.export.mapped import MappedModel
-    from edgepack.export.plan import ExportPlan, Importance
+    from edgepack.export.plan import ExportPlan
     from edgepack.export.recipe.work import Passes, PreparedExport
     from edgepack.pipeline.outline import Json
     from edgepack.pipeline.request import ExportRequest
+    from edgepack.quant.types.choice import Overrides
 
 # What a size or a gate is met with, from large to small: the types that need no importance matrix.
 _QUANTISED = ("q8", "q6k", "q5km", "q5ks", "q4km", "q4ks", "iq4xs", "q3kl", "q3km", "q3ks", "q2k")
@@ -94,8 +96,9 @@ class PlainPlanner:
             request.source, pre=request.pre, adapter=merged_adapter(request), allow_requantize=request.allow_requantize
         )
         overrides = overrides_of(request)
+        _refuse_types_without_effect(request.target, overrides)
         self.corrects = False
-        self.mapped, importance = _with_importance(request, mapped)
+        self.mapped, importance = with_importance(request, mapped)
         self._options = PlanOptions(overrides, importance, "ggml" if request.quantizer == "ggml" else "edgepack")
         self._plans: dict[str, ExportPlan] = {}
 
@@ -226,24 +229,10 @@ def outline_of(plan: ExportPlan, beside: int) -> Outline:
     )  # fmt: skip
 
 
-def _with_importance(request: ExportRequest, mapped: MappedModel) -> tuple[MappedModel, Importance | None]:
-    """The importance that the request names, read or collected, and the model with a record of it."""
-    from edgepack.pipeline.importance import ImportanceRun
-    from edgepack.quant.calibration.importance_file import importance_metadata, read_importance
-
-    if request.imatrix is not None:
-        origin = Path(request.imatrix)
-        matrix = read_importance(origin)
-    elif request.calibration is not None:
-        origin = Path(request.calibration)
-        beside = request.path or Path(file_name(mapped.metadata, "imatrix"))
-        if request.target is not None:  # what the plan refuses, it refuses before the text is run
-            options = PlanOptions(overrides_of(request), collectable_importance(mapped))
-            plan_export(mapped, find_target(request.target), options)
-        run = ImportanceRun(request.source, origin, beside, pre=request.pre, adapter=merged_adapter(request))
-        matrix = run.collect(resume=True, progress=request.progress)
-    else:
-        return mapped, None
-    record = importance_metadata(matrix, origin)
-    shapes = {name: rows.shape for name, rows in mapped.tensors.items()}
-    return replace(mapped, metadata={**mapped.metadata, **record}), matrix.weights(shapes)
+def _refuse_types_without_effect(target: str | None, overrides: Overrides) -> None:
+    """Raise UsageError where types are chosen by hand for a target of floats, which keeps every matrix in its type."""
+    if target is not None and overrides.patterns and not find_target(target).default.is_quantized:
+        pattern = overrides.patterns[0][0]
+        raise UsageError(
+            f"--tensor-type '{pattern}': {target} keeps every matrix in its type: expected a quantised target"
+        )

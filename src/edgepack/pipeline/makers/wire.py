@@ -1,6 +1,6 @@
 """Makes GGUFs on low-entropy grids: what a request means for a run, and what is told of it.
 
-The run is `makers.wire_run`'s; which scale reaches a goal, `pipeline.scalar`'s.
+The run is `makers.wire_run`'s; which scale reaches a goal, `pipeline.goals.scalar`'s.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from edgepack.gguf import keys
 from edgepack.pipeline.makers.opened import changed_by, opened_checkpoint, read_request_recipe, unworked
 from edgepack.pipeline.makers.separate import SUFFIX
 from edgepack.pipeline.makers.wire_host import check_host, choose_host
-from edgepack.pipeline.makers.wire_run import WireRun, read_calibration
+from edgepack.pipeline.makers.wire_run import SEQUENCES, WireRun, read_calibration
 from edgepack.pipeline.outline import Made, Outline, rows_of
 from edgepack.quant.codecs.ggml.host_grids import find_host
 from edgepack.quant.types.choice import Overrides
@@ -86,7 +86,9 @@ class WireMaker:
             trellis=DEFAULT_TRELLIS if request.trellis is None else int(request.trellis),
         )  # fmt: skip
         text = None if request.calibration is None else Path(request.calibration)
-        found = read_calibration(changed.checkpoint, text, request.device)
+        found = read_calibration(
+            changed.checkpoint, text, request.device, request.sequences or SEQUENCES, request.length
+        )
         self._notes = changed.notes
         return WireRun(
             changed.checkpoint, output, settings, found, pre=request.pre, about=changed.metadata,

@@ -1,7 +1,7 @@
 """One wire export under way: measures curvature once, then rounds, writes and packs at any scale.
 
-Rounding is left to `export.wire.plan`, packing to `packaging`; which scale reaches a goal, to `pipeline.scalar`; what
-a request means to `makers.wire`.
+Rounding is left to `export.wire.plan`, packing to `packaging`; which scale reaches a goal to `pipeline.goals.scalar`,
+what a request means to `makers.wire`.
 """
 
 from __future__ import annotations
