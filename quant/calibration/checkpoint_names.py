@@ -71,6 +71,37 @@ class StackedTensors:
             at += rows
 
 
+@dataclass(frozen=True)
+class ExpertPart:
+    """Rows of a stack that are one expert's matrix.
+
+    Attributes:
+        name: of the matrix in the checkpoint; `TENSOR[E]` where the checkpoint has the stack itself.
+        expert: its number.
+        start: first row of the expert's part of the stack.
+        stop: the row after its last.
+    """
+
+    name: str
+    expert: int
+    start: int
+    stop: int
+
+
+def expert_parts(source: TensorSource, name: str) -> list[ExpertPart]:
+    """The experts' matrices of a tensor [experts, rows, columns] of `source`, in order."""
+    experts, rows = source.specs[name].shape[:2]
+    if not isinstance(source, StackedTensors) or name not in source.stacks:
+        return [ExpertPart(f"{name}[{expert}]", expert, 0, rows) for expert in range(experts)]
+    found: list[ExpertPart] = []
+    for expert, parts in enumerate(source.stacks[name]):
+        start = 0
+        for part in parts:
+            found.append(ExpertPart(part, expert, start, start + source.base.specs[part].rows))
+            start = found[-1].stop
+    return found
+
+
 def checkpoint_names(model: nn.Module, source: TensorSource) -> tuple[dict[str, str], TensorSource]:
     """Parameter path → name, and the source that has a tensor of each name.
 

@@ -20,6 +20,7 @@ import torch
 from edgepack.errors import CalibrationError, NumericError
 from edgepack.progress import silent
 from edgepack.quant.calibration.blocks import BlockwiseModel
+from edgepack.quant.calibration.checkpoint_names import expert_parts
 from edgepack.quant.calibration.curvature_progress import CurvatureProgress
 from edgepack.quant.calibration.expert_curvature import ExpertMoments, ExpertSquares, ExpertWatch, expert_stacks
 from edgepack.quant.calibration.statistics import MomentAccumulator
