@@ -156,7 +156,7 @@ def _tensor_bytes(
         return
 
     def quantise(_start: int, _stop: int, rows: NDArray[np.float32]) -> bytes:
-        blocks = quantize_rows(info.type, rows)
+        blocks = quantize_rows(info.type, rows, quantizer="ggml")  # digests of what was decoded before stay true
         if not valid_rows(info.type, blocks):
             raise NumericError(f"tensor '{info.name}': decoded weights do not fit into {info.type.name}")
         return blocks.tobytes()

@@ -41,7 +41,21 @@ def golden() -> dict[str, float]:
 def ours(books: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("golden")
     for target in ("f32", "q4km"):
-        assert run(["export", str(books), "--target", f"gguf-{target}", "-o", str(folder / f"{target}.gguf")]) == 0
+        assert (
+            run(
+                [
+                    "export",
+                    str(books),
+                    "--target",
+                    f"gguf-{target}",
+                    "-o",
+                    str(folder / f"{target}.gguf"),
+                    "--quantizer",
+                    "ggml",
+                ]
+            )
+            == 0
+        )
     arguments = [str(folder / "q4km.gguf"), "--reference", str(folder / "f32.gguf"), "--text", str(ROOT / "LICENSE")]
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []

@@ -71,12 +71,13 @@ def command(model: Path, target: str | None, *, as_json: bool, **options: object
     With --min-agreement or --max-kl and no --target, the ladder of types is tried from small to large. Exits with
     1 when a gate is missed; a file that was asked for by its target is kept all the same.
     """
-    from edgepack.cli.export_report import report, verdict
+    from edgepack.cli.export_report import limits, report, verdict
     from edgepack.pipeline.export import run_export
 
     # click has checked the values against the same declarations that the fields' types stand for.
     request = ExportRequest(model, target, progress=terminal_progress, tell=note, **options)  # type: ignore[arg-type]
     result = run_export(request)
+    limits(result)
     if as_json:
         print_json(result.as_json())
     else:

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from edgepack.pipeline.outline import Json, Made, TensorRow
 
 
+def limits(result: ExportResult) -> None:
+    """What the user should know of before the file is used, whatever else is printed."""
+    for line in result.outline.limits:
+        note(line)
+
+
 def report(result: ExportResult) -> None:
     """The result for people: a plan goes to stdout, what was done to stderr."""
     if result.made is None:

@@ -70,6 +70,8 @@ class ExportResult:
             "target": self.outline.target, "source_bytes": self.outline.source_bytes,
             "tensors": [row.as_json() for row in self.outline.tensors],
         }  # fmt: skip
+        if self.outline.limits:
+            found["limits"] = list(self.outline.limits)
         if SUFFIX in self.outline.beside and self.output.suffix != ".edgepack":
             found["adapter"] = str(self.output.with_name(f"{self.output.stem}{SUFFIX}.gguf"))
         if self.made is not None:

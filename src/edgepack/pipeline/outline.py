@@ -62,6 +62,7 @@ class Outline:
         least_packed_share: no archive of such a file was ever a smaller share of it (tools/bench_archive.py).
         is_exact: whether `shipped_bytes` is exact.
         beside: ends of the names of adapters beside the file, after its stem.
+        limits: a line each on what the source's files say differently or the file cannot hold.
     """
 
     target: str
@@ -74,6 +75,7 @@ class Outline:
     least_packed_share: float = 0.0
     is_exact: bool = True
     beside: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class CodedMaker:
         """As `goals.Maker.outline`; collects Hessians first where a text is given: codecs' choices stand on them."""
         plan = self._plan(target)[0]
         rows = tuple(_planned_row(tensor) for tensor in plan.tensors)
-        return _outline(plan, plan.total_bytes, rows, exact=not self._request.skip_harmful)
+        return self._outline(plan, plan.total_bytes, rows, exact=not self._request.skip_harmful)
 
     def make(self, target: EdgeTarget, path: Path) -> Made:
         """As `goals.Maker.make`."""
@@ -64,9 +64,16 @@ class CodedMaker:
             plan, path, statistics, skip_harmful=request.skip_harmful, threads=request.threads,
             progress=request.progress, resume=request.resume,
         )  # fmt: skip
-        outline = _outline(plan, size, tuple(map(_coded_row, reports)), exact=True)
-        notes = (*self.mapped.notes, *(self._changed.notes if self._changed else ()))
+        outline = self._outline(plan, size, tuple(map(_coded_row, reports)), exact=True)
+        notes = self._changed.notes if self._changed else ()
         return Made(outline, (path,), notes=notes, lines=tuple(_stage_lines(reports)))
+
+    def _outline(self, plan: VariantPlan, size: int, rows: tuple[TensorRow, ...], *, exact: bool) -> Outline:
+        name = f"edge-{plan.target.name}"
+        return Outline(
+            name, name.replace(":", "-"), size, size, plan.source_bytes, rows, plan.metadata, is_exact=exact,
+            limits=self.mapped.notes,
+        )  # fmt: skip
 
     def forget(self, target: EdgeTarget) -> None:
         """As `goals.Maker.forget`."""
@@ -97,12 +104,6 @@ def open_coded(request: ExportRequest, passes: Passes | None) -> CodedMaker:
     if adapter is not None:  # an interrupted export goes on only while these are unchanged too
         mapped = replace(mapped, sources=(*mapped.sources, *sorted(adapter.glob("adapter_*"))))
     return CodedMaker(request, mapped, changed)
-
-
-def _outline(plan: VariantPlan, size: int, rows: tuple[TensorRow, ...], *, exact: bool) -> Outline:
-    name = f"edge-{plan.target.name}"
-    label = name.replace(":", "-")
-    return Outline(name, label, size, size, plan.source_bytes, rows, plan.metadata, is_exact=exact)
 
 
 def _statistics(

@@ -5,7 +5,7 @@ Types are chosen and bytes planned by `export.plan`, passes run by `export.recip
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from edgepack.errors import UsageError
@@ -192,7 +192,7 @@ class GgufMaker:
     def outline(self, target: Target) -> Outline:
         """As `goals.Maker.outline`."""
         plan = self.planner.outline(target)
-        return outline_of(plan, self.planner.beside_bytes(plan))
+        return replace(outline_of(plan, self.planner.beside_bytes(plan)), limits=self.mapped.notes)
 
     def make(self, target: Target, path: Path) -> Made:
         """As `goals.Maker.make`."""
@@ -201,8 +201,8 @@ class GgufMaker:
         shards = split_plan(plan, request.shard_bytes) if request.shard_bytes else [plan]
         files = write_shards(shards, path, threads=request.threads, progress=request.progress, resume=request.resume)
         adapters = self.planner.write_beside(target, files[0])
-        notes = (*self.planner.mapped.notes, *finished.notes)
-        return Made(outline_of(plan, 0), tuple(files), adapters, figures=finished.figures, notes=notes)
+        outline = replace(outline_of(plan, 0), limits=self.mapped.notes)
+        return Made(outline, tuple(files), adapters, figures=finished.figures, notes=finished.notes)
 
     def forget(self, target: Target) -> None:
         """As `goals.Maker.forget`."""

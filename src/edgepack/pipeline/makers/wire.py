@@ -68,7 +68,7 @@ class WireMaker:
         extra = 0 if self._beside is None else self._beside.bytes_for(self._mapped)
         return Outline(
             "wire", label, plan.total_bytes, plan.total_bytes + extra, plan.source_bytes, rows_of(plan), plan.metadata,
-            is_exact=False, beside=() if self._beside is None else (SUFFIX,),
+            is_exact=False, beside=() if self._beside is None else (SUFFIX,), limits=self._mapped.notes,
         )  # fmt: skip
 
     def open(self, output: Path) -> WireRun:
@@ -107,13 +107,12 @@ class WireMaker:
             "raised_rows": dict(trial.result.raised_rows),
         }  # fmt: skip
         lines = _lines(trial, trial.result, run.host, bits, len(run.trials))
-        notes = (*self._mapped.notes, *self._notes)
-        return Made(outline, (run.gguf,), run.adapters, archive=run.archive, notes=notes, lines=lines, more=more)
+        return Made(outline, (run.gguf,), run.adapters, archive=run.archive, notes=self._notes, lines=lines, more=more)
 
     def _outline_of(self, trial: Trial, plan: ExportPlan) -> Outline:
         return Outline(
             "wire", self.outline.label, trial.gguf_bytes, trial.gguf_bytes, plan.source_bytes, rows_of(plan),
-            plan.metadata, beside=self.outline.beside,
+            plan.metadata, beside=self.outline.beside, limits=self.outline.limits,
         )  # fmt: skip
 
 
