@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,8 @@ from edgepack.errors import CodecError
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import GGMLType
 from edgepack.gguf.variant import VERSION, read_variant
-from edgepack.quant.codecs import decode as codecs_decode
+from edgepack.quant.codecs import codec
 from edgepack.quant.codecs.codec import Encoded
-from edgepack.quant.codecs.decode import row_chunks
 from edgepack.quant.codecs.registry import CODECS, codec_class
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +39,7 @@ def test_every_codec_decodes_to_the_same_native_bytes_on_every_run_thread_count_
     results = set()
     for threads, weights in ((1, 1 << 20), (1, 1 << 20), (1, 1), (3, 150), (5, 64)):
         # Chunks of a few rows begin inside blocks, pairs and segments.
-        monkeypatch.setattr(codecs_decode, "row_chunks", partial(row_chunks, chunk_weights=weights))
+        monkeypatch.setattr(codec, "CHUNK_WEIGHTS", weights)
         write_native(plan_native(GOLDEN / name), tmp_path / "plain.gguf", threads=threads)
         results.add((tmp_path / "plain.gguf").read_bytes())
     assert len(results) == 1
