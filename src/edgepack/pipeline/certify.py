@@ -98,7 +98,7 @@ def certify(
         }
         if wire := wire_facts(read_header(candidate.path).metadata):
             facts["wire"] = wire
-        short = _small_facts(facts)
+        short = _small_facts(measured, facts)
         each = chunking.ctx - 1 - chunking.ctx // 2
         few = replace(chunking, max_chunks=max(1, -(-stored_tokens // each)))
         with TemporaryDirectory(prefix=".edgepack-", dir=output.parent) as folder:
@@ -114,9 +114,9 @@ def certify(
     return Certified(output, output.stat().st_size, size, positions, base, measured)
 
 
-def _small_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _small_facts(measured: Mapping[str, object], facts: Mapping[str, object]) -> dict[str, object]:
     kept = ("tokens", "top1_agreement", "top1_interval", "mean_kl", "perplexity")
     return {
-        "figures": {key: facts["figures"][key] for key in kept},
+        "figures": {key: measured[key] for key in kept},
         **{key: facts[key] for key in ("reference", "text", "text_sha256", "versions", "wire") if key in facts},
     }

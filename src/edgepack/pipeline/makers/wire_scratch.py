@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class WireScratch:
         resume: whether to go on with what an interrupted run of the same left; else it is removed.
     """
 
-    def __init__(self, output: Path, about: tuple[Any, ...], checkpoint: Checkpoint, *, resume: bool) -> None:
+    def __init__(self, output: Path, about: tuple[object, ...], checkpoint: Checkpoint, *, resume: bool) -> None:
         self.folder = output.parent / f".edgepack-wire-{output.name}"
         digest = _digest(about, checkpoint)
         owner = self.folder / _OWNER
@@ -71,7 +71,7 @@ class WireScratch:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _digest(about: tuple[Any, ...], checkpoint: Checkpoint) -> str:
+def _digest(about: tuple[object, ...], checkpoint: Checkpoint) -> str:
     """Of what a run depends on; of the weights the first row of every tensor."""
     digest = hashlib.sha256()
     for item in about:
