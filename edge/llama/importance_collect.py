@@ -21,6 +21,7 @@ from edgepack.edge.llama.vocabulary import Vocabulary
 from edgepack.errors import CalibrationError, ModelRuntimeError, NumericError
 from edgepack.progress import silent
 from edgepack.quant.calibration.importance import ImportanceMatrix, ImportanceSums
+from edgepack.quant.calibration.text import evenly_spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,7 +110,7 @@ class ImportanceCollector:
         if not count:
             raise CalibrationError(f"calibration text: expected at least {size} tokens, got {len(tokens)}")
         taken = min(count, self.options.chunks or count)
-        chosen = np.linspace(0, count - 1, taken).round().astype(int) if self.options.spread else slice(taken)
+        chosen = evenly_spread(count, taken) if self.options.spread else slice(taken)
         pieces: NDArray[np.int32] = tokens[: count * size].reshape(count, size)[chosen].copy()
         if self._c.llama_vocab_get_add_bos(self._vocabulary.pointer):
             pieces[:, 0] = self._c.llama_vocab_bos(self._vocabulary.pointer)
