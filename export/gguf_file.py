@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.errors import NumericError
+from edgepack.errors import CheckpointError, NumericError
 from edgepack.export.interrupted import journaled_output, noted, plan_digest
-from edgepack.export.plan import shard_path
+from edgepack.export.plan import shard_paths
 from edgepack.export.rows import StoredBlocks
 from edgepack.gguf.writer import GGUFWriter
 from edgepack.ordered_threads import ordered_map
@@ -130,6 +130,7 @@ def write_gguf(
                 advance(blocks.nbytes)
                 journal.note(writer.tensors_written, writer.length_after(writer.tensors_written))
         writer.close()
+        plan.sources.check(CheckpointError)
     return plan.total_bytes
 
 
@@ -148,7 +149,7 @@ def write_shards(
     if len(shards) == 1:
         write_gguf(shards[0], path, threads=threads, progress=progress, resume=resume)
         return [path]
-    paths = [shard_path(path, number, len(shards)) for number in range(len(shards))]
+    paths = shard_paths(path, len(shards))
     for shard, name in zip(shards, paths, strict=True):
         if not (resume and _holds(name, shard)):
             write_gguf(shard, name, threads=threads, progress=progress, resume=resume)

@@ -5,12 +5,13 @@ Every kind of source becomes one of these (`mapped_model`, `gguf_source`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from edgepack.files.source import WatchedFiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from edgepack.export.rows import Rows
     from edgepack.gguf.types import Value
@@ -35,6 +36,6 @@ class MappedModel:
     metadata: Mapping[str, Value]
     tensors: Mapping[str, Rows]
     facts: ModelFacts
-    sources: tuple[Path, ...] = ()
+    sources: WatchedFiles = field(default_factory=WatchedFiles)
     notes: tuple[str, ...] = ()
     kept: frozenset[str] = frozenset()

@@ -20,6 +20,7 @@ from edgepack.export.rows import SourceRows, StoredBlocks
 from edgepack.export.rules.mapping import completed, find_family, map_tensors, observed
 from edgepack.export.rules.pooling import dense_tensors, pooling_metadata, pooling_notes, with_lowercasing
 from edgepack.export.tokenizer.vocabulary import open_vocabulary
+from edgepack.files.source import WatchedFiles
 from edgepack.gguf import keys
 from edgepack.gguf.types import string
 
@@ -47,6 +48,7 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None, allow_requ
         UnsupportedModelError: an architecture or setting that cannot be honoured.
         TokenizerError: a vocabulary that is not recognised.
     """
+    sources = WatchedFiles.of(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))
     published = ModelConfig(checkpoint.config, folder=checkpoint.path)
     family = find_family(published)
     config = observed(completed(published, family), family, checkpoint.tensors.specs)
@@ -66,7 +68,6 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None, allow_requ
     )
     metadata |= with_lowercasing(vocabulary.metadata, config)
     facts = model_facts(metadata, str(checkpoint.path))
-    sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))
     notes = (*checkpoint.notes, *vocabulary.notes, *pooling_notes(config))
     notes += limits(family, config, metadata, checkpoint.tensors)
     stored = (name for name, rows in tensors.items() if isinstance(rows, StoredBlocks) and not allow_requantize)
@@ -116,7 +117,7 @@ def open_model(
     model = map_checkpoint(open_merged(path, adapter), pre=pre, allow_requantize=allow_requantize)
     if adapter is None:
         return model
-    return replace(model, sources=(*model.sources, *sorted(adapter.glob("adapter_*"))))
+    return replace(model, sources=model.sources + WatchedFiles.of(sorted(adapter.glob("adapter_*"))))
 
 
 def open_merged(path: Path, adapter: Path | None) -> Checkpoint:

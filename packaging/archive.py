@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import ArchiveError, IntegrityError, UsageError
+from edgepack.files.source import FileState, check_unchanged, open_descriptor
 from edgepack.gguf.reader import GGUFHeader, parse_header
 from edgepack.ordered_threads import ordered_map
 from edgepack.packaging import format as archive_format
@@ -47,7 +48,8 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = _open_file(path)
+        self._descriptor = open_descriptor(path, ArchiveError)
+        self._state = FileState.of(self._descriptor)
         try:
             self.version, self.content_bytes, self.footer = self._read_ends()
             self.index, self.index_record = self._read_index()
@@ -74,6 +76,10 @@ class Archive:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def check_unchanged(self) -> None:
+        """Raise ArchiveError where the file is not what it was when it was opened."""
+        check_unchanged(self.path, self._state, ArchiveError)
 
     def read_at(self, offset: int, size: int) -> bytes:
         """`size` bytes of the file from `offset`.
@@ -242,17 +248,6 @@ class Archive:
         member = self.main if member is None else member
         end = next((segment.start for segment in member.segments if segment.entry.name), member.bytes)
         return parse_header(self.read_range(member, 0, end), self.path / member.name, member.bytes)
-
-
-def _open_file(path: Path) -> int:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
-    except OSError as error:
-        raise ArchiveError(f"'{path}': cannot be read: {error.strerror}") from error
-    if path.is_dir():
-        os.close(descriptor)
-        raise ArchiveError(f"'{path}': expected an archive, got a folder")
-    return descriptor
 
 
 def open_archive(path: Path) -> Archive:

@@ -14,7 +14,7 @@ from edgepack.edge.fidelity.scoring import open_candidate, open_stored
 from edgepack.edge.fidelity.stored_reference import StoredReference, decode
 from edgepack.errors import IntegrityError, UsageError
 from edgepack.file_digest import file_sha256, stream_sha256
-from edgepack.files.output import atomic_output
+from edgepack.files.output import atomic_output, move_output
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.writer import GGUFWriter
@@ -111,7 +111,7 @@ def deliver(candidate: Path, model: Path, certificate: Path, output: Path, progr
     from edgepack.packaging.pack import pack_archive
 
     if output.suffix != _ARCHIVE_SUFFIX:
-        model.replace(output)
+        move_output(model, output)
         with atomic_output(certificate_path(output)) as stream:
             stream.write(certificate.read_bytes())
         return

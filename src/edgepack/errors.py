@@ -21,7 +21,7 @@ It knows nothing of what raises them. The tree:
     ├── CalibrationError           12  calibration text or statistics that cannot be used
     └── CodecError                 13  a codec, version or component that cannot be decoded
 
-130 is Ctrl-C, as shells have it.
+130 is Ctrl-C, 129 SIGHUP, 143 SIGTERM, as shells have it.
 """
 
 from __future__ import annotations

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from edgepack.api.values import FilePath, optional_path, paths
 from edgepack.errors import UsageError
-from edgepack.files.output import check_output
+from edgepack.files.output import claimed_output, inner_path, scratch_beside
 from edgepack.packaging.archive import Archive, is_archive, open_archive
 from edgepack.packaging.coding.streams import DEFAULT_LEVEL
 from edgepack.packaging.estimate import Estimate, estimate_archive
-from edgepack.packaging.pack import PackResult, pack_archive
+from edgepack.packaging.pack import STANDARD_STREAM, PackResult, pack_archive
 from edgepack.packaging.restore.stream import unpack_stream
-from edgepack.packaging.restore.unpack import UnpackResult, extract_tensor, unpack_archive
+from edgepack.packaging.restore.unpack import UnpackResult, extract_tensor, restore_member, unpack_archive
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ def pack(
     dictionary: bool = True,
     include: Sequence[FilePath] = (),
     base: FilePath | None = None,
+    force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> PackResult:
@@ -48,25 +48,23 @@ def pack(
         dictionary: train dictionaries where they gain.
         include: other files to put in, under their own names.
         base: an older archive, to take chunks and dictionaries from.
+        force: replace an archive that is there already; never an input.
         threads: workers; None for one a core.
         progress: told of bytes read.
 
     Raises:
         GGUFError: `file` is not a whole GGUF.
-        UsageError: a file is not there, a name occurs twice, the output folder is absent.
+        UsageError: a file is not there, a name occurs twice, the output cannot be written or is there already.
         ResourceError: the disk is full.
     """
-    file = Path(file)
-    return pack_archive(
-        file,
-        file.with_suffix(".edgepack") if output is None else Path(output),
-        level=level,
-        dictionary=dictionary,
-        include=paths(include),
-        base=optional_path(base),
-        threads=threads,
-        progress=progress,
-    )
+    file, others, older = Path(file), paths(include), optional_path(base)
+    target = file.with_suffix(".edgepack") if output is None else Path(output)
+    inputs = [file, *others, *([] if older is None else [older])]
+    with nullcontext() if target == STANDARD_STREAM else claimed_output(target, inputs=inputs, force=force):
+        return pack_archive(
+            file, target, level=level, dictionary=dictionary, include=others, base=older, threads=threads,
+            progress=progress,
+        )  # fmt: skip
 
 
 def estimate_pack(file: FilePath, *, include: Sequence[FilePath] = (), level: int = DEFAULT_LEVEL) -> Estimate:
@@ -89,6 +87,7 @@ def unpack(
     output: FilePath | None = None,
     *,
     trusted: Sequence[FilePath] = (),
+    force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> UnpackResult:
@@ -99,6 +98,7 @@ def unpack(
         output: the file to write, which appears only when it is whole; by default the member's own name beside the
             archive (for a stream, in the working folder), if no such file exists.
         trusted: files of public keys, one of which must have signed.
+        force: replace a file that is there already; never the archive.
         threads: workers; None for one a core.
         progress: told of bytes restored.
 
@@ -112,10 +112,11 @@ def unpack(
     keys = load_keys(trusted)
     if not isinstance(archive, (str, os.PathLike)):
         target = Path() if output is None else Path(output)
-        return unpack_stream(archive, target, trusted=keys, threads=threads, progress=progress)
+        return unpack_stream(archive, target, trusted=keys, force=force, threads=threads, progress=progress)
     file = Path(archive)
-    target = _free_output(file) if output is None else Path(output)
-    return unpack_archive(file, target, trusted=keys, threads=threads, progress=progress)
+    target = _default_output(file) if output is None else Path(output)
+    with claimed_output(target, inputs=[file], force=force):
+        return unpack_archive(file, target, trusted=keys, threads=threads, progress=progress)
 
 
 def load_keys(files: Sequence[FilePath]) -> list[bytes]:
@@ -127,13 +128,10 @@ def load_keys(files: Sequence[FilePath]) -> list[bytes]:
     return [load_public_key(Path(file)) for file in files]
 
 
-def _free_output(file: Path) -> Path:
-    """The model's own name beside the archive; never a file that is there already."""
+def _default_output(file: Path) -> Path:
+    """The model's own name beside the archive."""
     with open_archive(file) as archive:
-        target = file.parent / Path(archive.main.name).name
-    if target.exists():
-        raise UsageError(f"'{target}' is there already: name the output with -o")
-    return target
+        return file.parent / Path(archive.main.name).name
 
 
 @dataclass(frozen=True)
@@ -164,6 +162,7 @@ def unpack_native(
     output: FilePath | None = None,
     *,
     native_type: str | None = None,
+    force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> NativeResult:
@@ -173,6 +172,7 @@ def unpack_native(
         file: a GGUF of the variant, or an `.edgepack` that holds one.
         output: the plain GGUF; by default FILE-native.gguf.
         native_type: what coded tensors become, such as `q6_k`; by default as each one says.
+        force: replace a file that is there already; never `file`.
         threads: workers; None for one a core.
         progress: told of bytes.
 
@@ -188,10 +188,10 @@ def unpack_native(
     started = time.monotonic()
     file = Path(file)
     target = file.with_name(f"{file.stem}-native.gguf") if output is None else Path(output)
-    check_output(target, force=True)
     kind = find_type(native_type) if native_type else None
-    with _variant_file(file, target.parent, threads, progress) as variant:
-        plan = plan_native(variant, kind)
+    with ExitStack() as opened:
+        opened.enter_context(claimed_output(target, inputs=[file], force=force))
+        plan = plan_native(opened.enter_context(_variant_file(file, target, threads, progress)), kind)
         size = write_native(plan, target, threads=threads, progress=progress)
     seconds = time.monotonic() - started
     coded = len(list(plan.variant.coded))
@@ -199,15 +199,15 @@ def unpack_native(
 
 
 @contextmanager
-def _variant_file(file: Path, folder: Path, threads: int | None, progress: Progress) -> Iterator[Path]:
-    """The GGUF itself, or the one inside an archive, restored into a temporary folder for as long as it is needed."""
+def _variant_file(file: Path, target: Path, threads: int | None, progress: Progress) -> Iterator[Path]:
+    """The GGUF itself, or the one inside an archive, restored beside `target` for as long as it is needed."""
     if not file.is_file():
         raise UsageError(f"'{file}': no such file")
     if not is_archive(file):
         yield file
         return
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".edgepack-") as temporary:
-        restored = Path(temporary) / "variant.gguf"
+    with scratch_beside(target) as temporary:
+        restored = temporary / "variant.gguf"
         unpack_archive(file, restored, threads=threads, progress=progress)
         yield restored
 
@@ -227,6 +227,7 @@ def extract(
     folder: FilePath = ".",
     *,
     members: bool = False,
+    force: bool = False,
     progress: Progress = silent,
 ) -> tuple[Extracted, ...]:
     """Take members (by name) or tensors of the model (by name, into NAME.bin) out of an archive.
@@ -238,6 +239,7 @@ def extract(
         names: of members and tensors.
         folder: to write into; it must exist.
         members: take every member but the model too.
+        force: replace files that are there already; never the archive.
         progress: told of bytes restored.
 
     Raises:
@@ -251,15 +253,16 @@ def extract(
         wanted = [*names, *(m.name for m in archive.members if members and m is not archive.main)]
         if not wanted:
             raise UsageError("name a member or a tensor, or ask for --members; `edgepack inspect --tensors` lists them")
-        return tuple(_extract(Path(file), archive, name, folder, progress) for name in dict.fromkeys(wanted))
+        return tuple(_extract(archive, name, folder, force, progress) for name in dict.fromkeys(wanted))
 
 
-def _extract(file: Path, archive: Archive, name: str, folder: Path, progress: Progress) -> Extracted:
+def _extract(archive: Archive, name: str, folder: Path, force: bool, progress: Progress) -> Extracted:
     if name not in [member.name for member in archive.members]:
         target = folder / f"{name.replace('/', '_')}.bin"
-        segment = extract_tensor(archive, name, target)
+        with claimed_output(target, inputs=[archive.path], force=force):
+            segment = extract_tensor(archive, name, target)
         return Extracted(target, segment.entry.tensor_bytes, segment.entry.sha256.hex())
-    target = folder / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    result = unpack_archive(file, target, member=name, progress=progress)
+    target = inner_path(folder, name)
+    with claimed_output(target, inputs=[archive.path], force=force):
+        result = restore_member(archive, target, member=name, progress=progress)
     return Extracted(target, result.bytes, result.sha256)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.api.values import FilePath, optional_path
+from edgepack.files.output import claimed_output
 from edgepack.packaging.coding.streams import DEFAULT_LEVEL
 from edgepack.packaging.delta.diff import DiffResult, diff_files
 from edgepack.packaging.delta.patch import PatchResult, apply_patch
@@ -21,6 +22,7 @@ def diff(
     output: FilePath | None = None,
     *,
     level: int = DEFAULT_LEVEL,
+    force: bool = False,
     progress: Progress = silent,
 ) -> DiffResult:
     """Write a patch that makes `new` from `old`, bit for bit; both are archives, or GGUFs, or any files.
@@ -30,6 +32,7 @@ def diff(
         new: the file that they shall have.
         output: the patch; by default NEW.edgepatch.
         level: zstd level, 1 to 19.
+        force: replace a patch that is there already; never an input.
         progress: told of bytes.
 
     Raises:
@@ -37,11 +40,17 @@ def diff(
     """
     new = Path(new)
     target = new.with_name(f"{new.name}.edgepatch") if output is None else Path(output)
-    return diff_files(Path(old), new, target, level=level, progress=progress)
+    with claimed_output(target, inputs=[Path(old), new], force=force):
+        return diff_files(Path(old), new, target, level=level, progress=progress)
 
 
 def patch(
-    old: FilePath, patch: FilePath, output: FilePath | None = None, *, progress: Progress = silent
+    old: FilePath,
+    patch: FilePath,
+    output: FilePath | None = None,
+    *,
+    force: bool = False,
+    progress: Progress = silent,
 ) -> PatchResult:
     """Make the new file from `old` and a patch, bit for bit and verified.
 
@@ -49,10 +58,11 @@ def patch(
         old: the file that the patch was made for.
         patch: what `diff` wrote.
         output: the new file; by default its own name beside `old`.
+        force: replace a file that is there already; never an input.
         progress: told of bytes.
 
     Raises:
         ArchiveError: the patch is truncated or hostile.
         IntegrityError: `old` is another file, or bytes differ from their digest.
     """
-    return apply_patch(Path(old), Path(patch), optional_path(output), progress=progress)
+    return apply_patch(Path(old), Path(patch), optional_path(output), force=force, progress=progress)

@@ -6,12 +6,13 @@ It turns errors into one line and an exit code; all work is left to the parts.
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from typing import Any, NoReturn
 
 import click
 
-from edgepack.errors import EdgepackError
+from edgepack.errors import EdgepackError, ResourceError
 from edgepack.version import __version__
 
 # command → (module under edgepack.cli, one line for --help); the module's click command is `command`.
@@ -77,8 +78,19 @@ def root() -> None:
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit with the code that `edgepack.errors` documents."""
+    """Run the command line and exit with the code that `edgepack.errors` documents.
+
+    SIGTERM and SIGHUP end a command as Ctrl-C does, with 143 and 129: what it was writing is tidied up.
+    """
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP: so it stays
+            signal.signal(number, _end)
     sys.exit(execute(args))
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def execute(args: list[str] | None = None) -> int:
@@ -97,4 +109,13 @@ def execute(args: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+    except MemoryError:
+        click.echo("edgepack: error: not enough memory", err=True)
+        return ResourceError.exit_code
+    except OSError as error:  # what no part has put into words: a folder that became read-only, a disk that failed
+        from edgepack.files.opened import system_error
+
+        told = system_error(error)
+        click.echo(f"edgepack: error: {told}", err=True)
+        return told.exit_code
     return result if isinstance(result, int) else 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
 
 if TYPE_CHECKING:
     from edgepack.quant.passes.lowrank.analysis import ModelAnalysis
@@ -29,6 +29,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--device", default="cpu", show_default=True, metavar="D", help="Torch device.")
 @click.option("--report", type=_PATH, metavar="OUT.html", help="Write a page with plots.")
 @click.option("-o", "--output", type=_PATH, metavar="OUT.json", help="Write all figures.")
+@force_option
 @json_option
 def command(
     model: Path,
@@ -39,26 +40,26 @@ def command(
     device: str,
     report: Path | None,
     output: Path | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Print spectra of MODEL's weights, and of its activations over a text."""
     from edgepack.api.analysis import analyze
-    from edgepack.files.output import atomic_output, check_output
+    from edgepack.files.output import check_output, write_output
 
+    inputs = [model] if text is None else [model, text]
     for path in (report, output):
         if path is not None:
-            check_output(path, force=True)
+            check_output(path, inputs=inputs, force=force)
     result = analyze(
         model, text=text, own_samples=own_samples, sequences=sequences, length=length, device=device,
         progress=terminal_progress,
     )  # fmt: skip
     found = result.found
     if output is not None:
-        with atomic_output(output) as stream:
-            stream.write(json.dumps(result.json(), indent=1).encode())
+        write_output(output, json.dumps(result.json(), indent=1).encode(), inputs=inputs, force=force)
     if report is not None:
-        with atomic_output(report) as stream:
-            stream.write(result.html().encode())
+        write_output(report, result.html().encode(), inputs=inputs, force=force)
         note(f"{report}: spectra of {len(found.weights)} weights and {len(found.activations)} blocks")
     if as_json:
         print_json(result.json())

@@ -12,7 +12,7 @@ import click
 from edgepack.cli.output import note
 from edgepack.edge.llama.interrupt import ctrl_c_sets
 from edgepack.errors import EdgepackError
-from edgepack.files.output import atomic_output
+from edgepack.files.output import write_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgepack.edge.chat.conversation import Conversation
 
 _HELP = """/reset          forget the conversation (the system message stays)
-/save FILE      write it as JSON
+/save FILE      write it as JSON, into a new file
 /system TEXT    another system message, and a new conversation
 /bye            leave (Ctrl-D too); Ctrl-C stops an answer"""
 
@@ -88,8 +88,7 @@ def _obey(conversation: Conversation, line: str) -> bool:
         note("(forgotten)")
     elif command == "/save" and rest.strip():
         path = Path(rest.strip())
-        with atomic_output(path) as stream:
-            stream.write(conversation.transcript().encode())
+        write_output(path, conversation.transcript().encode())
         note(f"(written to {path})")
     elif command == "/system":
         conversation.system = rest.strip()

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
 from edgepack.cli.scoring_options import gate_options, read_scoring, report_option, scoring_options
-from edgepack.cli.validate import write_page
+from edgepack.cli.validate import check_page, write_page
 from edgepack.errors import CheckFailedError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ _PATH = click.Path(path_type=Path)
 @scoring_options
 @gate_options
 @report_option
+@force_option
 @json_option
 def command(
     candidates: tuple[Path, ...],
@@ -34,6 +35,7 @@ def command(
     max_kl: float | None,
     max_perplexity_ratio: float | None,
     report: Path | None,
+    force: bool,
     as_json: bool,
     **scoring: Any,
 ) -> int:
@@ -43,13 +45,14 @@ def command(
     """
     from edgepack.api.fidelity import compare
 
+    check_page(report, [*candidates, reference, text_path], force)
     result = compare(
         candidates, reference, text=text_path, min_agreement=min_agreement, max_kl=max_kl,
         max_perplexity_ratio=max_perplexity_ratio, scoring=read_scoring(scoring), findings=report is not None,
         progress=terminal_progress, note=note,
     )  # fmt: skip
     if report is not None:
-        write_page(result, report)
+        write_page(result, report, force)
     if as_json:
         print_json(result.json())
     else:

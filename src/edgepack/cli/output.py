@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
 
+force_option = click.option("--force", is_flag=True, help="Replace files that are there already; never an input.")
+
 
 @contextmanager
 def terminal_progress(label: str, total: int, unit: str = "B") -> Iterator[Callable[[int], object]]:

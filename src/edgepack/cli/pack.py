@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
 from edgepack.errors import UsageError
 
 
@@ -19,6 +19,7 @@ from edgepack.errors import UsageError
 @click.option("--base", type=click.Path(path_type=Path), help="An older archive, to take chunks and dictionaries from.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
 @click.option("--dry-run", is_flag=True, help="Only estimate the archive's size, from a sample.")
+@force_option
 @json_option
 def command(
     file: Path,
@@ -29,6 +30,7 @@ def command(
     base: Path | None,
     threads: int | None,
     dry_run: bool,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Pack FILE (a GGUF) into one verified archive that restores bit for bit."""
@@ -49,6 +51,7 @@ def command(
         dictionary=not no_dictionary,
         include=include,
         base=base,
+        force=force,
         threads=threads,
         progress=terminal_progress,
     )

@@ -6,20 +6,21 @@ from pathlib import Path
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
 
 
 @click.command("patch")
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("patch", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The new file [its own name, beside OLD].")
+@force_option
 @json_option
-def command(old: Path, patch: Path, output: Path | None, as_json: bool) -> None:
+def command(old: Path, patch: Path, output: Path | None, force: bool, as_json: bool) -> None:
     """Make the new file from OLD and PATCH, bit for bit and verified."""
     from edgepack.api.updates import patch as apply
     from edgepack.quantities import format_duration, format_size
 
-    result = apply(old, patch, output, progress=terminal_progress)
+    result = apply(old, patch, output, force=force, progress=terminal_progress)
     if as_json:
         print_json(
             {"output": str(result.output), "bytes": result.bytes, "sha256": result.sha256, "seconds": result.seconds}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
 
 
 @click.command("unpack")
@@ -17,6 +17,7 @@ from edgepack.cli.output import json_option, note, print_json, terminal_progress
 @click.option("--native", is_flag=True, help="Decode a GGUF of the variant into a plain GGUF for stock llama.cpp.")
 @click.option("--native-type", metavar="T", help="What coded tensors become, such as q6_k. Default: as each one says.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
+@force_option
 @json_option
 def command(
     file: Path,
@@ -25,6 +26,7 @@ def command(
     native: bool,
     native_type: str | None,
     threads: int | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Restore the GGUF of the archive FILE (- for a pipe), verified while written; continues an interrupted run.
@@ -35,10 +37,10 @@ def command(
     from edgepack.quantities import format_duration, format_size
 
     if native or native_type:
-        _native(file, output, native_type, threads, as_json=as_json)
+        _native(file, output, native_type, threads, force=force, as_json=as_json)
         return
     archive = sys.stdin.buffer if file == Path("-") else file
-    result = unpack(archive, output, trusted=trusted, threads=threads, progress=terminal_progress)
+    result = unpack(archive, output, trusted=trusted, force=force, threads=threads, progress=terminal_progress)
     if as_json:
         print_json(
             {
@@ -55,11 +57,15 @@ def command(
     note(f"{result.output}: {format_size(result.bytes)}{kept}, verified, in {format_duration(result.seconds)}")
 
 
-def _native(file: Path, output: Path | None, native_type: str | None, threads: int | None, *, as_json: bool) -> None:
+def _native(
+    file: Path, output: Path | None, native_type: str | None, threads: int | None, *, force: bool, as_json: bool
+) -> None:
     from edgepack.api.archives import unpack_native
     from edgepack.quantities import format_duration, format_size
 
-    result = unpack_native(file, output, native_type=native_type, threads=threads, progress=terminal_progress)
+    result = unpack_native(
+        file, output, native_type=native_type, force=force, threads=threads, progress=terminal_progress
+    )
     if as_json:
         print_json(
             {

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
 from edgepack.cli.scoring_options import gate_options, read_scoring, report_option, scoring_options
 from edgepack.errors import CheckFailedError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgepack.api.validation import ComparisonResult, ValidationResult
     from edgepack.edge.fidelity.run import Candidate
     from edgepack.edge.fidelity.scoring import ScoringOptions
@@ -31,6 +33,7 @@ _PATH = click.Path(path_type=Path)
     default=False,
     help="When a gate fails, try larger types and name the one that passes.",
 )
+@force_option
 @json_option
 def command(
     candidate: Path,
@@ -41,6 +44,7 @@ def command(
     max_perplexity_ratio: float | None,
     report: Path | None,
     suggest: bool,
+    force: bool,
     as_json: bool,
     **scoring: Any,
 ) -> int:
@@ -54,6 +58,7 @@ def command(
     from edgepack.api.fidelity import validate
     from edgepack.edge.fidelity.validate import Gates
 
+    check_page(report, [candidate, reference, text_path], force)
     options = read_scoring(scoring)
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
     if reference is None:
@@ -64,7 +69,7 @@ def command(
         findings=None if report is None else True, progress=terminal_progress, note=note,
     )  # fmt: skip
     if report is not None:
-        write_page(result, report)
+        write_page(result, report, force)
     _print(result, as_json=as_json)
     if result.passed:
         return 0
@@ -113,13 +118,19 @@ def _suggest(least_bytes: int, reference: Path, text: Path | None, gates: Gates,
         note(str(error))
 
 
-def write_page(result: ValidationResult | ComparisonResult, report: Path) -> None:
-    """Write the HTML page, whole or not at all."""
-    from edgepack.files.output import atomic_output
+def write_page(result: ValidationResult | ComparisonResult, report: Path, force: bool) -> None:
+    """Write the HTML page, whole or not at all; raises UsageError for a file that is there already without `force`."""
+    from edgepack.files.output import write_output
 
-    page = result.html().encode()
-    with atomic_output(report, len(page)) as stream:
-        stream.write(page)
+    write_output(report, result.html().encode(), force=force)
+
+
+def check_page(report: Path | None, inputs: Sequence[Path | None], force: bool) -> None:
+    """Refuse a page that could not be written at the end, before the work."""
+    from edgepack.files.output import check_output
+
+    if report is not None:
+        check_output(report, inputs=[path for path in inputs if path is not None], force=force)
 
 
 def _print(result: ValidationResult, *, as_json: bool) -> None:

@@ -49,6 +49,13 @@ def output_error(path: Path, error: OSError, then: str = "nothing was left behin
     return kind(f"output '{path}': cannot be written: {error.strerror or error}")
 
 
+def system_error(error: OSError) -> EdgepackError:
+    """An operating system's error about any file, as one line."""
+    where = f"'{os.fsdecode(error.filename)}': " if isinstance(error.filename, (str, bytes)) else ""
+    kind = UsageError if error.errno in _CHOICE else ResourceError
+    return kind(f"{where}{error.strerror or error}")
+
+
 def raise_if_full(path: Path, error: BaseException, then: str = "nothing was left behind") -> None:
     """Raise ResourceError where `error` says that a disk is full, whoever noticed it."""
     if isinstance(error, OSError) and error.errno in _FULL:
@@ -131,6 +138,21 @@ def open_lock(path: Path) -> int:
 
 def _is_plain(status: os.stat_result) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1  # 0: it was removed since it was opened
+
+
+def private_folder(path: Path) -> None:
+    """Make the hidden folder `path`, or take the one of ours that an earlier run left there; a link is removed.
+
+    Raises OSError where something else lies there, or another user's folder.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_symlink():
+            path.unlink()
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
+        raise PermissionError(errno.EPERM, f"'{path.name}' beside it is no folder of this user")
 
 
 def is_at(descriptor: int, path: Path) -> bool:

@@ -16,13 +16,14 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, BinaryIO
 
 from edgepack.errors import ResourceError, UsageError
-from edgepack.files.names import is_temporary_of, lock_path, partial_path, temporary_path
+from edgepack.files.names import hidden_path, is_temporary_of, lock_path, partial_path, temporary_path
 from edgepack.files.opened import (
     buffered,
     create_new,
     is_at,
     open_lock,
     output_error,
+    private_folder,
     raise_if_full,
     sync_folder,
     try_lock,
@@ -92,7 +93,7 @@ def _check_existing(path: Path, inputs: Iterable[Path], force: bool) -> None:
         if (same := next((each for each in inputs if _holds(each, found)), None)) is not None:
             raise UsageError(f"output '{path}': it is the input '{same}': expected another name")
     if not force:
-        raise UsageError(f"output '{path}': is there already; --force replaces it")
+        raise UsageError(f"output '{path}': is there already: name the output with -o, or replace it with --force")
 
 
 def _holds(place: Path, found: os.stat_result) -> bool:
@@ -257,6 +258,77 @@ def _keep_mode(path: Path, descriptor: int) -> None:
         found = path.lstat()
         if stat.S_ISREG(found.st_mode):
             os.fchmod(descriptor, found.st_mode & _MODE_BITS)
+
+
+def inner_path(folder: Path, name: str) -> Path:
+    """`folder / name`, with the folders between them made; a link among those is refused: it leads elsewhere.
+
+    Args:
+        folder: exists.
+        name: relative, checked to have no `..` in it.
+
+    Raises:
+        UsageError: a folder on the way is a link or a file, or cannot be made.
+    """
+    path = folder / name
+    for part in reversed(path.relative_to(folder).parents[:-1]):
+        inner = folder / part
+        try:
+            inner.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"output '{path}': folder '{inner}' cannot be made: {error.strerror}") from None
+        if inner.is_symlink():
+            raise UsageError(f"output '{path}': expected a folder at '{inner}', got a link")
+    return path
+
+
+def move_output(written: Path, path: Path) -> None:
+    """Give a finished file, that is on disk, its final name in another folder of the same disk.
+
+    Raises:
+        UsageError, ResourceError: it cannot be renamed.
+    """
+    try:
+        written.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+@contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """A hidden folder beside the claimed output `path`, empty at the beginning and gone at the end.
+
+    What a killed run left in it is removed by the next one.
+
+    Raises:
+        UsageError, ResourceError: as `make_scratch`.
+    """
+    folder = hidden_path(path, "scratch")
+    _remove_folder(folder)
+    make_scratch(folder, path)
+    try:
+        yield folder
+    finally:
+        _remove_folder(folder)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder and all in it, as far as possible; links are not followed."""
+    if not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_scratch(folder: Path, path: Path) -> None:
+    """Make the hidden folder, or take ours from before, for what is made on the way to the output `path`.
+
+    Raises:
+        UsageError, ResourceError: it cannot be made, or belongs to somebody else.
+    """
+    try:
+        private_folder(folder)
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def write_output(path: Path, content: bytes, *, inputs: Iterable[Path] = (), force: bool = False) -> None:
