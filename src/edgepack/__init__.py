@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgepack.api.archives import estimate_pack, extract, pack, unpack, unpack_native
     from edgepack.api.checking import generate_key, inspect, sign, verify
     from edgepack.api.export import export
+    from edgepack.api.fetching import fetch, update
     from edgepack.api.fidelity import certify, compare, evaluate, replay, validate
     from edgepack.api.importance import imatrix
     from edgepack.api.loading import load
@@ -50,6 +51,7 @@ _NAMES = {
     "evaluate": "api.fidelity",
     "export": "api.export",
     "extract": "api.archives",
+    "fetch": "api.fetching",
     "fit": "api.speed",
     "generate_key": "api.checking",
     "imatrix": "api.importance",
@@ -62,6 +64,7 @@ _NAMES = {
     "sign": "api.checking",
     "unpack": "api.archives",
     "unpack_native": "api.archives",
+    "update": "api.fetching",
     "validate": "api.fidelity",
     "verify": "api.checking",
 }
@@ -81,6 +84,7 @@ __all__ = [
     "evaluate",
     "export",
     "extract",
+    "fetch",
     "fit",
     "generate_key",
     "imatrix",
@@ -93,6 +97,7 @@ __all__ = [
     "sign",
     "unpack",
     "unpack_native",
+    "update",
     "validate",
     "verify",
 ]
