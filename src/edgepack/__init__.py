@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgepack import errors, progress
     from edgepack.api.analysis import analyze
     from edgepack.api.archives import estimate_pack, extract, pack, unpack, unpack_native
+    from edgepack.api.bundling import bundle
     from edgepack.api.checking import generate_key, inspect, sign, verify
     from edgepack.api.export import export
     from edgepack.api.fetching import fetch, update
@@ -43,6 +44,7 @@ _NAMES = {
     "ScoringOptions": "edge.fidelity.scoring",
     "analyze": "api.analysis",
     "bench": "api.speed",
+    "bundle": "api.bundling",
     "certify": "api.fidelity",
     "compare": "api.fidelity",
     "diff": "api.updates",
@@ -76,6 +78,7 @@ __all__ = [
     "__version__",
     "analyze",
     "bench",
+    "bundle",
     "certify",
     "compare",
     "diff",

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "patch": ("patch", "the next version of a file from the old one and a patch"),
     "fetch": ("fetch", "an archive from a web server, or a checkpoint from the hub"),
     "update": ("update", "the version of an archive that its server has now"),
+    "bundle": ("bundle", "a folder that installs and runs an archive without a network"),
     "run": ("run", "one completion, or a chat with the model"),
     "serve": ("serve", "an OpenAI-compatible server and a chat page on this machine"),
     "embed": ("embed", "embeddings of texts"),

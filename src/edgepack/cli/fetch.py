@@ -26,9 +26,7 @@ trusted_option = click.option(
 @click.option("--mirror", "mirrors", multiple=True, metavar="URL", help="Another address of it; repeatable.")
 @trusted_option
 @click.option("--sha256", metavar="HEX", help="The archive's SHA-256, as its publisher says it.")
-@click.option(
-    "--base", "bases", multiple=True, type=click.Path(path_type=Path), help="An archive that is here."
-)
+@click.option("--base", "bases", multiple=True, type=click.Path(path_type=Path), help="An archive that is here.")
 @click.option("--force", is_flag=True, help="Replace another file of that name.")
 @click.option("--include", multiple=True, metavar="GLOB", help="hf: further files, such as '*.bin'; repeatable.")
 @connections_option
