@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -86,7 +86,10 @@ class Bezier:
             found = self._run(run, scale)
             control.append(found[0])
             places.append(found[1])
-        components = {"control_points": np.concatenate(control), "places": np.concatenate(places)}
+        components: dict[str, NDArray[Any]] = {
+            "control_points": np.concatenate(control),
+            "places": np.concatenate(places),
+        }
         shape = source.matrix_shape
         return Encoded(self.name, self.version, shape, {**self.draft(shape), "scale": scale}, components)
 

@@ -19,7 +19,7 @@ from edgepack.quant.codecs.pieces import LeftOver, whole_matrix
 from edgepack.quant.codecs.registry import open_decoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -80,18 +80,16 @@ class ChainResult:
         return sum(stage.nbytes for stage in self.stages)
 
 
-def settle(
-    codecs: Sequence[Codec], weight: Callable[[], NDArray[np.float32]], statistics: Statistics = NO_STATISTICS
-) -> tuple[Codec, ...]:
+def settle(codecs: Sequence[Codec], source: RowSource, statistics: Statistics = NO_STATISTICS) -> tuple[Codec, ...]:
     """The codecs with every choice made that lengths depend on; later stages choose by the whole matrix too.
 
     Args:
         codecs: of a chain.
-        weight: gives the finite float32 matrix [rows, columns]; called only where there is a choice.
+        source: the finite matrix [rows, columns]; read only where there is a choice.
         statistics: of the matrix's inputs.
     """
     return tuple(
-        codec.settle(weight(), statistics) if isinstance(codec, Settling) and not codec.settled else codec
+        codec.settle(source, statistics) if isinstance(codec, Settling) and not codec.settled else codec
         for codec in codecs
     )
 
@@ -127,7 +125,7 @@ def encode_chain(
     reports: list[StageReport] = []
     norm = _squares(source)
     before, squared_error = (1.0 if norm else 0.0), norm
-    for codec in settle(codecs, lambda: whole_matrix(source), statistics):
+    for codec in settle(codecs, source, statistics):
         encoded = first if first is not None and not stages else _encoded(codec, left, statistics)
         lost = _lost(encoded, left, threads)
         error = ErrorSum(lost, norm).relative

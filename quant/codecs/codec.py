@@ -165,8 +165,8 @@ class Settling(Protocol):
         """Whether that choice is made."""
         ...
 
-    def settle(self, weight: NDArray[np.float32], statistics: Statistics = NO_STATISTICS) -> Codec:
-        """The codec with the choice that it makes for a finite matrix [rows, columns]."""
+    def settle(self, source: RowSource, statistics: Statistics = NO_STATISTICS) -> Codec:
+        """The codec with the choice that it makes for a finite matrix; of a large one it may read a sample."""
         ...
 
 

@@ -54,6 +54,34 @@ def runs(source: RowSource, multiple: int, at_least: int = 1) -> Iterator[NDArra
         yield flat[:whole]
 
 
+def sampled_rows(source: RowSource, weights: int, group: int) -> NDArray[np.float32]:
+    """Groups of consecutive rows, evenly taken: float32 [n, columns]; all rows where they are few enough.
+
+    Args:
+        source: the matrix.
+        weights: at most so many, or one group.
+        group: rows of a group.
+    """
+    rows, columns = source.matrix_shape
+    if rows * columns <= max(weights, group * columns):
+        return whole_matrix(source)
+    count = max(1, weights // (group * columns))
+    starts = np.linspace(0, rows - group, count).astype(int).tolist()
+    return np.concatenate([source.read_rows(start, start + group) for start in starts])
+
+
+def row_groups(source: RowSource, multiple: int, weights: int) -> Iterator[NDArray[np.float32]]:
+    """The rows in order: float32 [n, columns], n a multiple of `multiple` but for the last, about `weights` of them.
+
+    Raises:
+        NumericError: NaN or infinity.
+    """
+    rows, columns = source.matrix_shape
+    step = max(1, weights // (multiple * columns)) * multiple
+    for start in range(0, rows, step):
+        yield check_weight(source.read_rows(start, min(start + step, rows)))
+
+
 def whole_matrix(source: RowSource) -> NDArray[np.float32]:
     """All rows, float32 [rows, columns]: for codecs that need them at once."""
     return source.read_rows(0, source.matrix_shape[0])
