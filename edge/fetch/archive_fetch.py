@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import atomic_output
 from edgepack.edge.fetch.download import Download
 from edgepack.edge.fetch.mirrors import Mirrors, NoMirrorLeftError
 from edgepack.edge.fetch.remote import RangesUnsupportedError, open_remote
@@ -24,9 +23,10 @@ from edgepack.edge.fetch.web import Web, shown
 from edgepack.edge.fetch.whole_body import StreamSource, fetch_whole
 from edgepack.errors import ArchiveError, IntegrityError, NetworkError
 from edgepack.file_digest import stream_sha256
+from edgepack.files.output import atomic_output
+from edgepack.files.resumable import resumable_output
 from edgepack.packaging.archive import Archive, open_archive
 from edgepack.packaging.format import sha256
-from edgepack.packaging.restore.resumable_file import resumable_output
 from edgepack.packaging.signing import SignatureState, judge_signatures, require_trusted
 from edgepack.progress import Progress, silent
 from edgepack.quantities import format_duration, format_size

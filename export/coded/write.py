@@ -15,7 +15,7 @@ import numpy as np
 
 from edgepack.export.coded.file import VariantWriter, fill_draft
 from edgepack.export.coded.plan import PlannedMatrix, VariantPlan, settle_plan
-from edgepack.export.interrupted import noted, resumable_output
+from edgepack.export.interrupted import journaled_output, noted
 from edgepack.gguf.types import GGMLType, TensorInfo
 from edgepack.gguf.variant import CodedTensor
 from edgepack.progress import silent
@@ -123,10 +123,12 @@ def write_variant(
     known = statistics or {}
     settled = settle_plan(plan, known)
     digest = _digest(settled, known, skip_harmful)
-    entry = (noted(output, digest) if resume else None) or {"bytes": 0, "outcomes": []}
-    outcomes = [_Outcome.from_json(fields) if fields else None for fields in entry["outcomes"]]
+    start = settled.layout.data_start  # the header is written at the end
+    kept = noted(output, digest, start) if resume else None
+    known_outcomes = kept.more["outcomes"][: kept.tensors] if kept else []
+    outcomes = [_Outcome.from_json(fields) if fields else None for fields in known_outcomes]
     run = _Run(settled, known, skip_harmful, threads, outcomes)
-    with resumable_output(output, digest, settled.total_bytes, entry["bytes"]) as (stream, journal):
+    with journaled_output(output, digest, settled.total_bytes, kept, start) as (stream, journal):
         writer = VariantWriter(stream, settled.layout, run.done)
         with progress("code", sum(prod(tensor.rows.shape) for tensor in plan.tensors), " weights") as advance:
             advance(sum(prod(tensor.rows.shape) for tensor in plan.tensors[: len(outcomes)]))
