@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.errors import ArchiveError, IntegrityError, UsageError
+from edgepack.errors import ArchiveError, CheckFailedError, UsageError
 from edgepack.gguf.reader import GGUFHeader, parse_header
 from edgepack.ordered_threads import ordered_map
 from edgepack.packaging import format as archive_format
@@ -23,6 +23,7 @@ from edgepack.packaging.coding.streams import StreamDecoder
 from edgepack.packaging.format import FOOTER_BYTES, HEADER_BYTES, Role
 from edgepack.packaging.index import table as index
 from edgepack.packaging.index.contents import Chunk, Member, Segment, chunk_cost, place_members
+from edgepack.packaging.trust.policy import machine_policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from typing_extensions import Self
+
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 MAX_MEMBER_IN_MEMORY = 256 << 20
 
@@ -41,21 +44,23 @@ class Archive:
         path: the file.
         version: (major, minor) of the format.
         index: all tables.
-        signatures: (public key, signature) pairs; not checked here.
+        signatures: (public key, signature) pairs.
         members: in file order; the first is the model.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, trust: TrustPolicy | None, descriptor: int | None = None) -> None:
         self.path = path
-        self._descriptor = _open_file(path)
+        self._descriptor = _open_file(path) if descriptor is None else os.dup(descriptor)
         try:
             self.version, self.content_bytes, self.footer = self._read_ends()
             self.index, self.index_record = self._read_index()
             self.signatures = records.decode_signatures(
                 self.read_at(self.footer.index_offset + self.footer.index_bytes, self.footer.signature_bytes)
             )
+            if trust is not None:
+                trust.check(self.index_record, self.signatures)
             self.members = self._place_members()
-        except (ArchiveError, IntegrityError) as error:
+        except (ArchiveError, CheckFailedError) as error:
             self.close()
             raise type(error)(f"'{path}': {error}") from None
         except BaseException:
@@ -255,14 +260,30 @@ def _open_file(path: Path) -> int:
     return descriptor
 
 
-def open_archive(path: Path) -> Archive:
-    """Open and validate the archive at `path`.
+def open_archive(path: Path, trust: TrustPolicy | None = None, *, descriptor: int | None = None) -> Archive:
+    """Open and validate the archive at `path`; who signed it is judged before anything in it is used.
+
+    Args:
+        path: the archive.
+        trust: whose archives are taken; the user's trust store by default.
+        descriptor: of the file, where it is open already; it stays the caller's.
 
     Raises:
         ArchiveError: not an archive, truncated, hostile, or made by a newer edgepack.
-        IntegrityError: header, index or footer are damaged.
+        IntegrityError: header, index or footer are damaged, or a signature is wrong.
+        CheckFailedError: nobody trusted signed it.
+        UsageError: the trust store cannot be understood.
     """
-    return Archive(path)
+    return Archive(path, machine_policy() if trust is None else trust, descriptor)
+
+
+def open_unjudged(path: Path) -> Archive:
+    """The same for those who tell what the signatures say (verify, inspect) or mend them (sign): none is judged.
+
+    Raises:
+        ArchiveError, IntegrityError: as `open_archive`, but for signatures.
+    """
+    return Archive(path, None)
 
 
 def is_archive(path: Path) -> bool:

@@ -18,10 +18,11 @@ from edgepack.packaging.restore.resumable_file import resumable_output
 from edgepack.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from edgepack.packaging.index.contents import Chunk, Member, Segment
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def unpack_archive(
     out: Path,
     *,
     member: str | None = None,
-    trusted: Sequence[bytes] = (),
+    trust: TrustPolicy | None = None,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> UnpackResult:
@@ -58,23 +59,19 @@ def unpack_archive(
         archive: the `.edgepack`.
         out: the file to write; it appears only when it is whole, checked and on disk.
         member: its name; the model by default.
-        trusted: public keys, one of which must have signed; none to ask for no signature.
+        trust: whose archives are taken; the user's trust store by default.
         threads: workers; None for one a core.
         progress: told of bytes restored.
 
     Raises:
         ArchiveError: the archive is truncated, hostile or newer.
         IntegrityError: bytes differ from their digest; the text names the chunk. No output appears.
-        CheckFailedError: no trusted key signed. No output appears.
+        CheckFailedError: nobody trusted signed. No output appears.
         UsageError: no such member, or the output folder is absent.
         ResourceError: the disk is too small or became full; what was written is kept for the next run.
     """
     started = time.perf_counter()
-    with open_archive(archive) as opened:
-        if trusted:
-            from edgepack.packaging.signing import require_trusted
-
-            require_trusted(opened.index_record, opened.signatures, trusted)
+    with open_archive(archive, trust) as opened:
         chosen = opened.main if member is None else opened.member(member)
         with resumable_output(out, chosen.bytes) as stream, progress("unpacking", chosen.bytes) as advance:
             kept = _restore(opened, chosen, stream, threads, advance)
