@@ -90,6 +90,7 @@ def pack_archive(
 
     Raises:
         GGUFError: `gguf` is not a whole GGUF.
+        ArchiveError: it compresses more than 256-fold: readers would take the archive for a bomb.
         UsageError: a file is not there, a name occurs twice, the output folder is absent.
         ResourceError: the disk is full.
     """
@@ -108,6 +109,7 @@ def pack_archive(
             for member in members:
                 writer.add_member(member, advance)
         writer.finish({"level": level, "producer": f"edgepack {__version__}"})
+        archive_format.check_expansion(original_bytes, writer.written)  # no reader would take it
     sha256 = writer.members[0].sha256.hex()
     return PackResult(out, writer.written, original_bytes, sha256, time.perf_counter() - started)
 

@@ -18,7 +18,7 @@ from edgepack.atomic_file import atomic_output, partial_path
 from edgepack.edge.install.cache_folder import cache_folder
 from edgepack.edge.install.lock import locked
 from edgepack.edge.install.stamp import Stamp, describe, stamp_of
-from edgepack.errors import IntegrityError, ResourceError
+from edgepack.errors import ArchiveError, IntegrityError, ResourceError
 from edgepack.file_digest import file_sha256
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import open_archive
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from edgepack.packaging.archive import Archive
     from edgepack.packaging.index.contents import Member
     from edgepack.packaging.trust.policy import TrustPolicy
+
+_MOST_ADAPTERS = 64  # of an archive; each is a file of its own on the disk, and one that llama.cpp applies
+MAX_TEMPLATE_BYTES = 1 << 20  # of a chat template; the longest published ones have about 20,000
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class ModelCache:
         """
         with open_archive(archive, trust) as opened:
             main, others = opened.main, _adapters(opened)
+            opened.gguf_header()  # so that one out of proportion is refused before anything is written
             template = read_template(opened)
         restored = [self._install_member(archive, m, verify, trust, progress) for m in (main, *others)]
         path = restored[0][0]
@@ -307,13 +311,19 @@ def prune(
 
 def _adapters(archive: Archive) -> list[Member]:
     main = archive.main
-    return [member for member in archive.members if member.role is Role.GGUF and member is not main]
+    found = [member for member in archive.members if member.role is Role.GGUF and member is not main]
+    if len(found) > _MOST_ADAPTERS:
+        raise ArchiveError(f"'{archive.path}': expected at most {_MOST_ADAPTERS} adapters, got {len(found)}")
+    return found
 
 
 def read_template(archive: Archive) -> str | None:
     """A chat template that is a member of its own, or None."""
     for member in archive.members:
         if member.role is Role.CHAT_TEMPLATE:
+            if member.bytes > MAX_TEMPLATE_BYTES:
+                where = f"'{archive.path}': member '{member.name}'"
+                raise ArchiveError(f"{where}: expected at most {MAX_TEMPLATE_BYTES} bytes, got {member.bytes}")
             try:
                 return archive.read_member(member.name).decode("utf-8")
             except UnicodeDecodeError:

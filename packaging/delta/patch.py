@@ -27,7 +27,7 @@ from edgepack.packaging.delta.patch_format import (
     decode_piece,
 )
 from edgepack.packaging.delta.pieces import fingerprint
-from edgepack.packaging.format import DIGEST_BYTES, MAGIC, MAX_NAME_BYTES
+from edgepack.packaging.format import DIGEST_BYTES, MAGIC, MAX_NAME_BYTES, check_expansion
 from edgepack.packaging.index.member_names import check_member_name
 from edgepack.packaging.trust.policy import machine_policy
 from edgepack.progress import Progress, silent
@@ -81,6 +81,7 @@ def apply_patch(
             raise UsageError(f"'{path}': no such file")
     with patch.open("rb") as steps, old.open("rb") as source:
         head, start = decode_patch_head(steps.read(PATCH_HEAD.size + MAX_NAME_BYTES))
+        check_expansion(head.new_bytes, os.fstat(steps.fileno()).st_size + os.fstat(source.fileno()).st_size)
         end = _check_patch(steps, patch)
         target = _output(old, head.name) if out is None else out
         _check_old(old, source, head)

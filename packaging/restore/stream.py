@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from edgepack.packaging.trust.policy import TrustPolicy
 
 _MAX_INDEX_BYTES = 1 << 30  # the index of an archive of about ten terabytes
+_AHEAD_BYTES = 1 << 18  # an archive may begin with what compresses best: its length is not known yet
 _MAX_END_BYTES = archive_format.FOOTER_BYTES + (1 << 16)
 
 
@@ -161,6 +162,7 @@ def _restore(
     done = 0
     for raw in ordered_map(decode, _chunk_records(arrived, size), threads, size=_cost):
         done += len(raw)
+        archive_format.check_expansion(done, _AHEAD_BYTES + arrived.position)
         target.write(raw.data)
         whole.update(raw.data)
         advance(len(raw))

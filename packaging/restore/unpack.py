@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from edgepack.atomic_file import atomic_output
 from edgepack.errors import IntegrityError
+from edgepack.ordered_threads import ordered_map
 from edgepack.packaging.archive import Archive, open_archive
-from edgepack.packaging.format import sha256
+from edgepack.packaging.format import sha256, unseal
 from edgepack.packaging.restore.resumable_file import resumable_output
 from edgepack.progress import Progress, silent
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from edgepack.packaging.index.contents import Chunk, Member, Segment
     from edgepack.packaging.trust.policy import TrustPolicy
+
+_CHECKED_FIRST_BYTES = 32 << 20  # SHA-256 takes 20 to 50 ms for them
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def _restore(
     stream.seek(kept)
     stream.truncate()
     if kept < member.bytes:
+        _check_records(archive, member, kept, threads)
         for chunk, raw in archive.iterate(member, kept, threads=threads):
             stream.write(raw.data)
             whole.update(raw.data)
@@ -115,6 +119,25 @@ def _restore(
     if whole.hexdigest() != member.sha256:
         raise IntegrityError(f"'{member.name}': SHA-256 of the restored file differs from the archive's")
     return kept
+
+
+def _check_records(archive: Archive, member: Member, start: int, threads: int | None) -> None:
+    """Digests of what is stored, before anything is decoded, which takes ten times as long; of small archives only.
+
+    A large one would be read twice from the disk; each of its records is still checked before it is decoded.
+
+    Raises:
+        IntegrityError: a record is damaged.
+    """
+    chunks = list(archive.chunks(member, start))
+    if sum(chunk.record_bytes for chunk in chunks) > _CHECKED_FIRST_BYTES:
+        return
+
+    def check(chunk: Chunk) -> None:
+        unseal(archive.read_record(chunk), chunk.where)
+
+    for _ in ordered_map(check, chunks, threads, size=lambda chunk: chunk.record_bytes):
+        pass
 
 
 def _keep(archive: Archive, member: Member, stream: BinaryIO, whole: Any, advance: Callable[[int], object]) -> int:
