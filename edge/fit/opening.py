@@ -15,6 +15,7 @@ from edgepack.gguf import keys
 
 if TYPE_CHECKING:
     from edgepack.gguf.reader import GGUFHeader
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class OpenWish:
         n_ctx, kv_type, n_gpu_layers, threads: as in `RuntimeOptions`.
         adapters: LoRA adapters to apply.
         embeddings: open for embeddings instead of text.
-        max_outputs: as in `RuntimeOptions`.
+        max_outputs, trust: as in `RuntimeOptions`.
     """
 
     device: str = "auto"
@@ -37,6 +38,7 @@ class OpenWish:
     adapters: tuple[Adapter, ...] = ()
     embeddings: bool = False
     max_outputs: int = 1
+    trust: TrustPolicy | None = None
 
 
 def runtime_options(header: GGUFHeader, wish: OpenWish) -> RuntimeOptions:
@@ -65,6 +67,7 @@ def runtime_options(header: GGUFHeader, wish: OpenWish) -> RuntimeOptions:
         max_outputs=0 if wish.embeddings else wish.max_outputs,
         embeddings=wish.embeddings,
         adapters=wish.adapters,
+        trust=wish.trust,
     )
 
 

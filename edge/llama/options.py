@@ -14,6 +14,8 @@ from edgepack.gguf.types import GGMLType
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgepack.packaging.trust.policy import TrustPolicy
+
 # The types that llama.cpp accepts for K and V: kv_cache_types in common/arg.cpp.
 KV_TYPES: dict[str, GGMLType] = {
     "f32": GGMLType.F32,
@@ -62,6 +64,7 @@ class RuntimeOptions:
         embeddings: return embeddings instead of logits.
         adapters: LoRA adapters, applied together.
         simulated: only plan memory: no weight is read, nothing can be evaluated.
+        trust: whose archives are taken where a model is read out of one; the user's trust store by default.
     """
 
     n_ctx: int = 0
@@ -77,6 +80,7 @@ class RuntimeOptions:
     embeddings: bool = False
     adapters: tuple[Adapter, ...] = ()
     simulated: bool = False
+    trust: TrustPolicy | None = None
 
 
 @dataclass(frozen=True)

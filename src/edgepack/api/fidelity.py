@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.api.opening import ignore
+from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.validation import ComparisonResult, ReplayResult, ValidationResult
 from edgepack.api.values import FilePath, optional_path, paths
 from edgepack.edge.fidelity.certificate import DEFAULT_TOKENS
@@ -61,6 +62,7 @@ def validate(
     chunks: int | None = None,
     threads: int | None = None,
     scoring: ScoringOptions | None = None,
+    trusted: Trusted = (),
     findings: bool | None = None,
     progress: Progress = silent,
     note: Callable[[str], object] = ignore,
@@ -78,6 +80,7 @@ def validate(
         chunks: score only the first so many.
         threads: cores in all; by default every core.
         scoring: everything else about how text is scored; what is said beside it counts.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         findings: compare every tensor and setting too; by default only when a gate fails.
         progress: told of tokens scored.
         note: told what a person would like to know.
@@ -89,7 +92,9 @@ def validate(
         EdgepackError: whatever opening either of them finds wrong.
     """
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
-    inputs = _Inputs(Path(reference), optional_path(text), _scoring(scoring, ctx, chunks, threads), progress, note)
+    inputs = _Inputs(
+        Path(reference), optional_path(text), _scoring(scoring, ctx, chunks, threads, trusted), progress, note
+    )
     run = inputs.run([Path(candidate)])
     failed = not run.candidates[0].validation.passed(gates)
     return ValidationResult(inputs.with_causes(run) if (failed if findings is None else findings) else run, gates)
@@ -107,6 +112,7 @@ def compare(
     chunks: int | None = None,
     threads: int | None = None,
     scoring: ScoringOptions | None = None,
+    trusted: Trusted = (),
     findings: bool = False,
     progress: Progress = silent,
     note: Callable[[str], object] = ignore,
@@ -124,6 +130,7 @@ def compare(
         chunks: score only the first so many.
         threads: cores in all.
         scoring: everything else about how text is scored.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         findings: compare every tensor and setting too.
         progress: told of tokens scored.
         note: told what a person would like to know.
@@ -132,7 +139,9 @@ def compare(
         EdgepackError: as `validate`.
     """
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
-    inputs = _Inputs(Path(reference), optional_path(text), _scoring(scoring, ctx, chunks, threads), progress, note)
+    inputs = _Inputs(
+        Path(reference), optional_path(text), _scoring(scoring, ctx, chunks, threads, trusted), progress, note
+    )
     run = inputs.run(paths(candidates))
     return ComparisonResult(inputs.with_causes(run) if findings else run, gates)
 
@@ -144,6 +153,7 @@ def replay(
     max_kl: float | None = None,
     max_perplexity_ratio: float | None = None,
     scoring: ScoringOptions | None = None,
+    trusted: Trusted = (),
     progress: Progress = silent,
 ) -> ReplayResult:
     """Replay the certificate in an archive (or beside a GGUF): does this machine compute what the publisher's did?
@@ -156,6 +166,7 @@ def replay(
         max_kl: a gate.
         max_perplexity_ratio: a gate.
         scoring: how llama.cpp runs the file.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         progress: told of tokens scored.
 
     Raises:
@@ -163,7 +174,7 @@ def replay(
         IntegrityError: it belongs to another file.
     """
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
-    result, stored = run_replay(Path(file), scoring or ScoringOptions(), progress)
+    result, stored = run_replay(Path(file), _scoring(scoring, trusted=trusted), progress)
     return ReplayResult(result, stored, gates)
 
 
@@ -178,6 +189,7 @@ def certify(
     chunks: int | None = None,
     threads: int | None = None,
     scoring: ScoringOptions | None = None,
+    trusted: Trusted = (),
     progress: Progress = silent,
 ) -> Certified:
     """Measure a file and pack it with the figures and with answers that any machine can `replay`.
@@ -195,6 +207,7 @@ def certify(
         chunks: score only the first so many.
         threads: cores in all.
         scoring: everything else about how text is scored; the original's own noise is measured where None.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         progress: of every stretch of work.
 
     Raises:
@@ -202,7 +215,7 @@ def certify(
     """
     candidate = Path(candidate)
     target = candidate.with_name(f"{candidate.stem}-certified.edgepack") if output is None else Path(output)
-    options = _scoring(scoring or ScoringOptions(floor=True), ctx, chunks, threads)
+    options = _scoring(scoring or ScoringOptions(floor=True), ctx, chunks, threads, trusted)
     return certificates.certify(
         candidate, Path(reference), optional_path(text), target, options, stored_tokens, progress
     )  # fmt: skip
@@ -216,6 +229,7 @@ def evaluate(
     limit: int | None = None,
     ctx: int = 512,
     threads: int | None = None,
+    trusted: Trusted = (),
     progress: Progress = silent,
 ) -> Mapping[str, Mapping[str, Comparison]]:
     """Answer the same items with a file and its original; count flips, judge them by McNemar's test.
@@ -227,6 +241,7 @@ def evaluate(
         limit: only the first so many items of each.
         ctx: the longest item, in tokens.
         threads: cores in all; by default every core.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         progress: told of items.
 
     Returns:
@@ -238,12 +253,16 @@ def evaluate(
     """
     from edgepack.pipeline import evaluate as tasks_of
 
-    options = ScoringOptions(ctx=ctx, threads=threads or 0)
+    options = ScoringOptions(ctx=ctx, threads=threads or 0, trust=policy_for(trusted))
     return tasks_of.evaluate(Path(candidate), Path(reference), tasks, options, limit, progress)
 
 
 def _scoring(
-    options: ScoringOptions | None, ctx: int | None, chunks: int | None, threads: int | None
+    options: ScoringOptions | None,
+    ctx: int | None = None,
+    chunks: int | None = None,
+    threads: int | None = None,
+    trusted: Trusted = (),
 ) -> ScoringOptions:
     """`options` with what was said beside them."""
     chosen = options or ScoringOptions()
@@ -252,4 +271,5 @@ def _scoring(
         ctx=chosen.ctx if ctx is None else ctx,
         max_chunks=chosen.max_chunks if chunks is None else chunks,
         threads=chosen.threads if threads is None else threads,
+        trust=chosen.trust if trusted == () else policy_for(trusted),
     )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from edgepack.api.values import FilePath
+    from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
 
 
@@ -37,6 +38,7 @@ class OpenOptions:
         own_adapters: apply those that an archive brings too.
         verify: check every byte of an installed archive first.
         from_archive: when an archive's model is decoded into memory instead of being installed.
+        trust: whose archives are taken; the user's trust store by default.
     """
 
     ctx: int | None = None
@@ -48,6 +50,7 @@ class OpenOptions:
     own_adapters: bool = True
     verify: bool = False
     from_archive: FromArchive = FromArchive.NEVER
+    trust: TrustPolicy | None = None
 
 
 def ignore(text: str) -> None:
@@ -62,8 +65,12 @@ def open_file(
     Raises:
         UsageError: there is no such file, or an adapter is none.
         GGUFError, ArchiveError, IntegrityError: the file is not sound.
+        CheckFailedError: nobody trusted signed it.
     """
-    source = prepare(Path(file), verify=options.verify, from_archive=options.from_archive, progress=progress, note=note)
+    source = prepare(
+        Path(file), verify=options.verify, from_archive=options.from_archive, trust=options.trust,
+        progress=progress, note=note,
+    )  # fmt: skip
     own = tuple(Adapter(path) for path in source.adapters) if options.own_adapters else ()
     adapters = own + options.adapters
     for adapter in adapters:
@@ -75,6 +82,7 @@ def open_file(
         n_gpu_layers=options.n_gpu_layers,
         threads=options.threads,
         adapters=adapters,
+        trust=options.trust,
     )
 
 

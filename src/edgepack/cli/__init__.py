@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "certify": ("certify", "a file measured, and the proof put inside it"),
     "extract": ("extract", "members or single tensors out of an archive"),
     "keygen": ("keygen", "a key to sign archives with"),
+    "trust": ("trust", "whose archives this machine takes"),
     "sign": ("sign", "a signature added to an archive"),
     "diff": ("diff", "a small patch from one version of a file to the next"),
     "patch": ("patch", "the next version of a file from the old one and a patch"),

@@ -46,7 +46,8 @@ def open_reference(path: Path, options: ScoringOptions) -> Scorer:
     if path.suffix == ".edgeref":
         return open_stored(path)
     if path.is_file():
-        return open_candidate(path, options, options.shares()[0])
+        trust = None if options.trust is None else options.trust.of_originals()
+        return open_candidate(path, replace(options, trust=trust), options.shares()[0])
     if not path.is_dir():
         raise UsageError(f"reference '{path}': no such file or folder")
     try:
