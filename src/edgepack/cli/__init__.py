@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from edgepack.cli.quiet import quiet_libraries
 from edgepack.errors import EdgepackError
 from edgepack.version import __version__
 
@@ -78,6 +79,7 @@ def root() -> None:
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code that `edgepack.errors` documents."""
+    quiet_libraries()
     sys.exit(execute(args))
 
 
