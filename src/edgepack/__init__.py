@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from edgepack.api.importance import imatrix
     from edgepack.api.loading import load
     from edgepack.api.model import Model
+    from edgepack.api.provenance import check_provenance, provenance
+    from edgepack.api.publishing import release
     from edgepack.api.speed import bench, fit
     from edgepack.api.updates import diff, patch
     from edgepack.edge.fidelity.scoring import ScoringOptions
@@ -43,6 +45,7 @@ _NAMES = {
     "analyze": "api.analysis",
     "bench": "api.speed",
     "certify": "api.fidelity",
+    "check_provenance": "api.provenance",
     "compare": "api.fidelity",
     "diff": "api.updates",
     "errors": "",
@@ -58,6 +61,8 @@ _NAMES = {
     "pack": "api.archives",
     "patch": "api.updates",
     "progress": "",
+    "provenance": "api.provenance",
+    "release": "api.publishing",
     "replay": "api.fidelity",
     "sign": "api.checking",
     "unpack": "api.archives",
@@ -74,6 +79,7 @@ __all__ = [
     "analyze",
     "bench",
     "certify",
+    "check_provenance",
     "compare",
     "diff",
     "errors",
@@ -89,6 +95,8 @@ __all__ = [
     "pack",
     "patch",
     "progress",
+    "provenance",
+    "release",
     "replay",
     "sign",
     "unpack",

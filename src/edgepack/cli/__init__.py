@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "several files against one original: size against divergence"),
     "evaluate": ("evaluate", "tasks with right answers, the original and the file side by side"),
     "certify": ("certify", "a file measured, and the proof put inside it"),
+    "provenance": ("provenance", "what a file was made from, and whether that gives the same bytes again"),
+    "release": ("release", "what a publisher uploads: files, model card, sums, signature"),
     "extract": ("extract", "members or single tensors out of an archive"),
     "keygen": ("keygen", "a key to sign archives with"),
     "sign": ("sign", "a signature added to an archive"),

@@ -212,6 +212,10 @@ class ExportRequest:
     pack: bool = option(
         False, Option("--pack", "Write an archive instead; -o and --max-size mean the archive.", value="flag")
     )
+    provenance: bool = option(
+        False,
+        Option("--provenance", "Write NAME.intoto.json beside a GGUF; an archive always holds it.", value="flag"),
+    )
     shard_size: int | str | None = option(
         None,
         Option("--shard-size", "Split into files of at most this size.", (GGUF,), "size", "S", beside_passes=False),
