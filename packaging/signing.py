@@ -16,8 +16,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from edgepack.atomic_file import atomic_output, check_output
 from edgepack.errors import CheckFailedError, UsageError
+from edgepack.files.output import atomic_output, check_output
 from edgepack.packaging import records
 from edgepack.packaging.archive import Archive, open_archive
 from edgepack.packaging.format import MAX_SIGNATURES, SIGNING_CONTEXT, Footer, sha256
@@ -61,7 +61,7 @@ def generate_key(path: Path) -> str:
     Raises:
         UsageError: either file is there already; keys are never overwritten.
     """
-    check_output(path)
+    check_output(path, force=True)
     for target in (path, public_path(path)):
         if target.exists():
             raise UsageError(f"'{target}': is there already; keys are never overwritten")

@@ -9,12 +9,12 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import atomic_output
 from edgepack.edge.fidelity.certificate import MEMBER, Replay, replay
 from edgepack.edge.fidelity.scoring import open_candidate, open_stored
 from edgepack.edge.fidelity.stored_reference import StoredReference, decode
 from edgepack.errors import IntegrityError, UsageError
 from edgepack.file_digest import file_sha256, stream_sha256
+from edgepack.files.output import atomic_output
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.writer import GGUFWriter

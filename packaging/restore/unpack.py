@@ -10,11 +10,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from edgepack.atomic_file import atomic_output
 from edgepack.errors import IntegrityError
+from edgepack.files.output import atomic_output
+from edgepack.files.resumable import resumable_output
 from edgepack.packaging.archive import Archive, open_archive
 from edgepack.packaging.format import sha256
-from edgepack.packaging.restore.resumable_file import resumable_output
 from edgepack.progress import Progress, silent
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
 from edgepack.api.values import FilePath, optional_path, paths
-from edgepack.atomic_file import check_output
 from edgepack.errors import UsageError
+from edgepack.files.output import check_output
 from edgepack.packaging.archive import Archive, is_archive, open_archive
 from edgepack.packaging.coding.streams import DEFAULT_LEVEL
 from edgepack.packaging.estimate import Estimate, estimate_archive
@@ -218,7 +218,7 @@ def unpack_native(
     started = time.monotonic()
     file = Path(file)
     target = file.with_name(f"{file.stem}-native.gguf") if output is None else Path(output)
-    check_output(target)
+    check_output(target, force=True)
     kind = find_type(native_type) if native_type else None
     with _variant_file(file, target.parent, threads, progress) as variant:
         plan = plan_native(variant, kind)

@@ -119,7 +119,7 @@ def _suggest(least_bytes: int, reference: Path, text: Path | None, gates: Gates,
 
 def write_page(result: ValidationResult | ComparisonResult, report: Path) -> None:
     """Write the HTML page, whole or not at all."""
-    from edgepack.atomic_file import atomic_output
+    from edgepack.files.output import atomic_output
 
     page = result.html().encode()
     with atomic_output(report, len(page)) as stream:

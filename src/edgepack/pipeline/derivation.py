@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FILES = {"adapter": "adapter", "imatrix": "importance", "calibration": "calibration", "text": "text"}
 RECIPE = "recipe_toml"  # the recipe's text, in the place of its file
 # What decides nothing about the bytes of the model.
-_ELSEWHERE = frozenset({"output", "pack", "threads", "resume", "dry_run", "validate", "provenance", "recipe",
+_ELSEWHERE = frozenset({"output", "force", "pack", "threads", "resume", "dry_run", "validate", "provenance", "recipe",
                         "max_mean_error", "max_tensor_error"})  # fmt: skip
 # What a search was told; a file whose target was found is made again by its target. A wire's scale stands on them.
 _GOALS = frozenset({"max_size", "min_agreement", "max_kl", "bits", "text", "chunks"})

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import atomic_output, check_output
 from edgepack.export.interrupted import journal_path
 from edgepack.export.naming import file_name
+from edgepack.files.output import atomic_output, check_output
 from edgepack.packaging.derivation import MEMBER, beside_path, encode
 from edgepack.pipeline.derivation import Recorder
 
@@ -71,11 +71,11 @@ class Shipment:
     def check_folder(self) -> None:
         """Check before anything is opened that an output that was named can be written there."""
         if self._request.path is not None:
-            check_output(self._request.path)
+            check_output(self._request.path, force=True)
 
     def check(self, outline: Outline) -> None:
         """Check before long work that the output can be written; raises as `atomic_file.check_output`."""
-        check_output(self.path_for(outline), None if self._request.dry_run else outline.bytes)
+        check_output(self.path_for(outline), None if self._request.dry_run else outline.bytes, force=True)
 
     @contextmanager
     def scratch(self, outline: Outline) -> Iterator[Path]:
