@@ -47,12 +47,17 @@ def generate_key(path: Path) -> str:
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    public = public_pem(key)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(private)
     public_path(path).write_bytes(public)
     return _raw(key.public_key()).hex()
+
+
+def public_pem(key: Ed25519PrivateKey) -> bytes:
+    """The public half of a key, as PEM."""
+    return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _raw(key: Ed25519PublicKey) -> bytes:

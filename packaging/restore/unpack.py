@@ -38,6 +38,7 @@ class UnpackResult:
         sha256: its SHA-256 in hexadecimal, which is the archive's.
         seconds: wall time.
         kept_bytes: how much an interrupted run had left and was checked and kept.
+        beside: other GGUFs of the archive (adapters, projectors) that were restored beside the model.
     """
 
     output: Path
@@ -45,6 +46,7 @@ class UnpackResult:
     sha256: str
     seconds: float
     kept_bytes: int = 0
+    beside: tuple[Path, ...] = ()
 
 
 def unpack_archive(

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from edgepack.cli.quiet import quiet_libraries
 from edgepack.errors import EdgepackError
 from edgepack.version import __version__
 
@@ -28,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "several files against one original: size against divergence"),
     "evaluate": ("evaluate", "tasks with right answers, the original and the file side by side"),
     "certify": ("certify", "a file measured, and the proof put inside it"),
+    "provenance": ("provenance", "what a file was made from, and whether that gives the same bytes again"),
+    "release": ("release", "what a publisher uploads: files, model card, sums, signature"),
     "extract": ("extract", "members or single tensors out of an archive"),
     "keygen": ("keygen", "a key to sign archives with"),
     "trust": ("trust", "whose archives this machine takes"),
@@ -82,6 +85,7 @@ def root() -> None:
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code that `edgepack.errors` documents."""
+    quiet_libraries()
     sys.exit(execute(args))
 
 
