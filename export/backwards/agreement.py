@@ -50,7 +50,7 @@ def disagreement(header: Header, made: Mapping[str, Value]) -> str | None:
         found = header.get(key)
         if found is None:
             found = _DEFAULTS[key](header) if key in _DEFAULTS else type(value)()
-        if not _alike(found, value):
+        if not alike(found, value):
             return f"{prefix}{key} is {found!r} in the file, {value!r} of the configuration that was found for it"
     for key in (full.removeprefix(prefix) for full in header.metadata if full.startswith(prefix)):
         allowed = _IDLE.get(key, ()) if key in _IDLE else ()
@@ -60,12 +60,12 @@ def disagreement(header: Header, made: Mapping[str, Value]) -> str | None:
     return None
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two values are the same; a number stands for a list of it."""
+def alike(one: Any, other: Any) -> bool:
+    """Whether two values are the same, to single precision; a number stands for a list of it."""
     if isinstance(one, list) or isinstance(other, list):
         size = len(one if isinstance(one, list) else other)
         left, right = (each if isinstance(each, list) else [each] * size for each in (one, other))
-        return len(left) == len(right) and all(map(_alike, left, right))
+        return len(left) == len(right) and all(map(alike, left, right))
     if isinstance(one, bool) or isinstance(other, bool) or isinstance(one, str) or isinstance(other, str):
         return bool(one == other)
     return isclose(one, other, rel_tol=1e-6)

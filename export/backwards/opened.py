@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edgepack.export.mapped import MappedModel
     from edgepack.export.rows import Rows
     from edgepack.export.rules.family import Family
+    from edgepack.gguf.types import Value
 
 _FLOATS = ("f32", "f16", "bf16")
 _BLOCK = re.compile(r"blk\.(\d+)\.")
@@ -82,11 +83,13 @@ class Original:
     Attributes:
         config: config.json.
         tensors: checkpoint name → rows.
-        notes: a line for each thing that the GGUF does not have.
+        metadata: of the GGUF, without what the checkpoint does not have.
+        notes: a line for each thing that the GGUF does not have, or the checkpoint.
     """
 
     config: dict[str, Any]
     tensors: Mapping[str, Rows]
+    metadata: Mapping[str, Value]
     notes: tuple[str, ...] = ()
 
 
@@ -189,7 +192,8 @@ def _original(header: Header, tensors: Mapping[str, Rows], model: ModelClass, fa
     notes = (
         (f"{len(left)} tensors of {model.name} that llama.cpp does not use are absent: '{left[0]}'",) if left else ()
     )
-    return Original(described.config, {name: every[name] for name in described.specs if name in every}, notes)
+    rows = {name: every[name] for name in described.specs if name in every}
+    return Original(described.config, rows, header.metadata, notes)
 
 
 def _described(header: Header, model: ModelClass, family: Family) -> Described:

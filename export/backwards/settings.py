@@ -69,7 +69,8 @@ _SWITCHES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 )
 
 
-_ROLES = {"bos": "bos", "eos": "eos", "pad": "padding"}  # of config.json → as GGUF calls them
+# Of config.json → as GGUF calls them; llama.cpp's own spelling of the fourth.
+_ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "sep": "seperator", "cls": "cls", "mask": "mask"}
 
 
 def shared_settings(header: Header, known: Collection[str]) -> dict[str, Any]:
@@ -87,7 +88,8 @@ def shared_settings(header: Header, known: Collection[str]) -> dict[str, Any]:
         found.setdefault("sliding_window", None)
     for role, ours in _ROLES.items():  # the class's own may lie beyond the vocabulary
         token = header.metadata.get(f"tokenizer.ggml.{ours}_token_id")
-        found[f"{role}_token_id"] = None if token is None else token.value
+        if token is not None or f"{role}_token_id" in known:
+            found[f"{role}_token_id"] = None if token is None else token.value
     labels = header.get("classifier.output_labels")
     return found | ({"id2label": dict(enumerate(labels))} if labels else {})
 
