@@ -167,7 +167,6 @@ def test_a_dry_run_of_every_kind_says_what_is_written_without_writing(model: Pat
     [
         ({"target": "gguf-q8", "host_type": "q8"}, "--host-type: expected --target wire, got 'gguf-q8'"),
         ({"target": "wire", "bits": 4.0, "imatrix": "x"}, "--imatrix: expected a gguf or an edge target, got 'wire'"),
-        ({"target": "wire", "bits": 4.0, "allow_requantize": True}, "--allow-requantize: expected a gguf or an edge"),
         ({"target": "edge-nf4", "shard_size": "1MB"}, "--shard-size: expected a gguf target, got 'edge-nf4'"),
         ({"target": "gguf-q8", "pack": True, "output": "x.gguf"}, "expected an output that ends in .edgepack"),
         ({"target": "gguf-q8", "min_agreement": 1.5}, "--min-agreement: expected more than 0 and at most 1, got 1.5"),

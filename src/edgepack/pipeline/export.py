@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.pipeline.accepted import check_request
 from edgepack.pipeline.goals.ladder import Reached, fitting, reach_gates, reach_given, reach_size
-from edgepack.pipeline.makers.opened import opened_checkpoint, separate_adapter, work_of
+from edgepack.pipeline.makers.opened import opened_checkpoint, separate_adapter, with_original, work_of
 from edgepack.pipeline.makers.separate import SUFFIX, SeparateAdapter, WithAdapter
 from edgepack.pipeline.options import CODED, WIRE
 from edgepack.pipeline.ship import Shipment
@@ -110,6 +110,12 @@ def run_export(request: ExportRequest) -> ExportResult:
     """
     check_request(request)
     started = time.monotonic()
+    with with_original(request) as opened:
+        return _exported(opened, started)
+
+
+def _exported(request: ExportRequest, started: float) -> ExportResult:
+    """What is asked for, made of what is opened."""
     with _passes(request) as passes:
         if request.dry_run:
             return _planned(request, passes, started)
@@ -202,7 +208,7 @@ def _wire(request: ExportRequest, passes: Passes | None) -> WireMaker:
 def _beside(request: ExportRequest) -> SeparateAdapter | None:
     """The adapter that stays a file of its own."""
     adapter = separate_adapter(request)
-    return None if adapter is None else SeparateAdapter(adapter, request.source)
+    return None if adapter is None else SeparateAdapter(adapter, request.source, request.original)
 
 
 def _reach_scalar(maker: WireMaker, request: ExportRequest, shipment: Shipment) -> Reached:

@@ -18,6 +18,8 @@ from edgepack.trellis import STATES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgepack.model import Checkpoint
+
 StrPath = str | Path
 
 
@@ -30,12 +32,14 @@ class ExportRequest:
         target: such as `gguf-q5km`, `edge-nf4`, `wire`; None to have a gguf target found by a size or a gate.
         progress: told of every stretch of work.
         tell: told one line for each file that a search tried.
+        original: the checkpoint that a GGUF was read back into, while an export of it runs.
     """
 
     model: StrPath
     target: str | None = None
     progress: Progress = silent
     tell: Callable[[str], object] = lambda _line: None
+    original: Checkpoint | None = None
 
     # What is read, beside the model itself.
     pre: str | None = option(
@@ -54,7 +58,7 @@ class ExportRequest:
         ),
     )
     allow_requantize: bool = option(
-        False, Option("--allow-requantize", "Quantise a GGUF's quantised tensors again.", (GGUF, CODED), "flag")
+        False, Option("--allow-requantize", "Quantise a GGUF's quantised tensors again.", (GGUF, CODED, WIRE), "flag")
     )
     imatrix: StrPath | None = option(
         None, Option("--imatrix", "An importance matrix of MODEL.", (GGUF, CODED), metavar="FILE")
@@ -271,6 +275,12 @@ class ExportRequest:
     def has_passes(self) -> bool:
         """Whether weights are changed first."""
         return self.recipe is not None or bool(self.passes)
+
+    @property
+    def needs_checkpoint(self) -> bool:
+        """Whether what is asked for needs a checkpoint, into which a GGUF has to be read back."""
+        calibrates = self.kind == CODED and self.calibration is not None
+        return self.kind == WIRE or self.has_passes or calibrates or self.adapter is not None
 
     @property
     def is_gated(self) -> bool:
