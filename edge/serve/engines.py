@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edgepack.edge.serve.engine.exchange import EngineGoneError, exchange
+from edgepack.edge.serve.engine.exchange import EngineGoneError, EngineUnreachableError, exchange
 from edgepack.edge.serve.engine.watch import EngineDownError, EngineWatch
 from edgepack.edge.serve.places import Places
 from edgepack.edge.serve.protocol.errors import RequestError, Secrets, engine_error
@@ -69,19 +69,15 @@ class Engines:
         async with exchange(engine.address, "GET", path) as answer:
             return dict(json.loads(await answer.body()))
 
-    @property
-    def state(self) -> str:
-        """`ok`, or `restarting` while there is no engine."""
-        return "ok" if self._watches[self.main].running else "restarting"
-
-    @property
-    def deaths(self) -> int:
-        """Of engines, so far."""
-        return sum(watch.deaths for watch in self._watches.values())
-
-    def pids(self) -> list[int]:
-        """Processes of the engines that run now."""
-        return [watch.pid for watch in self._watches.values() if watch.pid]
+    def health(self) -> dict[str, Any]:
+        """Whether the engine runs, how often it was started again, and how many requests are answered and wait."""
+        return {
+            "status": "ok" if self._watches[self.main].running else "restarting",
+            "model": self.facts.name,
+            "engine_restarts": sum(watch.deaths for watch in self._watches.values()),
+            "answering": sum(places.taken for places in self._places.values()),
+            "waiting": sum(places.waiting for places in self._places.values()),
+        }
 
     async def close(self) -> None:
         """End all."""
@@ -113,18 +109,51 @@ class Engines:
 
     @asynccontextmanager
     async def _asked(self, task: Task, path: str, body: bytes) -> AsyncIterator[EngineAnswer]:
-        watch = self._watches[task]
         try:
-            await watch.start()
-            engine = await watch.engine()
-            async with exchange(engine.address, "POST", path, body) as answer:
+            async with self._reached(task, path, body) as answer:
                 if answer.status != 200:
                     raise engine_error(answer.status, await answer.body(), self.secrets)
                 yield answer
         except EngineGoneError:
-            raise RequestError(_DIED, status=503, code="engine_died", retry_after=_RETRY_SECONDS) from None
+            raise _died() from None
         except EngineDownError as error:
             text = self.secrets.hide(str(error))
             raise RequestError(text, status=503, code="engine_down", retry_after=error.retry_after) from None
         except EdgepackError as error:
             raise RequestError(self.secrets.hide(str(error)), status=503) from error
+
+    async def pieces(self, task: Task, answer: EngineAnswer) -> AsyncIterator[bytes]:
+        """The body of an answer as it comes.
+
+        Raises:
+            RequestError: the engine died.
+        """
+        engine = self._watches[task].now
+        try:
+            async for piece in answer.pieces():
+                yield piece
+        except EngineGoneError:
+            if engine is not None:
+                await self._watches[task].noticed(engine)
+            raise _died() from None
+
+    @asynccontextmanager
+    async def _reached(self, task: Task, path: str, body: bytes) -> AsyncIterator[EngineAnswer]:
+        """An engine's answer; one that is found dead is waited for until another has taken its place."""
+        watch = self._watches[task]
+        await watch.start()
+        while True:
+            engine = await watch.engine()
+            try:
+                async with exchange(engine.address, "POST", path, body) as answer:
+                    yield answer
+                    return
+            except EngineUnreachableError:
+                await watch.noticed(engine)
+            except EngineGoneError:
+                await watch.noticed(engine)  # whoever asks after hearing of this asks the next engine
+                raise
+
+
+def _died() -> RequestError:
+    return RequestError(_DIED, status=503, code="engine_died", retry_after=_RETRY_SECONDS)

@@ -123,8 +123,7 @@ class Front:
     async def _get(self, path: str, scope: Message, send: Send) -> None:
         engines = self._engines
         if path == "/health":
-            facts = engines.facts
-            await send_json(send, {"status": engines.state, "model": facts.name, "engine_restarts": engines.deaths})
+            await send_json(send, engines.health())
         elif path == "/v1/models":
             await send_json(send, models_object(engines.facts))
         elif path.startswith("/v1/models/"):
@@ -193,7 +192,7 @@ class Front:
 
         async def work() -> None:
             async with engines.ask("text", path, body) as answer:
-                told = values(events(answer.pieces()), engines.secrets)
+                told = values(events(engines.pieces("text", answer)), engines.secrets)
                 if wanted:
                     await send_stream(path, send, passed_on(told, usage=usage), done=kind.done)
                     return

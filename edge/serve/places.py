@@ -19,12 +19,18 @@ _RETRY_SECONDS = 5.0
 
 
 class Places:
-    """As many places as `count`; who comes when all are taken waits, unless too many do already."""
+    """As many places as `count`; who comes when all are taken waits, unless too many do already.
+
+    Attributes:
+        waiting: how many wait now.
+        taken: how many places are taken now.
+    """
 
     def __init__(self, count: int, most_waiting: int = MOST_WAITING) -> None:
         self._free = asyncio.Semaphore(count)
         self._most_waiting = most_waiting
         self.waiting = 0
+        self.taken = 0
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
@@ -41,7 +47,9 @@ class Places:
             await self._free.acquire()
         finally:
             self.waiting -= 1
+        self.taken += 1
         try:
             yield
         finally:
+            self.taken -= 1
             self._free.release()

@@ -89,11 +89,6 @@ class EngineChild:
         path = where.path if where.scheme == "unix" else ""
         self.address = EngineAddress(path, 0 if path else where.port or 0, self.address.secret)
 
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
-
     def end(self) -> str:
         """How it ended, for people."""
         code = self._process.returncode

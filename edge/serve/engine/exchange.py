@@ -23,6 +23,10 @@ class EngineGoneError(Exception):
     """The engine died or hung up before its answer was whole."""
 
 
+class EngineUnreachableError(EngineGoneError):
+    """The engine was gone already: nothing of the request reached it."""
+
+
 @dataclass(frozen=True)
 class EngineAddress:
     """Where an engine listens, and the key to it.
@@ -70,12 +74,13 @@ async def exchange(address: EngineAddress, method: str, path: str, body: bytes =
     """Ask the engine; leaving the block hangs up.
 
     Raises:
-        EngineGoneError: it cannot be reached, or dies before it answers.
+        EngineUnreachableError: it is gone.
+        EngineGoneError: it dies before it answers.
     """
     try:
         reader, writer = await _connect(address)
     except OSError as error:
-        raise EngineGoneError(str(error)) from error
+        raise EngineUnreachableError(str(error)) from error
     try:
         connection = h11.Connection(h11.CLIENT)
         headers = [*address.headers, ("Content-Length", str(len(body))), ("Content-Type", "application/json")]

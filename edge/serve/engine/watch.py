@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # An engine that dies more often than this is not started until a death is older than the window.
 MOST_DEATHS = 30
 WINDOW_SECONDS = 60.0
+_DYING_SECONDS = 5.0  # the system gives back the memory of a large model
 
 
 class EngineDownError(Exception):
@@ -86,9 +87,9 @@ class EngineWatch:
         return self._child is not None
 
     @property
-    def pid(self) -> int:
-        """Of the engine that runs now; 0 where none does."""
-        return self._child.pid if self._child is not None else 0
+    def now(self) -> EngineChild | None:
+        """The engine that runs now."""
+        return self._child
 
     async def start(self) -> None:
         """Start the first one; a second call does nothing.
@@ -113,6 +114,19 @@ class EngineWatch:
                     raise EngineDownError(self._down, max(1.0, self._limit.wait()))
                 await self._changed.wait()
             return self._child
+
+    async def noticed(self, engine: EngineChild) -> None:
+        """Wait until the death of `engine`, which hung up or cannot be reached, is known here; it ends in a moment.
+
+        One that only hung up is left alone.
+        """
+        try:
+            await asyncio.wait_for(engine.gone.wait(), _DYING_SECONDS)
+        except asyncio.TimeoutError:
+            return
+        async with self._changed:
+            while self._child is engine:
+                await self._changed.wait()
 
     async def close(self) -> None:
         """End the engine and watch no more."""
