@@ -9,12 +9,12 @@ from __future__ import annotations
 import ipaddress
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.chat.template import special_tokens, stop_texts
 from edgepack.edge.llama.handles import open_bindings
 from edgepack.edge.serve.guard import RequestGuard
+from edgepack.edge.serve.page_files import PAGE_HEADERS, page_files
 from edgepack.errors import DependencyError, EdgepackError, UsageError
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from edgepack.edge.chat.template import ChatTemplate
     from edgepack.edge.install.model_file import ModelFile
     from edgepack.edge.llama.options import RuntimeOptions
-
-_PAGE = Path(__file__).with_name("chat_page.html")
 
 
 @dataclass(frozen=True)
@@ -158,10 +156,10 @@ def build_app(model: ServedModel, options: ServerOptions) -> Any:
 
 
 def _add_own_routes(app: Any, model: ServedModel, routes: Any) -> None:
-    """The page, its health, and embeddings; what is added first is found first."""
+    """Embeddings, what the model is, its health and the page; what is added first is found first."""
     from fastapi import Depends
     from fastapi.concurrency import run_in_threadpool
-    from fastapi.responses import HTMLResponse, JSONResponse
+    from fastapi.responses import JSONResponse
 
     from edgepack.edge.serve.embeddings import answer
 
@@ -175,27 +173,35 @@ def _add_own_routes(app: Any, model: ServedModel, routes: Any) -> None:
             body = {"message": str(error), "type": "invalid_request_error", "param": "input", "code": None}
             return JSONResponse({"error": body}, status_code=400)
 
-    def page() -> Any:
-        return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers=dict(_PAGE_HEADERS))
+    def props() -> dict[str, Any]:
+        return {"default_generation_settings": {"n_ctx": model.llama.n_ctx()}, "modalities": {"vision": False}}
 
     def health() -> dict[str, str]:
         return {"status": "ok", "model": model.name}
 
     key = [Depends(routes.authenticate)]
     app.add_api_route("/v1/embeddings", embeddings, methods=["POST"], dependencies=key, response_model=None)
-    app.add_api_route("/", page, methods=["GET"], response_class=HTMLResponse)
+    app.add_api_route("/props", props, methods=["GET"], dependencies=key)
     app.add_api_route("/health", health, methods=["GET"])
+    _add_page(app)
 
 
-# Nothing but what the page itself brings: no other site's script, image, font or frame.
-_PAGE_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+def _add_page(app: Any) -> None:
+    """The chat page, which anybody may read: what it asks for needs the key."""
+    from fastapi import Request, Response
+
+    files = page_files()
+
+    def page(request: Request) -> Response:
+        found = files[request.url.path]
+        headers = {**PAGE_HEADERS, "ETag": found.etag}
+        if request.headers.get("if-none-match") == found.etag:
+            return Response(status_code=304, headers=headers)
+        return Response(found.body, media_type=found.media_type, headers=headers)
+
+    page.__annotations__ = {"request": Request, "return": Response}  # FastAPI looks for names at the module's top
+    for path in files:
+        app.add_api_route(path, page, methods=["GET"], response_class=Response)
 
 
 def bound_socket(options: ServerOptions) -> socket.socket:
