@@ -20,8 +20,8 @@ from edgepack.export.interrupted import journaled_output, noted
 from edgepack.gguf.types import GGMLType, TensorInfo
 from edgepack.gguf.variant import CodedTensor
 from edgepack.progress import silent
-from edgepack.quant.codecs.chain import ChainResult, StageReport, encode_chain, encode_pieces, open_chain
-from edgepack.quant.codecs.codec import NO_STATISTICS, CodesByPieces, CodesTogether
+from edgepack.quant.codecs.chain import ChainResult, StageReport, encode_chain, open_chain
+from edgepack.quant.codecs.codec import NO_STATISTICS, CodesTogether
 from edgepack.quant.codecs.native_choice import choose_native
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
     from edgepack.progress import Progress
     from edgepack.quant.codecs.codec import Codec, Encoded, Parameter, Statistics
+
+
+# A larger matrix is read by rows, as often as its codecs need them: 128 MiB as float32.
+_WHOLE_WEIGHTS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -201,11 +205,10 @@ class _Run:
         self.outcomes.append(outcome)
 
     def _coded(self, tensor: PlannedMatrix, codecs: tuple[Codec, ...]) -> ChainResult:
-        if len(codecs) == 1 and isinstance(codecs[0], CodesByPieces):
-            return encode_pieces(tensor, codecs[0], self.threads)
         return encode_chain(
-            tensor.read(), codecs, self.statistics.get(tensor.name, NO_STATISTICS),
-            skip_harmful=self.skip_harmful, threads=self.threads, first=self._first(tensor),
+            tensor if prod(tensor.matrix_shape) > _WHOLE_WEIGHTS else tensor.read(), codecs,
+            self.statistics.get(tensor.name, NO_STATISTICS), skip_harmful=self.skip_harmful, threads=self.threads,
+            first=self._first(tensor),
         )  # fmt: skip
 
     def _first(self, tensor: PlannedMatrix) -> Encoded | None:

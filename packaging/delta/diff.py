@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from edgepack.packaging.trust.policy import TrustPolicy
+
 DEFAULT_LEVEL = 10
 
 
@@ -46,7 +48,13 @@ class DiffResult:
 
 
 def diff_files(
-    old: Path, new: Path, out: Path, *, level: int = DEFAULT_LEVEL, progress: Progress = silent
+    old: Path,
+    new: Path,
+    out: Path,
+    *,
+    level: int = DEFAULT_LEVEL,
+    trust: TrustPolicy | None = None,
+    progress: Progress = silent,
 ) -> DiffResult:
     """Write a patch that makes `new` from `old`, bit for bit.
 
@@ -55,6 +63,7 @@ def diff_files(
         new: what it became.
         out: the patch.
         level: zstd level.
+        trust: whose archives are taken; the user's trust store by default.
         progress: told of bytes read.
 
     Raises:
@@ -65,7 +74,7 @@ def diff_files(
     check_member_name(new.name)
     total = sum(path.stat().st_size for path in (old, new) if path.is_file())
     with progress("comparing", total) as advance:
-        before, after = cut_file(old, advance), cut_file(new, advance)
+        before, after = cut_file(old, advance, trust), cut_file(new, advance, trust)
     with atomic_output(out) as stream, open_source(old) as source, open_source(new) as target:
         head = PatchHead(new.name, before.bytes, after.bytes, fingerprint(source.fileno(), before.bytes), after.sha256)
         writer = _PatchWriter(stream)

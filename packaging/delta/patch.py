@@ -16,6 +16,7 @@ from edgepack.errors import ArchiveError, IntegrityError, UsageError
 from edgepack.file_digest import stream_sha256
 from edgepack.files.output import atomic_output, claimed_output
 from edgepack.files.source import open_source
+from edgepack.packaging.archive import open_archive
 from edgepack.packaging.delta.patch_format import (
     OPERATION,
     PATCH_HEAD,
@@ -27,13 +28,16 @@ from edgepack.packaging.delta.patch_format import (
     decode_piece,
 )
 from edgepack.packaging.delta.pieces import fingerprint
-from edgepack.packaging.format import DIGEST_BYTES, MAX_NAME_BYTES
+from edgepack.packaging.format import DIGEST_BYTES, MAGIC, MAX_NAME_BYTES, check_expansion
 from edgepack.packaging.index.member_names import check_member_name
+from edgepack.packaging.trust.policy import machine_policy
 from edgepack.progress import Progress, silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 _COPY_BYTES = 4 << 20
 
@@ -49,7 +53,13 @@ class PatchResult:
 
 
 def apply_patch(
-    old: Path, patch: Path, out: Path | None = None, *, force: bool = False, progress: Progress = silent
+    old: Path,
+    patch: Path,
+    out: Path | None = None,
+    *,
+    trust: TrustPolicy | None = None,
+    force: bool = False,
+    progress: Progress = silent,
 ) -> PatchResult:
     """Make the new file.
 
@@ -57,24 +67,29 @@ def apply_patch(
         old: the file that the patch was made for.
         patch: what `diff_files` wrote.
         out: the new file; by default the name that it had, beside `old`.
+        trust: whose archives are taken, old and new; the user's trust store by default.
         force: replace a file that is there already; never `old` or the patch.
         progress: told of bytes written.
 
     Raises:
         ArchiveError: the patch is not one, or hostile.
         IntegrityError: the patch is damaged, or `old` is not the file that it was made for. No output appears.
+        CheckFailedError: nobody trusted signed the old archive or the new one. No output appears.
         UsageError: a file is not there, or the output is.
     """
     started = time.perf_counter()
+    trust = machine_policy() if trust is None else trust
     for path in (old, patch):
         if not path.is_file():
             raise UsageError(f"'{path}': no such file")
     with open_source(patch) as steps, open_source(old) as source:
         head, start = decode_patch_head(steps.read(PATCH_HEAD.size + MAX_NAME_BYTES))
+        check_expansion(head.new_bytes, os.fstat(steps.fileno()).st_size + os.fstat(source.fileno()).st_size)
         end = _check_patch(steps, patch)
         target = _output(old, head.name) if out is None else out
         with claimed_output(target, head.new_bytes, inputs=[old, patch], force=force):
             _check_old(old, source, head)
+            _check_signer(old, source, trust)
             steps.seek(start)
             with atomic_output(target) as stream, progress("patching", head.new_bytes) as advance:
                 whole, written = hashlib.sha256(), 0
@@ -85,7 +100,17 @@ def apply_patch(
                     advance(len(block))
                 if written != head.new_bytes or whole.digest() != head.new_sha256:
                     raise IntegrityError(f"'{patch}': SHA-256 of the result differs: '{old}' is damaged")
+                stream.flush()
+                _check_signer(target, stream, trust)
     return PatchResult(target, written, head.new_sha256.hex(), time.perf_counter() - started)
+
+
+def _check_signer(path: Path, stream: BinaryIO, trust: TrustPolicy) -> None:
+    """Hold an archive that is open already against the policy; another file only where that asks for signed ones."""
+    if os.pread(stream.fileno(), len(MAGIC), 0) == MAGIC:
+        open_archive(path, trust, descriptor=stream.fileno()).close()
+    else:
+        trust.check_plain(path)
 
 
 def _output(old: Path, name: str) -> Path:

@@ -43,7 +43,7 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Print spectra of MODEL's weights, and of its activations over a text."""
+    """Print spectra of MODEL's weights (a Hugging Face folder or a GGUF), and of its activations over a text."""
     from edgepack.api.analysis import analyze
     from edgepack.files.output import check_output, write_output
 

@@ -34,6 +34,8 @@ def command(
     min_agreement: float | None,
     max_kl: float | None,
     max_perplexity_ratio: float | None,
+    max_mean_error: float | None,
+    max_tensor_error: float | None,
     report: Path | None,
     force: bool,
     as_json: bool,
@@ -48,8 +50,8 @@ def command(
     check_page(report, [*candidates, reference, text_path], force)
     result = compare(
         candidates, reference, text=text_path, min_agreement=min_agreement, max_kl=max_kl,
-        max_perplexity_ratio=max_perplexity_ratio, scoring=read_scoring(scoring), findings=report is not None,
-        progress=terminal_progress, note=note,
+        max_perplexity_ratio=max_perplexity_ratio, max_mean_error=max_mean_error, max_tensor_error=max_tensor_error,
+        scoring=read_scoring(scoring), findings=report is not None, progress=terminal_progress, note=note,
     )  # fmt: skip
     if report is not None:
         write_page(result, report, force)

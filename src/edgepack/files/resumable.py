@@ -10,7 +10,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
-from edgepack.errors import EdgepackError, UsageError
+from edgepack.errors import EdgepackError, NetworkError, UsageError
 from edgepack.files.names import partial_path
 from edgepack.files.opened import buffered, is_at, open_own, output_error, raise_if_full, try_lock
 from edgepack.files.output import check_output, finish, remove_stale
@@ -24,11 +24,12 @@ _TRIES = 100
 
 
 def is_worth_keeping(error: BaseException) -> bool:
-    """Whether what was written before `error` may be continued: it came from outside, or from the disk.
+    """Whether what was written before `error` may be continued: it came from outside, from a server, or from the disk.
 
     An error of edgepack's own, a digest that differs or a weight that is not finite, would come again.
     """
-    return not isinstance(error, EdgepackError) or isinstance(error.__cause__, OSError)
+    own = isinstance(error, EdgepackError) and not isinstance(error, NetworkError)
+    return not own or isinstance(error.__cause__, OSError)
 
 
 @contextmanager
@@ -74,7 +75,9 @@ def resumable_output(
 def _missing_bytes(partial: Path, expected_bytes: int) -> int:
     """What the disk must still have room for."""
     try:
-        return expected_bytes - min(expected_bytes, partial.lstat().st_size)
+        found = partial.lstat()
+        taken = getattr(found, "st_blocks", 1 << 60) * 512  # one with holes takes less than its length
+        return expected_bytes - min(expected_bytes, found.st_size, taken)
     except OSError:
         return expected_bytes
 

@@ -106,7 +106,7 @@ def certify(
             certificate = folder / MEMBER
             certificate.write_bytes(encode(stored))
             size = certificate.stat().st_size
-            deliver(candidate_path, model, certificate, output, progress)
+            deliver(candidate_path, model, certificate, output, options.trust, progress)
     positions = len(stored.candidate_top)
     base = positions * 2 * (2 * ((stored.reference.vocabulary + 1) // 2) + 4)
     return Certified(output, output.stat().st_size, size, positions, base, measured)

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from edgepack.export.interrupted import journal_path
 from edgepack.export.naming import file_name
 from edgepack.files.names import hidden_path
-from edgepack.files.output import check_output, claimed_output, make_scratch, move_output
+from edgepack.files.output import atomic_output, check_output, claimed_output, make_scratch, move_output
+from edgepack.packaging.derivation import MEMBER, beside_path, encode
+from edgepack.pipeline.derivation import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +62,7 @@ class Shipment:
     """
 
     def __init__(self, request: ExportRequest) -> None:
-        self._request = request
+        self._request, self._recorder = request, Recorder(request)
         self._claims, self._claimed = ExitStack(), set[Path]()
 
     def __enter__(self) -> Self:
@@ -123,7 +125,9 @@ class Shipment:
 
         files = _moved(made, self.scratch_name(made.outline, folder))  # members have the names that files would have
         archive, threads = folder / "archive.edgepack", self._request.threads
-        pack_archive(files.gguf, archive, include=files.adapters, threads=threads, progress=self._request.progress)
+        origin = self._recorder.write(files, folder / MEMBER)
+        include = (*files.adapters, origin)
+        pack_archive(files.gguf, archive, include=include, threads=threads, progress=self._request.progress)
         return replace(files, archive=archive)
 
     def bytes_of(self, made: Made) -> int:
@@ -138,10 +142,11 @@ class Shipment:
             if made.archive != path:
                 move_output(made.archive, path)
             return Shipped(made, path, (path,))
-        if made.gguf == path or len(made.files) > 1:
-            return Shipped(made, made.gguf, made.files, made.adapters)
-        moved = _moved(made, path)
-        return Shipped(moved, path, moved.files, moved.adapters)
+        moved = made if made.gguf == path or len(made.files) > 1 else _moved(made, path)
+        if self._request.provenance:
+            with atomic_output(beside_path(moved.gguf)) as stream:
+                stream.write(encode(self._recorder.derivation(moved.outline, (*moved.files, *moved.adapters))))
+        return Shipped(moved, moved.gguf, moved.files, moved.adapters)
 
 
 def _moved(made: Made, path: Path) -> Made:
