@@ -454,7 +454,8 @@ def commands_of(bench: Bench) -> dict[str, Command]:
 def _is_pair(folder: Path) -> bool:
     """Whether both halves of a key are there and belong together."""
     from edgepack.errors import EdgepackError
-    from edgepack.packaging.signing import load_private_key, load_public_key
+    from edgepack.packaging.signing import load_private_key
+    from edgepack.packaging.trust.signatures import load_public_key
 
     try:
         private, public = load_private_key(folder / "key"), load_public_key(folder / "key.pub")
@@ -500,8 +501,8 @@ def warm_up(bench: Bench, commands: dict[str, Command]) -> None:
     del edgepack
 
 
-def attack(sample: int, races: int, seed: int = 1, heavy: int = 4, only: str = "") -> Tally:
-    """Everything; at most `sample` places of each attack on each command, `heavy` on those that open llama.cpp."""
+def attack(sample: int, races: int, seed: int = 1, heavy: int = 4, only: str = "", kinds: str = "") -> Tally:
+    """Everything, or commands and attacks with a word in their names; at most `sample` places of each attack on each command, `heavy` on those that open llama.cpp."""
     tally = Tally()
     base = Path(os.environ["EDGEPACK_ATTACK"]) / "bench"
     base.mkdir()
@@ -512,8 +513,9 @@ def attack(sample: int, races: int, seed: int = 1, heavy: int = 4, only: str = "
     warm_up(bench, commands)
     os.chdir(here)
     for command in commands.values():
-        if only in command.name and not command.name.endswith("other"):
-            attack_command(bench, command, heavy if command.heavy else sample, tally, ATTACKS)
+        if only in command.name and sample and not command.name.endswith("other"):
+            chosen = [each for each in ATTACKS if kinds in each.name]
+            attack_command(bench, command, heavy if command.heavy else sample, tally, chosen)
     pairs = [
         ("pack", "pack other"),
         ("unpack", "unpack other"),
@@ -536,13 +538,14 @@ def main() -> None:
     parser.add_argument("--heavy", type=int, default=12, help="the same, of commands that open llama.cpp")
     parser.add_argument("--races", type=int, default=1200)
     parser.add_argument("--only", default="", help="commands with this in their name")
+    parser.add_argument("--attacks", default="", help="attacks with this in their name, such as kill")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if "EDGEPACK_ATTACK" not in os.environ:
         preload()
     started = time.monotonic()
-    tally = attack(options.sample, options.races, options.seed, options.heavy, options.only)
+    tally = attack(options.sample, options.races, options.seed, options.heavy, options.only, options.attacks)
     found = {
         "tried": dict(tally.tried), "kills": sum(tally.tried[name] for name in KILLS),
         "races": tally.tried["race"] + tally.tried["race of signatures"], "wrong": len(tally.wrong),

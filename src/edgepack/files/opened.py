@@ -12,13 +12,12 @@ import io
 import os
 import stat
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from edgepack.errors import EdgepackError, ResourceError, UsageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from _typeshed import ReadableBuffer
 
 # O_NOFOLLOW: not through a link; O_NONBLOCK: a FIFO does not wait for its other end.
@@ -178,6 +177,18 @@ def try_lock(descriptor: int) -> bool:
     except OSError as error:
         return error.errno in _NO_LOCKS
     return True
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring every file of a folder to disk, and the folders themselves; raises OSError."""
+    for place, _folders, names in os.walk(folder):
+        for name in names:
+            descriptor = os.open(os.path.join(place, name), os.O_RDONLY | _SAFELY)  # noqa: PTH118  os.walk's own text
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_folder(Path(place))
 
 
 def sync_folder(folder: Path) -> None:

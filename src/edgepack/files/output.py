@@ -26,6 +26,7 @@ from edgepack.files.opened import (
     private_folder,
     raise_if_full,
     sync_folder,
+    sync_tree,
     try_lock,
 )
 from edgepack.quantities import format_size
@@ -311,6 +312,43 @@ def scratch_beside(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         _remove_folder(folder)
+
+
+@contextmanager
+def folder_output(folder: Path, expected_bytes: int | None = None, *, inputs: Iterable[Path] = ()) -> Iterator[Path]:
+    """A hidden folder that takes the name `folder` when the block ends without an error, and is gone otherwise.
+
+    Args:
+        folder: the final name: nothing may be there, or an empty folder.
+        expected_bytes: to be compared with what is free.
+        inputs: as for `check_output`.
+
+    Raises:
+        UsageError: something is there already, another run is making it, or the folder around it cannot be written to.
+        ResourceError: the disk is too small or failed.
+    """
+    if folder.is_dir() and not folder.is_symlink():
+        if any(folder.iterdir()):
+            raise UsageError(f"output '{folder}': expected a folder that is empty or not there")
+        folder.rmdir()
+    with claimed_output(folder, expected_bytes, inputs=inputs), scratch_beside(folder) as scratch:
+        yield scratch
+        try:
+            scratch.chmod(_folder_mode())
+            sync_tree(scratch)
+            if os.path.lexists(folder):
+                raise UsageError(f"output '{folder}': another program made it meanwhile")
+            scratch.rename(folder)
+            sync_folder(folder.parent)
+        except OSError as error:
+            raise output_error(folder, error) from error
+
+
+def _folder_mode() -> int:
+    """What a new folder would have."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return _MODE_BITS & ~umask
 
 
 def _remove_folder(folder: Path) -> None:

@@ -89,6 +89,8 @@ class Shipment:
         self._claim(path)
         for suffix in () if self._request.packs else outline.beside:
             self._claim(path.with_name(f"{path.stem}{suffix}.gguf"))
+        if self._request.provenance and not self._request.packs:
+            self._claim(beside_path(path))
         check_output(path, outline.bytes, force=True)
 
     def _claim(self, path: Path) -> None:
