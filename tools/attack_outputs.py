@@ -502,7 +502,10 @@ def warm_up(bench: Bench, commands: dict[str, Command]) -> None:
 
 
 def attack(sample: int, races: int, seed: int = 1, heavy: int = 4, only: str = "", kinds: str = "") -> Tally:
-    """Everything, or commands and attacks with a word in their names; at most `sample` places of each attack on each command, `heavy` on those that open llama.cpp."""
+    """Everything, or commands and attacks with a word in their names.
+
+    At most `sample` places of each attack on each command are tried, `heavy` on those that open llama.cpp.
+    """
     tally = Tally()
     base = Path(os.environ["EDGEPACK_ATTACK"]) / "bench"
     base.mkdir()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from edgepack.edge.install.cache import ModelCache
     from edgepack.gguf.reader import GGUFHeader
     from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
@@ -32,6 +33,7 @@ class ModelFile:
         adapters: LoRA adapters that belong to it.
         template: the chat template that counts, or None where there is none.
         fresh: whether it was installed just now.
+        held: keeps what is installed from being pruned while this object lives.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class ModelFile:
     adapters: tuple[Path, ...] = ()
     template: str | None = None
     fresh: bool = False
+    held: ModelCache | None = None
 
 
 def prepare(
@@ -76,18 +79,19 @@ def prepare(
         _check_plain(file, trust)
         header = read_runnable(file)
         if is_variant(header):
-            native = native_form(file, ModelCache(note=note), progress)
-            return ModelFile(native, read_runnable(native), template=_own_template(header))
+            cache = ModelCache(note=note)
+            native = native_form(file, cache, progress)
+            return ModelFile(native, read_runnable(native), template=_own_template(header), held=cache)
         return ModelFile(file, header, template=_own_template(header))
     cache = ModelCache(note=note)
     if (found := read_in_place(file, from_archive, cache, trust, progress, note)) is not None:
         template = found.template if found.template is not None else _own_template(found.header)
-        return ModelFile(file, found.header, found.adapters, template)
+        return ModelFile(file, found.header, found.adapters, template, held=cache)
     installed = cache.install(file, verify=verify, trust=trust, progress=progress)
     header = installed.header
     check_runnable(header)
     template = installed.template if installed.template is not None else _own_template(header)
-    return ModelFile(installed.model, header, installed.adapters, template, installed.fresh)
+    return ModelFile(installed.model, header, installed.adapters, template, installed.fresh, cache)
 
 
 def peek(file: Path, trust: TrustPolicy | None = None) -> GGUFHeader:

@@ -66,12 +66,14 @@ def prune_entries(older_than: str | None, keep: int | None, everything: bool, as
     from edgepack.edge.install.cache import ModelCache, prune
 
     age = None if older_than is None else _seconds(older_than)
-    removed = prune(ModelCache(), older_than=age, keep_bytes=keep, everything=everything)
+    cache = ModelCache()
+    removed = prune(cache, older_than=age, keep_bytes=keep, everything=everything)
     freed = sum(entry.bytes for entry in removed)
     if as_json:
         print_json({"removed": [entry.sha256 for entry in removed], "bytes": freed})
     else:
-        note(f"{len(removed)} entries removed, {format_size(freed)} freed")
+        kept = f"; {len(cache.entries())} in use, kept" if everything and cache.entries() else ""
+        note(f"{len(removed)} entries removed, {format_size(freed)} freed{kept}")
 
 
 def _seconds(text: str) -> float:
