@@ -15,6 +15,7 @@ from edgepack.errors import CheckpointError, NumericError
 from edgepack.export.interrupted import journaled_output, noted, plan_digest
 from edgepack.export.plan import shard_paths
 from edgepack.export.rows import StoredBlocks
+from edgepack.files.source import open_source
 from edgepack.gguf.writer import GGUFWriter
 from edgepack.ordered_threads import ordered_map
 from edgepack.processors import default_threads
@@ -161,5 +162,5 @@ def _holds(path: Path, plan: ExportPlan) -> bool:
     header = plan.layout.header
     if not path.is_file() or path.stat().st_size != plan.total_bytes:
         return False
-    with path.open("rb") as stream:
+    with open_source(path) as stream:
         return stream.read(len(header)) == header

@@ -17,7 +17,7 @@ from edgepack.errors import GGUFError, UnsupportedModelError, UsageError
 from edgepack.export.facts import model_facts
 from edgepack.export.mapped import MappedModel
 from edgepack.export.rows import SourceRows
-from edgepack.files.source import FileState, WatchedFiles, check_unchanged
+from edgepack.files.source import FileState, WatchedFiles, check_unchanged, open_descriptor
 from edgepack.gguf import keys
 from edgepack.gguf.reader import GGUFHeader, read_header
 from edgepack.gguf.types import GGMLType
@@ -55,7 +55,7 @@ class GGUFTensors:
         self._places: dict[str, tuple[int, int, TensorInfo]] = {}
         for header in headers:
             try:
-                self._descriptors.append(os.open(header.path, os.O_RDONLY))
+                self._descriptors.append(open_descriptor(header.path, GGUFError))
             except OSError as error:
                 raise GGUFError(f"{header.path}: cannot be read: {error.strerror}") from error
             for info in header.tensors:

@@ -145,7 +145,7 @@ def _header_cuts(header: GGUFHeader, end: int) -> list[int]:
 
     Keys are found by searching for them, one behind the other: a false find would only cut elsewhere.
     """
-    with header.path.open("rb") as stream:
+    with open_source(header.path) as stream:
         buffer = stream.read(end)
     positions, at = [], 0
     for key in header.metadata:

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgepack.errors import RecipeError
 from edgepack.export.inputs import input_statistics
+from edgepack.files.source import open_source
 from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, string
 from edgepack.progress import silent
@@ -96,7 +97,7 @@ def _weights(model: Path, name: str) -> NDArray[np.float32]:
 
     header = read_header(model)
     info = header.tensor(name)
-    with model.open("rb") as stream:
+    with open_source(model) as stream:
         stream.seek(header.data_start + info.offset)
         return dequantize_rows(info.type, stream.read(info.nbytes), info.rows, info.shape[-1])
 

@@ -41,7 +41,7 @@ class SignatureReport:
 
 def read_key_file(path: Path) -> bytes:
     """At most 2¹⁶ bytes of a key's file; raises UsageError where it cannot be read."""
-    return read_small(path, most_bytes=MAX_KEY_FILE_BYTES, what="key ")
+    return read_small(path, most_bytes=MAX_KEY_FILE_BYTES, label=f"key '{path}'")
 
 
 def load_public_key(path: Path) -> bytes:

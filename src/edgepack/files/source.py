@@ -29,30 +29,30 @@ _FLAGS = (
 )  # fmt: skip
 
 
-def open_descriptor(path: Path, error: type[EdgepackError] = UsageError, what: str = "") -> int:
+def open_descriptor(path: Path, error: type[EdgepackError] = UsageError, label: str = "") -> int:
     """A descriptor for reading the plain file at `path`; arguments and errors are those of `open_source`."""
     try:
         descriptor = os.open(path, _FLAGS)
     except (OSError, ValueError) as problem:
-        raise error(f"{what}'{path}': cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+        raise error(f"{label or path}: cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
     if (kind := _kind(os.fstat(descriptor).st_mode)) is not None:
         os.close(descriptor)
-        raise error(f"{what}'{path}': expected a file, got {kind}")
+        raise error(f"{label or path}: expected a file, got {kind}")
     return descriptor
 
 
-def open_source(path: Path, error: type[EdgepackError] = UsageError, what: str = "") -> BinaryIO:
+def open_source(path: Path, error: type[EdgepackError] = UsageError, label: str = "") -> BinaryIO:
     """Open the plain file at `path` (or what a link there leads to) for reading.
 
     Args:
         path: of the file.
         error: what is raised.
-        what: said of the file before its name, such as `key `.
+        label: what the file is called in messages; by default its path.
 
     Raises:
         error: absent, unreadable, a folder, a FIFO, a socket or a device.
     """
-    return os.fdopen(open_descriptor(path, error, what), "rb")
+    return os.fdopen(open_descriptor(path, error, label), "rb")
 
 
 def _kind(mode: int) -> str | None:
@@ -65,17 +65,17 @@ def _kind(mode: int) -> str | None:
 
 
 def read_small(
-    path: Path, error: type[EdgepackError] = UsageError, most_bytes: int = MAX_SMALL_BYTES, what: str = ""
+    path: Path, error: type[EdgepackError] = UsageError, most_bytes: int = MAX_SMALL_BYTES, label: str = ""
 ) -> bytes:
     """The whole content of a file of at most `most_bytes` bytes; raises `error` as `open_source`, and for more."""
-    with open_source(path, error, what) as stream:
+    with open_source(path, error, label) as stream:
         size = os.fstat(stream.fileno()).st_size
         try:
             content = stream.read(most_bytes + 1) if size <= most_bytes else b""
         except OSError as problem:
-            raise error(f"{what}'{path}': cannot be read: {problem.strerror}") from None
+            raise error(f"{label or path}: cannot be read: {problem.strerror}") from None
     if size > most_bytes or len(content) > most_bytes:
-        raise error(f"{what}'{path}': expected at most {most_bytes} bytes, got {max(size, len(content))}")
+        raise error(f"{label or path}: expected at most {most_bytes} bytes, got {max(size, len(content))}")
     return content
 
 
@@ -144,9 +144,9 @@ def check_unchanged(path: Path, before: FileState, error: type[EdgepackError] = 
     try:
         now = FileState.of(path)
     except OSError as problem:
-        raise error(f"'{path}': it went away while it was read: {problem.strerror}") from None
+        raise error(f"{path}: it went away while it was read: {problem.strerror}") from None
     if now != before:
-        raise error(f"'{path}': it changed while it was read: {_difference(before, now)}")
+        raise error(f"{path}: it changed while it was read: {_difference(before, now)}")
 
 
 def _difference(before: FileState, now: FileState) -> str:
