@@ -297,7 +297,8 @@ def _attack_once(bench: Bench, trial: Trial, attack: Attack, at: int, tally: Tal
 def _check_next_run(bench: Bench, trial: Trial, where: str, tally: Tally) -> None:
     """The next run succeeds and leaves what a run in an empty folder leaves."""
     command = trial.command
-    if not trial.with_old and command.replaces:  # what is there already is in the way: it is taken away
+    whole = command.check is not None and command.check(bench.work)
+    if whole or (not trial.with_old and command.replaces):  # what is there already is in the way: it is taken away
         for name in command.outputs:
             (bench.work / name).unlink(missing_ok=True)
     code, _ = bench.trial(command, force=trial.with_old)

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from edgepack.edge.llama.engines import with_logits
-from edgepack.errors import ModelRuntimeError
+from edgepack.errors import ModelRuntimeError, UsageError
 from edgepack.files.output import atomic_output
 from edgepack.files.source import open_source
 
