@@ -14,6 +14,7 @@ import click
 
 from edgepack.cli.quiet import quiet_libraries
 from edgepack.errors import EdgepackError, ResourceError
+from edgepack.printable import printable
 from edgepack.version import __version__
 
 # command → (module under edgepack.cli, one line for --help); the module's click command is `command`.
@@ -107,7 +108,7 @@ def execute(args: list[str] | None = None) -> int:
     try:
         result: Any = root.main(args=args, prog_name="edgepack", standalone_mode=False)
     except EdgepackError as error:
-        click.echo(f"edgepack: error: {error}", err=True)
+        click.echo(printable(f"edgepack: error: {error}"), err=True)
         return error.exit_code
     except click.ClickException as error:
         error.show()
@@ -125,6 +126,6 @@ def execute(args: list[str] | None = None) -> int:
         from edgepack.files.opened import system_error
 
         told = system_error(error)
-        click.echo(f"edgepack: error: {told}", err=True)
+        click.echo(printable(f"edgepack: error: {told}"), err=True)
         return told.exit_code
     return result if isinstance(result, int) else 0

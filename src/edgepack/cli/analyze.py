@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, say, terminal_progress
 
 if TYPE_CHECKING:
     from edgepack.quant.passes.lowrank.analysis import ModelAnalysis
@@ -71,15 +71,15 @@ def _print(found: ModelAnalysis) -> None:
     """Two tables on stdout."""
     head = f"{'eff. rank':>10} {'of':>6} {'k 90%':>6} {'95%':>6} {'99%':>6} {'at k=9':>8} {'k=22':>8}"
     width = max(len(layer.name) for layer in found.weights)
-    click.echo(f"{'weight (centred)':<{width}} {head} {'× at 95%':>9} {'4-bit err':>10}")
+    say(f"{'weight (centred)':<{width}} {head} {'× at 95%':>9} {'4-bit err':>10}")
     for layer in found.weights:
         error = "" if layer.sensitivity is None else f"{layer.sensitivity:10.5f}"
         compression = layer.as_json()["compression"]["95%"]
-        click.echo(f"{layer.name:<{width}} {_line(layer.spectra['centred'])} {compression:9.2f} {error:>10}")
+        say(f"{layer.name:<{width}} {_line(layer.spectra['centred'])} {compression:9.2f} {error:>10}")
     for block in found.activations:
-        click.echo(f"\n{f'activations after block {block.block}':<{width}} {head}")
+        say(f"\n{f'activations after block {block.block}':<{width}} {head}")
         for name, spectrum in block.spectra.items():
-            click.echo(f"{name:<{width}} {_line(spectrum)}")
+            say(f"{name:<{width}} {_line(spectrum)}")
 
 
 def _line(spectrum: Spectrum) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.output import SIZE, json_option, note, print_json
+from edgepack.cli.output import SIZE, json_option, note, print_json, say
 from edgepack.errors import UsageError
 from edgepack.quantities import format_duration, format_size
 
@@ -39,7 +39,7 @@ def list_entries(verify: bool, as_json: bool) -> int:
         for entry in entries:
             state = problems.get(entry.sha256) or ("" if entry.complete else "not finished")
             age = format_duration(max(time.time() - entry.used, 0))
-            click.echo(f"{entry.sha256[:12]}  {format_size(entry.bytes):>8}  {age:>14} ago  {entry.name}  {state}")
+            say(f"{entry.sha256[:12]}  {format_size(entry.bytes):>8}  {age:>14} ago  {entry.name}  {state}")
         note(f"{len(entries)} entries, {format_size(sum(entry.bytes for entry in entries))} in {cache.folder}")
     return 1 if any(problems.values()) else 0
 

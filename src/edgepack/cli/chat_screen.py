@@ -7,9 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from edgepack.cli.output import note
+from edgepack.cli.output import note, say
 from edgepack.edge.llama.interrupt import ctrl_c_sets
 from edgepack.errors import EdgepackError
 from edgepack.files.output import write_output
@@ -69,9 +67,9 @@ def _answer(conversation: Conversation, question: str) -> None:
     forgotten = conversation.forgotten
     with ctrl_c_sets(conversation.model.abort), closing(conversation.answer(question)) as pieces:
         for piece in pieces:
-            click.echo(piece, nl=False)
+            say(piece, nl=False)
             sys.stdout.flush()
-    click.echo()
+    say()
     if conversation.model.abort:
         note("(stopped)")
     if conversation.forgotten > forgotten:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, say, terminal_progress
 from edgepack.cli.scoring_options import gate_options, read_scoring, report_option, scoring_options
 from edgepack.cli.validate import check_page, write_page
 from edgepack.errors import CheckFailedError
@@ -69,10 +69,10 @@ def _print_table(run: FidelityRun, gates: Gates) -> None:
     from edgepack.edge.fidelity.outcome import table_rows
 
     tokens = run.candidates[0].validation.statistics.tokens
-    click.echo(f"against {run.reference}, {tokens} tokens of {run.text.origin} in chunks of {run.chunking.ctx}\n")
+    say(f"against {run.reference}, {tokens} tokens of {run.text.origin} in chunks of {run.chunking.ctx}\n")
     rows = table_rows(run, gates)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         first, *others = (text.rjust(width) for text, width in zip(row, widths, strict=True))
-        click.echo("  ".join([first.strip().ljust(widths[0]), *others]).rstrip())
-    click.echo("\n● no other file here is both smaller and more faithful")
+        say("  ".join([first.strip().ljust(widths[0]), *others]).rstrip())
+    say("\n● no other file here is both smaller and more faithful")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.output import SIZE, json_option, print_json
+from edgepack.cli.output import SIZE, json_option, print_json, say
 from edgepack.cli.trust_options import trust_options
 from edgepack.quantities import format_size
 
@@ -62,11 +62,11 @@ def _list() -> None:
 
     for device in profiles().values():
         speed = f"{device.bandwidth / 1e9:.0f} GB/s" if device.bandwidth else ""
-        click.echo(f"{device.id:<16} {device.name:<40} {format_size(device.memory):>8}  {speed:>8}")
+        say(f"{device.id:<16} {device.name:<40} {format_size(device.memory):>8}  {speed:>8}")
 
 
 def _print(fit: FitResult, file: Path) -> None:
-    click.echo(f"{file.name} on {fit.device_name}: {'fits' if fit.fits else 'DOES NOT FIT'} ({fit.reason})")
+    say(f"{file.name} on {fit.device_name}: {'fits' if fit.fits else 'DOES NOT FIT'} ({fit.reason})")
     rows = [(name, format_size(size)) for name, size in asdict(fit.memory).items()]
     if fit.file_bytes != fit.model_bytes:
         installed = f"{format_size(fit.file_bytes)} to download, {format_size(fit.model_bytes)} when installed"
@@ -87,4 +87,4 @@ def _print(fit: FitResult, file: Path) -> None:
         decimals = 0 if fit.tokens_per_second >= 10 else 1
         rows.append(("speed", f"about {fit.tokens_per_second:,.{decimals}f} tokens/s ({how})"))
     for name, text in rows:
-        click.echo(f"  {name:<18} {text}")
+        say(f"  {name:<18} {text}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, say, terminal_progress
 from edgepack.cli.scoring_options import gpu_option
 from edgepack.quantities import format_duration, format_size
 
@@ -84,13 +84,13 @@ def _print_statistics(matrix: ImportanceMatrix) -> None:
 
     found = statistics(matrix)
     width = max(len(entry.name) for entry in found)
-    click.echo(
+    say(
         f"{'tensor':<{width}}  {'sum x²':>12} {'mean':>10} {'max':>10} {'active':>7} {'even':>6} {'>1σ':>6} {'like':>6}"
     )
     for entry in found:
         like = "" if entry.likeness is None else f"{entry.likeness:.3f}"
-        click.echo(
+        say(
             f"{entry.name:<{width}}  {entry.total:>12.4f} {entry.mean:>10.4f} {entry.largest:>10.4f}"
             f" {entry.active:>7.1%} {entry.evenness:>6.3f} {entry.outliers:>6.1%} {like:>6}"
         )
-    click.echo("even: entropy of the channels' energies over the most it could be; like: cosine with the block before")
+    say("even: entropy of the channels' energies over the most it could be; like: cosine with the block before")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json
+from edgepack.cli.output import json_option, note, print_json, say
 
 
 @click.group()
@@ -30,7 +30,7 @@ def list_keys(as_json: bool) -> None:
         print_json({"store": str(store_path()), "keys": [asdict(key) for key in keys]})
         return
     for key in keys:
-        click.echo(f"ed25519 {key.key}  {key.added}  {key.name}")
+        say(f"ed25519 {key.key}  {key.added}  {key.name}")
     note(f"{len(keys)} keys in {store_path()}{'' if keys else ': archives of anybody are taken'}")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, say, terminal_progress
 from edgepack.cli.scoring_options import gate_options, read_scoring, report_option, scoring_options
 from edgepack.errors import CheckFailedError, UsageError
 
@@ -104,7 +104,7 @@ def _replay(candidate: Path, gates: Gates, options: ScoringOptions, *, as_json: 
     if as_json:
         print_json(result.json())
     else:
-        click.echo("\n".join([*as_lines(result.replay.validation), "", str(result.replay)]))
+        say("\n".join([*as_lines(result.replay.validation), "", str(result.replay)]))
     for gate in result.failed_gates:
         note(f"FAILED {gate.name}: {gate.detail}")
     if not result.reproduced:
@@ -144,10 +144,10 @@ def _print(result: ValidationResult, *, as_json: bool) -> None:
     if as_json:
         print_json(result.json())
     else:
-        click.echo(f"{found.candidate} against {run.reference}")
-        click.echo(f"{result.tokens} tokens of {run.text.origin}, {found.chunks} chunks of {run.chunking.ctx}")
+        say(f"{found.candidate} against {run.reference}")
+        say(f"{result.tokens} tokens of {run.text.origin}, {found.chunks} chunks of {run.chunking.ctx}")
         greedy = greedy_line(result.candidate.greedy)
-        click.echo("\n".join(["", *as_lines(found), *greedy, *floor_lines(run), ""]))
+        say("\n".join(["", *as_lines(found), *greedy, *floor_lines(run), ""]))
     report_gates(result.candidate, result.gates, quiet=as_json)
 
 
@@ -166,4 +166,4 @@ def report_gates(candidate: Candidate, gates: Gates, *, quiet: bool) -> None:
         note(f"look at {line}")
     if not quiet and not failed:
         for result in results:
-            click.echo(f"passed {result.name}: {result.detail}")
+            say(f"passed {result.name}: {result.detail}")
