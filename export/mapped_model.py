@@ -6,17 +6,16 @@ What a mapped model is stands in `mapped`; `export.plan` takes it from here.
 from __future__ import annotations
 
 from dataclasses import replace
-from math import prod
 from typing import TYPE_CHECKING
 
-from edgepack.errors import CheckpointError, UsageError
+from edgepack.errors import UsageError
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.config import ModelConfig
 from edgepack.export.facts import model_facts
-from edgepack.export.mapped import MappedModel
-from edgepack.export.naming import Size, general_metadata
+from edgepack.export.mapped import MappedModel, refuse_integers, size_of
+from edgepack.export.naming import general_metadata
 from edgepack.export.notes import limits
-from edgepack.export.rows import SourceRows, StoredBlocks
+from edgepack.export.rows import StoredBlocks
 from edgepack.export.rules.mapping import completed, find_family, map_tensors, observed
 from edgepack.export.rules.pooling import dense_tensors, pooling_metadata, pooling_notes, with_lowercasing
 from edgepack.export.tokenizer.vocabulary import open_vocabulary
@@ -24,13 +23,10 @@ from edgepack.gguf import keys
 from edgepack.gguf.types import string
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
-    from edgepack.export.rows import Rows
     from edgepack.model import Checkpoint
 
-_INTEGERS = frozenset({"i64", "i32", "i16", "i8", "u64", "u32", "u16", "u8", "bool"})
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
@@ -51,8 +47,8 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None, allow_requ
     family = find_family(published)
     config = observed(completed(published, family), family, checkpoint.tensors.specs)
     tensors = map_tensors(family, config, checkpoint.tensors) | dense_tensors(config, family.name)
-    _refuse_integers(tensors)
-    size = _size(tensors, config.n_experts)
+    refuse_integers(tensors)
+    size = size_of(tensors, config.n_experts)
     metadata = general_metadata(checkpoint.path, family.name, size)
     metadata = {keys.ARCHITECTURE: string(family.name)} | metadata
     metadata |= pooling_metadata(config, family.name) | family.metadata(config)  # a head's own pooling decides
@@ -71,21 +67,6 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None, allow_requ
     notes += limits(family, config, metadata, checkpoint.tensors)
     stored = (name for name, rows in tensors.items() if isinstance(rows, StoredBlocks) and not allow_requantize)
     return MappedModel(str(checkpoint.path), metadata, tensors, facts, sources, notes, frozenset(stored))
-
-
-def _refuse_integers(tensors: Mapping[str, Rows]) -> None:
-    """Raise CheckpointError for a weight of whole numbers: without a quantisation in config.json it means nothing."""
-    for rows in tensors.values():
-        if isinstance(rows, SourceRows) and rows.dtype in _INTEGERS:
-            raise CheckpointError(
-                f"tensor '{rows.name}': expected floats, got {rows.dtype}: config.json has no quantization_config that"
-                " says what they mean"
-            )
-
-
-def _size(tensors: Mapping[str, Rows], n_experts: int) -> Size:
-    counts = {name: prod(rows.shape) for name, rows in tensors.items()}
-    return Size(sum(counts.values()), sum(n for name, n in counts.items() if "_exps." in name), n_experts)
 
 
 def open_model(

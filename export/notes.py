@@ -39,7 +39,8 @@ def limits(family: Family, config: ModelConfig, metadata: Mapping[str, Value], s
     if family.nested:
         left_out = sum(any(re.search(pattern, name) for pattern in family.unused) for name in source.specs)
         found.append(
-            f"{left_out} tensors of other modalities are left out: this is the part that reads and writes text"
+            f"{left_out} tensors of other modalities are left out: this is the part that reads and writes text;"
+            " --mmproj writes what sees"
         )
     return (*found, *family.remarks(config), *_tokenizer_limits(metadata))
 

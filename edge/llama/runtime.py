@@ -124,6 +124,21 @@ class LoadedModel:
         return int(self._c.llama_model_n_embd_out(self._model))
 
     @property
+    def n_embd_read(self) -> int:
+        """Width of what may stand in place of a token's embedding, such as what was seen."""
+        return int(self._c.llama_model_n_embd_inp(self._model))
+
+    @property
+    def pointer(self) -> Any:
+        """`llama_model *`, for the library that opens a projector beside it (`image`)."""
+        return self._model
+
+    @property
+    def context(self) -> Any:
+        """`llama_context *`, likewise."""
+        return self._context
+
+    @property
     def _window(self) -> int:
         """Tokens that layers with sliding attention look back; 0 where there are none."""
         return int(self._c.llama_model_n_swa(self._model))
@@ -206,6 +221,14 @@ class LoadedModel:
         for start in range(kept, len(ids), self.options.n_batch):
             self._decode(ids[start : start + self.options.n_batch])
         return len(ids) - kept
+
+    def adopt(self, token_ids: Sequence[int]) -> None:
+        """Take note of what another evaluator (`image`) brought into the empty KV cache.
+
+        Args:
+            token_ids: an id for each cell, a negative one for what no token gave.
+        """
+        self._evaluated = list(token_ids)
 
     def extend(self, token_ids: Sequence[int] | NDArray[np.integer[Any]]) -> None:
         """Evaluate tokens after those in the KV cache.
