@@ -31,12 +31,14 @@ class Shipped:
         path: the GGUF, its first shard, or the archive.
         files: every file of the model.
         adapters: LoRA files beside it; an archive holds its own.
+        projector: the file of what sees beside it, likewise.
     """
 
     made: Made
     path: Path
     files: tuple[Path, ...]
     adapters: tuple[Path, ...] = ()
+    projector: Path | None = None
 
     @property
     def bytes(self) -> int:
@@ -46,7 +48,8 @@ class Shipped:
     @property
     def total_bytes(self) -> int:
         """Of everything."""
-        return self.bytes + sum(path.stat().st_size for path in self.adapters)
+        beside = (*self.adapters, *([] if self.projector is None else [self.projector]))
+        return self.bytes + sum(path.stat().st_size for path in beside)
 
 
 class Shipment:
@@ -99,7 +102,7 @@ class Shipment:
 
         files = _moved(made, self.scratch_name(made.outline, folder))  # members have the names that files would have
         archive, threads = folder / "archive.edgepack", self._request.threads
-        pack_archive(files.gguf, archive, include=files.adapters, threads=threads, progress=self._request.progress)
+        pack_archive(files.gguf, archive, include=files.beside, threads=threads, progress=self._request.progress)
         return replace(files, archive=archive)
 
     def bytes_of(self, made: Made) -> int:
@@ -115,14 +118,15 @@ class Shipment:
                 made.archive.replace(path)
             return Shipped(made, path, (path,))
         if made.gguf == path or len(made.files) > 1:
-            return Shipped(made, made.gguf, made.files, made.adapters)
+            return Shipped(made, made.gguf, made.files, made.adapters, made.projector)
         moved = _moved(made, path)
-        return Shipped(moved, path, moved.files, moved.adapters)
+        return Shipped(moved, path, moved.files, moved.adapters, moved.projector)
 
 
 def _moved(made: Made, path: Path) -> Made:
-    """The same files with the GGUF at `path` and its adapters beside it."""
+    """The same files with the GGUF at `path`, its adapters and what sees beside it."""
     adapters = tuple(
         each.replace(path.with_name(each.name.replace(made.gguf.stem, path.stem, 1))) for each in made.adapters
     )
-    return replace(made, files=(made.gguf.replace(path),), adapters=adapters)
+    projector = None if made.projector is None else made.projector.replace(path.with_name(made.projector.name))
+    return replace(made, files=(made.gguf.replace(path),), adapters=adapters, projector=projector)

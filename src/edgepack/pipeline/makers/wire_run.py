@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgepack.gguf.types import Value
     from edgepack.model import Checkpoint
     from edgepack.pipeline.goals.judging import Judge, Rung
+    from edgepack.pipeline.makers.projector import ProjectorFile
     from edgepack.pipeline.makers.separate import SeparateAdapter
     from edgepack.progress import Progress
     from edgepack.quant.calibration.curvature_store import CurvatureStore
@@ -92,6 +93,7 @@ class WireRun:
         pre: the pre-tokenizer's name where its structure is not known.
         about: metadata to add to the file.
         beside: an adapter that goes into the archive.
+        eyes: what sees, likewise.
         threads: of rounding and packing; None for all.
         resume: whether to go on with what an interrupted run of the same model, text and settings left.
         progress: told of each step.
@@ -107,6 +109,7 @@ class WireRun:
         pre: str | None = None,
         about: Mapping[str, Value] | None = None,
         beside: SeparateAdapter | None = None,
+        eyes: ProjectorFile | None = None,
         threads: int | None = None,
         resume: bool = False,
         progress: Progress = silent,
@@ -115,6 +118,7 @@ class WireRun:
         self.checkpoint, self.threads, self.progress = checkpoint, threads, progress
         self.calibration, self._pre, self._about = calibration, pre, dict(about or {})
         self.adapters: tuple[Path, ...] = ()
+        self.projector: Path | None = None
         self._kept = WireScratch(output, (calibration.tokens, settings, pre), checkpoint, resume=resume)
         self.scratch = self._kept.folder
         self._interrupted = list(self._kept.tried[:-1])  # all but the last are as good as tried
@@ -125,6 +129,8 @@ class WireRun:
             self.model: WireModel = self._opened(settings, self._measured(settings.device))
             if beside is not None:
                 self.adapters = (beside.write(self.model.model, self.gguf),)
+            if eyes is not None:
+                self.projector = eyes.write(self.gguf.with_name(eyes.name))
 
     def _measured(self, device: str) -> CurvatureStore:
         from edgepack.quant.calibration.curvature import measure
@@ -179,7 +185,7 @@ class WireRun:
         result = self.model.round(scale, self.scratch / "blocks", about, self.progress)
         written = write_gguf(result.plan, self.gguf, threads=self.threads, progress=self.progress)
         packed = pack_archive(
-            self.gguf, self.archive, include=self.adapters, threads=self.threads, progress=self.progress
+            self.gguf, self.archive, include=self._beside, threads=self.threads, progress=self.progress
         )
         trial = Trial(scale, packed.bytes, written, result)
         self._kept.note(Tried(scale, packed.bytes, written, self.model.trellises))
@@ -194,8 +200,13 @@ class WireRun:
 
     def predicted_bytes(self, scales: Sequence[float]) -> list[float]:
         """About what archives at some scales take, without making any."""
-        beside = sum(path.stat().st_size for path in self.adapters)
+        beside = sum(path.stat().st_size for path in self._beside)
         return [size + beside for size in self.model.predicted_bytes(scales)]
+
+    @property
+    def _beside(self) -> tuple[Path, ...]:
+        """What goes into the archive behind the model."""
+        return (*self.adapters, *([] if self.projector is None else [self.projector]))
 
     @property
     def weights(self) -> int:
