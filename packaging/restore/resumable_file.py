@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from edgepack.atomic_file import check_output, partial_path, sync_folder
-from edgepack.errors import CheckFailedError, EdgepackError, ResourceError, UsageError
+from edgepack.errors import EdgepackError, NetworkError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,13 @@ def _lock(stream: BinaryIO, path: Path) -> None:
 def _missing_bytes(path: Path, expected_bytes: int) -> int:
     """What the disk must still have room for."""
     partial = partial_path(path)
-    return expected_bytes - min(expected_bytes, partial.stat().st_size if partial.exists() else 0)
+    return expected_bytes - min(expected_bytes, _taken_bytes(partial) if partial.exists() else 0)
+
+
+def _taken_bytes(partial: Path) -> int:
+    """Bytes of disk that a file takes: of one with holes, less than its length."""
+    status = partial.stat()
+    return min(status.st_size, getattr(status, "st_blocks", 1 << 60) * 512)
 
 
 @contextmanager
@@ -57,7 +63,9 @@ def resumable_output(path: Path, expected_bytes: int) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
             partial.replace(path)
-        except (CheckFailedError, EdgepackError):
+        except NetworkError:
+            raise  # what came is right and is kept
+        except EdgepackError:
             partial.unlink(missing_ok=True)
             raise
         except OSError as error:

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from edgepack import errors, progress
     from edgepack.api.analysis import analyze
     from edgepack.api.archives import estimate_pack, extract, pack, unpack, unpack_native
+    from edgepack.api.bundling import bundle
     from edgepack.api.checking import generate_key, inspect, sign, verify
     from edgepack.api.export import export
+    from edgepack.api.fetching import fetch, update
     from edgepack.api.fidelity import certify, compare, evaluate, replay, validate
     from edgepack.api.importance import imatrix
     from edgepack.api.loading import load
@@ -42,6 +44,7 @@ _NAMES = {
     "ScoringOptions": "edge.fidelity.scoring",
     "analyze": "api.analysis",
     "bench": "api.speed",
+    "bundle": "api.bundling",
     "certify": "api.fidelity",
     "compare": "api.fidelity",
     "diff": "api.updates",
@@ -50,6 +53,7 @@ _NAMES = {
     "evaluate": "api.fidelity",
     "export": "api.export",
     "extract": "api.archives",
+    "fetch": "api.fetching",
     "fit": "api.speed",
     "generate_key": "api.checking",
     "imatrix": "api.importance",
@@ -62,6 +66,7 @@ _NAMES = {
     "sign": "api.checking",
     "unpack": "api.archives",
     "unpack_native": "api.archives",
+    "update": "api.fetching",
     "validate": "api.fidelity",
     "verify": "api.checking",
 }
@@ -73,6 +78,7 @@ __all__ = [
     "__version__",
     "analyze",
     "bench",
+    "bundle",
     "certify",
     "compare",
     "diff",
@@ -81,6 +87,7 @@ __all__ = [
     "evaluate",
     "export",
     "extract",
+    "fetch",
     "fit",
     "generate_key",
     "imatrix",
@@ -93,6 +100,7 @@ __all__ = [
     "sign",
     "unpack",
     "unpack_native",
+    "update",
     "validate",
     "verify",
 ]

@@ -33,6 +33,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sign": ("sign", "a signature added to an archive"),
     "diff": ("diff", "a small patch from one version of a file to the next"),
     "patch": ("patch", "the next version of a file from the old one and a patch"),
+    "fetch": ("fetch", "an archive from a web server, or a checkpoint from the hub"),
+    "update": ("update", "the version of an archive that its server has now"),
+    "bundle": ("bundle", "a folder that installs and runs an archive without a network"),
     "run": ("run", "one completion, or a chat with the model"),
     "serve": ("serve", "an OpenAI-compatible server and a chat page on this machine"),
     "embed": ("embed", "embeddings of texts"),
@@ -72,7 +75,7 @@ def root() -> None:
 
     Exit codes: 0 success, 1 a check that failed, 2 wrong usage, 3 checkpoint, 4 unsupported model,
     5 tokenizer, 6 GGUF, 7 archive, 8 NaN or infinity, 9 disk or memory, 10 llama.cpp, 11 missing package,
-    12 calibration, 13 codec, 130 interrupted.
+    12 calibration, 13 codec, 14 network, 130 interrupted.
     """
 
 
