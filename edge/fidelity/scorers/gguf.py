@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.edge.llama.check import check_generates
+from edgepack.edge.llama.engines import require_logits
 from edgepack.edge.llama.options import Adapter, RuntimeOptions, SamplingOptions
 from edgepack.edge.llama.runtime import LoadedModel
-from edgepack.errors import UnsupportedModelError
-from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 
 if TYPE_CHECKING:
@@ -39,14 +39,6 @@ class GGUFTokenizer:
         """The token that begins every text, or None where the file's metadata wants none."""
         vocabulary = self._model.vocabulary
         return vocabulary.bos if vocabulary.adds_bos and vocabulary.bos >= 0 else None
-
-
-def _refuse_without_next_token(path: Path) -> None:
-    """Encoders, and models whose file says how their tokens are pooled or scored."""
-    header = read_header(path)
-    name = header.get(keys.ARCHITECTURE)
-    if header.get(f"{name}.pooling_type") is not None or header.get(f"{name}.attention.causal") is False:
-        raise UnsupportedModelError(f"{path}: {name} gives embeddings or scores: it does not say what comes next")
 
 
 class GGUFScorer:
@@ -81,7 +73,8 @@ class GGUFScorer:
             kv_type_k=kv_type, kv_type_v=kv_type, flash_attention="off" if kv_type == "f32" else "auto",
             adapters=tuple(Adapter(adapter) for adapter in adapters),
         )  # fmt: skip
-        _refuse_without_next_token(path)
+        check_generates(read_header(path))
+        require_logits("scoring a GGUF")
         self._model = LoadedModel(path, options)
         self.path = path
         self.tokenizer = GGUFTokenizer(self._model)
