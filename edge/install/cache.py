@@ -65,6 +65,7 @@ class Installed:
         model: the GGUF.
         header: its header; whether llama.cpp would survive it is not checked yet.
         adapters: LoRA adapters of the archive, in its order.
+        projector: what sees, where the archive holds it.
         template: a chat template of the archive, which stands above the model's own.
         fresh: whether anything had to be restored now.
     """
@@ -72,6 +73,7 @@ class Installed:
     model: Path
     header: GGUFHeader
     adapters: tuple[Path, ...]
+    projector: Path | None
     template: str | None
     fresh: bool
 
@@ -102,16 +104,17 @@ class ModelCache:
             ResourceError: the disk is too small.
         """
         with open_archive(archive) as opened:
-            main, others = opened.main, _adapters(opened)
+            main, others, eyes = opened.main, _adapters(opened), _projectors(opened)
             template = read_template(opened)
-        restored = [self._install_member(archive, m, verify, progress) for m in (main, *others)]
+        restored = [self._install_member(archive, m, verify, progress) for m in (main, *others, *eyes)]
         path = restored[0][0]
         header = read_header(path)
         model = native_form(path, self, progress, header)
         return Installed(
             model=model,
             header=header if model == path else read_header(model),
-            adapters=tuple(path for path, _fresh in restored[1:]),
+            adapters=tuple(path for path, _fresh in restored[1 : 1 + len(others)]),
+            projector=restored[-1][0] if eyes else None,
             template=template,
             fresh=any(fresh for _path, fresh in restored),
         )
@@ -125,6 +128,12 @@ class ModelCache:
         with open_archive(archive) as opened:
             others = _adapters(opened)
         return tuple(self._install_member(archive, member, verify=False, progress=progress)[0] for member in others)
+
+    def install_projector(self, archive: Path, *, progress: Progress = silent) -> Path | None:
+        """Restore an archive's projector alone, where it holds one; raises as `install`."""
+        with open_archive(archive) as opened:
+            eyes = _projectors(opened)
+        return self._install_member(archive, eyes[0], verify=False, progress=progress)[0] if eyes else None
 
     def entries(self) -> list[CacheEntry]:
         """Everything installed, the most recently used first, with what interrupted installations left."""
@@ -297,6 +306,11 @@ def prune(
 def _adapters(archive: Archive) -> list[Member]:
     main = archive.main
     return [member for member in archive.members if member.role is Role.GGUF and member is not main]
+
+
+def _projectors(archive: Archive) -> list[Member]:
+    """The one that the archive holds, or none."""
+    return [member for member in archive.members if member.role is Role.PROJECTOR][:1]
 
 
 def read_template(archive: Archive) -> str | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import secrets
+from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from edgepack.edge.llama.log import runtime_log
 from edgepack.errors import ModelRuntimeError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _TEXT = 0  # MTMD_INPUT_CHUNK_TYPE_TEXT
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 _SEEN = -1  # stands for an image's embedding among the ids that were evaluated; no prompt has it
+_NO_TOKEN = -2  # ours for LLAMA_TOKEN_NULL, which mtmd takes for a token that the vocabulary lacks, and aborts on
 
 
 class Eyes:
@@ -86,7 +88,7 @@ class Eyes:
         with self._chunks(self.marker, [picture], special=True) as chunks:
             return [self._encoded(chunk) for chunk in chunks if self._kind(chunk) != _TEXT]
 
-    def evaluate(self, text: str, pictures: Sequence[Picture], *, add_special: bool, parse_special: bool) -> int:
+    def evaluate(self, text: str, pictures: Sequence[Picture], *, add_special: bool, parse_special: bool) -> list[int]:
         """Bring the model's KV cache to exactly `text`, its markers replaced by images; logits of its end are ready.
 
         Args:
@@ -96,7 +98,7 @@ class Eyes:
             parse_special: read `<|...|>` and their like as control tokens.
 
         Returns:
-            Tokens in the cache, embeddings of images among them.
+            An id for each cell of the cache, a negative one for what was seen.
 
         Raises:
             UsageError: they are more than the context holds, or an image cannot be taken by this projector.
@@ -104,6 +106,11 @@ class Eyes:
         """
         with self._chunks(text, pictures, special=parse_special, add_special=add_special) as chunks:
             ids = [token for chunk in chunks for token in self._ids(chunk)]
+            if min(ids, default=0) < _SEEN:
+                raise UsageError(
+                    f"projector '{self.path}': the model's vocabulary lacks the tokens that stand around images: it was"
+                    " made for another model"
+                )
             if len(ids) > self.model.n_ctx:
                 raise UsageError(
                     f"prompt has {len(ids)} tokens, {ids.count(_SEEN)} of them of images; the context holds"
@@ -114,7 +121,7 @@ class Eyes:
             for number, chunk in enumerate(chunks, 1):
                 position = self._evaluate_one(chunk, position, is_last=number == len(chunks))
             self.model.adopt(ids)
-            return len(ids)
+            return ids
 
     def _evaluate_one(self, chunk: Any, position: int, *, is_last: bool) -> int:
         """Evaluate a piece of text or an image at `position`; gives the position behind it."""
@@ -156,7 +163,7 @@ class Eyes:
             return [_SEEN] * int(self._mtmd.mtmd_input_chunk_get_n_tokens(chunk))
         count = ctypes.c_size_t()
         tokens = self._mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
-        return [int(tokens[i]) for i in range(count.value)]
+        return [int(tokens[i]) if tokens[i] >= 0 else _NO_TOKEN for i in range(count.value)]
 
     @contextmanager
     def _chunks(
@@ -195,6 +202,48 @@ class Eyes:
         if not made.bitmap:
             raise UsageError(f"image '{picture.label}': it is damaged: its pixels cannot be decoded")
         return made.bitmap
+
+
+class PicturePrompt(Sequence[int]):
+    """A prompt with images in it: ids as they stand in the KV cache once it has been evaluated, none before.
+
+    Args:
+        eyes: of the model that will answer.
+        text: holds the eyes' marker once for each picture.
+        pictures: in the order of the markers.
+        add_special: as `Eyes.evaluate`.
+        parse_special: likewise.
+    """
+
+    def __init__(
+        self,
+        eyes: Eyes,
+        text: str,
+        pictures: Sequence[Picture],
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+    ) -> None:
+        self._eyes, self._text, self._pictures = eyes, text, pictures
+        self._add_special, self._parse_special = add_special, parse_special
+        self._ids: list[int] = []
+
+    def evaluate(self) -> None:
+        """Bring the model's KV cache to this prompt, its last logits ready to sample; raises as `Eyes.evaluate`."""
+        self._ids = self._eyes.evaluate(
+            self._text, self._pictures, add_special=self._add_special, parse_special=self._parse_special
+        )
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[int]: ...
+    def __getitem__(self, index: int | slice) -> int | Sequence[int]:
+        """A token's id; a negative one for what was seen."""
+        return self._ids[index]
 
 
 def _log_here(mtmd: Any) -> None:

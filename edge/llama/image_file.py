@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -39,12 +38,15 @@ class Picture:
     pixels: NDArray[np.uint8] | None = None
 
 
-def read_picture(path: Path) -> Picture:
-    """The image in `path`, checked to be one of a size that can be decoded.
+def read_picture(image: str | Path | bytes) -> Picture:
+    """An image out of a file, or its bytes, checked to be one of a size that can be decoded.
 
     Raises:
         UsageError: no such file, no image of a known kind, or a huge one.
     """
+    if isinstance(image, bytes):
+        return picture_of(image, f"{len(image)} bytes")
+    path = Path(image)
     if not path.is_file():
         raise UsageError(f"image '{path}': no such file")
     size = path.stat().st_size

@@ -68,7 +68,7 @@ def _period(config: ModelConfig) -> int:
     indexes = list(found) if isinstance(found, list | tuple) else []
     if not indexes or not all(type(each) is int for each in indexes) or indexes[0] < 0:
         raise UnsupportedModelError(f"{config.label}: fullatt_block_indexes: expected numbers of blocks, got {found!r}")
-    period = indexes[0] + 1
+    period = int(indexes[0]) + 1
     if indexes != list(range(period - 1, config.n_layers, period)):
         raise UnsupportedModelError(
             f"{config.label}: fullatt_block_indexes is {indexes!r}: llama.cpp needs every {period}th block, because its"

@@ -60,24 +60,23 @@ def write_eyes(eyes: TinyEyes, folder: Path, tokenizer: Path) -> Any:
     """Write the checkpoint; gives the model."""
     model = random_model(eyes.model)
     write_checkpoint(model, folder, tokenizer, fused_experts=eyes.model.fused_experts)
-    _name_break(folder / "tokenizer.json")
+    _name_tokens(folder / "tokenizer.json")
     (folder / "preprocessor_config.json").write_text(json.dumps(eyes.preprocessor))
     return model
 
 
-def _name_break(path: Path) -> None:
-    """Let the vocabulary's last token, of which no other is made, be [IMG_BREAK], which Pixtral's projector needs."""
+def _name_tokens(path: Path) -> None:
+    """Let the vocabulary's last tokens, of which no others are made, be those that projectors look for by name."""
     file = json.loads(path.read_text())
-    token = {"id": BREAK, "content": "[IMG_BREAK]", "single_word": False, "lstrip": False, "rstrip": False,
-             "normalized": False, "special": True}  # fmt: skip
-    vocabulary = file["model"]["vocab"]
-    old = next(text for text, number in vocabulary.items() if number == BREAK)
-    vocabulary["[IMG_BREAK]"] = vocabulary.pop(old)
-    merges = file["model"]["merges"]
-    file["model"]["merges"] = [
-        pair for pair in merges if "".join(pair if isinstance(pair, list) else pair.split(" ")) != old
-    ]
-    file["added_tokens"].append(token)
+    vocabulary, merges = file["model"]["vocab"], file["model"]["merges"]
+    for number, name in enumerate(NAMED, BREAK):
+        old = next(text for text, id_ in vocabulary.items() if id_ == number)
+        vocabulary[name] = vocabulary.pop(old)
+        merges = [pair for pair in merges if "".join(pair if isinstance(pair, list) else pair.split(" ")) != old]
+        token = {"id": number, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
+                 "normalized": False, "special": True}  # fmt: skip
+        file["added_tokens"].append(token)
+    file["model"]["merges"] = merges
     path.write_text(json.dumps(file))
 
 
@@ -163,7 +162,8 @@ def _by_place(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     )
 
 
-BREAK = 4093  # the id that [IMG_BREAK] gets in the tokenizer of a test
+NAMED = ("[IMG_BREAK]", "[IMG_END]", "<fake_token_around_image>", "<global-img>")  # of Pixtral, of Idefics 3
+BREAK = 4094 - len(NAMED)  # the id of the first of them
 TEXT = {key: value for key, value in SIZES.items() if key != "model_type"}
 TOWER: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

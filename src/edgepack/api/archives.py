@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from edgepack.api.values import FilePath, optional_path, paths
 from edgepack.atomic_file import check_output
+from edgepack.edge.llama.check_projector import check_projector, is_projector
 from edgepack.errors import UsageError
+from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import Archive, is_archive, open_archive
 from edgepack.packaging.coding.streams import DEFAULT_LEVEL
 from edgepack.packaging.estimate import Estimate, estimate_archive
 from edgepack.packaging.pack import PackResult, pack_archive
+from edgepack.packaging.plain_gguf import is_gguf
 from edgepack.packaging.restore.stream import unpack_stream
 from edgepack.packaging.restore.unpack import UnpackResult, extract_tensor, unpack_archive
 from edgepack.progress import silent
@@ -35,6 +38,7 @@ def pack(
     level: int = DEFAULT_LEVEL,
     dictionary: bool = True,
     include: Sequence[FilePath] = (),
+    projector: FilePath | None = None,
     base: FilePath | None = None,
     threads: int | None = None,
     progress: Progress = silent,
@@ -47,26 +51,36 @@ def pack(
         level: zstd level, 1 to 19.
         dictionary: train dictionaries where they gain.
         include: other files to put in, under their own names.
+        projector: a GGUF of what sees, that `run` and `serve` use with the model.
         base: an older archive, to take chunks and dictionaries from.
         threads: workers; None for one a core.
         progress: told of bytes read.
 
     Raises:
         GGUFError: `file` is not a whole GGUF.
-        UsageError: a file is not there, a name occurs twice, the output folder is absent.
+        UsageError: a file is not there, a name occurs twice, the output folder is absent, or a projector is none or was
+            made for another model.
         ResourceError: the disk is full.
     """
-    file = Path(file)
+    file, included = Path(file), paths(include)
+    _check_projectors(file, included, optional_path(projector))
     return pack_archive(
         file,
         file.with_suffix(".edgepack") if output is None else Path(output),
         level=level,
         dictionary=dictionary,
-        include=paths(include),
+        include=(*included, *([] if projector is None else paths([projector]))),
         base=optional_path(base),
         threads=threads,
         progress=progress,
     )
+
+
+def _check_projectors(model: Path, included: Sequence[Path], given: Path | None) -> None:
+    """Refuse what sees for another model, whichever option brings it."""
+    eyes = [path for path in included if is_gguf(path) and is_projector(read_header(path))]
+    for path in (*eyes, *([] if given is None else [given])):
+        check_projector(path, read_header(model))
 
 
 def estimate_pack(file: FilePath, *, include: Sequence[FilePath] = (), level: int = DEFAULT_LEVEL) -> Estimate:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edgepack.edge.fit.opening import OpenWish
 from edgepack.edge.install.in_place import FromArchive
 from edgepack.edge.install.model_file import ModelFile, prepare
+from edgepack.edge.install.projector import projector_of
 from edgepack.edge.llama.check import check_adapter
 from edgepack.edge.llama.engines import choose_engine
 from edgepack.edge.llama.options import Adapter
@@ -37,6 +38,7 @@ class OpenOptions:
         threads: of the CPU; by default physical cores, one for very small models.
         adapters: GGUF LoRAs to apply.
         own_adapters: apply those that an archive brings too.
+        projector: a GGUF of what sees, in place of the one that an archive brings.
         verify: check every byte of an installed archive first.
         engine: which package runs it; `auto` takes llama-cpp-python where it is installed, else xllamacpp.
         from_archive: when an archive's model is decoded into memory instead of being installed.
@@ -52,6 +54,7 @@ class OpenOptions:
     verify: bool = False
     from_archive: FromArchive = FromArchive.NEVER
     engine: EngineWish = "auto"
+    projector: Path | None = None
 
 
 def ignore(text: str) -> None:
@@ -64,7 +67,7 @@ def open_file(
     """The model in `file`, installed where it is an archive, and what `edge.fit` is asked for.
 
     Raises:
-        UsageError: there is no such file, or an adapter is none.
+        UsageError: there is no such file, an adapter is none, or a projector is none or another model's.
         DependencyError: the engine is not installed.
         GGUFError, ArchiveError, IntegrityError: the file is not sound.
     """
@@ -73,6 +76,7 @@ def open_file(
             note("only llama-cpp-python reads a model out of its archive; it is installed")
         options = replace(options, from_archive=FromArchive.NEVER)
     source = prepare(Path(file), verify=options.verify, from_archive=options.from_archive, progress=progress, note=note)
+    source = replace(source, projector=projector_of(source, options.projector))
     own = tuple(Adapter(path) for path in source.adapters) if options.own_adapters else ()
     adapters = own + options.adapters
     for adapter in adapters:
