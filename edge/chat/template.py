@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from edgepack.edge.llama.libraries import ChatMessage, llama_library
-from edgepack.errors import TemplateError, UsageError
+from edgepack.errors import DependencyError, TemplateError, UsageError
 from edgepack.gguf import keys
 from edgepack.text_file import read_text
 
@@ -185,7 +185,10 @@ class NamedTemplate:
 
 def named_templates() -> list[str]:
     """Names that llama.cpp knows."""
-    library = llama_library()
+    try:
+        library = llama_library()
+    except DependencyError:  # xllamacpp's wheel for Windows exports no function
+        return []
     count = int(library.llama_chat_builtin_templates(None, 0))
     names = (ctypes.c_char_p * count)()
     library.llama_chat_builtin_templates(names, count)

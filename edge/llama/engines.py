@@ -48,7 +48,7 @@ class LlamaCppPython:
             self.name,
             importlib.metadata.version("llama_cpp_python"),
             f"llama.cpp {c.llama_version().decode()}; {system_info(self.name)}",
-            _devices(self.name),
+            _ggml_devices(),
             bool(c.llama_supports_gpu_offload()),
             ("one answer at a time", "JSON schemas as grammars: no long repetitions"),
         )
@@ -69,12 +69,13 @@ class Xllamacpp:
     def facts(self) -> EngineFacts:
         """As `Engine.facts`."""
         version = importlib.metadata.version("xllamacpp")
+        devices = _xllamacpp_devices()
         return EngineFacts(
             self.name,
             version,
-            f"llama.cpp {_version(self.name)}; {system_info(self.name)}",
-            _devices(self.name),
-            any(not device.startswith("CPU") for device in _devices(self.name)),
+            f"llama.cpp b{version.rpartition('.')[2]}; {system_info(self.name)}",
+            devices,
+            any(device != "CPU" for device in devices),
             ("no logits: no validate, imatrix, certify, --prompt-cache, --from-archive, nor fit's measured speed",),
         )
 
@@ -143,29 +144,27 @@ def supports_gpu(wish: EngineWish = "auto") -> bool:
 @cache
 def system_info(name: EngineName) -> str:
     """Instruction sets and features of an engine's build, as llama.cpp spells them (`AVX2 = 1`)."""
-    library = _library(name)
-    library.llama_print_system_info.restype = ctypes.c_char_p
-    return str(library.llama_print_system_info().decode("utf-8", "replace")).strip(" |")
+    if name == "xllamacpp":
+        import xllamacpp
 
+        return str(xllamacpp.get_system_info()).strip(" |")
+    from llama_cpp import llama_cpp as c
 
-def _version(name: EngineName) -> str:
-    library = _library(name)
-    library.llama_version.restype = ctypes.c_char_p
-    return str(library.llama_version().decode("utf-8", "replace"))
-
-
-@cache
-def _library(name: EngineName) -> ctypes.CDLL:
-    return ctypes.CDLL(str(llama_library_path(name)))
+    return str(c.llama_print_system_info().decode("utf-8", "replace")).strip(" |")
 
 
 @cache
-def _devices(name: EngineName) -> tuple[str, ...]:
-    """Names of the devices that an engine's build computes on."""
-    path = llama_library_path(name)
-    if name == "llama-cpp-python":
-        path = path.with_name(path.name.replace("llama", "ggml"))
-    ggml = ctypes.CDLL(str(path))
+def _xllamacpp_devices() -> tuple[str, ...]:
+    import xllamacpp
+
+    return tuple(str(device["name"]) for device in xllamacpp.get_device_info())
+
+
+@cache
+def _ggml_devices() -> tuple[str, ...]:
+    """Names of the devices that llama-cpp-python's build computes on."""
+    path = llama_library_path("llama-cpp-python")
+    ggml = ctypes.CDLL(str(path.with_name(path.name.replace("llama", "ggml"))))
     ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
     ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
     ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.edge.llama.engine import EngineWish
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 # The types that llama.cpp accepts for K and V: kv_cache_types in common/arg.cpp.
 KV_TYPES: dict[str, GGMLType] = {
@@ -66,6 +67,7 @@ class RuntimeOptions:
         adapters: LoRA adapters, applied together.
         engine: which package runs it; `auto` takes llama-cpp-python where it is installed, else xllamacpp.
         simulated: only plan memory: no weight is read, nothing can be evaluated.
+        trust: whose archives are taken where a model is read out of one; the user's trust store by default.
     """
 
     n_ctx: int = 0
@@ -82,6 +84,7 @@ class RuntimeOptions:
     reranking: bool = False
     adapters: tuple[Adapter, ...] = ()
     simulated: bool = False
+    trust: TrustPolicy | None = None
     engine: EngineWish = "auto"
 
 

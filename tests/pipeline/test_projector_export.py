@@ -9,10 +9,12 @@ import pytest
 from references.tiny_checkpoints import TinyModel, random_model, write_checkpoint
 from references.tiny_projectors import EYES, write_eyes
 
+import edgepack
 from edgepack.cli import execute
 from edgepack.errors import UnsupportedModelError, UsageError
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import open_archive
+from edgepack.packaging.derivation import read_derivation
 from edgepack.pipeline.export import run_export
 from edgepack.pipeline.request import ExportRequest
 
@@ -86,7 +88,23 @@ def test_packed_it_is_a_member_of_the_same_archive(model: Path, tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["vlm.edgepack"]
     assert "projector" not in result.as_json()
     with open_archive(result.output) as archive:
-        assert [member.name for member in archive.members] == ["vlm.gguf", "mmproj-TinyVLM-Instruct-F16.gguf"]
+        assert [member.name for member in archive.members] == [
+            "vlm.gguf",
+            "mmproj-TinyVLM-Instruct-F16.gguf",
+            "derivation.intoto.json",
+        ]
+
+
+def test_making_it_again_gives_the_same_projector(model: Path, tmp_path: Path) -> None:
+    request = ExportRequest(model, "gguf-q8", mmproj=True, mmproj_type="bf16", output=tmp_path / "vlm.edgepack")
+    archive = run_export(request).output
+    again = edgepack.check_provenance(archive, model)
+    assert again.same
+    assert again.differences == ()
+    assert [subject.name for subject in read_derivation(archive).subjects] == [
+        "vlm.gguf",
+        "mmproj-TinyVLM-Instruct-BF16.gguf",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,10 @@ def bind(library: GgmlLibrary) -> ctypes.CDLL:
     try:
         opened = ctypes.CDLL(str(library.path))
         _declare(opened)
-    except (OSError, AttributeError) as error:
-        raise DependencyError(f"'{library.path}' cannot be used: {error}") from error
+    except (OSError, AttributeError) as error:  # such as xllamacpp's wheel for Windows, which exports nothing
+        raise DependencyError(
+            f"ggml's functions cannot be called in '{library.path}' ({error}): pip install llama-cpp-python"
+        ) from error
     return opened
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from edgepack.api.values import FilePath
     from edgepack.edge.llama.engine import EngineWish
+    from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
 
 
@@ -42,6 +43,7 @@ class OpenOptions:
         verify: check every byte of an installed archive first.
         engine: which package runs it; `auto` takes llama-cpp-python where it is installed, else xllamacpp.
         from_archive: when an archive's model is decoded into memory instead of being installed.
+        trust: whose archives are taken; the user's trust store by default.
     """
 
     ctx: int | None = None
@@ -53,6 +55,7 @@ class OpenOptions:
     own_adapters: bool = True
     verify: bool = False
     from_archive: FromArchive = FromArchive.NEVER
+    trust: TrustPolicy | None = None
     engine: EngineWish = "auto"
     projector: Path | None = None
 
@@ -70,12 +73,16 @@ def open_file(
         UsageError: there is no such file, an adapter is none, or a projector is none or another model's.
         DependencyError: the engine is not installed.
         GGUFError, ArchiveError, IntegrityError: the file is not sound.
+        CheckFailedError: nobody trusted signed it.
     """
     if choose_engine(options.engine).name != "llama-cpp-python" and options.from_archive is not FromArchive.NEVER:
         if options.from_archive is FromArchive.ALWAYS:
             note("only llama-cpp-python reads a model out of its archive; it is installed")
         options = replace(options, from_archive=FromArchive.NEVER)
-    source = prepare(Path(file), verify=options.verify, from_archive=options.from_archive, progress=progress, note=note)
+    source = prepare(
+        Path(file), verify=options.verify, from_archive=options.from_archive, trust=options.trust,
+        progress=progress, note=note,
+    )  # fmt: skip
     source = replace(source, projector=projector_of(source, options.projector))
     own = tuple(Adapter(path) for path in source.adapters) if options.own_adapters else ()
     adapters = own + options.adapters
@@ -88,6 +95,7 @@ def open_file(
         n_gpu_layers=options.n_gpu_layers,
         threads=options.threads,
         adapters=adapters,
+        trust=options.trust,
         engine=options.engine,
     )
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from edgepack.atomic_file import check_output
+from edgepack.files.output import check_output
 from edgepack.pipeline.accepted import check_request
 from edgepack.pipeline.goals.ladder import Reached, fitting, reach_gates, reach_given, reach_size
-from edgepack.pipeline.makers.opened import opened_checkpoint, separate_adapter, work_of
+from edgepack.pipeline.makers.opened import opened_checkpoint, separate_adapter, with_original, work_of
 from edgepack.pipeline.makers.separate import SUFFIX, SeparateAdapter, WithAdapter
 from edgepack.pipeline.options import CODED, WIRE
 from edgepack.pipeline.outline import Made
@@ -66,9 +66,14 @@ class ExportResult:
     gates: Gates
 
     @property
+    def beside(self) -> tuple[Path, ...]:
+        """Every file that belongs to the model: adapters, and what sees."""
+        return (*self.adapters, *([] if self.projector is None else [self.projector]))
+
+    @property
     def passed(self) -> bool:
         """Whether no gate was missed."""
-        return self.validation is None or self.validation.candidates[0].validation.passed(self.gates)
+        return self.validation is None or self.validation.candidates[0].passed(self.gates)
 
     def as_json(self) -> dict[str, Json]:
         """The result as scripts read it."""
@@ -91,10 +96,10 @@ class ExportResult:
         if self.tried:
             found["tried"] = [_tried(rung) for rung in self.tried]
         if self.validation is not None:
-            from edgepack.edge.fidelity.outcome import as_json
+            from edgepack.edge.fidelity.outcome import candidate_json
 
             run = self.validation
-            found["validation"] = as_json(run.candidates[0].validation, self.gates, run.chunking)
+            found["validation"] = candidate_json(run.candidates[0], self.gates, run.chunking)
         return found
 
 
@@ -121,12 +126,19 @@ def run_export(request: ExportRequest) -> ExportResult:
     started = time.monotonic()
     if request.only_sees:
         return _projector_alone(request, started)
+    with with_original(request) as opened:
+        return _exported(opened, started)
+
+
+def _exported(request: ExportRequest, started: float) -> ExportResult:
+    """What is asked for, made of what is opened."""
     with _passes(request) as passes:
         if request.dry_run:
             return _planned(request, passes, started)
         reached = _reach(request, passes)
     shipped = reached.shipped
-    judged = None if reached.tried or not (request.is_gated or request.validate) else _verdict(request, reached)
+    asked = request.is_gated or request.validate
+    judged = _verdict(request, reached) if request.judges_weights or (asked and not reached.tried) else None
     return ExportResult(
         shipped.path, shipped.bytes, time.monotonic() - started, shipped.made.outline, shipped.made, shipped.adapters,
         shipped.projector, reached.tried, judged, gates_of(request),
@@ -138,10 +150,10 @@ def _projector_alone(request: ExportRequest, started: float) -> ExportResult:
     from edgepack.pipeline.makers.projector import ProjectorFile
 
     if request.path is not None:
-        check_output(request.path)
+        check_output(request.path, force=True)
     projector = ProjectorFile(request)
     path, outline = request.path or Path(projector.name), projector.outline
-    check_output(path, None if request.dry_run else outline.bytes)
+    check_output(path, None if request.dry_run else outline.bytes, force=True)
     made = None if request.dry_run else Made(outline, (projector.write(path),))
     seconds = time.monotonic() - started
     return ExportResult(path, outline.bytes, seconds, outline, made, (), None, (), None, gates_of(request))
@@ -241,7 +253,7 @@ def _eyes(request: ExportRequest) -> ProjectorFile | None:
 def _beside(request: ExportRequest) -> SeparateAdapter | None:
     """The adapter that stays a file of its own."""
     adapter = separate_adapter(request)
-    return None if adapter is None else SeparateAdapter(adapter, request.source)
+    return None if adapter is None else SeparateAdapter(adapter, request.source, request.original)
 
 
 def _reach_scalar(maker: WireMaker, request: ExportRequest, shipment: Shipment) -> Reached:
@@ -264,13 +276,17 @@ def gates_of(request: ExportRequest) -> Gates:
     """The bars that the request sets."""
     from edgepack.edge.fidelity.validate import Gates
 
-    return Gates(request.min_agreement, request.max_kl, None)
+    return Gates(
+        request.min_agreement, request.max_kl, None, request.max_mean_error, request.max_tensor_error
+    )  # fmt: skip
 
 
 def _scoring(request: ExportRequest) -> ScoringOptions:
     from edgepack.edge.fidelity.scoring import ScoringOptions
+    from edgepack.packaging.trust.policy import ANYONE
 
-    return ScoringOptions(max_chunks=request.chunks, threads=request.threads or 0, floor=False, greedy=0)
+    # What is judged was made here a moment ago and is not signed yet.
+    return ScoringOptions(max_chunks=request.chunks, threads=request.threads or 0, floor=False, greedy=0, trust=ANYONE)
 
 
 def _judge(request: ExportRequest) -> Judge:
@@ -283,13 +299,17 @@ def _judge(request: ExportRequest) -> Judge:
 
 def _verdict(request: ExportRequest, reached: Reached) -> FidelityRun:
     """The shipped file held against what it was made from."""
-    from edgepack.pipeline.fidelity import run_validation
+    from edgepack.pipeline.fidelity import run_validation, with_findings
 
     scoring = replace(_scoring(request), adapters=reached.shipped.adapters)
     text = None if request.text is None else Path(request.text)
-    return run_validation(
+    run = run_validation(
         request.source, [reached.shipped.path], text, scoring, request.progress, opener=_opener(request)
     )
+    if not request.judges_weights:
+        return run
+    merged = None if request.adapter is None or request.adapter_mode != "merge" else opened_checkpoint(request)
+    return with_findings(run, request.source, request.progress, merged)
 
 
 def _opener(request: ExportRequest) -> Callable[[], Scorer] | None:
