@@ -50,7 +50,7 @@ _OUTPUTS: dict[str, tuple[tuple[str, ...], int]] = {
 }
 
 # Where every token of an image attends to all others they are evaluated at once; most of them (set_limit_image_tokens).
-_TOGETHER = {"gemma4v": 1120}
+_TOGETHER = {"gemma3": 256, "gemma4v": 1120}
 
 
 def check_projector(path: Path, model: GGUFHeader) -> GGUFHeader:
@@ -92,11 +92,15 @@ def projector_kind(header: GGUFHeader) -> str:
     return str(header.get(keys.PROJECTOR_TYPE) or header.get(keys.PROJECTOR_TYPE_OF_VISION) or "")
 
 
+def tokens_together(projector: Path | None) -> int:
+    """How many tokens a batch must hold so that the largest image of a projector is evaluated at once; 0 for any."""
+    most = 0 if projector is None else _TOGETHER.get(projector_kind(read_header(projector)), 0)
+    return -(-most // 256) * 256
+
+
 def with_room_for_images(options: RuntimeOptions, projector: Path | None) -> RuntimeOptions:
     """The options, with batches that hold the largest image of a projector whose images are evaluated at once."""
-    if projector is None:
-        return options
-    most = -(-_TOGETHER.get(projector_kind(read_header(projector)), 0) // 256) * 256
+    most = tokens_together(projector)
     return replace(options, n_batch=max(options.n_batch, most), n_ubatch=max(options.n_ubatch, most))
 
 
