@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from references.hybrid_models import QWEN35
 from references.tiny_checkpoints import SIZES, TinyModel, random_model, write_checkpoint
 
 from edgepack.edge.llama.image import Eyes
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from edgepack.edge.llama.runtime import LoadedModel
 
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+PLAIN = {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
 CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
 
 
@@ -37,12 +39,14 @@ class TinyEyes:
         preprocessor: what preprocessor_config.json says.
         image: height and width of the image.
         features: (model, pixels [3, height, width], normalised) → float64 [tokens, width].
+        prepare: changes the random model before it is written.
     """
 
     model: TinyModel
     preprocessor: dict[str, Any]
     image: tuple[int, int]
     features: Callable[[Any, torch.Tensor], torch.Tensor]
+    prepare: Callable[[Any], None] = lambda _model: None
 
     @property
     def name(self) -> str:
@@ -59,6 +63,7 @@ def picture(eyes: TinyEyes, seed: int = 3) -> NDArray[np.uint8]:
 def write_eyes(eyes: TinyEyes, folder: Path, tokenizer: Path) -> Any:
     """Write the checkpoint; gives the model."""
     model = random_model(eyes.model)
+    eyes.prepare(model)
     write_checkpoint(model, folder, tokenizer, fused_experts=eyes.model.fused_experts)
     _name_tokens(folder / "tokenizer.json")
     (folder / "preprocessor_config.json").write_text(json.dumps(eyes.preprocessor))
@@ -160,6 +165,13 @@ def _by_place(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     return torch.cat(
         list(model.get_image_features(_patches(pixels, patch)[None], image_position_ids=places).pooler_output)
     )
+
+
+def _limit(model: Any) -> None:
+    """Hold the inputs and outputs of Gemma 4's matrices between numbers that some of them reach."""
+    for name, buffer in model.named_buffers():
+        if name.endswith(("input_min", "output_min", "input_max", "output_max")):
+            buffer.fill_(-1.5 if name.endswith("min") else 1.25)
 
 
 NAMED = ("[IMG_BREAK]", "[IMG_END]", "<fake_token_around_image>", "<global-img>")  # of Pixtral, of Idefics 3
@@ -265,6 +277,24 @@ EYES = (
             },
             GEMMA4_TEXT, image_token_id=5,
         ),
-        {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}, (96, 108), _by_place,
+        PLAIN, (96, 108), _by_place,
+    ),
+    TinyEyes(
+        _sees(
+            "gemma-4-clipped", "Gemma4",
+            TOWER | {
+                "num_key_value_heads": 4, "head_dim": 16, "patch_size": 4, "position_embedding_size": 64,
+                "use_clipped_linears": True,
+            },
+            GEMMA4_TEXT, image_token_id=5,
+        ),
+        PLAIN, (108, 96), _by_place, _limit,
+    ),
+    TinyEyes(  # as Qwen 3 VL, and nothing beside the last block's output
+        _sees(
+            "qwen-3.5", "Qwen3_5", QWEN | {"depth": 2, "patch_size": 8, "num_position_embeddings": 64},
+            TEXT | QWEN35,
+        ),
+        HALF, (64, 64), _qwen,
     ),
 )  # fmt: skip
