@@ -60,6 +60,12 @@ def _limit_rules(name: str, source: str) -> tuple[TensorRule, ...]:
     return tuple(TensorRule(f"{name}.{end}", f"{source}.{end}", "1", _scalar, optional=True) for end in _LIMITS)
 
 
+def _deaf(config: ModelConfig) -> tuple[str, ...]:
+    """A model that hears too loses that."""
+    hears = config.values["text"].get("audio_config") is not None
+    return ("projector: what hears is left out: llama.cpp gets the part that sees",) if hears else ()
+
+
 def _own_heads(config: ModelConfig) -> tuple[int, ...]:
     return (config.hidden // config.n_heads,)
 
@@ -74,6 +80,7 @@ PROJECTOR = Projector(
         "image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0],
     },
     derived=_size,
+    remarks=_deaf,
     metadata=_metadata,
     dimensions=_dimensions,
     requirements=(

@@ -11,7 +11,10 @@ import pytest
 from references.family_oracle import exported
 from references.tiny_checkpoints import TinyModel, random_model, rewrite_config, write_checkpoint
 from references.tiny_projectors import (
+    CLIP,
     EYES,
+    TEXT,
+    TOWER,
     TinyEyes,
     distance_of,
     error_of,
