@@ -19,7 +19,6 @@ from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import Archive, is_archive, open_archive
 from edgepack.packaging.coding.streams import DEFAULT_LEVEL
 from edgepack.packaging.estimate import Estimate, estimate_archive
-from edgepack.packaging.format import Role
 from edgepack.packaging.pack import PackResult, pack_archive
 from edgepack.packaging.plain_gguf import is_gguf
 from edgepack.packaging.restore.stream import unpack_stream
@@ -156,9 +155,8 @@ def _restore_beside(
 def _beside(file: Path, target: Path, trust: TrustPolicy) -> list[tuple[str, Path]]:
     """The archive's other GGUFs, and where each one goes when the model becomes `target`."""
     with open_archive(file, trust) as archive:
-        main = archive.main
-        stem = PurePosixPath(main.name).stem
-        others = [member.name for member in archive.members if member.role is Role.GGUF and member is not main]
+        stem = PurePosixPath(archive.main.name).stem
+        others = [member.name for member in archive.beside]
     return [(name, target.with_name(_renamed(PurePosixPath(name).name, stem, target.stem))) for name in others]
 
 

@@ -17,7 +17,6 @@ from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import is_archive, open_archive
 from edgepack.packaging.derivation import read_derivation
-from edgepack.packaging.format import Role
 from edgepack.pipeline.derivation import FILES, RECIPE, model_files, versions
 from edgepack.pipeline.export import run_export
 from edgepack.pipeline.options import WIRE
@@ -275,9 +274,7 @@ def _others(output: Path, beside: tuple[Path, ...]) -> dict[str, str]:
 def _members(file: Path) -> dict[str, str]:
     """Name → SHA-256 of an archive's GGUFs beside the model."""
     with open_archive(file) as archive:
-        ggufs = [member for member in archive.members if member.role in (Role.GGUF, Role.PROJECTOR)]
-        found = [member for member in ggufs if member is not archive.main]
-        return {PurePosixPath(member.name).name: member.sha256 for member in found}
+        return {PurePosixPath(member.name).name: member.sha256 for member in archive.beside}
 
 
 def _other_differences(derivation: Derivation, file: Path, again: Mapping[str, str]) -> Iterator[str]:
