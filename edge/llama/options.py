@@ -65,6 +65,7 @@ class RuntimeOptions:
         reranking: return a cross-encoder's scores instead.
         adapters: LoRA adapters, applied together.
         engine: which package runs it; `auto` takes llama-cpp-python where it is installed, else xllamacpp.
+        adapt_threads: use fewer threads where the first tokens show that others use the cores.
         simulated: only plan memory: no weight is read, nothing can be evaluated.
     """
 
@@ -83,6 +84,7 @@ class RuntimeOptions:
     adapters: tuple[Adapter, ...] = ()
     simulated: bool = False
     engine: EngineWish = "auto"
+    adapt_threads: bool = False
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,8 @@ class ServerModel:
         return float(answer["results"][0]["relevance_score"])
 
     def _check_batch(self, count: int) -> None:
-        most = min(self.options.n_ubatch, self.n_ctx)
+        given = self.options
+        most = min(given.n_ubatch, given.n_batch, given.n_ctx or self.n_ctx)  # as llama.cpp clamps them
         if count > most:
             raise UsageError(f"text has {count} tokens, embeddings take at most n_ubatch = {most}")
 

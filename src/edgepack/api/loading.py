@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from edgepack.api.model import Model
 from edgepack.api.opening import OpenOptions, adapters_of, ignore, open_file
 from edgepack.edge.fit.opening import runtime_options
+from edgepack.edge.llama.check import generates
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def load(
         adapters: GGUF LoRAs to apply; `edgepack.Adapter(path, scale)` for another strength than as trained.
         own_adapters: apply those that the archive brings too.
         template: a chat template by a name that llama.cpp knows, or a Jinja file; by default the model's own.
-        embeddings: open it for `embed` first; what is not opened now is opened when it is first asked for.
+        embeddings: open it for `embed` (a cross-encoder: for `rerank`) first, as encoders always are; what is not
+            opened now is opened when it is first asked for.
         engine: `llama-cpp-python`, `xllamacpp`, or `auto`: the first of the two that is installed.
         verify: check every byte of an installed archive first.
         progress: told of bytes that are restored.
@@ -69,7 +71,7 @@ def load(
     try:
         if template is not None:
             model.chat_template()
-        model.open(embeddings=embeddings)
+        model.open(embeddings=embeddings or not generates(model.source.header))
     except BaseException:
         model.close()
         raise
