@@ -36,10 +36,15 @@ class ByteSource(Protocol):
 
 
 class FileSource:
-    """A file, opened once: what is read later is the same file, whatever stands under its name by then."""
+    """A file, opened once: what is read later is the same file, whatever stands under its name by then.
 
-    def __init__(self, path: Path) -> None:
-        self._descriptor = _open_file(path)
+    Args:
+        path: of the file.
+        descriptor: of the file, where it is open already; it stays the caller's.
+    """
+
+    def __init__(self, path: Path, descriptor: int | None = None) -> None:
+        self._descriptor = _open_file(path) if descriptor is None else os.dup(descriptor)
 
     @property
     def size(self) -> int:

@@ -11,9 +11,9 @@ import struct
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import atomic_output
 from edgepack.edge.llama.engines import with_logits
 from edgepack.errors import ModelRuntimeError
+from edgepack.files.output import atomic_output
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import atomic_output
 from edgepack.edge.fetch.download import Download
 from edgepack.edge.fetch.mirrors import Mirrors, NoMirrorLeftError
 from edgepack.edge.fetch.remote import RangesUnsupportedError, open_remote
@@ -24,10 +23,11 @@ from edgepack.edge.fetch.web import Web, shown
 from edgepack.edge.fetch.whole_body import StreamSource, fetch_whole
 from edgepack.errors import ArchiveError, IntegrityError, NetworkError
 from edgepack.file_digest import stream_sha256
+from edgepack.files.output import atomic_output
+from edgepack.files.resumable import resumable_output
 from edgepack.packaging.archive import Archive, open_archive
 from edgepack.packaging.format import sha256
-from edgepack.packaging.restore.resumable_file import resumable_output
-from edgepack.packaging.signing import SignatureState, judge_signatures, require_trusted
+from edgepack.packaging.trust.policy import ANYONE, TrustPolicy
 from edgepack.progress import Progress, silent
 from edgepack.quantities import format_duration, format_size
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from edgepack.edge.fetch.stored_records import StoredRecord
+    from edgepack.packaging.trust.signatures import SignatureState
 
 DEFAULT_CONNECTIONS = 4
 
@@ -47,7 +48,7 @@ class FetchRequest:
     Attributes:
         urls: addresses of one archive, the preferred first.
         output: the file's final name.
-        trusted: public keys of 32 bytes, one of which must have signed; none asks nothing.
+        trust: whose archives are taken.
         sha256: of the whole file, hexadecimal; None where the user named none.
         bases: archives on this machine whose equal records need not be fetched.
         connections: requests at once.
@@ -58,7 +59,7 @@ class FetchRequest:
 
     urls: tuple[str, ...]
     output: Path
-    trusted: tuple[bytes, ...] = ()
+    trust: TrustPolicy = ANYONE
     sha256: str | None = None
     bases: tuple[Path, ...] = ()
     connections: int = DEFAULT_CONNECTIONS
@@ -169,9 +170,7 @@ def _telling(note: Callable[[str], object]) -> Iterator[None]:
 
 
 def _open(request: FetchRequest, url: str) -> Archive:
-    archive = open_archive(Path(shown(url)), open_remote(request.web, url))
-    require_trusted(archive.index_record, archive.signatures, request.trusted)
-    return archive
+    return open_archive(Path(shown(url)), request.trust, source=open_remote(request.web, url))
 
 
 def _identity(archive: Archive) -> bytes:
@@ -227,8 +226,7 @@ def _whole(request: FetchRequest, url: str, started: float) -> FetchResult:
     with atomic_output(request.output) as stream:
         received = fetch_whole(request.web, url, stream, request.output, request.progress)
         stream.flush()
-        with open_archive(request.output, StreamSource(stream)) as archive:
-            require_trusted(archive.index_record, archive.signatures, request.trusted)
+        with open_archive(request.output, request.trust, source=StreamSource(stream)) as archive:
             for record in stored_records(archive):
                 if not record.holds(archive.read_at(record.offset, record.n_bytes)):
                     raise IntegrityError(f"{shown(url)}: {record.where}: SHA-256 differs")
@@ -240,7 +238,7 @@ def _whole(request: FetchRequest, url: str, started: float) -> FetchResult:
 
 
 def _result(request: FetchRequest, archive: Archive, amounts: tuple[int, int, int], started: float) -> FetchResult:
-    report = judge_signatures(archive, request.trusted)
+    report = request.trust.judge(archive.index_record, archive.signatures)
     return FetchResult(
         request.output,
         archive.footer.file_bytes,

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import atomic_output
 from edgepack.edge.install.cache_folder import cache_folder
 from edgepack.edge.install.lock import locked
+from edgepack.files.output import atomic_output
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edgepack.edge.fetch.stored_records import StoredRecord, stored_records
 from edgepack.errors import ArchiveError, IntegrityError
 from edgepack.packaging.archive import open_archive
+from edgepack.packaging.trust.policy import ANYONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -32,7 +33,7 @@ class LocalRecords:
 
     def _add(self, path: Path) -> None:
         try:
-            archive = open_archive(path)
+            archive = open_archive(path, ANYONE)  # each record is held against the digest that is wanted
         except (ArchiveError, IntegrityError):
             return  # no archive, or no longer one: it has nothing to give
         self._archives.append(archive)

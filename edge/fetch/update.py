@@ -13,10 +13,11 @@ from edgepack.edge.fetch.changes import Changes, changes
 from edgepack.edge.fetch.fetched_from import recall
 from edgepack.edge.fetch.remote import RangesUnsupportedError
 from edgepack.edge.fetch.stored_records import stored_records
-from edgepack.errors import CheckFailedError, UsageError
+from edgepack.errors import UsageError
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.format import sha256
-from edgepack.packaging.signing import SignatureState, judge_signatures
+from edgepack.packaging.trust.policy import ANYONE, TrustPolicy
+from edgepack.packaging.trust.store import TrustedKey
 
 if TYPE_CHECKING:
     from edgepack.packaging.archive import Archive
@@ -56,8 +57,8 @@ def update_archive(request: FetchRequest, *, check_only: bool = False) -> Update
     """Replace the archive at `request.output` by the version that the server has now.
 
     Args:
-        request: with no `urls`, those that the archive was fetched from; with no `trusted`, the keys that signed the
-            archive at hand.
+        request: with no `urls`, those that the archive was fetched from; with a `trust` that names no keys, those that
+            signed the archive at hand.
         check_only: tell what differs, fetch nothing but the index and headers.
 
     Raises:
@@ -65,7 +66,7 @@ def update_archive(request: FetchRequest, *, check_only: bool = False) -> Update
         CheckFailedError: the next version lacks the signature that this one has.
         NetworkError, ArchiveError, IntegrityError: as `fetch_archive`.
     """
-    with open_archive(request.output) as old:
+    with open_archive(request.output, ANYONE) as old:
         request = _completed(request, old)
         try:
             new = open_first(request)
@@ -82,11 +83,14 @@ def _completed(request: FetchRequest, old: Archive) -> FetchRequest:
     urls = request.urls or recall(sha256(old.index_record).hex())
     if not urls:
         raise UsageError(f"'{request.output}': it was not fetched on this machine; say where it is with --from URL")
-    report = judge_signatures(old)
-    if report.state is SignatureState.INVALID:
-        raise CheckFailedError(f"'{request.output}': the archive at hand is {report.state.value}")
-    trusted = request.trusted or tuple(bytes.fromhex(key) for key in report.keys)
-    return replace(request, urls=urls, trusted=trusted)
+    return replace(request, urls=urls, trust=request.trust if request.trust.keys else _trust_of(old))
+
+
+def _trust_of(old: Archive) -> TrustPolicy:
+    """The keys that signed the archive at hand, which was judged when it was opened; anyone where nobody did."""
+    keys = ANYONE.judge(old.index_record, old.signatures).keys
+    named = tuple(TrustedKey(key, old.path.name) for key in keys)
+    return TrustPolicy(named, f"those that signed '{old.path}'") if named else ANYONE
 
 
 def _missing_bytes(old: Archive, new: Archive) -> int:

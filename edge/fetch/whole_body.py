@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import check_output
 from edgepack.edge.fetch.patience import Patience
 from edgepack.errors import ArchiveError, NetworkError
+from edgepack.files.output import check_output
 
 if TYPE_CHECKING:
     from pathlib import Path

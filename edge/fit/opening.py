@@ -17,6 +17,7 @@ from edgepack.gguf import keys
 if TYPE_CHECKING:
     from edgepack.edge.llama.engine import EngineWish
     from edgepack.gguf.reader import GGUFHeader
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class OpenWish:
         adapters: LoRA adapters to apply.
         embeddings: open for embeddings instead of text.
         reranking: open for scores of a cross-encoder instead.
-        max_outputs: as in `RuntimeOptions`.
+        max_outputs, trust: as in `RuntimeOptions`.
         engine: which package runs it.
     """
 
@@ -42,6 +43,7 @@ class OpenWish:
     embeddings: bool = False
     reranking: bool = False
     max_outputs: int = 1
+    trust: TrustPolicy | None = None
     engine: EngineWish = "auto"
 
 
@@ -74,6 +76,7 @@ def runtime_options(header: GGUFHeader, wish: OpenWish) -> RuntimeOptions:
         engine=wish.engine,
         adapt_threads=wish.threads is None,
         adapters=wish.adapters,
+        trust=wish.trust,
     )
 
 

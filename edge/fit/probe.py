@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.atomic_file import atomic_output
 from edgepack.edge.evaluation_time import evaluation_seconds
 from edgepack.edge.fit.devices import cpu_name
 from edgepack.edge.fit.twin_metadata import twin_metadata
@@ -27,6 +26,7 @@ from edgepack.edge.llama.cpu_threads import best_threads
 from edgepack.edge.llama.engines import choose_engine, installed
 from edgepack.edge.llama.options import RuntimeOptions
 from edgepack.edge.llama.runtime import LoadedModel
+from edgepack.files.output import atomic_output
 from edgepack.gguf.types import Value, ValueType, u32
 from edgepack.gguf.writer import GGUFWriter
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from edgepack.edge.llama.interrupt import AbortFlag
     from edgepack.edge.llama.options import RuntimeOptions
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 _LOAD_MODE_NONE = 0  # enum llama_load_mode; memory mapping needs data to map
@@ -56,7 +57,7 @@ def open_model(path: Path, options: RuntimeOptions, abort: AbortFlag | None = No
         parameters.progress_callback = go_on
     with runtime_log().recording() as log:
         if is_archive(path):
-            model = _load_from_archive(path, parameters)
+            model = _load_from_archive(path, options.trust, parameters)
         else:
             model = c.llama_model_load_from_file(str(path).encode(), parameters)
     if not model and abort:
@@ -70,7 +71,7 @@ def open_model(path: Path, options: RuntimeOptions, abort: AbortFlag | None = No
         raise
 
 
-def _load_from_archive(path: Path, parameters: Any) -> Any:
+def _load_from_archive(path: Path, trust: TrustPolicy | None, parameters: Any) -> Any:
     """A `llama_model *`, or nothing where llama.cpp refuses it; every chunk is verified before llama.cpp sees it.
 
     llama.cpp has a function for tensors out of a callback too (`llama_model_init_from_user`), but that one makes every
@@ -84,7 +85,7 @@ def _load_from_archive(path: Path, parameters: Any) -> Any:
 
     parameters.load_mode = _LOAD_MODE_NONE
     parameters.lazy_mode = _LAZY_MODE_OFF
-    with open_archive(path) as archive, closing(MemberReader(archive, archive.main)) as reader:
+    with open_archive(path, trust) as archive, closing(MemberReader(archive, archive.main)) as reader:
         with virtual_file(reader) as file:
             model = c.llama_model_load_from_file_ptr(file.pointer, parameters)
         if file.problem is not None:

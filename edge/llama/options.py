@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.edge.llama.engine import EngineWish
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 # The types that llama.cpp accepts for K and V: kv_cache_types in common/arg.cpp.
 KV_TYPES: dict[str, GGMLType] = {
@@ -67,6 +68,7 @@ class RuntimeOptions:
         engine: which package runs it; `auto` takes llama-cpp-python where it is installed, else xllamacpp.
         adapt_threads: use fewer threads where the first tokens show that others use the cores.
         simulated: only plan memory: no weight is read, nothing can be evaluated.
+        trust: whose archives are taken where a model is read out of one; the user's trust store by default.
     """
 
     n_ctx: int = 0
@@ -83,6 +85,7 @@ class RuntimeOptions:
     reranking: bool = False
     adapters: tuple[Adapter, ...] = ()
     simulated: bool = False
+    trust: TrustPolicy | None = None
     engine: EngineWish = "auto"
     adapt_threads: bool = False
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from edgepack.api.importance import imatrix
     from edgepack.api.loading import load
     from edgepack.api.model import Model
+    from edgepack.api.provenance import check_provenance, provenance
+    from edgepack.api.publishing import release
     from edgepack.api.speed import bench, fit
     from edgepack.api.updates import diff, patch
     from edgepack.edge.fidelity.scoring import ScoringOptions
@@ -46,6 +48,8 @@ _NAMES = {
     "bench": "api.speed",
     "bundle": "api.bundling",
     "certify": "api.fidelity",
+    "check_provenance": "api.provenance",
+    "checkpoint": "api.checkpoint",
     "compare": "api.fidelity",
     "diff": "api.updates",
     "errors": "",
@@ -62,6 +66,8 @@ _NAMES = {
     "pack": "api.archives",
     "patch": "api.updates",
     "progress": "",
+    "provenance": "api.provenance",
+    "release": "api.publishing",
     "replay": "api.fidelity",
     "sign": "api.checking",
     "unpack": "api.archives",
@@ -80,6 +86,8 @@ __all__ = [
     "bench",
     "bundle",
     "certify",
+    "check_provenance",
+    "checkpoint",
     "compare",
     "diff",
     "errors",
@@ -96,6 +104,8 @@ __all__ = [
     "pack",
     "patch",
     "progress",
+    "provenance",
+    "release",
     "replay",
     "sign",
     "unpack",

@@ -52,6 +52,7 @@ class GGUFScorer:
         kv_type: `f32` keeps attention in float32 too, so that what is measured is the file's; llama.cpp's own default
             `f16` adds its rounding of keys, values and (in flash attention) queries, as a device runs it.
         adapters: GGUF LoRA adapters that belong to the file.
+        name: what messages and reports call it, such as the archive that it is from; by default the file's name.
 
     Raises:
         UnsupportedModelError: its model does not say what comes next.
@@ -67,6 +68,7 @@ class GGUFScorer:
         n_gpu_layers: int = 0,
         kv_type: str = "f32",
         adapters: tuple[Path, ...] = (),
+        name: str | None = None,
     ) -> None:
         options = RuntimeOptions(
             n_ctx=ctx, n_batch=ctx, threads=threads, n_gpu_layers=n_gpu_layers,
@@ -76,13 +78,13 @@ class GGUFScorer:
         check_generates(read_header(path))
         require_logits("scoring a GGUF")
         self._model = LoadedModel(path, options)
-        self.path = path
+        self.path, self._name = path, name or path.name
         self.tokenizer = GGUFTokenizer(self._model)
 
     @property
     def label(self) -> str:
-        """The file's name."""
-        return f"{self.path.name} (llama.cpp)"
+        """The name of the file that was asked for."""
+        return f"{self._name} (llama.cpp)"
 
     @property
     def vocabulary(self) -> int:

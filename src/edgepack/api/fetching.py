@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.api.archives import load_keys
 from edgepack.api.values import FilePath, optional_path, paths
 from edgepack.edge.fetch.archive_fetch import DEFAULT_CONNECTIONS, FetchRequest, FetchResult, fetch_archive
 from edgepack.edge.fetch.fetched_from import remember
@@ -15,6 +14,7 @@ from edgepack.edge.fetch.offline import require_online
 from edgepack.edge.fetch.update import UpdateResult, update_archive
 from edgepack.edge.fetch.web import DEFAULT_TIMEOUT, Web, check_url
 from edgepack.errors import UsageError
+from edgepack.packaging.trust.policy import policy_of
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def fetch(
         output: the file or, for an archive, the folder that gets it; for a checkpoint the folder. By default the
             address's own name, here.
         mirrors: other addresses of the same archive.
-        trusted: public keys, one of which must have signed: judged before the body is fetched.
+        trusted: public keys, one of which must have signed, judged before the body is fetched; by default the machine's
+            trust store.
         sha256: of the whole archive, hexadecimal, as a publisher's SHA256SUMS says it.
         bases: archives on this machine whose equal parts need not be fetched; an older file under the final name is
             one without being named.
@@ -75,7 +76,7 @@ def fetch(
     if target.exists() and not force:
         raise UsageError(f"'{target}' is there already: `edgepack update` brings it up to date, --force replaces it")
     request = FetchRequest(
-        urls, target, tuple(load_keys(trusted)), _checked_digest(sha256), paths(bases), connections, Web(timeout),
+        urls, target, policy_of(paths(trusted)), _checked_digest(sha256), paths(bases), connections, Web(timeout),
         note, progress,
     )  # fmt: skip
     result = fetch_archive(request)
@@ -116,7 +117,7 @@ def update(
     require_online("update", offline=offline)
     urls = tuple(check_url(url) for url in sources)
     request = FetchRequest(
-        urls, Path(file), tuple(load_keys(trusted)), None, (), connections, Web(timeout), note, progress
+        urls, Path(file), policy_of(paths(trusted)), None, (), connections, Web(timeout), note, progress
     )
     result = update_archive(request, check_only=check)
     if result.fetched is not None:

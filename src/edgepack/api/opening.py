@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgepack.api.values import FilePath
     from edgepack.edge.llama.engine import EngineWish
     from edgepack.gguf.reader import GGUFHeader
+    from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
 
 
@@ -43,6 +44,7 @@ class OpenOptions:
         verify: check every byte of an installed archive first.
         engine: which package runs it; `auto` takes llama-cpp-python where it is installed, else xllamacpp.
         from_archive: when an archive's model is decoded into memory instead of being installed.
+        trust: whose archives are taken; the user's trust store by default.
     """
 
     ctx: int | None = None
@@ -54,6 +56,7 @@ class OpenOptions:
     own_adapters: bool = True
     verify: bool = False
     from_archive: FromArchive = FromArchive.NEVER
+    trust: TrustPolicy | None = None
     engine: EngineWish = "auto"
 
 
@@ -70,13 +73,17 @@ def open_file(
         UsageError: there is no such file, or an adapter is none.
         DependencyError: the engine is not installed.
         GGUFError, ArchiveError, IntegrityError: the file is not sound.
+        CheckFailedError: nobody trusted signed it.
     """
     first_look()
     if choose_engine(options.engine).name != "llama-cpp-python" and options.from_archive is not FromArchive.NEVER:
         if options.from_archive is FromArchive.ALWAYS:
             note("only llama-cpp-python reads a model out of its archive; it is installed")
         options = replace(options, from_archive=FromArchive.NEVER)
-    source = prepare(Path(file), verify=options.verify, from_archive=options.from_archive, progress=progress, note=note)
+    source = prepare(
+        Path(file), verify=options.verify, from_archive=options.from_archive, trust=options.trust,
+        progress=progress, note=note,
+    )  # fmt: skip
     _tell_context(source.header, options.ctx, note)
     own = tuple(Adapter(path) for path in source.adapters) if options.own_adapters else ()
     adapters = own + options.adapters
@@ -89,6 +96,7 @@ def open_file(
         n_gpu_layers=options.n_gpu_layers,
         threads=options.threads,
         adapters=adapters,
+        trust=options.trust,
         engine=options.engine,
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.api.opening import OpenOptions, adapters_of, open_file
+from edgepack.api.trust import Trusted, policy_for
 from edgepack.edge.fit.choice import HOST_MEMORY, Fit, Fitter, FitWish
 from edgepack.edge.fit.devices import cpu_features, find_device
 from edgepack.edge.fit.memory import mapped_weights
@@ -105,6 +106,7 @@ def fit(
     kv_type: str | None = None,
     host_memory: int | None = None,
     probe: bool = True,
+    trusted: Trusted = (),
 ) -> FitResult:
     """Whether a model fits on a device, how to open it, and how fast it would be; nothing is loaded or installed.
 
@@ -115,14 +117,16 @@ def fit(
         kv_type: of the KV cache; by default `f16`, `q8_0` where that is too large.
         host_memory: bytes of main memory beside a profile's GPU; by default 16 GB.
         probe: on this CPU, time a few layers (two seconds, once for a model), where llama-cpp-python is installed.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
 
     Raises:
         UsageError: no such file, device or KV type, or the context is longer than the model's.
         UnsupportedModelError: a kind of model whose memory cannot be predicted.
         GGUFError, ArchiveError: the file is not sound.
+        CheckFailedError: nobody trusted signed it.
     """
     file, where = Path(file), find_device(device)
-    header = peek(file)
+    header = peek(file, policy_for(trusted))
     shape = read_shape(header)
     on_cpu = where.id == "cpu"
     weights = mapped_weights(header, cpu_features()) if on_cpu else None
@@ -175,6 +179,7 @@ def bench(
     own_adapters: bool = True,
     engine: EngineWish = "auto",
     verify: bool = False,
+    trusted: Trusted = (),
     keep: bool = False,
     progress: Progress = silent,
 ) -> BenchResult:
@@ -193,6 +198,7 @@ def bench(
         own_adapters: apply those of the archive too.
         engine: which package runs it.
         verify: check every byte of an installed archive first.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         keep: add the result to those of this machine (`edgepack.edge.bench.earlier_result` finds it).
         progress: told of bytes that are restored.
 
@@ -202,7 +208,8 @@ def bench(
     from edgepack.edge.bench import append_result, measure
 
     options = OpenOptions(
-        None, device, n_gpu_layers, kv_type, threads, adapters_of(adapters), own_adapters, verify, engine=engine
+        None, device, n_gpu_layers, kv_type, threads, adapters_of(adapters), own_adapters, verify,
+        engine=engine, trust=policy_for(trusted),
     )  # fmt: skip
     source, wish = open_file(file, options, progress)
     check_generates(source.header)

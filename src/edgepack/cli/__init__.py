@@ -14,12 +14,14 @@ from typing import Any, NoReturn
 import click
 
 from edgepack.cli.heartbeat import beating
+from edgepack.cli.quiet import quiet_libraries
 from edgepack.errors import EdgepackError
 from edgepack.version import __version__
 
 # command → (module under edgepack.cli, one line for --help); the module's click command is `command`.
 COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "A Hugging Face checkpoint becomes a GGUF."),
+    "checkpoint": ("checkpoint", "a GGUF as a Hugging Face folder, the export read backwards"),
     "analyze": ("analyze", "how many directions a model's weights and activations really use"),
     "prune-grid": ("prune_grid", "how much of a model can go: fidelity and size of several sparsities"),
     "imatrix": ("imatrix", "which weights a text needs: an importance matrix"),
@@ -31,8 +33,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "several files against one original: size against divergence"),
     "evaluate": ("evaluate", "tasks with right answers, the original and the file side by side"),
     "certify": ("certify", "a file measured, and the proof put inside it"),
+    "provenance": ("provenance", "what a file was made from, and whether that gives the same bytes again"),
+    "release": ("release", "what a publisher uploads: files, model card, sums, signature"),
     "extract": ("extract", "members or single tensors out of an archive"),
     "keygen": ("keygen", "a key to sign archives with"),
+    "trust": ("trust", "whose archives this machine takes"),
     "sign": ("sign", "a signature added to an archive"),
     "diff": ("diff", "a small patch from one version of a file to the next"),
     "patch": ("patch", "the next version of a file from the old one and a patch"),
@@ -89,6 +94,7 @@ def root(context: click.Context) -> None:
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code that `edgepack.errors` documents."""
+    quiet_libraries()
     _speak_utf8()
     code = execute(args)
     if code == _INTERRUPTED:  # llama.cpp may still be reading a model in a thread of its own: nobody waits for it

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import note, terminal_progress
+from edgepack.cli.trust_options import trust_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +49,7 @@ _SAMPLING = [
 
 def opening_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of how a model is opened; `open_options` reads them."""
-    return _decorated(command, _OPENING)
+    return trust_options(_decorated(command, _OPENING))
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,6 +79,7 @@ def open_options(values: Mapping[str, Any]) -> OpenOptions:
         verify=values["verify"],
         engine=values["engine"],
         from_archive=FromArchive(values.get("from_archive", "never")),  # only `run` has the option
+        trust=values["trusted"],
     )
 
 

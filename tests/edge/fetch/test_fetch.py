@@ -10,7 +10,8 @@ import edgepack
 from edgepack.cli import execute
 from edgepack.errors import ArchiveError, CheckFailedError, IntegrityError, NetworkError, UsageError
 from edgepack.packaging.archive import open_archive
-from edgepack.packaging.signing import SignatureState, generate_key, sign_archive
+from edgepack.packaging.signing import generate_key, sign_archive
+from edgepack.packaging.trust.signatures import SignatureState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
