@@ -118,7 +118,7 @@ def open_model(path: Path, options: RuntimeOptions, abort: AbortFlag | None = No
         UsageError, DependencyError: as `choose_engine`.
         ModelRuntimeError: as `Engine.open`; StoppedError where `abort` was set.
     """
-    engine, flag, pressed = choose_engine(options.engine), abort or AbortFlag(), AbortFlag()
+    engine, flag, pressed = choose_engine(options.engine), AbortFlag() if abort is None else abort, AbortFlag()
     try:
         with pressed.also(flag.set), ctrl_c_sets(pressed):
             model = engine.open(path, options, flag)

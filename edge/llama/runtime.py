@@ -59,7 +59,7 @@ class LoadedModel:
         self._context: Any = None
         self._model: Any = None
         self._evaluated: list[int] = []
-        self.abort = abort or AbortFlag()
+        self.abort = AbortFlag() if abort is None else abort
         with runtime_log().recording() as log:
             try:
                 self._model, self._adapters = open_model(path, self.options, self.abort)

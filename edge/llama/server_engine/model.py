@@ -49,7 +49,7 @@ class ServerModel:
 
         self.path = path
         self.options = options or RuntimeOptions()
-        self.abort = abort or AbortFlag()
+        self.abort = AbortFlag() if abort is None else abort
         if is_archive(path):
             raise UsageError("an archive that is not installed: expected the engine llama-cpp-python, got xllamacpp")
         self._header = read_header(path)
