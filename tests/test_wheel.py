@@ -106,11 +106,15 @@ def test_from_pip_install_to_an_answer_without_a_compiler(
     ended = time.perf_counter()
     assert answer["text"]
     assert answer["tokens"] == 8
+    size = sum(
+        path.stat().st_size for path in (tmp_path / "bare").rglob("*") if path.is_file() and not path.is_symlink()
+    )
     served = _served(python, tmp_path, environment)
     with capsys.disabled():
         print(
             f"\npip install {installed - began:.1f} s, export, pack and run {ended - installed:.1f} s: an answer "
-            f"{ended - began:.1f} s after `pip install` began; a served one {served:.1f} s after `serve` began"
+            f"{ended - began:.1f} s after `pip install` began; a served one {served:.1f} s after `serve` began; "
+            f"{size / 1e6:.0f} MB installed"
         )
 
 

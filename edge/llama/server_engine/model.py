@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgepack.edge.llama.constraint_check import Constraint, followed_constraint
+from edgepack.edge.llama.constraints.check import Constraint, followed_constraint
 from edgepack.edge.llama.engine import UNTOLD_TOKEN, GeneratedToken
 from edgepack.edge.llama.interrupt import AbortFlag
 from edgepack.edge.llama.options import RuntimeOptions, SamplingOptions

@@ -9,7 +9,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from edgepack.edge.llama.schema_grammar import UnsupportedSchemaError, schema_to_gbnf
+from edgepack.edge.llama.constraints.schema_grammar import UnsupportedSchemaError, schema_to_gbnf
 from edgepack.edge.serve.protocol.errors import RequestError
 from edgepack.edge.serve.protocol.fields import wrong
 from edgepack.errors import UsageError
