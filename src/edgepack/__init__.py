@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from inspect import Signature
 
     from edgepack import errors, progress
-    from edgepack.api.analysis import analyze
+    from edgepack.api.analysis import analyze, architecture_of
     from edgepack.api.archives import estimate_pack, extract, pack, unpack, unpack_native
     from edgepack.api.bundling import bundle
     from edgepack.api.checking import generate_key, inspect, sign, verify
@@ -45,6 +45,7 @@ _NAMES = {
     "SamplingOptions": "edge.llama.options",
     "ScoringOptions": "edge.fidelity.scoring",
     "analyze": "api.analysis",
+    "architecture_of": "api.analysis",
     "bench": "api.speed",
     "bundle": "api.bundling",
     "certify": "api.fidelity",
@@ -83,6 +84,7 @@ __all__ = [
     "ScoringOptions",
     "__version__",
     "analyze",
+    "architecture_of",
     "bench",
     "bundle",
     "certify",
