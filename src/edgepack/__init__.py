@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgepack.api.archives import estimate_pack, extract, pack, unpack, unpack_native
     from edgepack.api.bundling import bundle
     from edgepack.api.checking import generate_key, inspect, sign, verify
+    from edgepack.api.embedders import validate_embeddings
     from edgepack.api.export import export
     from edgepack.api.fetching import fetch, update
     from edgepack.api.fidelity import certify, compare, evaluate, replay, validate
@@ -75,6 +76,7 @@ _NAMES = {
     "unpack_native": "api.archives",
     "update": "api.fetching",
     "validate": "api.fidelity",
+    "validate_embeddings": "api.embedders",
     "verify": "api.checking",
 }
 __all__ = [
@@ -114,6 +116,7 @@ __all__ = [
     "unpack_native",
     "update",
     "validate",
+    "validate_embeddings",
     "verify",
 ]
 
