@@ -39,6 +39,7 @@ def pack(
     dictionary: bool = True,
     include: Sequence[FilePath] = (),
     base: FilePath | None = None,
+    release: str | None = None,
     trusted: Trusted = (),
     threads: int | None = None,
     progress: Progress = silent,
@@ -52,6 +53,7 @@ def pack(
         dictionary: train dictionaries where they gain.
         include: other files to put in, under their own names.
         base: an older archive, to take chunks and dictionaries from.
+        release: the model's version, such as `1.2`, so that devices tell an older one.
         trusted: files of public keys, one of which must have signed the base (by default: of the trust store), or a
             policy.
         threads: workers; None for one a core.
@@ -70,6 +72,7 @@ def pack(
         dictionary=dictionary,
         include=paths(include),
         base=optional_path(base),
+        release=release,
         trust=policy_for(trusted),
         threads=threads,
         progress=progress,

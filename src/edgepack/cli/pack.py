@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--no-dictionary", is_flag=True, help="Train no dictionaries.")
 @click.option("--include", multiple=True, type=click.Path(path_type=Path), help="Another file to put in; repeatable.")
 @click.option("--base", type=click.Path(path_type=Path), help="An older archive, to take chunks and dictionaries from.")
+@click.option("--release", metavar="N.N", help="The model's version: devices tell of one older than they have taken.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
 @click.option("--dry-run", is_flag=True, help="Only estimate the archive's size, from a sample.")
 @trust_options
@@ -33,6 +34,7 @@ def command(
     no_dictionary: bool,
     include: tuple[Path, ...],
     base: Path | None,
+    release: str | None,
     trusted: TrustPolicy,
     threads: int | None,
     dry_run: bool,
@@ -59,6 +61,7 @@ def command(
         dictionary=not no_dictionary,
         include=include,
         base=base,
+        release=release,
         trusted=trusted,
         threads=threads,
         progress=terminal_progress,

@@ -69,6 +69,8 @@ def command(
     if not result.ok:
         count = len(result.problems)
         raise IntegrityError(f"'{file}': {count} problem{'s' if count > 1 else ''}")
+    if result.rollback:
+        note(f"note: {result.rollback}")
     signed = result.signature
     note(f"{file}: sound, {signed.state.value}{key_list(signed)}" if signed else f"{file}: sound in its structure")
     return 0
