@@ -178,7 +178,7 @@ def _rope_parameters(header: Header, turned: int) -> dict[str, Any]:
     multiplier = header.get("rope.scaling.yarn_log_multiplier")
     growth = (1.0 if stated is None else stated) * (yarn_magnitude(factor) if multiplier is None else 1.0)
     wanted = growth if multiplier is None else growth * (1 + multiplier * logarithm)
-    found["attention_factor"] = growth
+    found["attention_factor"] = float(str(np.float32(growth)))
     if wanted != 1 and logarithm:
         found["mscale_all_dim"] = (wanted - 1) / (0.1 * logarithm)
     return found

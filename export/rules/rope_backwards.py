@@ -58,7 +58,7 @@ def _yarn(header: Header) -> dict[str, Any]:
             found[key] = header.get(f"rope.scaling.yarn_{key}")
     growth = header.get("rope.scaling.attn_factor")
     if growth not in (None, 1.0):
-        found["attention_factor"] = growth * yarn_magnitude(factor)
+        found["attention_factor"] = float(str(np.float32(growth * yarn_magnitude(factor))))
     return found
 
 
