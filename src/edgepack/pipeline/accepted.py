@@ -63,6 +63,10 @@ CONFLICTS: tuple[Conflict, ...] = (
              "--skip-harmful: coding shows which stages help; expected no --dry-run with it"),
     Conflict(lambda r: r.target is None and r.is_gated and (r.max_size or r.shard_size) is not None,
              "--min-agreement and its like choose the target: expected no --max-size or --shard-size"),
+    Conflict(lambda r: r.target is None and r.judges_weights,
+             "--max-mean-error and --max-tensor-error judge one file: expected --target"),
+    Conflict(lambda r: r.dry_run and r.judges_weights,
+             "--max-mean-error and --max-tensor-error look at weights: expected no --dry-run with them"),
     Conflict(lambda r: r.target is None and r.max_size is None and (not r.is_gated or r.dry_run),
              "export: expected --target, or --max-size to take the largest that fits"),
 )  # fmt: skip
@@ -89,7 +93,10 @@ def check_request(request: ExportRequest) -> None:
 
 def _check_goals(request: ExportRequest) -> None:
     """Goals are numbers that can be reached."""
-    for name, value in (("--bits", request.bits), ("--max-kl", request.max_kl), ("--max-size", request.max_bytes)):
+    for name, value in (
+        ("--bits", request.bits), ("--max-kl", request.max_kl), ("--max-size", request.max_bytes),
+        ("--max-mean-error", request.max_mean_error), ("--max-tensor-error", request.max_tensor_error),
+    ):  # fmt: skip
         if value is not None and not value > 0:
             raise UsageError(f"{name}: expected more than 0, got {value}")
     if request.min_agreement is not None and not 0 < request.min_agreement <= 1:

@@ -192,6 +192,19 @@ class ExportRequest:
     max_kl: float | None = option(
         None, Option("--max-kl", "Largest mean KL divergence; likewise.", value="number", metavar="NATS")
     )
+    max_mean_error: float | None = option(
+        None,
+        Option(
+            "--max-mean-error",
+            "Bar on the mean of the matrices' relative errors, such as 0.15.",
+            value="number",
+            metavar="E",
+        ),
+    )
+    max_tensor_error: float | None = option(
+        None,
+        Option("--max-tensor-error", "Bar on the largest of them, such as 0.25.", value="number", metavar="E"),
+    )
     validate: bool = option(False, Option("--validate", "Hold the file against the original at the end.", value="flag"))
     text: StrPath | None = option(
         None, Option("--text", "Text to score; default the model's own samples.", metavar="FILE")
@@ -202,6 +215,10 @@ class ExportRequest:
     output: StrPath | None = option(None, Option("-o --output", "Default: by the GGUF naming convention, here."))
     pack: bool = option(
         False, Option("--pack", "Write an archive instead; -o and --max-size mean the archive.", value="flag")
+    )
+    provenance: bool = option(
+        False,
+        Option("--provenance", "Write NAME.intoto.json beside a GGUF; an archive always holds it.", value="flag"),
     )
     shard_size: int | str | None = option(
         None,
@@ -214,7 +231,6 @@ class ExportRequest:
             "Go on with an interrupted export of the same plan.",
             (GGUF, CODED, WIRE),
             "flag",
-            beside_passes=False,
         ),
     )
     dry_run: bool = option(
@@ -269,6 +285,11 @@ class ExportRequest:
     def is_gated(self) -> bool:
         """Whether the file must reach a fidelity."""
         return self.min_agreement is not None or self.max_kl is not None
+
+    @property
+    def judges_weights(self) -> bool:
+        """Whether the file's weights must be near the original's."""
+        return self.max_mean_error is not None or self.max_tensor_error is not None
 
 
 def _bytes(size: int | str | None) -> int | None:
