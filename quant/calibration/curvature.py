@@ -127,8 +127,8 @@ def refuse_shared_keys(config: Mapping[str, Any]) -> None:
     shared = (text if isinstance(text, dict) else config).get("num_kv_shared_layers")
     if shared:
         raise UnsupportedModelError(
-            f"wire: {shared} layers share keys and values of earlier ones, and curvature is measured block by block: use"
-            " a gguf-* target for this model"
+            f"wire: {shared} layers share keys and values of earlier ones, and curvature is measured block by block:"
+            " use a gguf-* target for this model"
         )
 
 
