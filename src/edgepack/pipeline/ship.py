@@ -36,12 +36,14 @@ class Shipped:
         path: the GGUF, its first shard, or the archive.
         files: every file of the model.
         adapters: LoRA files beside it; an archive holds its own.
+        projector: the file of what sees beside it, likewise.
     """
 
     made: Made
     path: Path
     files: tuple[Path, ...]
     adapters: tuple[Path, ...] = ()
+    projector: Path | None = None
 
     @property
     def bytes(self) -> int:
@@ -51,7 +53,8 @@ class Shipped:
     @property
     def total_bytes(self) -> int:
         """Of everything."""
-        return self.bytes + sum(path.stat().st_size for path in self.adapters)
+        beside = (*self.adapters, *([] if self.projector is None else [self.projector]))
+        return self.bytes + sum(path.stat().st_size for path in beside)
 
 
 class Shipment:
@@ -89,6 +92,8 @@ class Shipment:
         self._claim(path)
         for suffix in () if self._request.packs else outline.beside:
             self._claim(path.with_name(f"{path.stem}{suffix}.gguf"))
+        if outline.projector is not None and not self._request.packs:
+            self._claim(path.with_name(outline.projector))
         if self._request.provenance and not self._request.packs:
             self._claim(beside_path(path))
         check_output(path, outline.bytes, force=True)
@@ -128,7 +133,7 @@ class Shipment:
         files = _moved(made, self.scratch_name(made.outline, folder))  # members have the names that files would have
         archive, threads = folder / "archive.edgepack", self._request.threads
         origin = self._recorder.write(files, folder / MEMBER)
-        include = (*files.adapters, origin)
+        include = (*files.beside, origin)
         pack_archive(files.gguf, archive, include=include, threads=threads, progress=self._request.progress)
         return replace(files, archive=archive)
 
@@ -147,13 +152,16 @@ class Shipment:
         moved = made if made.gguf == path or len(made.files) > 1 else _moved(made, path)
         if self._request.provenance:
             with atomic_output(beside_path(moved.gguf)) as stream:
-                stream.write(encode(self._recorder.derivation(moved.outline, (*moved.files, *moved.adapters))))
-        return Shipped(moved, moved.gguf, moved.files, moved.adapters)
+                stream.write(encode(self._recorder.derivation(moved.outline, (*moved.files, *moved.beside))))
+        return Shipped(moved, moved.gguf, moved.files, moved.adapters, moved.projector)
 
 
 def _moved(made: Made, path: Path) -> Made:
-    """The same files with the GGUF at `path` and its adapters beside it."""
+    """The same files with the GGUF at `path`, its adapters and what sees beside it."""
     adapters = tuple(path.with_name(each.name.replace(made.gguf.stem, path.stem, 1)) for each in made.adapters)
     for old, new in zip((*made.adapters, made.gguf), (*adapters, path), strict=True):
         move_output(old, new)
-    return replace(made, files=(path,), adapters=adapters)
+    projector = None if made.projector is None else path.with_name(made.projector.name)
+    if made.projector is not None and projector is not None:
+        move_output(made.projector, projector)
+    return replace(made, files=(path,), adapters=adapters, projector=projector)
