@@ -123,13 +123,18 @@ class Fitter:
 
     def choose(self) -> Fit:
         """The first request that fits, else the smallest with the reason why it does not."""
+        request, fits = self.first()
+        return self._fit(request, fits=fits)
+
+    def first(self) -> tuple[MemoryRequest, bool]:
+        """(the first request that fits, true), else (the smallest, false)."""
         smallest: MemoryRequest | None = None
         for request in self._requests():
             smallest = request
             if self.fits(request):
-                return self._fit(request, fits=True)
+                return request, True
         assert smallest is not None
-        return self._fit(smallest, fits=False)
+        return smallest, False
 
     def fits(self, request: MemoryRequest) -> bool:
         """Whether `request` leaves the margin free on the device, and on the host beside it."""

@@ -37,6 +37,20 @@ if TYPE_CHECKING:
     help="Decode an archive's model into memory instead of installing it; auto: when the disk has no room for it.",
 )  # fmt: skip
 @click.option("--prompt-cache", type=click.Path(path_type=Path), help="Keep the evaluated system prompt in this file.")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="An image that --prompt is about: PNG, JPEG, GIF or BMP; repeatable.",
+)
+@click.option(
+    "--mmproj",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The projector for --image.  [default: the archive's own]",
+)
 @opening_options
 @sampling_options
 @json_option
@@ -53,6 +67,8 @@ def command(file: Path, **values: Any) -> None:
         wants_chat = not values["raw"] and (values["chat"] or values["prompt"] is None or model.can_chat)
         if values["as_json"] and values["prompt"] is None:
             raise UsageError("--json: expected --prompt with it")
+        if values["images"]:
+            _check_images(model, values)
         if wants_chat:  # whatever can be wrong with the template is told before a large model is loaded
             model.chat_template()
         model.open()
@@ -60,6 +76,13 @@ def command(file: Path, **values: Any) -> None:
             _chat(model, values, chosen)
         else:
             _complete(model, values, chosen)
+
+
+def _check_images(model: Model, values: Mapping[str, Any]) -> None:
+    """Whatever can be wrong with images is told before a large model is loaded."""
+    if values["prompt"] is None:
+        raise UsageError("--image: expected --prompt with it, the question about the image")
+    model.check_sight(values["images"])
 
 
 def _prompt(text: str) -> str:
@@ -77,7 +100,7 @@ def _complete(model: Model, values: Mapping[str, Any], chosen: SamplingOptions) 
         _show(prompt)
     answer = model.complete(
         prompt, max_tokens=values["max_tokens"], stop=values["stops"], sampling=chosen,
-        context_shift=values["ctx_shift"], stream=True,
+        context_shift=values["ctx_shift"], images=values["images"], stream=True,
     )  # fmt: skip
     _tell(model, prompt, answer, as_json=as_json)
     if model.abort:
@@ -127,7 +150,7 @@ def _ask(model: Model, values: Mapping[str, Any], chosen: SamplingOptions) -> No
     system = [{"role": "system", "content": values["system"]}] if values["system"] else []
     answer = model.chat(
         [*system, {"role": "user", "content": question}], max_tokens=values["max_tokens"], stop=values["stops"],
-        sampling=chosen, context_shift=values["ctx_shift"], stream=True,
+        sampling=chosen, context_shift=values["ctx_shift"], images=values["images"], stream=True,
     )  # fmt: skip
     _tell(model, question, answer, as_json=values["as_json"])
     if model.abort:
