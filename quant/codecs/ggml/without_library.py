@@ -38,7 +38,8 @@ def widen(kind: GGMLType, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
     """F16 or BF16 bytes as float32, exactly."""
     if kind is GGMLType.F16:
         return raw.view(np.float16).astype(np.float32)
-    return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    bits = raw.view(np.uint16).astype(np.uint32) << np.uint32(16)
+    return np.asarray(bits.view(np.float32), dtype=np.float32)
 
 
 def dequantize(kind: GGMLType, raw: NDArray[np.uint8], rows: int) -> NDArray[np.float32]:
