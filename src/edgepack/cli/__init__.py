@@ -6,6 +6,7 @@ It turns errors into one line and an exit code; all work is left to the parts.
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from typing import Any, NoReturn
 
@@ -78,7 +79,15 @@ def root() -> None:
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code that `edgepack.errors` documents."""
+    _write_utf8()
     sys.exit(execute(args))
+
+
+def _write_utf8() -> None:
+    """What models say is UTF-8, whatever the console is set to; half a character is shown, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def execute(args: list[str] | None = None) -> int:
