@@ -134,7 +134,7 @@ class AnswerStream:
             content, clock.tokens, len(prompt.ids), clock.first_token_seconds, clock.tokens_per_second
         )
         raw = prompt.raw + raw
-        return Answer(content, thinking, raw, ids, prompt.rendered + raw, self._ending, completion)
+        return Answer(content, thinking.strip(), raw, ids, prompt.rendered + raw, self._ending, completion)
 
     def _whole_characters(self) -> list[tuple[int, str]]:
         """The tokens without those at the end that only begin a character."""

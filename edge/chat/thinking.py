@@ -69,7 +69,7 @@ class ThinkingParter:
         begun = self._held.lstrip()
         for opening in _OPENINGS:
             if begun.startswith(opening):
-                self._held = begun[len(opening) :].lstrip()
+                self._held = begun[len(opening) :]
                 self._closing = f"</{opening[1:]}"
                 return "inside"
         undecided = any(opening.startswith(begun) for opening in _OPENINGS)

@@ -25,7 +25,7 @@ def parted(pieces: list[str], closing: str = "") -> tuple[str, str]:
         ("", "", ("", "")),
         ("  indented", "", ("", "  indented")),
         ("<think>a</think>\n\nb", "", ("a", "b")),
-        ("\n<thinking>\na<b</thinking>b </think>", "", ("a<b", "b </think>")),
+        ("\n<thinking>\na<b</thinking>b </think>", "", ("\na<b", "b </think>")),
         ("<think>never ended </thi", "", ("never ended </thi", "")),
         ("inside</think>out", "</think>", ("inside", "out")),
         ("<think></think>out", "", ("", "out")),
