@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from edgepack.edge.chat.template import Message
+    from edgepack.edge.llama.engine import GeneratedToken, OpenModel
     from edgepack.edge.llama.options import SamplingOptions
-    from edgepack.edge.llama.runtime import GeneratedToken, LoadedModel
 
 # The model ended its turn; it reached `max_tokens`; the context was full; somebody stopped it; llama.cpp failed.
 Ending = Literal["end", "length", "context", "stopped", "failed"]
@@ -76,7 +76,7 @@ class AnswerStream:
     """
 
     def __init__(
-        self, model: LoadedModel, prompt: Prompt, sampling: SamplingOptions, max_tokens: int, stops: Sequence[str]
+        self, model: OpenModel, prompt: Prompt, sampling: SamplingOptions, max_tokens: int, stops: Sequence[str]
     ) -> None:
         self._model = model
         self._prompt = prompt

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgepack.edge.chat.answer import AnswerStream, Prompt
 from edgepack.edge.chat.template import Message, stop_texts
 from edgepack.edge.chat.transcript import read_transcript, write_transcript
-from edgepack.edge.llama.runtime import common_prefix
+from edgepack.edge.llama.engine import common_prefix
 from edgepack.errors import EdgepackError, UsageError
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from edgepack.edge.chat.answer import Answer
     from edgepack.edge.chat.template import ChatTemplate
     from edgepack.edge.chat.thinking import Piece
+    from edgepack.edge.llama.engine import OpenModel
     from edgepack.edge.llama.options import SamplingOptions
-    from edgepack.edge.llama.runtime import LoadedModel
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Conversation:
         last: how the last answer went; None before the first, and after `reset` and `load`.
     """
 
-    model: LoadedModel
+    model: OpenModel
     template: ChatTemplate
     sampling: SamplingOptions
     system: str = ""
@@ -71,7 +71,7 @@ class Conversation:
         return self._tokenized(self.template.render(messages, add_generation_prompt=add_generation_prompt))
 
     def _tokenized(self, text: str) -> list[int]:
-        bos = self.model.vocabulary.text(self.model.vocabulary.bos)
+        bos = self.model.bos_text
         has_bos = bool(bos) and text.startswith(bos)
         return self.model.tokenize(text, add_special=not has_bos, parse_special=True)
 

@@ -1,4 +1,4 @@
-"""The files of the chat page and the headers that they are served under; the framework is `server`'s choice."""
+"""The files of the chat page and the headers that they are served under; serving them is `front`'s."""
 
 from __future__ import annotations
 

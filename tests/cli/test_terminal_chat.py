@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from tiny_models import Shape, string, write_random
 
 from edgepack.cli.chat.commands import COMMANDS, is_command
+from edgepack.cli.chat.entries import Entry, is_open
 from edgepack.cli.chat.history import HistoryFile
-from edgepack.cli.chat.reading import Entry, LineReader, is_open
+from edgepack.cli.chat.reading import LineReader
 from edgepack.cli.chat.session import Session
 from edgepack.cli.printable import printable
 from edgepack.edge.chat.conversation import Conversation

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import atomic_output
 from edgepack.cli.chat import settings
 from edgepack.cli.chat.showing import show_info, show_text
 from edgepack.cli.output import note
 from edgepack.errors import UsageError
+from edgepack.files.output import atomic_output
 from edgepack.text_file import read_text
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.output.defaults import create_output
 
+from edgepack.cli.chat.entries import Entry, entry_of, is_open
 from edgepack.cli.chat.history import HistoryFile, history_path
-from edgepack.cli.chat.reading import Entry, entry_of, is_open
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -16,7 +16,7 @@ from edgepack.errors import EdgepackError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from edgepack.cli.chat.reading import Entry, Reader
+    from edgepack.cli.chat.entries import Entry, Reader
     from edgepack.edge.chat.conversation import Conversation
     from edgepack.edge.chat.thinking import Piece
 
