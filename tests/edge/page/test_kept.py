@@ -108,11 +108,11 @@ def test_rename_and_delete(page: Page) -> None:
     page.get_by_role("link", name="A <b>better</b> name").wait_for()
     page.locator("#chats li").hover()
     page.locator("#chats [data-act=delete]").click()
-    page.click("#confirm >> text=No")
+    page.click("#choice >> text=Cancel")
     assert names(page) == ["A <b>better</b> name"]
     page.locator("#chats li").hover()
     page.locator("#chats [data-act=delete]").click()
-    page.click("#confirm-yes")
+    page.locator("#choice .primary").click()
     page.get_by_text("No conversations yet.").wait_for()
     assert page.locator(".message").count() == 0
 
@@ -121,6 +121,19 @@ def exported(page: Page) -> dict[str, Any]:
     with page.expect_download() as download:
         page.click("#export-all")
     return json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+
+
+def test_one_conversation_is_exported_to_read_or_to_import(page: Page) -> None:
+    ask(page, "say **bold**")
+    saved = {}
+    for form in ("Markdown", "JSON"):
+        page.locator("#chats li").hover()
+        page.locator("#chats [data-act=export]").click()
+        with page.expect_download() as download:
+            page.locator(f"#choice >> text={form}").click()
+        saved[download.value.suggested_filename] = Path(download.value.path()).read_text(encoding="utf-8")
+    assert saved["say _bold_.md"] == "# say **bold**\n\n## You\n\nsay **bold**\n\n## Model\n\n**bold**\n"
+    assert len(json.loads(saved["say _bold_.json"])["conversations"][0]["messages"]) == 2
 
 
 def imports(page: Page, tmp_path: Path, text: str) -> str:

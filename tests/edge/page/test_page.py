@@ -136,7 +136,28 @@ def test_a_conversation_with_a_real_model(opened: Callable[..., Page], url: str)
     assert "<b>at length</b>" in page.locator(".message.user").nth(1).inner_text()
     assert answer.get_attribute("data-state") in ("stopped", "length", "done")
     ask(page, "é" * 600)
-    assert "512" in page.inner_text(".problem")  # the context's size
+    assert "the context holds 512" in page.inner_text(".problem")
+
+
+@pytest.mark.slow
+def test_a_real_answer_fills_the_context_and_goes_on(opened: Callable[..., Page], url: str) -> None:
+    page = opened(url)
+    page.click("#open-settings")
+    page.fill("#setting-schema", '{"type": "array", "items": {"enum": [true]}, "minItems": 300, "maxItems": 301}')
+    page.click("text=Keep")
+    answer = ask(page, "as many as you like")
+    assert said(answer).startswith("[")  # the schema is followed
+    assert "Cut: the model's context is full" in answer.inner_text()
+    assert page.locator("#meter").inner_text() in ("511 of 512 tokens", "512 of 512 tokens")
+    before = said(answer)
+    page.click("#open-settings")
+    page.fill("#setting-schema", "")
+    page.fill("#setting-length", "6")
+    page.click("text=Keep")
+    answer.locator("[data-act=resume]").click()
+    until_state(page, value="length")
+    assert said(answer).startswith(before.strip()[:100])
+    assert len(said(answer)) >= len(before)
 
 
 AXE = ROOT / "tests/data/axe-core/axe.min.js"
