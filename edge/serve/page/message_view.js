@@ -66,7 +66,7 @@ export class MessageView {
   #footer() {
     const { state, content, thinking, error, speed, left } = this.message;
     if (this.message.role === "user") return [];
-    if (state === "running") return content || thinking ? [] : [element("span.waiting", {}, "Reading …")];
+    if (state === "running") return content || thinking ? [] : [element("span.waiting", {}, readText(this.message.read))];
     const parts = [];
     if (state === "failed") parts.push(element("p.problem", { role: "alert" }, `This question failed: ${error ?? "no reason given"}`));
     if (ENDINGS[state]) parts.push(element("p.cut", {}, ENDINGS[state]));
@@ -125,6 +125,8 @@ export class MessageView {
     field.focus();
   }
 }
+
+const readText = (share) => (share > 0 && share < 1 ? `Reading: ${Math.round(100 * share)} %` : "Reading …");
 
 const speedText = (speed) =>
   `${speed.tokens} tokens${speed.perSecond ? ` · ${speed.perSecond.toFixed(1)} tokens/s` : ""}`;

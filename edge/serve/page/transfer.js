@@ -80,7 +80,7 @@ function checkedSettings(settings) {
   for (const field of ["temperature", "length", "topP", "minP", "seed"]) {
     if (Number.isFinite(settings?.[field])) kept[field] = settings[field];
   }
-  for (const field of ["system", "schema"]) if (typeof settings?.[field] === "string") kept[field] = settings[field];
+  for (const field of ["system", "schema", "thinking"]) if (typeof settings?.[field] === "string") kept[field] = settings[field];
   return kept;
 }
 

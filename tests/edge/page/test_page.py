@@ -140,6 +140,24 @@ def test_a_conversation_with_a_real_model(opened: Callable[..., Page], url: str)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("asked", [True, False])
+def test_how_far_a_prompt_is_read_is_streamed_where_it_is_asked_for(url: str, asked: bool) -> None:
+    messages = [{"role": "user", "content": f"{asked} {'long ' * 30}"}]
+    body = {"messages": messages, "stream": True, "max_tokens": 2, "stream_options": {"include_usage": True}}
+    body |= {"return_progress": True} if asked else {}
+    request = urllib.request.Request(
+        f"{url}v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    told = [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
+    assert bool(told) is asked
+    assert all(0 <= one["processed"] <= one["total"] for one in told)
+    assert chunks[-1]["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.slow
 def test_a_real_answer_fills_the_context_and_goes_on(opened: Callable[..., Page], url: str) -> None:
     page = opened(url)
     page.click("#open-settings")

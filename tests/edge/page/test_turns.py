@@ -128,6 +128,15 @@ def test_a_connection_that_ends_leaves_what_came_and_offers_more(page: Page) -> 
     assert answer.locator("[data-act=resume]").is_visible()
 
 
+def test_how_far_a_long_prompt_is_read_is_told(page: Page, server: PageServer) -> None:
+    answer = ask(page, "slow", wait=False)
+    answer.get_by_text("Reading: 45 %").wait_for()
+    assert server.asked[-1]["return_progress"] is True
+    server.go.set()
+    until_state(page)
+    assert "Reading" not in answer.inner_text()
+
+
 def test_stop_ends_the_answer_here_and_at_the_server(page: Page, server: PageServer) -> None:
     answer = ask(page, "wait", wait=False)
     until(page, "document.querySelector('.message:last-child .said').innerText.length > 12")
@@ -211,12 +220,14 @@ def test_settings_are_sent_and_belong_to_the_conversation(page: Page, server: Pa
     page.fill("#setting-temperature", "0.3")
     page.fill("#setting-seed", "7")
     page.fill("#setting-schema", schema)
+    page.select_option("#setting-thinking", "off")
     page.click("text=Keep")
     ask(page, "one")
     sent = server.asked[-1]
     assert sent["messages"][0] == {"role": "system", "content": "Be kind"}
     assert (sent["temperature"], sent["seed"]) == (0.3, 7)
     assert "max_tokens" not in sent
+    assert sent["chat_template_kwargs"] == {"enable_thinking": False}
     assert sent["response_format"]["json_schema"]["schema"] == json.loads(schema)
     page.click("#new-chat")
     page.click("#open-settings")
