@@ -36,18 +36,20 @@ export class MessageView {
   }
 
   /**
-   * Show the message as it is now.
+   * Show the message as it is now; what has not changed is not drawn again.
    * @param {object} message
    * @param {Map<string, object>} messages of the conversation, for the branches
+   * @param {number} branches how many there are at this message
    * @param {boolean} busy whether the conversation has a running answer
    */
-  show(message, messages, busy) {
+  show(message, messages, branches, busy) {
     this.message = message;
     this.root.dataset.state = message.state;
     this.root.setAttribute("aria-busy", String(message.state === "running"));
-    this.markdown?.show(message.content);
+    if (this.shown !== message.content) this.markdown?.show(message.content);
+    this.shown = message.content;
     this.#showThinking();
-    const key = [message.state, message.error, message.speed?.tokens ?? 0, busy, siblings(messages, message).length].join();
+    const key = [message.state, message.error, message.speed?.tokens ?? 0, busy, branches].join();
     if (key === this.key && message.state !== "running") return;
     this.key = key;
     this.foot.replaceChildren(...this.#footer());
@@ -58,7 +60,8 @@ export class MessageView {
   #showThinking() {
     const { thinking, content, state } = this.message;
     this.fold.hidden = !thinking;
-    if (!thinking) return;
+    if (!thinking || (thinking === this.shownThinking && state !== "running" && state === this.shownState)) return;
+    Object.assign(this, { shownThinking: thinking, shownState: state });
     this.thought.textContent = thinking;
     this.thoughtHead.textContent = state === "running" && !content ? "Thinking …" : "Thought";
   }

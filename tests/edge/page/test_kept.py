@@ -180,9 +180,7 @@ def export_of(*messages: dict[str, Any]) -> str:
     return json.dumps({"format": "edgepack-conversations", "version": 1, "conversations": [chat]})
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
+NO_EXPORTS = [
         ("{", "not JSON"),
         ("[]", "expected an export"),
         ('{"format": "edgepack-conversations", "version": 2}', "version 1 expected, got 2"),
@@ -194,8 +192,10 @@ def export_of(*messages: dict[str, Any]) -> str:
         (export_of(MESSAGE, MESSAGE), "two messages have one id"),
         (export_of({**MESSAGE, "files": [{"kind": "image", "name": "x", "data": "https://evil.example/x.png"}]}), "an image"),
         ('{"messages": [{"role": "user"}]}', "content: expected a text"),
-    ],
-)  # fmt: skip
-def test_a_file_that_is_no_export_is_refused_with_the_place(page: Page, tmp_path: Path, text: str, reason: str) -> None:
-    assert reason in imports(page, tmp_path, text)
-    assert names(page) == []
+]  # fmt: skip
+
+
+def test_a_file_that_is_no_export_is_refused_with_the_place(page: Page, tmp_path: Path) -> None:
+    for text, reason in NO_EXPORTS:
+        assert reason in imports(page, tmp_path, text)
+        assert names(page) == []

@@ -55,6 +55,30 @@ def test_markdown_is_shown_and_html_stays_text(page: Page) -> None:
     assert page.evaluate("navigator.clipboard.readText()") == "print(1)"
 
 
+HOSTILE = [
+    "<script>window.hacked = 1</script>",
+    "<svg onload='window.hacked = 1'><iframe src='javascript:window.hacked = 1'>",
+    "[a](<javascript:window.hacked=1>) [b](data:text/html,<script>window.hacked=1</script>)",
+    '![c](x" onerror="window.hacked=1)',
+    '```html" onclick="window.hacked=1\n<img src=x onerror=window.hacked=1>\n```',
+    "<math><mtext><table><mglyph><style><!--</style><img title='--&gt;&lt;img src=1 onerror=window.hacked=1&gt;'>",
+    "[d]: javascript:window.hacked=1\n[d] <a href='javascript:window.hacked=1'>e</a> <form action=/x><input></form>",
+]
+
+
+def test_no_markup_of_a_models_does_anything(page: Page) -> None:
+    for text in HOSTILE:
+        body = ask(page, f"say {text}").locator(".said")
+        assert (
+            body.locator("script, iframe, svg:not(.icon), img, style, form, math, a[href^=j], a[href^=d]").count() == 0
+        )
+        for link in body.locator("a").all():
+            link.dispatch_event("click")
+        assert body.inner_text().strip()
+    page.wait_for_timeout(50)
+    assert page.evaluate("window.hacked") is None
+
+
 def test_thinking_is_folded_and_not_sent_again(page: Page, server: PageServer) -> None:
     for question, thought, answer in (("think", "Let me see.", "Seen."), ("inline", "Hidden thought", "Plain answer.")):
         shown = ask(page, question)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.cli.chat import settings
-from edgepack.cli.chat.showing import show_info, show_text
+from edgepack.cli.chat.showing import show_info, show_text, show_values
 from edgepack.cli.output import note
 from edgepack.errors import UsageError
 from edgepack.files.output import atomic_output
@@ -90,9 +90,7 @@ def _continue(session: Session, _rest: str) -> None:
 def _set(session: Session, rest: str) -> None:
     words = rest.removeprefix("parameter ").split()
     if not words:
-        for name, value in settings.values(session.conversation):
-            note(f"{name:<18} {value}")
-        note(f"{'verbose':<18} {'on' if session.verbose else 'off'}")
+        show_values([*settings.values(session.conversation), ("verbose", "on" if session.verbose else "off")])
     elif words[0] == "system":
         _system(session, rest.partition("system")[2].strip())
     elif len(words) == 1 and words[0] in _SAVED_SETTINGS:
@@ -151,7 +149,7 @@ def _load(session: Session, rest: str) -> None:
         raise UsageError("/load: expected a file's name behind it")
     conversation = session.conversation
     conversation.load(read_text(Path(rest).expanduser()))
-    note(f"({len(conversation.turns) // 2} questions and answers)")
+    note(f"(questions and answers: {len(conversation.turns) // 2}; the last one:)")
     if conversation.turns:
         show_text(f"{conversation.turns[-1]['content']}\n")
 

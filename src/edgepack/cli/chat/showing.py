@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgepack.edge.chat.conversation import Conversation
     from edgepack.edge.chat.thinking import Piece
 
-_FEW_COLUMNS = 20
+_NAMES = 18  # columns
 
 
 def show_text(text: str) -> None:
@@ -68,10 +68,17 @@ def speed_line(conversation: Conversation, answer: Answer) -> str:
 def show_info(conversation: Conversation, settings: Iterable[tuple[str, str]]) -> None:
     """The model, what is in the context, how the last answer went and what the next is made with."""
     model = conversation.model
-    note(f"model           {model.path.name}")
-    note(f"context         {conversation.used} of {model.n_ctx} tokens, trained with {model.n_ctx_train}")
-    note(f"turns           {len(conversation.turns) // 2}, and {conversation.forgotten} forgotten")
+    lines = [
+        ("model", model.path.name),
+        ("context", f"{conversation.used} of {model.n_ctx} tokens, trained with {model.n_ctx_train}"),
+        ("turns", f"{len(conversation.turns) // 2}, and {conversation.forgotten} forgotten"),
+    ]
     if conversation.last is not None:
-        note(f"last answer     {speed_line(conversation, conversation.last)}")
-    for name, value in settings:
-        note(f"{name:<{max(_FEW_COLUMNS - 4, len(name))}}{value}")
+        lines.append(("last answer", speed_line(conversation, conversation.last)))
+    show_values([*lines, *settings])
+
+
+def show_values(lines: Iterable[tuple[str, str]]) -> None:
+    """Names and what stands for them, one a line."""
+    for name, value in lines:
+        note(f"{name:<{_NAMES}} {value}")
