@@ -407,6 +407,24 @@ class Terminal:
         os.close(self._parent)
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_output_and_input_are_utf8_whatever_the_console_is_set_to(
+    model_path: Path, tmp_path: Path, encoding: str
+) -> None:
+    grammar = tmp_path / "arrow.gbnf"
+    grammar.write_text('root ::= "→"', encoding="utf-8")
+    result = subprocess.run(
+        [sys.executable, "-m", "edgepack", "run", str(model_path), "--threads", "1", "--grammar", f"@{grammar}"],
+        input=f"häßlich\n\xff/save {tmp_path / 'talk.json'}\n/save {tmp_path / 'talk.json'}\n".encode().replace(b"\xc3\xbf", b"\xff"),
+        env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.decode() == "→\n→\n"
+    messages = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))["messages"]
+    assert messages[0]["content"] == "häßlich"
+    assert messages[2]["content"].startswith("\ufffd/save")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
 def test_a_chat_at_a_terminal(model_path: Path, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ export class MessageView {
 const readText = (share) => (share > 0 && share < 1 ? `Reading: ${Math.round(100 * share)} %` : "Reading …");
 
 const speedText = (speed) =>
-  `${speed.tokens} tokens${speed.perSecond ? ` · ${speed.perSecond.toFixed(1)} tokens/s` : ""}`;
+  `${speed.tokens} token${speed.tokens === 1 ? "" : "s"}${speed.perSecond ? ` · ${speed.perSecond.toFixed(1)} tokens/s` : ""}`;
 
 function fileView(file) {
   if (file.kind === "image") return element("img.attached", { src: file.data, alt: file.name });
