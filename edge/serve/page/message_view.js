@@ -31,7 +31,7 @@ export class MessageView {
     this.buttons = element("div.actions", { role: "group", "aria-label": mine ? "Your message" : "This answer" });
     this.root = element(
       `article.message.${message.role}`, { "data-id": message.id },
-      element("h2.offscreen", {}, mine ? "You" : "Model"), this.fold, this.body, this.foot, this.buttons,
+      element("h2.offscreen", {}, mine ? "You" : "Model"), mine ? null : this.fold, this.body, this.foot, this.buttons,
     );
   }
 

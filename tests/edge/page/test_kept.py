@@ -164,12 +164,14 @@ def test_what_is_exported_is_imported_again_branches_and_all(page: Page, tmp_pat
 
 def test_a_transcript_of_the_terminal_becomes_a_conversation(page: Page, tmp_path: Path, server: PageServer) -> None:
     messages = [
-        {"role": "system", "content": "Be kind"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"},
+        {"role": "system", "content": "Be kind"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho", "reasoning_content": "hm"},
     ]  # fmt: skip
     assert "1 conversation imported" in imports(page, tmp_path, json.dumps({"messages": messages}))
     page.get_by_text("ho", exact=True).wait_for()
     ask(page, "and now")
-    assert server.asked[-1]["messages"] == [*messages, {"role": "user", "content": "and now"}]
+    said_before = [{"role": message["role"], "content": message["content"]} for message in messages]
+    assert server.asked[-1]["messages"] == [*said_before, {"role": "user", "content": "and now"}]
+    assert page.locator(".thinking pre").first.text_content() == "hm"
 
 
 MESSAGE = {"id": "a", "parent": None, "role": "user", "content": "x"}
