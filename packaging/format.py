@@ -78,6 +78,7 @@ class Role(IntEnum):
     MODEL_CARD = 4
     CERTIFICATE = 5
     RECIPE = 6
+    PROJECTOR = 7  # a GGUF of what sees, beside the model that reads
 
     @classmethod
     def of(cls, number: int) -> Role:

@@ -68,12 +68,17 @@ class Conversation:
 
     def tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """The prompt of `messages` as token ids, with one BOS where the vocabulary asks for it."""
-        return self._tokenized(self.template.render(messages, add_generation_prompt=add_generation_prompt))
+        text, add_special = self.text(messages, add_generation_prompt=add_generation_prompt)
+        return self.model.tokenize(text, add_special=add_special, parse_special=True)
 
-    def _tokenized(self, text: str) -> list[int]:
+    def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> tuple[str, bool]:
+        """The prompt of `messages`, and whether BOS must still come before it where the vocabulary asks for it."""
+        text = self.template.render(messages, add_generation_prompt=add_generation_prompt)
+        return text, self._wants_bos(text)
+
+    def _wants_bos(self, text: str) -> bool:
         bos = self.model.bos_text
-        has_bos = bool(bos) and text.startswith(bos)
-        return self.model.tokenize(text, add_special=not has_bos, parse_special=True)
+        return not (bool(bos) and text.startswith(bos))
 
     @property
     def all_stops(self) -> list[str]:
@@ -206,7 +211,8 @@ class Conversation:
             more = self._rest(text[len(self.last.text) :])
             if more is not None:
                 return Prompt(rendered, raw, (*self.last.ids, *more))
-        return Prompt(rendered, raw, tuple(self._tokenized(text)))
+        fresh = self.model.tokenize(text, add_special=self._wants_bos(text), parse_special=True)
+        return Prompt(rendered, raw, tuple(fresh))
 
     def _rest(self, text: str) -> list[int] | None:
         """Tokens that say `text` behind others; None where the vocabulary cannot say it alone."""

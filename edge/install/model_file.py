@@ -30,6 +30,7 @@ class ModelFile:
         path: the GGUF, or an archive whose model is decoded into memory when it is opened.
         header: its header, checked.
         adapters: LoRA adapters that belong to it.
+        projector: what sees, where the archive holds it.
         template: the chat template that counts, or None where there is none.
         fresh: whether it was installed just now.
     """
@@ -37,6 +38,7 @@ class ModelFile:
     path: Path
     header: GGUFHeader
     adapters: tuple[Path, ...] = ()
+    projector: Path | None = None
     template: str | None = None
     fresh: bool = False
 
@@ -82,12 +84,12 @@ def prepare(
     cache = ModelCache(note=note)
     if (found := read_in_place(file, from_archive, cache, trust, progress, note)) is not None:
         template = found.template if found.template is not None else _own_template(found.header)
-        return ModelFile(file, found.header, found.adapters, template)
+        return ModelFile(file, found.header, found.adapters, found.projector, template)
     installed = cache.install(file, verify=verify, trust=trust, progress=progress)
     header = installed.header
     check_runnable(header)
     template = installed.template if installed.template is not None else _own_template(header)
-    return ModelFile(installed.model, header, installed.adapters, template, installed.fresh)
+    return ModelFile(installed.model, header, installed.adapters, installed.projector, template, fresh=installed.fresh)
 
 
 def peek(file: Path, trust: TrustPolicy | None = None) -> GGUFHeader:

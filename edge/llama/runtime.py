@@ -9,7 +9,7 @@ import ctypes
 import time
 from codecs import getincrementaldecoder
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +32,15 @@ if TYPE_CHECKING:
 _NO_SLOT = 1  # llama_decode: the KV cache is full
 _KEPT_BEGINNING = 4  # tokens that a context shift never forgets: attention leans on the first ones
 _ABORTED = 2  # llama_decode: the abort callback said so
+
+
+@runtime_checkable
+class PreparedPrompt(Protocol):
+    """A prompt that is more than token ids, such as one with images (`image.PicturePrompt`)."""
+
+    def evaluate(self) -> None:
+        """Bring the KV cache to it, its last logits ready to sample from."""
+        ...
 
 
 class LoadedModel:
@@ -108,6 +117,21 @@ class LoadedModel:
     def n_embd(self) -> int:
         """Width of an embedding."""
         return int(self._c.llama_model_n_embd_out(self._model))
+
+    @property
+    def n_embd_read(self) -> int:
+        """Width of what may stand in place of a token's embedding, such as what was seen."""
+        return int(self._c.llama_model_n_embd_inp(self._model))
+
+    @property
+    def pointer(self) -> Any:
+        """`llama_model *`, for the library that opens a projector beside it (`image`)."""
+        return self._model
+
+    @property
+    def context(self) -> Any:
+        """`llama_context *`, likewise."""
+        return self._context
 
     @property
     def bos_text(self) -> str:
@@ -200,6 +224,14 @@ class LoadedModel:
             self._decode(ids[start : start + self.options.n_batch])
         return len(ids) - kept
 
+    def adopt(self, token_ids: Sequence[int]) -> None:
+        """Take note of what another evaluator (`image`) brought into the empty KV cache.
+
+        Args:
+            token_ids: an id for each cell, a negative one for what no token gave.
+        """
+        self._evaluated = list(token_ids)
+
     def extend(self, token_ids: Sequence[int] | NDArray[np.integer[Any]]) -> None:
         """Evaluate tokens after those in the KV cache.
 
@@ -223,7 +255,7 @@ class LoadedModel:
         """Continue `token_ids` until the model ends its turn, the context is full or `max_tokens` came.
 
         Args:
-            token_ids: the prompt, 1 to `n_ctx` tokens.
+            token_ids: the prompt, 1 to `n_ctx` tokens, or one that evaluates itself.
             sampling: how tokens are chosen.
             max_tokens: not more than these; -1 is as many as the context holds.
             context_shift: when the context is full, forget the older half of what follows its first tokens and go on.
@@ -241,8 +273,12 @@ class LoadedModel:
         decoder = getincrementaldecoder("utf-8")("replace")
         self.abort.clear()
         try:
-            self.evaluate(token_ids)
-            chain.remember([int(token) for token in token_ids[-chosen.repeat_last_n :]] if chosen.repeat_last_n else [])
+            if isinstance(token_ids, PreparedPrompt):
+                token_ids.evaluate()
+            else:
+                self.evaluate(token_ids)
+            last = token_ids[-chosen.repeat_last_n :] if chosen.repeat_last_n else []
+            chain.remember([int(token) for token in last if token >= 0])
             token = -1
             for _ in count() if context_shift and max_tokens < 0 else range(self._room(max_tokens, context_shift)):
                 if self.abort:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edgepack.edge.fit.opening import OpenWish
 from edgepack.edge.install.in_place import FromArchive
 from edgepack.edge.install.model_file import ModelFile, prepare
+from edgepack.edge.install.projector import projector_of
 from edgepack.edge.llama.check import check_adapter
 from edgepack.edge.llama.engines import choose_engine
 from edgepack.edge.llama.options import Adapter
@@ -38,6 +39,7 @@ class OpenOptions:
         threads: of the CPU; by default physical cores, one for very small models.
         adapters: GGUF LoRAs to apply.
         own_adapters: apply those that an archive brings too.
+        projector: a GGUF of what sees, in place of the one that an archive brings.
         verify: check every byte of an installed archive first.
         engine: which package runs it; `auto` takes llama-cpp-python where it is installed, else xllamacpp.
         from_archive: when an archive's model is decoded into memory instead of being installed.
@@ -55,6 +57,7 @@ class OpenOptions:
     from_archive: FromArchive = FromArchive.NEVER
     trust: TrustPolicy | None = None
     engine: EngineWish = "auto"
+    projector: Path | None = None
 
 
 def ignore(text: str) -> None:
@@ -67,7 +70,7 @@ def open_file(
     """The model in `file`, installed where it is an archive, and what `edge.fit` is asked for.
 
     Raises:
-        UsageError: there is no such file, or an adapter is none.
+        UsageError: there is no such file, an adapter is none, or a projector is none or another model's.
         DependencyError: the engine is not installed.
         GGUFError, ArchiveError, IntegrityError: the file is not sound.
         CheckFailedError: nobody trusted signed it.
@@ -80,6 +83,7 @@ def open_file(
         Path(file), verify=options.verify, from_archive=options.from_archive, trust=options.trust,
         progress=progress, note=note,
     )  # fmt: skip
+    source = replace(source, projector=projector_of(source, options.projector))
     own = tuple(Adapter(path) for path in source.adapters) if options.own_adapters else ()
     adapters = own + options.adapters
     for adapter in adapters:

@@ -38,6 +38,20 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--prompt-cache", type=click.Path(path_type=Path), help="Keep the evaluated system prompt in this file.")
 @click.option("--verbose", is_flag=True, help="In a chat: tokens/s and context use after each answer.")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="An image that --prompt is about: PNG, JPEG, GIF or BMP; repeatable.",
+)
+@click.option(
+    "--mmproj",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The projector for --image.  [default: the archive's own]",
+)
 @opening_options
 @sampling_options
 @json_option
@@ -51,6 +65,8 @@ def command(file: Path, **values: Any) -> None:
         wants_chat = values["chat"] or values["prompt"] is None
         if values["as_json"] and values["prompt"] is None:
             raise UsageError("--json: expected --prompt with it")
+        if values["images"]:
+            _check_images(model, values)
         if wants_chat:  # whatever can be wrong with the template is told before a large model is loaded
             model.chat_template()
         model.open()
@@ -58,6 +74,13 @@ def command(file: Path, **values: Any) -> None:
             _chat(model, values, chosen)
         else:
             _complete(model, values, chosen)
+
+
+def _check_images(model: Model, values: Mapping[str, Any]) -> None:
+    """Whatever can be wrong with images is told before a large model is loaded."""
+    if values["prompt"] is None:
+        raise UsageError("--image: expected --prompt with it, the question about the image")
+    model.check_sight(values["images"])
 
 
 def _prompt(text: str) -> str:
@@ -76,7 +99,7 @@ def _complete(model: Model, values: Mapping[str, Any], chosen: SamplingOptions) 
         _show(prompt)
     answer = model.complete(
         prompt, max_tokens=values["max_tokens"], stop=values["stops"], sampling=chosen,
-        context_shift=values["ctx_shift"], stream=True,
+        context_shift=values["ctx_shift"], images=values["images"], stream=True,
     )  # fmt: skip
     _tell(model, prompt, answer, as_json=as_json)
     if model.can_chat and not as_json:
@@ -128,7 +151,7 @@ def _ask(model: Model, values: Mapping[str, Any], chosen: SamplingOptions) -> No
     system = [{"role": "system", "content": values["system"]}] if values["system"] else []
     answer = model.chat(
         [*system, {"role": "user", "content": question}], max_tokens=values["max_tokens"], stop=values["stops"],
-        sampling=chosen, context_shift=values["ctx_shift"], stream=True,
+        sampling=chosen, context_shift=values["ctx_shift"], images=values["images"], stream=True,
     )  # fmt: skip
     _tell(model, question, answer, as_json=values["as_json"])
     if model.abort:
