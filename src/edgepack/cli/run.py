@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--prompt", help="Text to continue; - reads it from the input. Without it: a chat.")
-@click.option("--chat", is_flag=True, help="Ask --prompt as a question, through the chat template.")
+@click.option("--prompt", help="A question (where there is a chat template); - reads the input. Without it: a chat.")
+@click.option("--raw", is_flag=True, help="Continue --prompt as it stands.")
+@click.option("--chat", is_flag=True, help="Ask --prompt through the chat template, or fail where there is none.")
 @click.option("--system", default="", help="A system message for the chat.")
 @click.option("--template", metavar="NAME|FILE", help="Chat template: one that llama.cpp knows, or a Jinja file.")
 @click.option("--max-tokens", "-n", type=click.IntRange(min=-1), default=-1, help="Stop after these.  [default: none]")
@@ -58,11 +59,14 @@ if TYPE_CHECKING:
 def command(file: Path, **values: Any) -> None:
     """Run the model in FILE, a GGUF or an archive (which is installed first).
 
-    With --prompt the text is continued; without it you chat, where the model has a chat template.
+    With --prompt it answers once: a question where the model has a chat template, else the text is continued. Without
+    it you chat.
     """
     chosen = sampling(values)
     with prepared(file, values, values["template"]) as model:
-        wants_chat = values["chat"] or values["prompt"] is None
+        if values["raw"] and (values["chat"] or values["prompt"] is None):
+            raise UsageError("--raw: expected --prompt and no --chat with it")
+        wants_chat = not values["raw"] and (values["chat"] or values["prompt"] is None or model.can_chat)
         if values["as_json"] and values["prompt"] is None:
             raise UsageError("--json: expected --prompt with it")
         if values["images"]:
@@ -102,8 +106,6 @@ def _complete(model: Model, values: Mapping[str, Any], chosen: SamplingOptions) 
         context_shift=values["ctx_shift"], images=values["images"], stream=True,
     )  # fmt: skip
     _tell(model, prompt, answer, as_json=as_json)
-    if model.can_chat and not as_json:
-        note("(the model has a chat template: --chat asks the prompt as a question)")
     if model.abort:
         raise KeyboardInterrupt
 
