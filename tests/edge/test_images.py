@@ -187,8 +187,7 @@ def test_pack_puts_a_projector_into_the_same_archive(seeing: Seeing, tmp_path: P
 
 def test_unpack_restores_what_sees_beside_the_model(seeing: Seeing, tmp_path: Path) -> None:
     result = edgepack.unpack(seeing.archive, tmp_path / "model.gguf")
-    assert result.beside == (tmp_path / seeing.projector.name,)
-    # The archive's is f16, as --mmproj has it without a type.
+    assert result.beside == (tmp_path / "mmproj-TinyVLM-F16.gguf",)
     assert {tensor.name for tensor in read_header(result.beside[0]).tensors} == {
         tensor.name for tensor in read_header(seeing.projector).tensors
     }
