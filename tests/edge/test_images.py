@@ -18,7 +18,11 @@ from references.tiny_images import png
 from references.tiny_projectors import EYES, picture, write_eyes
 
 import edgepack
+from edgepack.api.opening import OpenOptions, open_file
 from edgepack.cli import execute
+from edgepack.edge.fit.choice import Fitter, FitWish
+from edgepack.edge.fit.opening import running_device
+from edgepack.edge.fit.shape import read_shape
 from edgepack.edge.install.model_file import prepare
 from edgepack.edge.install.projector import projector_of
 from edgepack.edge.llama.check_projector import check_projector
@@ -183,6 +187,23 @@ def test_pack_puts_a_projector_into_the_same_archive(seeing: Seeing, tmp_path: P
         found = projector_of(source)
         assert found is not None
         assert found.read_bytes() == seeing.projector.read_bytes()
+
+
+def test_pack_tells_of_a_projector_that_only_lies_beside(
+    seeing: Seeing, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute(["pack", str(seeing.model), "-o", str(tmp_path / "x.edgepack")]) == 0
+    assert f"{seeing.projector} lies beside m.gguf: --mmproj packs it too" in capsys.readouterr().err
+    assert prepare(tmp_path / "x.edgepack", progress=silent).projector is None
+
+
+def test_what_a_projector_takes_is_not_free_for_the_model(seeing: Seeing) -> None:
+    source, wish = open_file(seeing.archive, OpenOptions(), silent)
+    assert source.projector is not None
+    assert wish.beside == source.projector.stat().st_size
+    device, shape = running_device("cpu"), read_shape(source.header)
+    rooms = [Fitter(shape, device, FitWish(beside=beside)).available for beside in (0, wish.beside)]
+    assert rooms[0] - rooms[1] == wish.beside
 
 
 def test_unpack_restores_what_sees_beside_the_model(seeing: Seeing, tmp_path: Path) -> None:

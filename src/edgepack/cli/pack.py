@@ -46,6 +46,8 @@ def command(
     from edgepack.quantities import format_duration, format_size
 
     output = file.with_suffix(".edgepack") if output is None else output
+    if mmproj is None and (beside := sorted(path for path in file.parent.glob("mmproj*.gguf") if path not in include)):
+        note(f"{beside[0]} lies beside {file.name}: --mmproj packs it too")
     if as_json and output == STANDARD_STREAM:
         raise UsageError("--json and -o - both want standard output")
     if dry_run:
