@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from references.seen_logits import logits_behind
 from references.tiny_checkpoints import TinyModel, random_model, write_checkpoint
 from references.tiny_images import png
 from references.tiny_projectors import EYES, picture, write_eyes
@@ -28,7 +28,7 @@ from edgepack.edge.install.projector import projector_of
 from edgepack.edge.llama.check_projector import check_projector
 from edgepack.edge.llama.image import Eyes, PicturePrompt
 from edgepack.edge.llama.image_file import MAX_SIDE, Picture, image_size, picture_of, read_picture
-from edgepack.edge.llama.options import RuntimeOptions
+from edgepack.edge.llama.options import RuntimeOptions, SamplingOptions
 from edgepack.edge.llama.runtime import LoadedModel
 from edgepack.errors import EdgepackError, GGUFError, UsageError
 from edgepack.gguf.reader import read_header
@@ -51,7 +51,7 @@ class Seeing:
 
     def __init__(self, folder: Path, books: Path) -> None:
         self.folder = folder / "TinyVLM"
-        self.torch = write_eyes(EYES[0], self.folder, books)
+        write_eyes(EYES[0], self.folder, books)
         (self.folder / "chat_template.jinja").write_text(TEMPLATE)
         made = run_export(
             ExportRequest(self.folder, "gguf-f32", mmproj=True, mmproj_type="f32", output=folder / "m.gguf")
@@ -108,28 +108,42 @@ def changed(path: Path, out: Path, **settings: Value | None) -> Path:
     return out
 
 
-def test_logits_behind_an_image_are_those_of_transformers(seeing: Seeing) -> None:
-    """The same ids, with what transformers' own tower sees in the image's places."""
-    image = picture(EYES[0])
+@pytest.mark.parametrize(
+    ("name", "grid", "tolerance"),
+    [
+        ("smolvlm", None, 1e-4),
+        ("gemma-3", None, 6e-3),  # GELU
+        ("qwen-2.5-vl", (5, 6), 1e-4),
+        ("qwen-3-vl", (4, 6), 1e-4),
+        ("lfm-2-vl", None, 1e-4),
+        ("mistral-3", None, 1e-4),
+    ],
+)
+def test_what_is_generated_behind_an_image_is_what_transformers_generates(
+    name: str, grid: tuple[int, int] | None, tolerance: float, tmp_path: Path, books: Path
+) -> None:
+    """Positions, masks and deeper layers are right: each token is the most probable one behind those before it."""
+    tiny = next(each for each in EYES if each.name == name)
+    original = write_eyes(tiny, tmp_path / "m", books).double()
+    made = run_export(
+        ExportRequest(tmp_path / "m", "gguf-f32", mmproj=True, mmproj_type="f32", output=tmp_path / "m.gguf")
+    )
+    assert made.projector is not None
+    image = Picture("image", pixels=picture(tiny))
     options = RuntimeOptions(n_ctx=256, threads=1, kv_type_k="f32", kv_type_v="f32", flash_attention="off")
-    with LoadedModel(seeing.model, options) as model:
-        with Eyes(seeing.projector, model) as eyes:
-            prompt = PicturePrompt(eyes, f"{eyes.marker}\n{TEXT}", [Picture("image", pixels=image)])
-            prompt.evaluate()
-            ids = np.array(prompt)
-            pieces = eyes.embeddings(Picture("image", pixels=image))
-        got = np.ctypeslib.as_array(model._c.llama_get_logits_ith(model.context, -1), (model.n_vocab,)).copy()
-    assert (ids < 0).sum() == sum(len(piece) for piece in pieces)
-    expected_features = torch.tensor(np.concatenate(pieces)).double()
-    reader = seeing.torch.double()
-    with torch.no_grad():
-        embedded = reader.get_input_embeddings()(torch.tensor(np.maximum(ids, 0)))
-        embedded[torch.tensor(ids < 0)] = expected_features
-        expected = reader.lm_head(reader.model.text_model(inputs_embeds=embedded[None]).last_hidden_state)[
-            0, -1
-        ].numpy()
-    assert np.abs(got - expected).max() / expected.std() < 1e-4
-    assert got.argmax() == expected.argmax()
+    with LoadedModel(made.output, options) as model, Eyes(made.projector, model) as eyes:
+        prompt = PicturePrompt(eyes, f"Once {eyes.marker} upon a time", [image])
+        prompt.evaluate()
+        first = np.ctypeslib.as_array(model._c.llama_get_logits_ith(model.context, -1), (model.n_vocab,)).copy()
+        seen = np.concatenate(eyes.embeddings(image))
+        told = [token.id for token in model.generate(prompt, SamplingOptions(temperature=0), 3)]
+    ids = list(prompt)
+    assert ids.count(-1) == len(seen)
+    expected = logits_behind(original, ids, seen, grid)
+    assert np.abs(first - expected).max() / expected.std() < tolerance
+    for token in told:
+        assert token == logits_behind(original, ids, seen, grid).argmax()
+        ids.append(token)
 
 
 def test_an_archive_answers_about_an_image_and_another_image_changes_the_answer(
