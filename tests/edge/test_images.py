@@ -207,7 +207,7 @@ def test_pack_tells_of_a_projector_that_only_lies_beside(
     seeing: Seeing, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert execute(["pack", str(seeing.model), "-o", str(tmp_path / "x.edgepack")]) == 0
-    assert f"{seeing.projector} lies beside m.gguf: --mmproj packs it too" in capsys.readouterr().err
+    assert f"{seeing.projector.name} lies beside it and stays out: --mmproj packs" in capsys.readouterr().err
     assert prepare(tmp_path / "x.edgepack", progress=silent).projector is None
 
 
