@@ -54,7 +54,7 @@ def runtime_options(header: GGUFHeader, wish: OpenWish) -> RuntimeOptions:
 
     Raises:
         ResourceError: nothing fits; the text says what is missing.
-        UsageError: the device or KV type is unknown, or the context longer than the model's.
+        UsageError: the device or KV type is unknown, or the context longer than the positions that the model has.
     """
     fit = _fit(header, wish)
     if fit is None:  # a kind of model whose memory cannot be predicted: llama.cpp decides
@@ -76,6 +76,7 @@ def runtime_options(header: GGUFHeader, wish: OpenWish) -> RuntimeOptions:
         embeddings=wish.embeddings,
         reranking=wish.reranking,
         engine=wish.engine,
+        adapt_threads=wish.threads is None,
         adapters=wish.adapters,
         trust=wish.trust,
     )
@@ -88,7 +89,8 @@ def _fit(header: GGUFHeader, wish: OpenWish) -> Fit | None:
     except UnsupportedModelError:
         return None
     n_outputs = 0 if wish.embeddings or wish.reranking else wish.max_outputs
-    fit = Fitter(shape, device, FitWish(wish.n_ctx, wish.kv_type, n_outputs=n_outputs, beside=wish.beside)).choose()
+    asked = FitWish(wish.n_ctx, wish.kv_type, n_outputs=n_outputs, beyond_training=True, beside=wish.beside)
+    fit = Fitter(shape, device, asked).choose()
     if not fit.fits and wish.n_gpu_layers is None:
         raise ResourceError(f"{header.path}: does not fit on {device.name}: {fit.reason}; try a smaller --ctx")
     return fit

@@ -25,6 +25,8 @@ from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.format import Role
 from edgepack.packaging.restore.unpack import unpack_archive
+from edgepack.packaging.trust.policy import machine_policy
+from edgepack.packaging.trust.releases import rollback
 from edgepack.progress import Progress, silent
 from edgepack.quantities import format_size
 
@@ -116,6 +118,9 @@ class ModelCache:
             main, others, eyes = opened.main, _adapters(opened), _projectors(opened)
             opened.gguf_header()  # so that one out of proportion is refused before anything is written
             template = read_template(opened)
+            older = rollback(opened, machine_policy() if trust is None else trust)
+        if older is not None:
+            self._note(older)
         restored = [self._install_member(archive, m, verify, trust, progress) for m in (main, *others, *eyes)]
         path = restored[0][0]
         header = read_header(path)

@@ -69,8 +69,7 @@ def prepare(
     """
     from edgepack.packaging.archive import is_archive
 
-    if not file.is_file():
-        raise UsageError(f"'{file}': no such file")
+    _check_file(file)
     from edgepack.edge.install.cache import ModelCache, native_form
     from edgepack.gguf.variant import is_variant
 
@@ -103,8 +102,7 @@ def peek(file: Path, trust: TrustPolicy | None = None) -> GGUFHeader:
     from edgepack.gguf.variant import is_variant
     from edgepack.packaging.archive import is_archive, open_archive
 
-    if not file.is_file():
-        raise UsageError(f"'{file}': no such file")
+    _check_file(file)
     if is_archive(file):
         with open_archive(file, trust) as archive:
             header = archive.gguf_header()
@@ -113,6 +111,21 @@ def peek(file: Path, trust: TrustPolicy | None = None) -> GGUFHeader:
         _check_plain(file, trust)
         header = read_runnable(file)
     return native_header(header) if is_variant(header) else header
+
+
+def _check_file(file: Path) -> None:
+    """Raise UsageError unless `file` is one, with what to do where it is a folder."""
+    if file.is_file():
+        return
+    if not file.is_dir():
+        raise UsageError(f"'{file}': no such file")
+    if models := sorted(path.name for pattern in ("*.edgepack", "*.gguf") for path in file.glob(pattern)):
+        raise UsageError(f"'{file}': a folder: expected a file in it, such as '{file / models[0]}'")
+    if (file / "config.json").is_file() or any(file.glob("*.safetensors")):
+        raise UsageError(
+            f"'{file}': a checkpoint: make a file of it first: edgepack export {file} --target gguf-q4km -o model.gguf"
+        )
+    raise UsageError(f"'{file}': a folder: expected a GGUF or an .edgepack")
 
 
 def _check_plain(file: Path, trust: TrustPolicy | None) -> None:

@@ -107,6 +107,7 @@ def served_facts(source: ModelFile, name: str, n_ctx: int, slots: int, *, has_te
         n_embd=int(width or 0),
         slots=slots,
         has_template=has_template,
+        sentencepiece=header.get(keys.TOKENIZER_MODEL) != "gpt2",
     )
 
 

@@ -209,6 +209,9 @@ DECODERS = (
         "ForConditionalGeneration",
         fused_experts=True,
     ),
+    TinyModel(
+        "qwen-2-moe-wide", "Qwen2Moe", QWEN3_VL_EXPERTS | {"shared_expert_intermediate_size": 1024}
+    ),  # the shared expert decides the compute buffer
     TinyModel("deepseek-2", "DeepseekV2", LATENT),
     TinyModel(
         "deepseek-2-lite",

@@ -42,6 +42,7 @@ def pack(
     include: Sequence[FilePath] = (),
     projector: FilePath | None = None,
     base: FilePath | None = None,
+    release: str | None = None,
     trusted: Trusted = (),
     threads: int | None = None,
     progress: Progress = silent,
@@ -56,6 +57,7 @@ def pack(
         include: other files to put in, under their own names.
         projector: a GGUF of what sees, that `run` and `serve` use with the model.
         base: an older archive, to take chunks and dictionaries from.
+        release: the model's version, such as `1.2`, so that devices tell an older one.
         trusted: files of public keys, one of which must have signed the base (by default: of the trust store), or a
             policy.
         threads: workers; None for one a core.
@@ -76,6 +78,7 @@ def pack(
         dictionary=dictionary,
         include=(*included, *([] if projector is None else paths([projector]))),
         base=optional_path(base),
+        release=release,
         trust=policy_for(trusted),
         threads=threads,
         progress=progress,

@@ -9,6 +9,7 @@ from edgepack.api.opening import OpenOptions, adapters_of, ignore, open_file
 from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.values import optional_path
 from edgepack.edge.fit.opening import runtime_options
+from edgepack.edge.llama.check import generates
 from edgepack.edge.llama.check_projector import with_room_for_images
 from edgepack.progress import silent
 
@@ -55,7 +56,8 @@ def load(
         own_adapters: apply those that the archive brings too.
         projector: a GGUF of what sees, for `images`; by default the one that the archive brings.
         template: a chat template by a name that llama.cpp knows, or a Jinja file; by default the model's own.
-        embeddings: open it for `embed` first; what is not opened now is opened when it is first asked for.
+        embeddings: open it for `embed` (a cross-encoder: for `rerank`) first, as encoders always are; what is not
+            opened now is opened when it is first asked for.
         engine: `llama-cpp-python`, `xllamacpp`, or `auto`: the first of the two that is installed.
         verify: check every byte of an installed archive first.
         trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
@@ -78,7 +80,7 @@ def load(
     try:
         if template is not None:
             model.chat_template()
-        model.open(embeddings=embeddings)
+        model.open(embeddings=embeddings or not generates(model.source.header))
     except BaseException:
         model.close()
         raise

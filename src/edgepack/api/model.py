@@ -103,12 +103,14 @@ class Model:
         return self._abort
 
     def open(self, *, embeddings: bool = False) -> None:
-        """Let llama.cpp open the model now, for text or for embeddings.
+        """Let llama.cpp open the model now, for text, or for embeddings (scores, where it is a cross-encoder).
 
         Raises:
             ModelRuntimeError: llama.cpp refuses it.
         """
-        if embeddings:
+        if embeddings and self._ranks:
+            self._ranking_model()
+        elif embeddings:
             self._embedding_model()
         else:
             self._text_model()
@@ -131,10 +133,14 @@ class Model:
             self._embedder = self._opened(runtime_options(self.source.header, wish))
         return self._embedder
 
+    @property
+    def _ranks(self) -> bool:
+        header = self.source.header
+        return bool(header.get(f"{header.get(keys.ARCHITECTURE)}.pooling_type") == _RANK_POOLING)
+
     def _ranking_model(self) -> OpenModel:
         if self._ranker is None:
-            kind = self.source.header.get(f"{self.source.header.get(keys.ARCHITECTURE)}.pooling_type")
-            if kind != _RANK_POOLING:
+            if not self._ranks:
                 raise UnsupportedModelError(f"{self.label}: it is no cross-encoder, so it cannot rank documents")
             wish = replace(self._wish, reranking=True)
             self._ranker = self._opened(runtime_options(self.source.header, wish))

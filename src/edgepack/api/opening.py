@@ -14,15 +14,18 @@ from edgepack.edge.install.in_place import FromArchive
 from edgepack.edge.install.model_file import ModelFile, prepare
 from edgepack.edge.install.projector import projector_of
 from edgepack.edge.llama.check import check_adapter
+from edgepack.edge.llama.cpu_threads import first_look
 from edgepack.edge.llama.engines import choose_engine
 from edgepack.edge.llama.options import Adapter
 from edgepack.errors import UsageError
+from edgepack.gguf import keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from edgepack.api.values import FilePath
     from edgepack.edge.llama.engine import EngineWish
+    from edgepack.gguf.reader import GGUFHeader
     from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
 
@@ -75,6 +78,7 @@ def open_file(
         GGUFError, ArchiveError, IntegrityError: the file is not sound.
         CheckFailedError: nobody trusted signed it.
     """
+    first_look()
     if choose_engine(options.engine).name != "llama-cpp-python" and options.from_archive is not FromArchive.NEVER:
         if options.from_archive is FromArchive.ALWAYS:
             note("only llama-cpp-python reads a model out of its archive; it is installed")
@@ -84,6 +88,7 @@ def open_file(
         progress=progress, note=note,
     )  # fmt: skip
     source = replace(source, projector=projector_of(source, options.projector))
+    _tell_context(source.header, options.ctx, note)
     own = tuple(Adapter(path) for path in source.adapters) if options.own_adapters else ()
     adapters = own + options.adapters
     for adapter in adapters:
@@ -99,6 +104,17 @@ def open_file(
         engine=options.engine,
         beside=0 if source.projector is None else source.projector.stat().st_size,
     )
+
+
+def _tell_context(header: GGUFHeader, wanted: int | None, note: Callable[[str], object]) -> None:
+    """A note where the context asked for is beyond what the model states; its rope scaling is within that number."""
+    name = header.get(keys.ARCHITECTURE)
+    trained = header.get(f"{name}.context_length")
+    if wanted is None or not isinstance(trained, int) or wanted <= trained:
+        return
+    scaling = header.get(f"{name}.rope.scaling.type", "none")
+    reach = "" if scaling == "none" else f" (its {scaling} rope scaling counted)"
+    note(f"--ctx {wanted}: the model was made for {trained} tokens{reach}; beyond them answers get worse")
 
 
 def adapters_of(given: Sequence[Adapter | FilePath]) -> tuple[Adapter, ...]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--include", multiple=True, type=click.Path(path_type=Path), help="Another file to put in; repeatable.")
 @click.option("--mmproj", type=click.Path(path_type=Path), metavar="FILE", help="The model's projector: what sees.")
 @click.option("--base", type=click.Path(path_type=Path), help="An older archive, to take chunks and dictionaries from.")
+@click.option("--release", metavar="N.N", help="The model's version: devices tell of one older than they have taken.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
 @click.option("--dry-run", is_flag=True, help="Only estimate the archive's size, from a sample.")
 @trust_options
@@ -35,6 +36,7 @@ def command(
     include: tuple[Path, ...],
     mmproj: Path | None,
     base: Path | None,
+    release: str | None,
     trusted: TrustPolicy,
     threads: int | None,
     dry_run: bool,
@@ -60,6 +62,7 @@ def command(
         include=include,
         projector=mmproj,
         base=base,
+        release=release,
         trusted=trusted,
         threads=threads,
         progress=terminal_progress,

@@ -74,7 +74,9 @@ class WireMaker:
     def outline(self) -> Outline:
         """The file that llama.cpp will run, exact to the byte but for what the making adds to its metadata."""
         from edgepack.export.wire.plan import host_target
+        from edgepack.quant.calibration.curvature import refuse_shared_keys
 
+        refuse_shared_keys(opened_checkpoint(self._request).config)
         plan = plan_export(self._mapped, host_target(self.host), PlanOptions(Overrides(pure=True)))
         label = f"wire-{self.host.kind.name}"
         extra = 0 if self._beside is None else self._beside.bytes_for(self._mapped)
