@@ -26,11 +26,11 @@ from edgepack.edge.fit.shape import read_shape
 from edgepack.edge.install.model_file import prepare
 from edgepack.edge.install.projector import projector_of
 from edgepack.edge.llama.check_projector import check_projector
-from edgepack.edge.llama.image import Eyes, PicturePrompt
+from edgepack.edge.llama.image import Eyes, PicturePrompt, row_break
 from edgepack.edge.llama.image_file import MAX_SIDE, Picture, image_size, picture_of, read_picture
 from edgepack.edge.llama.options import RuntimeOptions, SamplingOptions
 from edgepack.edge.llama.runtime import LoadedModel
-from edgepack.errors import EdgepackError, GGUFError, UsageError
+from edgepack.errors import EdgepackError, GGUFError, ModelRuntimeError, UsageError
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import Value, ValueType, u32
 from edgepack.gguf.writer import GGUFWriter
@@ -144,6 +144,31 @@ def test_what_is_generated_behind_an_image_is_what_transformers_generates(
     for token in told:
         assert token == logits_behind(original, ids, seen, grid).argmax()
         ids.append(token)
+
+
+def test_memory_that_nobody_wrote_does_not_reach_the_model(tmp_path: Path, books: Path) -> None:
+    """What llama.cpp leaves as NaN between rows of Pixtral's patches is the token that stands there."""
+    tiny = next(each for each in EYES if each.name == "pixtral")
+    write_eyes(tiny, tmp_path / "m", books)
+    made = run_export(ExportRequest(tmp_path / "m", "gguf-q8", mmproj=True, output=tmp_path / "m.gguf"))
+    assert made.projector is not None
+    with LoadedModel(made.output, RuntimeOptions(n_ctx=256, threads=1)) as model, Eyes(made.projector, model) as eyes:
+        [rows] = eyes.embeddings(Picture("image", pixels=picture(tiny)))
+        between = np.arange(len(rows)) % 9 == 8  # eight patches a row
+        assert np.array_equal(np.unique(rows[between], axis=0), row_break(made.projector)[None])
+        broken = rows.copy()
+        broken[between] = np.nan
+        assert np.array_equal(eyes._mended(broken), rows)
+
+
+def test_embeddings_that_are_no_numbers_are_an_error(seeing: Seeing) -> None:
+    with (
+        LoadedModel(seeing.model, RuntimeOptions(n_ctx=256, threads=1)) as model,
+        Eyes(seeing.projector, model) as eyes,
+    ):
+        rows = np.full((4, 64), np.nan, np.float32)
+        with pytest.raises(ModelRuntimeError, match="gives NaN for 4 of 4 tokens"):
+            eyes._mended(rows)
 
 
 def test_an_archive_answers_about_an_image_and_another_image_changes_the_answer(
