@@ -129,17 +129,20 @@ class Eyes:
         """Evaluate a piece of text or an image at `position`; gives the position behind it."""
         behind = ctypes.c_int32(position)
         batch = min(self.model.options.n_batch, self.model.options.n_ubatch)  # an image is never cut by llama.cpp
+        place = (self._context, self.model.context, chunk)
         if self._kind(chunk) == _TEXT:
-            evaluate, given = self._mtmd.mtmd_helper_eval_chunk_single, (position, 0, batch, is_last)
-            last: tuple[Any, ...] = (ctypes.byref(behind),)
+            with runtime_log().recording() as log:
+                status = self._mtmd.mtmd_helper_eval_chunk_single(
+                    *place, position, 0, batch, is_last, ctypes.byref(behind)
+                )
         else:
             self._check_fits(chunk, batch)
-            rows = np.ascontiguousarray(self._encoded(chunk))
-            evaluate = self._mtmd.mtmd_helper_decode_image_chunk
-            given = (rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), position, 0, batch)
-            last = (ctypes.byref(behind), self._mtmd.mtmd_helper_post_decode_callback(), None)
-        with runtime_log().recording() as log:
-            status = evaluate(self._context, self.model.context, chunk, *given, *last)
+            rows, nobody = np.ascontiguousarray(self._encoded(chunk)), self._mtmd.mtmd_helper_post_decode_callback()
+            with runtime_log().recording() as log:
+                status = self._mtmd.mtmd_helper_decode_image_chunk(
+                    *place, rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), position, 0, batch,
+                    ctypes.byref(behind), nobody, None,
+                )  # fmt: skip
         if status:
             self.model.clear()
             reason = log.last_errors() or "no reason given"
