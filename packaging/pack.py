@@ -96,7 +96,7 @@ def pack_archive(
     Raises:
         GGUFError: `gguf` is not a whole GGUF.
         ArchiveError: it compresses more than 256-fold: readers would take the archive for a bomb.
-        UsageError: a file is not there, a name occurs twice, the output folder is absent.
+        UsageError: a file is not there, a name occurs twice, there are two projectors, the output folder is absent.
         ResourceError: the disk is full.
     """
     started = time.perf_counter()
@@ -104,6 +104,8 @@ def pack_archive(
     names = [member.name for member in members]
     if len(set(names)) != len(names):
         raise UsageError(f"members need names of their own, got {', '.join(names)}")
+    if (eyes := [member.name for member in members if member.role is archive_format.Role.PROJECTOR])[1:]:
+        raise UsageError(f"a model has one projector, got {', '.join(eyes)}")
     original_bytes = sum(member.bytes for member in members)
     with ExitStack() as stack:
         reused = None if base is None else BaseArchive(stack.enter_context(open_archive(base, trust)))

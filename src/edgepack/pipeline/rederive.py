@@ -17,7 +17,6 @@ from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import is_archive, open_archive
 from edgepack.packaging.derivation import read_derivation
-from edgepack.packaging.format import Role
 from edgepack.packaging.trust.policy import ANYONE
 from edgepack.pipeline.derivation import FILES, RECIPE, model_files, versions
 from edgepack.pipeline.export import run_export
@@ -116,7 +115,7 @@ def rederive(
     with tempfile.TemporaryDirectory(prefix="edgepack-check-") as folder:
         request = _request(derivation, model, files, Path(folder), threads, progress)
         made = run_export(request)
-        again, others = _contents(made.output), _others(made.output, made.adapters)
+        again, others = _contents(made.output), _others(made.output, made.beside)
     there = _contents(file)
     if there.sha256 != derivation.subjects[0].sha256:
         sources = (f"the derivation is of another file: it says {derivation.subjects[0].sha256}", *sources)
@@ -276,22 +275,21 @@ def _differences(there: _Contents, again: _Contents) -> Iterator[str]:
             yield f"tensor '{name}': {ours[0]}, other bytes"
 
 
-def _others(output: Path, adapters: tuple[Path, ...]) -> dict[str, str]:
+def _others(output: Path, beside: tuple[Path, ...]) -> dict[str, str]:
     """Name → SHA-256 of the other GGUFs that were made."""
     if not is_archive(output):
-        return {path.name: file_sha256(path) for path in adapters}
+        return {path.name: file_sha256(path) for path in beside}
     return _members(output)
 
 
 def _members(file: Path) -> dict[str, str]:
     """Name → SHA-256 of an archive's GGUFs beside the model."""
     with open_archive(file, ANYONE) as archive:
-        found = [member for member in archive.members if member.role is Role.GGUF and member is not archive.main]
-        return {PurePosixPath(member.name).name: member.sha256 for member in found}
+        return {PurePosixPath(member.name).name: member.sha256 for member in archive.beside}
 
 
 def _other_differences(derivation: Derivation, file: Path, again: Mapping[str, str]) -> Iterator[str]:
-    """A line for each adapter that differs between what is said, what lies in the archive, and what was made again."""
+    """A line for each other file that differs between what is said, what the archive holds, what is made."""
     there = _members(file) if is_archive(file) else None
     for said in derivation.subjects[1:]:
         if there is not None and there.get(said.name) != said.sha256:
