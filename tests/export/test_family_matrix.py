@@ -39,7 +39,7 @@ EMBED = (
 )  # fmt: skip
 OTHER_ROWS = "are not rows of the checkpoint"  # transposed experts, and the halves of a latent's matrix
 REFUSED: dict[tuple[str, str], str] = {
-    **{(name, cell): NO_LOGITS for name in EMBED for cell in ("gptq", "wire", "validate")},
+    **{(name, cell): NO_LOGITS for name in EMBED for cell in ("gptq", "wire")},
     **{
         (name, cell): reason
         for name in ("baichuan-7b", "rwkv-7")
@@ -49,6 +49,7 @@ REFUSED: dict[tuple[str, str], str] = {
         )
     },
     ("jina-2", "checkpoint"): NO_SUCH_MODEL,
+    **{(name, "validate"): NO_LOGITS for name in ("xlm-roberta-ranker", "embedding-gemma", "qwen-3-embedding")},
     **{(name, "wire"): OTHER_ROWS for name in ("gpt-oss", "deepseek-2-lite", "glm-4.7-flash", "mistral-4", "llama-4")},
     **{(name, "wire"): "not a linear layer's matrix" for name in ("mamba", "falcon-mamba", "jamba")},
     ("gemma-4-e2b", "wire"): "2 layers share keys and values of earlier ones",
