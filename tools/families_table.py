@@ -56,7 +56,9 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def _cell(reason: str | None) -> str:
-    return "-" if reason is None else f"no: {reason.partition('. ')[0]}" if reason else "yes"
+    if not reason:
+        return "-" if reason is None else "yes"
+    return f"no: {reason.rpartition('cannot be read back into a checkpoint: ')[2].partition('. ')[0]}"
 
 
 def measure(pattern: str, figures: dict[str, Any], *, missing: bool = False) -> None:
