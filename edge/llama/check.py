@@ -116,11 +116,11 @@ def check_runnable(header: GGUFHeader) -> None:
             raise GGUFError(f"{header.path}: metadata key '{architecture}.{name}' is missing")
     for name, (least, most) in _RANGES.items():
         _check_range(header, f"{architecture}.{name}", least, most, per_layer=name in _PER_LAYER)
-    for name, least in _FINITE.items():
+    for name, bound in _FINITE.items():
         value = header.get(f"{architecture}.{name}")
-        if value is not None and not (isinstance(value, (int, float)) and isfinite(value) and value >= least):
-            bound = "" if least == -inf else f" of at least {least}"
-            raise GGUFError(f"{header.path}: {architecture}.{name}: expected a finite number{bound}, got {value!r:.80}")
+        if value is not None and not (isinstance(value, (int, float)) and isfinite(value) and value >= bound):
+            rule = "a finite number" if bound == -inf else f"a finite number of at least {bound}"
+            raise GGUFError(f"{header.path}: {architecture}.{name}: expected {rule}, got {value!r:.80}")
     _check_heads(header, architecture)
     _check_experts(header, architecture)
     _check_rope(header, architecture)
