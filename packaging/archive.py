@@ -6,7 +6,6 @@ Writing is left to `pack`, restoring whole files to `unpack`, checking everythin
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from edgepack.gguf.reader import GGUFHeader, parse_header
 from edgepack.ordered_threads import ordered_map
 from edgepack.packaging import format as archive_format
 from edgepack.packaging import records
+from edgepack.packaging.byte_source import ByteSource, FileSource
 from edgepack.packaging.coding import chunks
 from edgepack.packaging.coding.stored_dictionaries import StoredDictionaries
 from edgepack.packaging.coding.streams import StreamDecoder
@@ -46,16 +46,16 @@ class Archive:
     """A validated archive; use it as a context manager. Reading is thread-safe.
 
     Attributes:
-        path: the file.
+        path: the file, or what names the source in messages.
         version: (major, minor) of the format.
         index: all tables.
         signatures: (public key, signature) pairs.
         members: in file order; the first is the model.
     """
 
-    def __init__(self, path: Path, trust: TrustPolicy | None, descriptor: int | None = None) -> None:
+    def __init__(self, path: Path, trust: TrustPolicy | None, source: ByteSource) -> None:
         self.path = path
-        self._descriptor = _open_file(path) if descriptor is None else os.dup(descriptor)
+        self._source = source
         try:
             self.version, self.content_bytes, self.footer = self._read_ends()
             self.index, self.index_record = self._read_index()
@@ -81,26 +81,18 @@ class Archive:
 
     def close(self) -> None:
         """Close the file; nothing can be read afterwards."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._source.close()
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """`size` bytes of the file from `offset`.
+        """`size` bytes of the archive from `offset`.
 
         Raises:
-            ArchiveError: the file ends before.
+            ArchiveError: it ends before.
         """
-        block = os.pread(self._descriptor, size, offset)
-        while len(block) < size:
-            more = os.pread(self._descriptor, size - len(block), offset + len(block))
-            if not more:
-                raise ArchiveError(f"expected {size} bytes at {offset}, file ends after {len(block)}")
-            block += more
-        return block
+        return self._source.read_at(offset, size)
 
     def _read_ends(self) -> tuple[tuple[int, int], int, archive_format.Footer]:
-        size = os.fstat(self._descriptor).st_size
+        size = self._source.size
         version, content_bytes = archive_format.decode_header(self.read_at(0, min(size, HEADER_BYTES)))
         if size < HEADER_BYTES + FOOTER_BYTES:
             raise ArchiveError(f"expected at least {HEADER_BYTES + FOOTER_BYTES} bytes, got {size}: it is truncated")
@@ -263,24 +255,16 @@ class Archive:
         return parse_header(self.read_range(member, 0, end), self.path / member.name, member.bytes)
 
 
-def _open_file(path: Path) -> int:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
-    except OSError as error:
-        raise ArchiveError(f"'{path}': cannot be read: {error.strerror}") from error
-    if path.is_dir():
-        os.close(descriptor)
-        raise ArchiveError(f"'{path}': expected an archive, got a folder")
-    return descriptor
-
-
-def open_archive(path: Path, trust: TrustPolicy | None = None, *, descriptor: int | None = None) -> Archive:
+def open_archive(
+    path: Path, trust: TrustPolicy | None = None, *, descriptor: int | None = None, source: ByteSource | None = None
+) -> Archive:
     """Open and validate the archive at `path`; who signed it is judged before anything in it is used.
 
     Args:
-        path: the archive.
+        path: the archive, or what names `source` in messages.
         trust: whose archives are taken; the user's trust store by default.
         descriptor: of the file, where it is open already; it stays the caller's.
+        source: what holds the archive where it is no file; closed with it.
 
     Raises:
         ArchiveError: not an archive, truncated, hostile, or made by a newer edgepack.
@@ -288,7 +272,8 @@ def open_archive(path: Path, trust: TrustPolicy | None = None, *, descriptor: in
         CheckFailedError: nobody trusted signed it.
         UsageError: the trust store cannot be understood.
     """
-    return Archive(path, machine_policy() if trust is None else trust, descriptor)
+    opened = FileSource(path, descriptor) if source is None else source
+    return Archive(path, machine_policy() if trust is None else trust, opened)
 
 
 def open_unjudged(path: Path) -> Archive:
@@ -297,7 +282,7 @@ def open_unjudged(path: Path) -> Archive:
     Raises:
         ArchiveError, IntegrityError: as `open_archive`, but for signatures.
     """
-    return Archive(path, None)
+    return Archive(path, None, FileSource(path))
 
 
 def is_archive(path: Path) -> bool:

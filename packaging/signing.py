@@ -14,8 +14,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from edgepack.atomic_file import atomic_output, check_output
 from edgepack.errors import IntegrityError, UsageError
+from edgepack.files.output import atomic_output, check_output
 from edgepack.packaging import records
 from edgepack.packaging.archive import open_unjudged
 from edgepack.packaging.format import MAX_SIGNATURES, Footer
@@ -39,7 +39,7 @@ def generate_key(path: Path) -> str:
     Raises:
         UsageError: either file is there already; keys are never overwritten.
     """
-    check_output(path)
+    check_output(path, force=True)
     for target in (path, public_path(path)):
         if target.exists():
             raise UsageError(f"'{target}': is there already; keys are never overwritten")
@@ -47,12 +47,17 @@ def generate_key(path: Path) -> str:
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    public = public_pem(key)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(private)
     public_path(path).write_bytes(public)
     return _raw(key.public_key()).hex()
+
+
+def public_pem(key: Ed25519PrivateKey) -> bytes:
+    """The public half of a key, as PEM."""
+    return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _raw(key: Ed25519PublicKey) -> bytes:

@@ -9,15 +9,16 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import atomic_output
 from edgepack.edge.fidelity.certificate import MEMBER, Replay, replay
 from edgepack.edge.fidelity.scoring import open_candidate, open_stored
 from edgepack.edge.fidelity.stored_reference import StoredReference, decode
 from edgepack.errors import IntegrityError, UsageError
 from edgepack.file_digest import file_sha256, stream_sha256
+from edgepack.files.output import atomic_output
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.writer import GGUFWriter
+from edgepack.packaging import derivation
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -107,6 +108,15 @@ def run_replay(path: Path, options: ScoringOptions, progress: Progress = silent)
         return replay(stored, candidate, progress), stored
 
 
+def _certified(path: Path, model: Path) -> None:
+    """Let a derivation speak of the model that now has its certificate, and of what it was before."""
+    said = derivation.decode(path.read_bytes(), path.name)
+    before, *others = said.subjects
+    subjects = (replace(before, sha256=file_sha256(model)), *others)
+    first = said.certified_from or before.sha256
+    path.write_bytes(derivation.encode(replace(said, subjects=subjects, certified_from=first)))
+
+
 def deliver(
     candidate: Path, model: Path, certificate: Path, output: Path, trust: TrustPolicy | None, progress: Progress
 ) -> None:
@@ -130,5 +140,7 @@ def deliver(
                 with path.open("wb") as stream:
                     for _chunk, content in archive.iterate(member):
                         stream.write(content.tobytes())
+                if member.name.endswith(derivation.SUFFIX):
+                    _certified(path, model)
                 others.append(path)
     pack_archive(model, output, include=[certificate, *others], progress=progress)

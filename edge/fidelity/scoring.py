@@ -104,6 +104,7 @@ def open_candidate(
         n_gpu_layers=options.n_gpu_layers,
         kv_type=options.kv_type,
         adapters=(*prepared.adapters, *options.adapters),
+        name=path.name,
     )
 
 

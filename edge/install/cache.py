@@ -14,12 +14,13 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import atomic_output, partial_path
 from edgepack.edge.install.cache_folder import cache_folder
 from edgepack.edge.install.lock import locked
 from edgepack.edge.install.stamp import Stamp, describe, stamp_of
 from edgepack.errors import ArchiveError, IntegrityError, ResourceError
 from edgepack.file_digest import file_sha256
+from edgepack.files.names import partial_path
+from edgepack.files.output import atomic_output
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.format import Role

@@ -1,142 +1,140 @@
-"""Looks at each request before llama-cpp-python's routes do: who asks, and whether the prompt can fit at all.
+"""Looks at each request's head before anything else does: who asks, from where, and with which key.
 
-A prompt that is too long must be an error even where the answer would be streamed: once a stream has begun no
-status can be sent any more. What is answered is left to the routes.
+What is asked is left to `front`.
 """
 
 from __future__ import annotations
 
-import json
+import hmac
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from edgepack.errors import EdgepackError
+from edgepack.edge.serve.answers import send_error
+from edgepack.edge.serve.protocol.errors import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-
-    from edgepack.edge.serve.server import ServedModel
 
     Message = dict[str, Any]
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
 
-_MOST_BODY = 64 << 20
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
+_METHODS = b"GET, POST, OPTIONS"
+_PREFLIGHT_SECONDS = b"600"
 
 
-class _RefusalError(Exception):
-    """A request that is answered with an error at once."""
+@dataclass(frozen=True)
+class Access:
+    """Who may ask.
 
-    def __init__(self, status: int, message: str, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
+    Attributes:
+        api_key: what clients must send, or None.
+        any_host: the server is public, so it may be called by any name.
+        origins: websites that may use it besides its own page, such as `https://app.example`.
+        public: whether a path is answered without a key.
+    """
+
+    api_key: str | None
+    any_host: bool
+    origins: frozenset[str]
+    public: Callable[[str], bool]
 
 
 class RequestGuard:
-    """ASGI middleware.
+    """ASGI middleware that answers strangers with an error and lets others pass."""
 
-    Args:
-        app: what comes after it.
-        model: whose context and vocabulary decide what fits.
-        api_key: kept here only to know whether strangers are kept out by it.
-        any_host: the server is public, so it may be called by any name.
-    """
-
-    def __init__(self, app: Any, *, model: ServedModel, api_key: str | None, any_host: bool) -> None:
+    def __init__(self, app: Any, access: Access) -> None:
         self._app = app
-        self._model = model
-        self._api_key = api_key
-        self._any_host = any_host
+        self._access = access
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer it with an error in OpenAI's form."""
+        """Pass the request on, or answer it."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return  # no WebSockets, and nothing to do when the server starts and ends
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        origin = ""
         try:
-            self._check_origin(_headers(scope))
-            if scope["method"] == "POST" and self._may_ask(scope):
-                receive = await self._checked(scope["path"], receive)
-        except _RefusalError as refusal:
-            await _refuse(send, refusal)
+            self._check_host(headers)
+            origin = self._allowed_origin(headers)
+            if scope["method"] == "OPTIONS" and origin:
+                await _preflight(send, origin, headers)
+                return
+            self._check_key(scope["path"], headers)
+        except RequestError as error:
+            await send_error(scope["path"], _with_origin(send, origin), error, receive)
             return
-        await self._app(scope, receive, send)
+        await self._app(scope, receive, _with_origin(send, origin))
 
-    def _check_origin(self, headers: Mapping[str, str]) -> None:
-        """Other websites may not use this server through their visitors' browsers, by whatever name they call it."""
-        host = urlsplit(f"//{headers.get('host', '')}").hostname
-        if not self._any_host and host not in _LOCAL:
-            raise _RefusalError(403, f"host {host!r}: this server answers to localhost only")
+    def _check_host(self, headers: Mapping[str, str]) -> None:
+        """A website that has its own name lead here (DNS rebinding) is not let in."""
+        given = headers.get("host", "")
+        host = _host_of(f"//{given}")
+        if host is None:
+            raise RequestError("expected a Host header that is a name or an address")
+        if not self._access.any_host and host not in _LOCAL:
+            raise RequestError(f"host '{host[:80]}': this server answers to localhost only", status=403)
+
+    def _allowed_origin(self, headers: Mapping[str, str]) -> str:
+        """The other website that asks and may; empty where none asks."""
         origin = headers.get("origin")
-        if origin and urlsplit(origin).netloc != headers.get("host"):
-            raise _RefusalError(403, f"origin {origin!r}: other websites may not use this server")
+        if not origin:
+            return ""
+        if origin != "null" and _host_of(origin) is None:
+            raise RequestError("expected an Origin header that is a website's address")
+        if origin in self._access.origins:
+            return origin
+        if urlsplit(origin).netloc != headers.get("host"):
+            text = f"origin '{origin[:80]}': other websites may not use this server; --allow-origin lets one in"
+            raise RequestError(text, status=403)
+        return ""
 
-    def _may_ask(self, scope: Message) -> bool:
-        """Whether the caller has the key: who has not is refused by the routes, and learns nothing here."""
-        return self._api_key is None or _headers(scope).get("authorization") == f"Bearer {self._api_key}"
-
-    async def _checked(self, path: str, receive: Receive) -> Receive:
-        """Read the body, check it, and give back a `receive` that tells it again."""
-        body = b""
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if len(body) > _MOST_BODY:
-                raise _RefusalError(413, f"expected a body of at most {_MOST_BODY} bytes")
-            if not message.get("more_body"):
-                break
-        self._check_prompt(path, body)
-        told = False
-
-        async def again() -> Message:
-            nonlocal told
-            if told:
-                return await receive()
-            told = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        return again
-
-    def _check_prompt(self, path: str, body: bytes) -> None:
-        try:
-            request = json.loads(body)
-        except ValueError:
-            return  # the routes say what is wrong with it
-        if not isinstance(request, dict):
+    def _check_key(self, path: str, headers: Mapping[str, str]) -> None:
+        key = self._access.api_key
+        if key is None or self._access.public(path):
             return
-        if path == "/v1/chat/completions":
-            self._check_length(self._chat_tokens(request.get("messages")))
-        elif path == "/v1/completions":
-            prompt = request.get("prompt")
-            prompt = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
-            if isinstance(prompt, str):
-                self._check_length(len(self._model.llama.tokenize(prompt.encode(), special=True)))
-
-    def _chat_tokens(self, messages: Any) -> int:
-        if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
-            raise _RefusalError(400, "messages: expected a list of objects with role and content")
-        try:
-            prompt = self._model.prompt(messages)
-        except EdgepackError as error:
-            raise _RefusalError(400, str(error)) from error
-        return len(self._model.llama.tokenize(prompt.encode(), special=True))
-
-    def _check_length(self, tokens: int) -> None:
-        most = self._model.llama.n_ctx()
-        if tokens >= most:
-            text = f"the prompt has {tokens} tokens, the context holds {most}"
-            raise _RefusalError(400, text, "context_length_exceeded")
+        given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), key.encode()):
+            raise RequestError("expected an API key: Authorization: Bearer KEY", status=401, code="invalid_api_key")
 
 
-def _headers(scope: Message) -> dict[str, str]:
-    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+def _host_of(address: str) -> str | None:
+    """The host in an address; None where there is none or it is malformed."""
+    try:
+        parts = urlsplit(address)
+        _port = parts.port
+        return parts.hostname
+    except ValueError:
+        return None
 
 
-async def _refuse(send: Send, refusal: _RefusalError) -> None:
-    error = {"message": str(refusal), "type": "invalid_request_error", "param": None, "code": refusal.code}
-    body = json.dumps({"error": error}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def _cors(origin: str) -> list[tuple[bytes, bytes]]:
+    return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin")]
+
+
+def _with_origin(send: Send, origin: str) -> Send:
+    """`send`, with the headers that let the website's script read the answer."""
+    if not origin:
+        return send
+
+    async def told(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", []), *_cors(origin)]}
+        await send(message)
+
+    return told
+
+
+async def _preflight(send: Send, origin: str, headers: Mapping[str, str]) -> None:
+    """What a browser asks before it lets a website's script ask."""
+    wanted = headers.get("access-control-request-headers", "").encode("latin-1")
+    answer = [
+        *_cors(origin),
+        (b"access-control-allow-methods", _METHODS),
+        (b"access-control-allow-headers", wanted or b"content-type, authorization"),
+        (b"access-control-max-age", _PREFLIGHT_SECONDS),
+        (b"content-length", b"0"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": answer})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,30 +1,30 @@
-"""An OpenAI-compatible server on this machine: llama-cpp-python's own routes over a model that edgepack opened.
+"""The server of `edgepack serve`: where it listens, whom it answers, and how it ends.
 
-It adds what a local server needs and that one lacks: the model's template in a sandbox, errors before a stream
-begins, no access for other websites, a page to chat in. Choosing how to open the model is left to `opening`.
+A thin front (`front`, behind `guard`) over llama.cpp's server engine in a process of its own (`engine`): a crash of
+native code costs the requests that were being answered, not the server.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import signal
 import socket
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from edgepack.edge.chat.template import special_tokens, stop_texts
-from edgepack.edge.llama.handles import open_bindings
-from edgepack.edge.serve.guard import RequestGuard
-from edgepack.errors import DependencyError, EdgepackError, UsageError
+from edgepack.errors import DependencyError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    from edgepack.edge.chat.template import ChatTemplate
-    from edgepack.edge.install.model_file import ModelFile
-    from edgepack.edge.llama.options import RuntimeOptions
+    from edgepack.edge.serve.engine.settings import EngineSettings, Task
+    from edgepack.edge.serve.protocol.facts import ServedFacts
 
-_PAGE = Path(__file__).with_name("chat_page.html")
+DRAIN_SECONDS = 30
+_BACKLOG = 1024
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,14 @@ class ServerOptions:
         port: 0 takes a free one.
         api_key: what clients must send as `Authorization: Bearer KEY`, or None.
         name: of the model in `/v1/models`.
+        origins: other websites that may use the server, such as `https://app.example`.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
     api_key: str | None = None
     name: str = "model"
+    origins: tuple[str, ...] = ()
 
 
 def is_loopback(host: str) -> bool:
@@ -55,165 +57,115 @@ def is_loopback(host: str) -> bool:
 
 
 def check_address(options: ServerOptions) -> None:
-    """Refuse to serve the network without a key; raises UsageError."""
+    """Refuse to serve the network without a key, and origins that are none; raises UsageError."""
     if not is_loopback(options.host) and not options.api_key:
         raise UsageError(f"host '{options.host}': others can reach it; give an --api-key, or listen on 127.0.0.1")
-
-
-class ServedModel:
-    """What llama-cpp-python's routes ask for a model: always the one, under whatever name a client sends.
-
-    Args:
-        source: the model.
-        options: how to open it.
-        template: for chats; None where the model has none, then chats are refused and completions work.
-        name: in `/v1/models`.
-
-    Raises:
-        ModelRuntimeError: llama.cpp refuses it.
-    """
-
-    def __init__(self, source: ModelFile, options: RuntimeOptions, template: ChatTemplate | None, name: str) -> None:
-        self.name = name
-        self._template = template
-        self.llama, self._adapters = open_bindings(source.path, options, _chat_handler(self, source))
-
-    def __call__(self, _model: str | None = None) -> Any:
-        """The model."""
-        return self.llama
-
-    def __iter__(self) -> Iterator[str]:
-        """Names of the models."""
-        return iter([self.name])
-
-    def prompt(self, messages: list[dict[str, Any]]) -> str:
-        """The text that the model is to answer.
-
-        Raises:
-            UsageError: the model has no template.
-            TemplateError: the template refuses the messages.
-        """
-        if self._template is None:
-            raise UsageError("chat template: the model has none; serve it with --template NAME, or use completions")
-        return self._template.render([_plain(message) for message in messages])
-
-    @property
-    def stops(self) -> list[str]:
-        """Texts that end an answer."""
-        return stop_texts(self._template) if self._template is not None else []
-
-    def close(self) -> None:
-        """Free the model."""
-        self.llama.close()
-
-
-def _chat_handler(model: ServedModel, source: ModelFile) -> Callable[..., Any]:
-    """llama-cpp-python's chat completion over edgepack's template."""
-    from llama_cpp import llama_chat_format as chat_format
-
-    special, stops = special_tokens(source.header), model.stops
-
-    def form(*, messages: list[dict[str, Any]], **_options: Any) -> Any:
-        prompt = model.prompt(messages)
-        has_bos = bool(special.bos) and prompt.startswith(special.bos)
-        return chat_format.ChatFormatterResponse(prompt=prompt, stop=stops, added_special=has_bos)
-
-    handler: Callable[..., Any] = chat_format.chat_formatter_to_chat_completion_handler(form)
-    return handler
-
-
-def _plain(message: dict[str, Any]) -> dict[str, str]:
-    """A message whose content is text: the text parts of a list, joined."""
-    content = message.get("content") or ""
-    if isinstance(content, list):
-        content = "".join(part.get("text", "") for part in content if part.get("type") == "text")
-    return {"role": str(message.get("role", "user")), "content": str(content)}
-
-
-def build_app(model: ServedModel, options: ServerOptions) -> Any:
-    """The ASGI application.
-
-    Raises:
-        DependencyError: the packages of `edgepack[serve]` are not installed.
-        UsageError: a public address without a key.
-    """
-    check_address(options)
-    try:
-        from fastapi import FastAPI
-        from llama_cpp.server import app as routes
-        from llama_cpp.server.settings import ServerSettings
-        from starlette.middleware import Middleware
-        from starlette_context.middleware import RawContextMiddleware
-        from starlette_context.plugins import RequestIdPlugin
-    except ImportError as error:
-        raise DependencyError(f"serve: {error.name} is not installed: pip install 'edgepack[serve]'") from error
-    routes.set_server_settings(ServerSettings(api_key=options.api_key))
-    routes._llama_proxy = model  # noqa: SLF001 - the routes' own place for it; its setter would load another model
-    guard = Middleware(RequestGuard, model=model, api_key=options.api_key, any_host=not is_loopback(options.host))
-    context = Middleware(RawContextMiddleware, plugins=(RequestIdPlugin(),))
-    app = FastAPI(title="edgepack", docs_url=None, redoc_url=None, middleware=[guard, context])
-    _add_own_routes(app, model, routes)
-    app.include_router(routes.router)
-    return app
-
-
-def _add_own_routes(app: Any, model: ServedModel, routes: Any) -> None:
-    """The page, its health, and embeddings; what is added first is found first."""
-    from fastapi import Depends
-    from fastapi.concurrency import run_in_threadpool
-    from fastapi.responses import HTMLResponse, JSONResponse
-
-    from edgepack.edge.serve.embeddings import answer
-
-    async def embeddings(
-        request: dict[str, Any],
-        _lock: Any = Depends(routes.get_llama_proxy),  # noqa: B008 - FastAPI's way to say it
-    ) -> Any:
-        try:
-            return await run_in_threadpool(answer, model, request)
-        except EdgepackError as error:
-            body = {"message": str(error), "type": "invalid_request_error", "param": "input", "code": None}
-            return JSONResponse({"error": body}, status_code=400)
-
-    def page() -> Any:
-        return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers=dict(_PAGE_HEADERS))
-
-    def health() -> dict[str, str]:
-        return {"status": "ok", "model": model.name}
-
-    key = [Depends(routes.authenticate)]
-    app.add_api_route("/v1/embeddings", embeddings, methods=["POST"], dependencies=key, response_model=None)
-    app.add_api_route("/", page, methods=["GET"], response_class=HTMLResponse)
-    app.add_api_route("/health", health, methods=["GET"])
-
-
-# Nothing but what the page itself brings: no other site's script, image, font or frame.
-_PAGE_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+    for origin in options.origins:
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query:
+            raise UsageError(f"--allow-origin '{origin}': expected a website's address such as https://app.example")
 
 
 def bound_socket(options: ServerOptions) -> socket.socket:
     """A socket that listens where the server is to listen; raises UsageError where it cannot."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Named, because asyncio switches Nagle's algorithm off only where it sees that it is TCP: 40 ms an answer.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((options.host.strip("[]"), options.port))
     except OSError as error:
         listener.close()
         raise UsageError(f"'{options.host}' port {options.port}: cannot listen: {error.strerror}") from error
-    listener.listen(128)
+    listener.listen(_BACKLOG)
     return listener
 
 
-def serve(app: Any, listener: socket.socket) -> None:
-    """Answer requests until Ctrl-C."""
+def serve(
+    settings: Mapping[Task, EngineSettings],
+    facts: ServedFacts,
+    options: ServerOptions,
+    listener: socket.socket,
+    *,
+    note: Callable[[str], object],
+    ready: Callable[[ServedFacts], object],
+) -> None:
+    """Open the model and answer requests until SIGTERM (then it ends, once the answers are out) or Ctrl-C.
+
+    Args:
+        settings: of each task's engine.
+        facts: of the model.
+        options: who is answered.
+        listener: from `bound_socket`.
+        note: told of what a person would like to know.
+        ready: called once requests are answered.
+
+    Raises:
+        DependencyError: a package is not installed.
+        ModelRuntimeError: the model cannot be opened.
+        KeyboardInterrupt: Ctrl-C, once the answers are out.
+    """
+    try:
+        import h11  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(f"serve: {error.name} is not installed: pip install 'edgepack[serve]'") from error
+    if asyncio.run(_serve(settings, facts, options, listener, note, ready)):
+        raise KeyboardInterrupt
+
+
+async def _serve(
+    settings: Mapping[Task, EngineSettings],
+    facts: ServedFacts,
+    options: ServerOptions,
+    listener: socket.socket,
+    note: Callable[[str], object],
+    ready: Callable[[ServedFacts], object],
+) -> bool:
+    """Serve; whether it was Ctrl-C that ended it."""
+    from edgepack.edge.serve.engines import Engines
+    from edgepack.edge.serve.front import build_app
+
+    engines = Engines(settings, facts, note)
+    try:
+        await engines.start()
+        public = not is_loopback(options.host)
+        app = build_app(engines, api_key=options.api_key, any_host=public, origins=frozenset(options.origins))
+        ready(engines.facts)
+        return await _listen(app, listener)
+    finally:
+        await engines.close()
+
+
+async def _listen(app: Any, listener: socket.socket) -> bool:
     import uvicorn
 
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run(sockets=[listener])
+    from edgepack.edge.serve.connections import PatientProtocol, allow_many_files
+
+    class DrainingServer(uvicorn.Server):
+        """uvicorn, which lets answers end at a signal, without raising the signal again afterwards."""
+
+        interrupted = False
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            self.interrupted = self.interrupted or sig == signal.SIGINT
+            super().handle_exit(sig, frame)
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    PatientProtocol.most = allow_many_files()
+    config = uvicorn.Config(
+        app, http=PatientProtocol, ws="none", lifespan="off", loop="asyncio", log_level="error", access_log=False,
+        server_header=False, backlog=_BACKLOG, timeout_graceful_shutdown=DRAIN_SECONDS,
+    )  # fmt: skip
+    server = DrainingServer(config)
+    await server.serve(sockets=[listener])
+    return server.interrupted

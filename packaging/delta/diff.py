@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
-from edgepack.atomic_file import atomic_output, check_output
+from edgepack.files.output import atomic_output, check_output
 from edgepack.packaging.delta.patch_format import Operation, OperationType, PatchHead, encode_piece
 from edgepack.packaging.delta.pieces import CutFile, Piece, cut_file, fingerprint
 from edgepack.packaging.index.member_names import check_member_name
@@ -70,7 +70,7 @@ def diff_files(
         ArchiveError, IntegrityError: an archive does not hold together.
     """
     started = time.perf_counter()
-    check_output(out)
+    check_output(out, force=True)
     check_member_name(new.name)
     total = sum(path.stat().st_size for path in (old, new) if path.is_file())
     with progress("comparing", total) as advance:

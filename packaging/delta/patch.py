@@ -12,9 +12,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from edgepack.atomic_file import atomic_output
 from edgepack.errors import ArchiveError, IntegrityError, UsageError
 from edgepack.file_digest import stream_sha256
+from edgepack.files.output import atomic_output
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.delta.patch_format import (
     OPERATION,

@@ -10,12 +10,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from edgepack.atomic_file import atomic_output
 from edgepack.errors import IntegrityError
+from edgepack.files.output import atomic_output
+from edgepack.files.resumable import resumable_output
 from edgepack.ordered_threads import ordered_map
 from edgepack.packaging.archive import Archive, open_archive
 from edgepack.packaging.format import sha256, unseal
-from edgepack.packaging.restore.resumable_file import resumable_output
 from edgepack.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class UnpackResult:
         sha256: its SHA-256 in hexadecimal, which is the archive's.
         seconds: wall time.
         kept_bytes: how much an interrupted run had left and was checked and kept.
+        beside: other GGUFs of the archive (adapters, projectors) that were restored beside the model.
     """
 
     output: Path
@@ -45,6 +46,7 @@ class UnpackResult:
     sha256: str
     seconds: float
     kept_bytes: int = 0
+    beside: tuple[Path, ...] = ()
 
 
 def unpack_archive(

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from edgepack.atomic_file import atomic_output
 from edgepack.errors import UsageError
+from edgepack.files.output import atomic_output
 from edgepack.packaging.trust.signatures import KEY_BYTES
 
 STORE_VERSION = 1

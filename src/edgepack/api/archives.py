@@ -6,17 +6,18 @@ import os
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
 from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.values import FilePath, optional_path, paths
-from edgepack.atomic_file import check_output
 from edgepack.errors import UsageError
+from edgepack.files.output import check_output
 from edgepack.packaging.archive import Archive, is_archive, open_archive
 from edgepack.packaging.coding.streams import DEFAULT_LEVEL
 from edgepack.packaging.estimate import Estimate, estimate_archive
+from edgepack.packaging.format import Role
 from edgepack.packaging.pack import PackResult, pack_archive
 from edgepack.packaging.restore.stream import unpack_stream
 from edgepack.packaging.restore.unpack import UnpackResult, extract_tensor, unpack_archive
@@ -100,6 +101,9 @@ def unpack(
 ) -> UnpackResult:
     """Restore the GGUF of an archive, verified while it is written; continues an interrupted run.
 
+    Adapters and other GGUFs that the archive brings are restored beside it, under the output's name where they had
+    the model's: a model without its adapter would answer as another one. A stream gives the model alone.
+
     Args:
         archive: the `.edgepack`, or a binary stream that brings one (read once, in order).
         output: the file to write, which appears only when it is whole; by default the member's own name beside the
@@ -121,7 +125,31 @@ def unpack(
         return unpack_stream(archive, target, trust=trust, threads=threads, progress=progress)
     file = Path(archive)
     target = _free_output(file, trust) if output is None else Path(output)
-    return unpack_archive(file, target, trust=trust, threads=threads, progress=progress)
+    result = unpack_archive(file, target, trust=trust, threads=threads, progress=progress)
+    return replace(result, beside=_restore_beside(file, target, trust, threads, progress))
+
+
+def _restore_beside(
+    file: Path, target: Path, trust: TrustPolicy, threads: int | None, progress: Progress
+) -> tuple[Path, ...]:
+    """Restore the archive's other GGUFs beside `target`; gives where they are."""
+    return tuple(
+        unpack_archive(file, path, member=member, trust=trust, threads=threads, progress=progress).output
+        for member, path in _beside(file, target, trust)
+    )
+
+
+def _beside(file: Path, target: Path, trust: TrustPolicy) -> list[tuple[str, Path]]:
+    """The archive's other GGUFs, and where each one goes when the model becomes `target`."""
+    with open_archive(file, trust) as archive:
+        main = archive.main
+        stem = PurePosixPath(main.name).stem
+        others = [member.name for member in archive.members if member.role is Role.GGUF and member is not main]
+    return [(name, target.with_name(_renamed(PurePosixPath(name).name, stem, target.stem))) for name in others]
+
+
+def _renamed(name: str, stem: str, new: str) -> str:
+    return f"{new}{name.removeprefix(stem)}" if name.startswith(stem) else name
 
 
 def _free_output(file: Path, trust: TrustPolicy) -> Path:
@@ -145,6 +173,7 @@ class NativeResult:
         seconds: wall time.
         coded: how many tensors were decoded.
         tensors: of the plain GGUF, in file order.
+        beside: other GGUFs of an archive, restored beside it.
     """
 
     output: Path
@@ -154,6 +183,7 @@ class NativeResult:
     seconds: float
     coded: int
     tensors: tuple[TensorInfo, ...]
+    beside: tuple[Path, ...] = ()
 
 
 def unpack_native(
@@ -188,14 +218,16 @@ def unpack_native(
     started = time.monotonic()
     file = Path(file)
     target = file.with_name(f"{file.stem}-native.gguf") if output is None else Path(output)
-    check_output(target)
+    check_output(target, force=True)
     kind = find_type(native_type) if native_type else None
-    with _variant_file(file, target.parent, policy_for(trusted), threads, progress) as variant:
+    trust = policy_for(trusted)
+    with _variant_file(file, target.parent, trust, threads, progress) as variant:
         plan = plan_native(variant, kind)
         size = write_native(plan, target, threads=threads, progress=progress)
+    beside = _restore_beside(file, target, trust, threads, progress) if is_archive(file) else ()
     seconds = time.monotonic() - started
     coded = len(list(plan.variant.coded))
-    return NativeResult(target, size, file.stat().st_size, file_sha256(target), seconds, coded, plan.infos)
+    return NativeResult(target, size, file.stat().st_size, file_sha256(target), seconds, coded, plan.infos, beside)
 
 
 @contextmanager

@@ -41,11 +41,13 @@ class _Inputs:
     def run(self, candidates: Sequence[Path]) -> FidelityRun:
         return run_validation(self.reference, candidates, self.text, self.scoring, self.progress)
 
-    def with_causes(self, run: FidelityRun) -> FidelityRun:
-        """The run with what the files' contents tell; as it was where the reference cannot be mapped."""
+    def with_causes(self, run: FidelityRun, *, needed: bool = False) -> FidelityRun:
+        """The run with what the files' contents tell; unless `needed`, as it was where the original has no map."""
         try:
             return with_findings(run, self.reference, self.progress)
         except EdgepackError as error:
+            if needed:
+                raise
             self.note(f"weights were not compared: {error}")
             return run
 
@@ -58,6 +60,8 @@ def validate(
     min_agreement: float | None = None,
     max_kl: float | None = None,
     max_perplexity_ratio: float | None = None,
+    max_mean_error: float | None = None,
+    max_tensor_error: float | None = None,
     ctx: int | None = None,
     chunks: int | None = None,
     threads: int | None = None,
@@ -76,6 +80,8 @@ def validate(
         min_agreement: a gate: least top-1 agreement, by the lower end of the 95 % interval.
         max_kl: a gate: largest mean KL divergence in nats, by the upper end.
         max_perplexity_ratio: a gate: largest perplexity over the original's, by the upper end.
+        max_mean_error: a gate: what the mean of the matrices' relative errors must be below.
+        max_tensor_error: a gate: what the largest of them must be below.
         ctx: tokens in a chunk; by default the longest up to 512 that the original makes use of.
         chunks: score only the first so many.
         threads: cores in all; by default every core.
@@ -91,13 +97,14 @@ def validate(
         DependencyError: the original runs in torch, which is not installed.
         EdgepackError: whatever opening either of them finds wrong.
     """
-    gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
+    gates = Gates(min_agreement, max_kl, max_perplexity_ratio, max_mean_error, max_tensor_error)
     inputs = _Inputs(
         Path(reference), optional_path(text), _scoring(scoring, ctx, chunks, threads, trusted), progress, note
     )
     run = inputs.run([Path(candidate)])
     failed = not run.candidates[0].validation.passed(gates)
-    return ValidationResult(inputs.with_causes(run) if (failed if findings is None else findings) else run, gates)
+    wanted = gates.judges_weights or (failed if findings is None else findings)
+    return ValidationResult(inputs.with_causes(run, needed=gates.judges_weights) if wanted else run, gates)
 
 
 def compare(
@@ -108,6 +115,8 @@ def compare(
     min_agreement: float | None = None,
     max_kl: float | None = None,
     max_perplexity_ratio: float | None = None,
+    max_mean_error: float | None = None,
+    max_tensor_error: float | None = None,
     ctx: int | None = None,
     chunks: int | None = None,
     threads: int | None = None,
@@ -126,6 +135,8 @@ def compare(
         min_agreement: a gate.
         max_kl: a gate.
         max_perplexity_ratio: a gate.
+        max_mean_error: a gate on the weights.
+        max_tensor_error: another.
         ctx: tokens in a chunk.
         chunks: score only the first so many.
         threads: cores in all.
@@ -138,12 +149,13 @@ def compare(
     Raises:
         EdgepackError: as `validate`.
     """
-    gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
+    gates = Gates(min_agreement, max_kl, max_perplexity_ratio, max_mean_error, max_tensor_error)
     inputs = _Inputs(
         Path(reference), optional_path(text), _scoring(scoring, ctx, chunks, threads, trusted), progress, note
     )
     run = inputs.run(paths(candidates))
-    return ComparisonResult(inputs.with_causes(run) if findings else run, gates)
+    wanted = gates.judges_weights or findings
+    return ComparisonResult(inputs.with_causes(run, needed=gates.judges_weights) if wanted else run, gates)
 
 
 def replay(
@@ -237,7 +249,8 @@ def evaluate(
     Args:
         candidate: a GGUF or an `.edgepack`.
         reference: the original.
-        tasks: paths of JSONL files of items, or names of lm-evaluation-harness tasks where that is installed.
+        tasks: paths of JSONL files of items; `hellaswag`, a small set of that form that ships with edgepack; or names
+            of lm-evaluation-harness tasks where that is installed (`harness:hellaswag` for its own).
         limit: only the first so many items of each.
         ctx: the longest item, in tokens.
         threads: cores in all; by default every core.
@@ -245,7 +258,7 @@ def evaluate(
         progress: told of items.
 
     Returns:
-        task → measure → both models compared.
+        task → measure → both models compared; of edgepack's own runner with `items_in_order`, one by one.
 
     Raises:
         UsageError: a file of items is not one.

@@ -12,10 +12,11 @@ from edgepack.edge.fit.choice import HOST_MEMORY, Fit, Fitter, FitWish
 from edgepack.edge.fit.devices import cpu_features, find_device
 from edgepack.edge.fit.memory import mapped_weights
 from edgepack.edge.fit.opening import running_device, runtime_options
-from edgepack.edge.fit.probe import probe_cpu
+from edgepack.edge.fit.probe import can_probe, probe_cpu
 from edgepack.edge.fit.shape import ModelShape, read_shape
 from edgepack.edge.fit.speed import probed_tokens_per_second
 from edgepack.edge.install.model_file import peek
+from edgepack.edge.llama.check import check_generates
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from edgepack.api.values import FilePath, JsonObject
     from edgepack.edge.bench import BenchResult
+    from edgepack.edge.llama.engine import EngineWish
     from edgepack.edge.llama.options import Adapter
     from edgepack.progress import Progress
 
@@ -114,7 +116,7 @@ def fit(
         ctx: tokens of context; by default up to 8192, what fits.
         kv_type: of the KV cache; by default `f16`, `q8_0` where that is too large.
         host_memory: bytes of main memory beside a profile's GPU; by default 16 GB.
-        probe: on this CPU, time a few layers (two seconds, once for a model).
+        probe: on this CPU, time a few layers (two seconds, once for a model), where llama-cpp-python is installed.
         trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
 
     Raises:
@@ -129,7 +131,7 @@ def fit(
     on_cpu = where.id == "cpu"
     weights = mapped_weights(header, cpu_features()) if on_cpu else None
     found = Fitter(shape, where, FitWish(ctx, kv_type, host_memory or HOST_MEMORY, cpu_weights=weights)).choose()
-    if on_cpu and found.fits and probe:
+    if on_cpu and found.fits and probe and can_probe():
         found = replace(found, tokens_per_second=probed_tokens_per_second(shape, probe_cpu(header, shape)))
     return _fit_result(found, shape, file.stat().st_size, header.file_bytes)
 
@@ -175,6 +177,7 @@ def bench(
     threads: int | None = None,
     adapters: Sequence[Adapter | FilePath] = (),
     own_adapters: bool = True,
+    engine: EngineWish = "auto",
     verify: bool = False,
     trusted: Trusted = (),
     keep: bool = False,
@@ -193,6 +196,7 @@ def bench(
         threads: of the CPU.
         adapters: GGUF LoRAs to apply.
         own_adapters: apply those of the archive too.
+        engine: which package runs it.
         verify: check every byte of an installed archive first.
         trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         keep: add the result to those of this machine (`edgepack.edge.bench.earlier_result` finds it).
@@ -205,12 +209,13 @@ def bench(
 
     options = OpenOptions(
         None, device, n_gpu_layers, kv_type, threads, adapters_of(adapters), own_adapters, verify,
-        trust=policy_for(trusted),
+        engine=engine, trust=policy_for(trusted),
     )  # fmt: skip
     source, wish = open_file(file, options, progress)
+    check_generates(source.header)
     opened = replace(runtime_options(source.header, wish), n_ctx=max(n_prompt, n_gen) + 1)
     result = measure(
-        source.path, opened, running_device(device).name, repetitions=repetitions,
+        source.path, opened, running_device(device, engine).name, repetitions=repetitions,
         n_prompt=n_prompt, n_generate=n_gen, name=Path(file).name,
     )  # fmt: skip
     if keep:

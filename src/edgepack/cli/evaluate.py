@@ -30,7 +30,8 @@ _PATH = click.Path(path_type=Path)
     multiple=True,
     required=True,
     metavar="JSONL|NAME",
-    help="A local file of items, or a task of lm-evaluation-harness where that is installed; repeatable.",
+    help="A file of items, hellaswag (a small set of that form that ships with edgepack), or a task of"
+    " lm-evaluation-harness where that is installed (harness:hellaswag for its own); repeatable.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Only the first N items.")
 @click.option("--ctx", type=click.IntRange(8), default=512, show_default=True, help="The longest item, in tokens.")
@@ -54,7 +55,8 @@ def command(
         candidate, reference, tasks, limit=limit, ctx=ctx, threads=threads, trusted=trusted, progress=terminal_progress
     )
     if as_json:
-        print_json({"tasks": {task: _measures(measures) for task, measures in found.items()}})
+        items = {task: _items(measures) for task, measures in found.items()}
+        print_json({"tasks": {task: _measures(measures) for task, measures in found.items()}, "items": items})
         return
     for task, measures in found.items():
         for measure, compared in measures.items():
@@ -63,6 +65,11 @@ def command(
 
 def _measures(measures: Mapping[str, Comparison]) -> dict[str, Any]:
     return {measure: asdict(compared) for measure, compared in measures.items()}
+
+
+def _items(measures: Mapping[str, Comparison]) -> list[dict[str, Any]]:
+    """Each item's answers and perplexities; none of the harness's tasks."""
+    return [asdict(item) for item in getattr(measures, "items_in_order", ())]
 
 
 def _print(task: str, measure: str, compared: Comparison) -> None:

@@ -49,6 +49,9 @@ def command(
     if dry_run:
         _estimate(file, output, include, level, as_json)
         return
+    beside = file.with_name(f"{file.stem}-lora.gguf")
+    if beside.is_file() and beside not in include:
+        note(f"{beside.name} lies beside it and stays out: --include it where the model answers with it")
     result = pack(
         file,
         output,

@@ -60,7 +60,10 @@ _GATES: tuple[Decorator, ...] = (
     min_agreement_option,
     click.option("--max-kl", type=float, help="Largest mean KL divergence, in nats."),
     click.option("--max-perplexity-ratio", type=float, help="Largest perplexity over the reference's."),
-)
+    click.option("--max-mean-error", type=float,
+                 help="Bar on the mean of the matrices' relative errors, such as 0.15."),
+    click.option("--max-tensor-error", type=float, help="Bar on the largest of them, such as 0.25."),
+)  # fmt: skip
 
 
 def scoring_options(function: Callable[..., Any]) -> Callable[..., Any]:

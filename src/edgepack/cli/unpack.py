@@ -53,11 +53,20 @@ def command(
                 "sha256": result.sha256,
                 "seconds": result.seconds,
                 "kept_bytes": result.kept_bytes,
+                "beside": [str(path) for path in result.beside],
             }
         )
         return
     kept = f", {format_size(result.kept_bytes)} of it kept from before" if result.kept_bytes else ""
     note(f"{result.output}: {format_size(result.bytes)}{kept}, verified, in {format_duration(result.seconds)}")
+    _tell_beside(result.beside)
+
+
+def _tell_beside(paths: tuple[Path, ...]) -> None:
+    from edgepack.quantities import format_size
+
+    for path in paths:
+        note(f"{path}: {format_size(path.stat().st_size)}, belongs to it: give it to llama.cpp too (--lora)")
 
 
 def _native(
@@ -83,9 +92,11 @@ def _native(
                 "original_bytes": result.original_bytes,
                 "sha256": result.sha256,
                 "seconds": result.seconds,
+                "beside": [str(path) for path in result.beside],
                 "tensors": [{"name": t.name, "type": t.type.name, "bytes": t.nbytes} for t in result.tensors],
             }
         )
         return
     took = format_duration(result.seconds)
     note(f"{result.output}: {format_size(result.bytes)}, {result.coded} coded tensors decoded, in {took}")
+    _tell_beside(result.beside)

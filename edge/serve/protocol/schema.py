@@ -1,0 +1,84 @@
+"""JSON schemas as clients send them: small enough to be made into a grammar, and without endless references.
+
+llama.cpp says whether it can express one; here is refused what would cost it minutes or gigabytes to find out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgepack.edge.serve.protocol.errors import RequestError
+from edgepack.edge.serve.protocol.fields import wrong
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MOST_PARTS = 10_000
+_DEEPEST = 64
+# A least number of repetitions is written out, a largest one is not: what an answer must be as long as.
+_MOST_LEAST = 10_000
+_MOST_PATTERN = 1000
+_LEAST = ("minLength", "minItems", "minProperties")
+_MOST_OPTIONAL = 512
+
+
+def check_schema(schema: Any, param: str) -> None:
+    """Refuse a schema that is none, or too large to be followed.
+
+    Raises:
+        RequestError: names `param` and the part.
+    """
+    if not isinstance(schema, (dict, bool)):
+        raise wrong(param, "a JSON schema", schema)
+    for count, (path, part) in enumerate(_parts(schema, param), start=1):
+        if count > _MOST_PARTS:
+            raise RequestError(f"{param}: expected a schema of at most {_MOST_PARTS} parts", param)
+        if isinstance(part, dict):
+            _check_part(part, path, param)
+    _check_references(schema, param)
+
+
+def _parts(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    if depth > _DEEPEST:
+        raise RequestError(f"{path}: expected a schema nested at most {_DEEPEST} deep", path.split("/", 1)[0])
+    yield path, value
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        if isinstance(child, (dict, list)):
+            yield from _parts(child, f"{path}/{key}", depth + 1)
+
+
+def _check_part(part: dict[str, Any], path: str, param: str) -> None:
+    for name in _LEAST:
+        value = part.get(name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value > _MOST_LEAST:
+            raise RequestError(f"{path}: {name}: expected at most {_MOST_LEAST}, got {value}", param)
+    pattern = part.get("pattern")
+    if isinstance(pattern, str) and len(pattern) > _MOST_PATTERN:
+        raise RequestError(f"{path}: pattern: expected at most {_MOST_PATTERN} characters, got {len(pattern)}", param)
+    properties = part.get("properties")
+    if isinstance(properties, dict) and len(properties) > _MOST_OPTIONAL:
+        raise RequestError(f"{path}: expected at most {_MOST_OPTIONAL} properties, got {len(properties)}", param)
+
+
+def _check_references(schema: Any, param: str) -> None:
+    """Refuse references that lead to themselves without anything between: nothing ever follows such a schema."""
+    for _path, part in _parts(schema, param):
+        seen: set[str] = set()
+        while isinstance(part, dict) and isinstance(reference := part.get("$ref"), str):
+            if reference in seen or reference == "#":
+                raise RequestError(f"{param}: $ref {reference!r} refers to itself", param)
+            seen.add(reference)
+            part = _target(schema, reference)
+
+
+def _target(schema: Any, reference: str) -> Any:
+    """What `#/a/b` refers to; None where nothing is."""
+    if not reference.startswith("#/"):
+        return None
+    found = schema
+    for step in reference[2:].split("/"):
+        if not isinstance(found, dict):
+            return None
+        found = found.get(step.replace("~1", "/").replace("~0", "~"))
+    return found
