@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.packaging.archive import Archive
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 SUFFIX = ".intoto.json"
 MEMBER = f"derivation{SUFFIX}"
@@ -200,17 +201,18 @@ def beside_path(gguf: Path) -> Path:
     return gguf.with_name(f"{gguf.stem}{SUFFIX}")
 
 
-def read_derivation(file: Path) -> Derivation:
+def read_derivation(file: Path, trust: TrustPolicy | None = None) -> Derivation:
     """The derivation in an archive, or the one beside a GGUF.
 
     Raises:
         UsageError: no such file, or it has none.
         ArchiveError, IntegrityError: it is not sound.
+        CheckFailedError: nobody trusted signed it.
     """
     if not file.is_file():
         raise UsageError(f"'{file}': no such file")
     if is_archive(file):
-        with open_archive(file) as archive:
+        with open_archive(file, trust) as archive:
             return derivation_of(archive)
     beside = beside_path(file)
     if not beside.is_file():

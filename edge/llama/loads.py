@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,8 +53,8 @@ def ensure_loads(header: GGUFHeader, head: bytes | None = None) -> None:
 
 
 def _record(header: GGUFHeader, head: bytes | None) -> Path:
-    """The empty file that says so: named after header, length, llama.cpp's version and the worker's."""
-    digest = hashlib.sha256(_REVISION + _llama_version().encode() + header.file_bytes.to_bytes(8, "little"))
+    """The empty file that says so: named after header, length, the engines' versions and the worker's."""
+    digest = hashlib.sha256(_REVISION + _engines().encode() + header.file_bytes.to_bytes(8, "little"))
     if head is None:
         with header.path.open("rb") as stream:
             digest.update(stream.read(header.data_start))
@@ -63,11 +63,13 @@ def _record(header: GGUFHeader, head: bytes | None) -> Path:
     return cache_folder() / "loads" / digest.hexdigest()
 
 
-def _llama_version() -> str:
-    try:
-        return version("llama_cpp_python")
-    except PackageNotFoundError:
-        return "unknown"
+def _engines() -> str:
+    """What llama.cpp comes in: another build of it may fail where this one does not."""
+    found = []
+    for name in ("llama_cpp_python", "xllamacpp"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 _CPU_SECONDS = 20
@@ -37,10 +38,27 @@ def _tokenise(c: Any, vocabulary: Any) -> None:
         c.llama_token_to_piece(vocabulary, token, piece, len(piece), 0, True)
 
 
+def _with_server_engine(path: str) -> int:
+    """The same in xllamacpp's engine, which answers to nobody here; 0 where it survives."""
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path, parameters.no_extra_bufts, parameters.n_gpu_layers = path, True, 0  # mapped, not read
+    parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = _CONTEXT
+    parameters.hostnames, parameters.port = ["127.0.0.1"], 0
+    for name in ("warmup", "fit_params", "ui", "endpoint_slots"):
+        setattr(parameters, name, False)
+    with contextlib.suppress(RuntimeError):  # it does not take the file
+        xllamacpp.Server(parameters)
+    return 0
+
+
 def main(path: str) -> int:
     """Open the file; 0 where llama.cpp survives it, whether it takes the file or not."""
     _limited()
     os.environ["GGML_NO_BACKTRACE"] = "1"
+    if find_spec("llama_cpp") is None:
+        return _with_server_engine(path)
     from llama_cpp import llama_cpp as c
 
     c.llama_backend_init()

@@ -51,6 +51,9 @@ TAKES = {
     "diff": ["{archive} {gguf} -o {out}/d", "{gguf} {archive} -o {out}/d"],
     "patch": ["{archive} {patch_from} -o {out}/p", "{gguf} {patch_to} -o {out}/p"],
     "pack": ["{gguf} --base {archive} -o {out}/b.edgepack"],
+    "release": ["{archive} -o {out}/folder --gguf"],
+    "provenance": ["{archive}", "{archive} --check {gguf}"],
+    "bundle": ["{archive} -o {out}/bundle --wheels {out} --offline"],
 }
 # These tell what signatures say, or mend them: they refuse what is wrongly signed, and trust nobody.
 TELL = {"inspect": ["{archive}"], "sign": ["{archive} --key {key} -o {out}/signed"]}
@@ -64,6 +67,9 @@ TAKE_NONE = {
     "trust": None,
     "cache": None,
     "doctor": None,
+    "checkpoint": "{archive} -o {out}/c",
+    "fetch": None,  # their archives come from a server: tests/edge/fetch holds them against the policy
+    "update": None,
 }
 STATES = ("unsigned", "stranger", "wrong", "trusted")
 ROWS = [(command, line) for command, lines in TAKES.items() for line in lines]

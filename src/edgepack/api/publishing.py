@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.values import FilePath, optional_path
 from edgepack.pipeline.release.folder import ReleaseRequest
 from edgepack.pipeline.release.folder import release as write_release
@@ -23,6 +24,7 @@ def release(
     key: FilePath | None = None,
     license_file: FilePath | None = None,
     base_model: str | None = None,
+    trusted: Trusted = (),
     progress: Progress = silent,
 ) -> Released:
     """Write a folder with the archive, its model card, plots, adapters, configuration, sums and signatures.
@@ -36,13 +38,15 @@ def release(
         key: a private key that signs the archive and the sums.
         license_file: the licence's text; by default the archive's own.
         base_model: the original's repository on the hub, where the archive does not say it.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         progress: told of bytes.
 
     Raises:
         UsageError: the folder is in the way, or a file cannot be read.
-        CheckFailedError: the archive is damaged or wrongly signed.
+        CheckFailedError: the archive is damaged, or nobody trusted signed it.
     """
     request = ReleaseRequest(
-        Path(file), Path(folder), gguf, optional_path(key), optional_path(license_file), base_model
+        Path(file), Path(folder), gguf, optional_path(key), optional_path(license_file), base_model,
+        policy_for(trusted),
     )  # fmt: skip
     return write_release(request, progress)

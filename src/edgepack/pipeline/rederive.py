@@ -18,6 +18,7 @@ from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import is_archive, open_archive
 from edgepack.packaging.derivation import read_derivation
 from edgepack.packaging.format import Role
+from edgepack.packaging.trust.policy import ANYONE
 from edgepack.pipeline.derivation import FILES, RECIPE, model_files, versions
 from edgepack.pipeline.export import run_export
 from edgepack.pipeline.options import WIRE
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from edgepack.gguf.reader import GGUFHeader
     from edgepack.gguf.types import Value
     from edgepack.packaging.derivation import Derivation, Digested
+    from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
 
 _SAFE_NAME = re.compile(r"[^/\\\0]+")
@@ -81,7 +83,12 @@ class Inputs:
 
 
 def rederive(
-    file: Path, model: Path, inputs: Inputs | None = None, threads: int | None = None, progress: Progress = silent
+    file: Path,
+    model: Path,
+    inputs: Inputs | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+    trust: TrustPolicy | None = None,
 ) -> DerivationCheck:
     """Make `file` again from `model` as its derivation says, in a temporary folder, and compare.
 
@@ -91,6 +98,7 @@ def rederive(
         inputs: what else the derivation names.
         threads: workers; their number changes no byte.
         progress: told of every stretch of work.
+        trust: whose archives are taken; the user's trust store by default.
 
     Raises:
         UsageError: no derivation, or an input that it names was not given.
@@ -98,18 +106,18 @@ def rederive(
         EdgepackError: whatever the export finds wrong.
     """
     inputs = inputs or Inputs()
-    derivation = read_derivation(file)
+    derivation = read_derivation(file, trust)
     files = {role: path for name, role in FILES.items() if (path := getattr(inputs, name)) is not None}
     _check_given(derivation, files)
     sources = tuple(_source_differences(derivation, model, files))
     with tempfile.TemporaryDirectory(prefix="edgepack-check-") as folder:
         request = _request(derivation, model, files, Path(folder), threads, progress)
         made = run_export(request)
-        again, others = _contents(made.output), _others(made.output, made.adapters)
-    there = _contents(file)
+        again, others = _contents(made.output, ANYONE), _others(made.output, made.adapters)
+    there = _contents(file, trust)
     if there.sha256 != derivation.subjects[0].sha256:
         sources = (f"the derivation is of another file: it says {derivation.subjects[0].sha256}", *sources)
-    adapters = _other_differences(derivation, file, others)
+    adapters = _other_differences(derivation, file, others, trust)
     differences = (*_differences(there, again), *adapters)
     return DerivationCheck(
         there.sha256, again.sha256, not differences and there.sha256 != again.sha256, sources, differences,
@@ -227,11 +235,11 @@ class _Contents:
     tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]]
 
 
-def _contents(file: Path) -> _Contents:
+def _contents(file: Path, trust: TrustPolicy | None) -> _Contents:
     if not is_archive(file):
         header = read_header(file)
         return _Contents(file_sha256(file), header.metadata, _tensors(header, _digests(file, header)))
-    with open_archive(file) as archive:  # its index has every digest: nothing is restored
+    with open_archive(file, trust) as archive:  # its index has every digest: nothing is restored
         header, main = archive.gguf_header(), archive.main
         digests = {segment.entry.name: segment.entry.sha256 for segment in main.segments if segment.entry.name}
         return _Contents(main.sha256, header.metadata, _tensors(header, digests))
@@ -269,19 +277,21 @@ def _others(output: Path, adapters: tuple[Path, ...]) -> dict[str, str]:
     """Name → SHA-256 of the other GGUFs that were made."""
     if not is_archive(output):
         return {path.name: file_sha256(path) for path in adapters}
-    return _members(output)
+    return _members(output, ANYONE)  # made here, not signed yet
 
 
-def _members(file: Path) -> dict[str, str]:
+def _members(file: Path, trust: TrustPolicy | None) -> dict[str, str]:
     """Name → SHA-256 of an archive's GGUFs beside the model."""
-    with open_archive(file) as archive:
+    with open_archive(file, trust) as archive:
         found = [member for member in archive.members if member.role is Role.GGUF and member is not archive.main]
         return {PurePosixPath(member.name).name: member.sha256 for member in found}
 
 
-def _other_differences(derivation: Derivation, file: Path, again: Mapping[str, str]) -> Iterator[str]:
+def _other_differences(
+    derivation: Derivation, file: Path, again: Mapping[str, str], trust: TrustPolicy | None
+) -> Iterator[str]:
     """A line for each adapter that differs between what is said, what lies in the archive, and what was made again."""
-    there = _members(file) if is_archive(file) else None
+    there = _members(file, trust) if is_archive(file) else None
     for said in derivation.subjects[1:]:
         if there is not None and there.get(said.name) != said.sha256:
             yield f"'{said.name}': the archive's is not the one that the derivation names"

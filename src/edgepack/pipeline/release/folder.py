@@ -30,6 +30,7 @@ from edgepack.text_file import read_text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.pipeline.release.facts import ReleaseFacts
     from edgepack.progress import Progress
 
@@ -48,6 +49,7 @@ class ReleaseRequest:
         key: signs the archive and the sums; None leaves them as they are.
         licence: a file with the licence's text; by default the archive's own.
         base: the original's repository on the hub, where the archive does not say it.
+        trust: whose archives are taken; the user's trust store by default.
     """
 
     archive: Path
@@ -56,6 +58,7 @@ class ReleaseRequest:
     key: Path | None = None
     licence: Path | None = None
     base: str | None = None
+    trust: TrustPolicy | None = None
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,15 @@ def release(request: ReleaseRequest, progress: Progress = silent) -> Released:
 
     Raises:
         UsageError: the folder is in the way, or a key or the licence cannot be read.
-        CheckFailedError: the archive is damaged or wrongly signed; nothing is written.
+        CheckFailedError: the archive is damaged, or nobody trusted signed it; nothing is written.
         EdgepackError: whatever opening or restoring finds wrong; nothing is left behind.
     """
+    open_archive(request.archive, request.trust).close()
     _check_sound(request.archive, progress)
     with _whole_folder(request.folder) as scratch:
         key = _copy_archive(request, scratch)
         stem = request.archive.stem
-        with open_archive(request.archive) as archive:
+        with open_archive(request.archive, request.trust) as archive:
             facts = read_facts(archive, stem)
             if facts.licence_member and request.licence is None:
                 (scratch / "LICENSE").write_bytes(archive.read_member(facts.licence_member))
@@ -147,18 +151,20 @@ def _copy_archive(request: ReleaseRequest, folder: Path) -> str:
 def _restore(request: ReleaseRequest, facts: ReleaseFacts, folder: Path, progress: Progress) -> None:
     """The archive's other GGUFs, and the model's own where it is wanted."""
     for name in facts.others:
-        unpack_archive(request.archive, folder / PurePosixPath(name).name, member=name, progress=progress)
+        unpack_archive(
+            request.archive, folder / PurePosixPath(name).name, member=name, trust=request.trust, progress=progress
+        )
     if not request.plain:
         return
     target = folder / f"{facts.stem}.gguf"
     if not facts.variant:
-        unpack_archive(request.archive, target, progress=progress)
+        unpack_archive(request.archive, target, trust=request.trust, progress=progress)
         return
     from edgepack.edge.install.native import plan_native, write_native
 
     with tempfile.TemporaryDirectory(prefix=".edgepack-", dir=folder.parent) as place:
         variant = Path(place) / "variant.gguf"
-        unpack_archive(request.archive, variant, progress=progress)
+        unpack_archive(request.archive, variant, trust=request.trust, progress=progress)
         write_native(plan_native(variant, None), target, progress=progress)
 
 
