@@ -128,3 +128,10 @@ def test_nothing_of_edgepack_opens_a_diskcache(tmp_path: Path, monkeypatch: pyte
 
     with edgepack.load(write_random(tmp_path / "tiny.gguf", Shape()), ctx=64) as model:
         assert model.complete("a", max_tokens=2).tokens <= 2
+
+
+def test_no_file_of_a_stranger_is_read_by_gguf_py() -> None:
+    """43 bytes make its reader loop for ever (llama.cpp #27188)."""
+    parts = ("src", "packaging", "edge", "quant", "export")
+    sources = [path for part in parts for path in (ROOT / part).rglob("*.py")]
+    assert not [path for path in sources if re.search(r"GGUFReader|gguf_reader", path.read_text())]
