@@ -51,8 +51,8 @@ TAKES = {
     "diff": ["{archive} {gguf} -o {out}/d", "{gguf} {archive} -o {out}/d"],
     "patch": ["{archive} {patch_from} -o {out}/p", "{gguf} {patch_to} -o {out}/p"],
     "pack": ["{gguf} --base {archive} -o {out}/b.edgepack"],
-    "release": ["{archive} -o {out}/folder --gguf"],
     "provenance": ["{archive}", "{archive} --check {gguf}"],
+    "release": ["{archive} -o {out}/r", "{archive} -o {out}/r --gguf --key {key}"],
     "bundle": ["{archive} -o {out}/bundle --wheels {out} --offline"],
 }
 # These tell what signatures say, or mend them: they refuse what is wrongly signed, and trust nobody.

@@ -22,6 +22,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("-o", "--output", type=_PATH, required=True, metavar="FOLDER", help="Must be empty or not there.")
 @click.option("--gguf", is_flag=True, help="Put the plain GGUF in too.")
 @click.option("--key", type=_PATH, help="Sign the archive and the sums with this private key.")
+@click.option("--openssf-key", type=_PATH, help="Sign the folder in OpenSSF's format too (keygen --openssf).")
 @click.option("--license", "license_file", type=_PATH, metavar="FILE", help="The licence's text [the archive's own].")
 @click.option("--base-model", metavar="ORG/NAME", help="The original on the hub, where the archive does not say it.")
 @trust_options
@@ -31,6 +32,7 @@ def command(
     output: Path,
     gguf: bool,
     key: Path | None,
+    openssf_key: Path | None,
     license_file: Path | None,
     base_model: str | None,
     trusted: TrustPolicy,
@@ -44,8 +46,8 @@ def command(
     from edgepack.quantities import format_size
 
     found = release(
-        file, output, gguf=gguf, key=key, license_file=license_file, base_model=base_model, progress=terminal_progress,
-        trusted=trusted,
+        file, output, gguf=gguf, key=key, openssf_key=openssf_key, license_file=license_file,
+        base_model=base_model, trusted=trusted, progress=terminal_progress,
     )  # fmt: skip
     if as_json:
         print_json({**asdict(found), "folder": str(found.folder)})

@@ -17,7 +17,6 @@ from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import is_archive, open_archive
 from edgepack.packaging.derivation import read_derivation
-from edgepack.packaging.format import Role
 from edgepack.packaging.trust.policy import ANYONE
 from edgepack.pipeline.derivation import FILES, RECIPE, model_files, versions
 from edgepack.pipeline.export import run_export
@@ -86,9 +85,9 @@ def rederive(
     file: Path,
     model: Path,
     inputs: Inputs | None = None,
+    trust: TrustPolicy | None = None,
     threads: int | None = None,
     progress: Progress = silent,
-    trust: TrustPolicy | None = None,
 ) -> DerivationCheck:
     """Make `file` again from `model` as its derivation says, in a temporary folder, and compare.
 
@@ -96,13 +95,14 @@ def rederive(
         file: an archive, or a GGUF with its derivation beside it.
         model: a second copy of what it was made from: a Hugging Face folder or a GGUF.
         inputs: what else the derivation names.
+        trust: whose archives are taken; the user's trust store by default.
         threads: workers; their number changes no byte.
         progress: told of every stretch of work.
-        trust: whose archives are taken; the user's trust store by default.
 
     Raises:
         UsageError: no derivation, or an input that it names was not given.
         ArchiveError, IntegrityError: the file is not sound.
+        CheckFailedError: nobody trusted signed it.
         EdgepackError: whatever the export finds wrong.
     """
     inputs = inputs or Inputs()
@@ -113,11 +113,11 @@ def rederive(
     with tempfile.TemporaryDirectory(prefix="edgepack-check-") as folder:
         request = _request(derivation, model, files, Path(folder), threads, progress)
         made = run_export(request)
-        again, others = _contents(made.output, ANYONE), _others(made.output, made.adapters)
-    there = _contents(file, trust)
+        again, others = _contents(made.output), _others(made.output, made.beside)
+    there = _contents(file)
     if there.sha256 != derivation.subjects[0].sha256:
         sources = (f"the derivation is of another file: it says {derivation.subjects[0].sha256}", *sources)
-    adapters = _other_differences(derivation, file, others, trust)
+    adapters = _other_differences(derivation, file, others)
     differences = (*_differences(there, again), *adapters)
     return DerivationCheck(
         there.sha256, again.sha256, not differences and there.sha256 != again.sha256, sources, differences,
@@ -235,11 +235,11 @@ class _Contents:
     tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]]
 
 
-def _contents(file: Path, trust: TrustPolicy | None) -> _Contents:
+def _contents(file: Path) -> _Contents:
     if not is_archive(file):
         header = read_header(file)
         return _Contents(file_sha256(file), header.metadata, _tensors(header, _digests(file, header)))
-    with open_archive(file, trust) as archive:  # its index has every digest: nothing is restored
+    with open_archive(file, ANYONE) as archive:  # its index has every digest: nothing is restored
         header, main = archive.gguf_header(), archive.main
         digests = {segment.entry.name: segment.entry.sha256 for segment in main.segments if segment.entry.name}
         return _Contents(main.sha256, header.metadata, _tensors(header, digests))
@@ -273,25 +273,22 @@ def _differences(there: _Contents, again: _Contents) -> Iterator[str]:
             yield f"tensor '{name}': {ours[0]}, other bytes"
 
 
-def _others(output: Path, adapters: tuple[Path, ...]) -> dict[str, str]:
+def _others(output: Path, beside: tuple[Path, ...]) -> dict[str, str]:
     """Name → SHA-256 of the other GGUFs that were made."""
     if not is_archive(output):
-        return {path.name: file_sha256(path) for path in adapters}
-    return _members(output, ANYONE)  # made here, not signed yet
+        return {path.name: file_sha256(path) for path in beside}
+    return _members(output)
 
 
-def _members(file: Path, trust: TrustPolicy | None) -> dict[str, str]:
+def _members(file: Path) -> dict[str, str]:
     """Name → SHA-256 of an archive's GGUFs beside the model."""
-    with open_archive(file, trust) as archive:
-        found = [member for member in archive.members if member.role is Role.GGUF and member is not archive.main]
-        return {PurePosixPath(member.name).name: member.sha256 for member in found}
+    with open_archive(file, ANYONE) as archive:
+        return {PurePosixPath(member.name).name: member.sha256 for member in archive.beside}
 
 
-def _other_differences(
-    derivation: Derivation, file: Path, again: Mapping[str, str], trust: TrustPolicy | None
-) -> Iterator[str]:
-    """A line for each adapter that differs between what is said, what lies in the archive, and what was made again."""
-    there = _members(file, trust) if is_archive(file) else None
+def _other_differences(derivation: Derivation, file: Path, again: Mapping[str, str]) -> Iterator[str]:
+    """A line for each other file that differs between what is said, what the archive holds, what is made."""
+    there = _members(file) if is_archive(file) else None
     for said in derivation.subjects[1:]:
         if there is not None and there.get(said.name) != said.sha256:
             yield f"'{said.name}': the archive's is not the one that the derivation names"

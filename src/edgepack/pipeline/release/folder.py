@@ -20,6 +20,7 @@ from edgepack.packaging.archive import open_archive
 from edgepack.packaging.derivation import MEMBER as DERIVATION
 from edgepack.packaging.derivation import encode
 from edgepack.packaging.restore.unpack import unpack_archive
+from edgepack.packaging.trust import openssf
 from edgepack.packaging.verify import verify_archive
 from edgepack.pipeline.release.card import model_card, modelfile
 from edgepack.pipeline.release.facts import read_facts
@@ -50,6 +51,7 @@ class ReleaseRequest:
         licence: a file with the licence's text; by default the archive's own.
         base: the original's repository on the hub, where the archive does not say it.
         trust: whose archives are taken; the user's trust store by default.
+        openssf_key: signs the whole folder in OpenSSF's format, into `model.sig`.
     """
 
     archive: Path
@@ -59,6 +61,7 @@ class ReleaseRequest:
     licence: Path | None = None
     base: str | None = None
     trust: TrustPolicy | None = None
+    openssf_key: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,10 @@ def release(request: ReleaseRequest, progress: Progress = silent) -> Released:
 
     Raises:
         UsageError: the folder is in the way, or a key or the licence cannot be read.
-        CheckFailedError: the archive is damaged, or nobody trusted signed it; nothing is written.
+        CheckFailedError: the archive is damaged or wrongly signed; nothing is written.
         EdgepackError: whatever opening or restoring finds wrong; nothing is left behind.
     """
-    open_archive(request.archive, request.trust).close()
-    _check_sound(request.archive, progress)
+    _check_sound(request, progress)
     with _whole_folder(request.folder) as scratch:
         key = _copy_archive(request, scratch)
         stem = request.archive.stem
@@ -106,19 +108,22 @@ def release(request: ReleaseRequest, progress: Progress = silent) -> Released:
         if request.key is not None:
             (scratch / _PUBLIC).write_bytes(signing.public_pem(signing.load_private_key(request.key)))
         named = sorted(path.name for path in scratch.iterdir())
-        extra = [SUMS, *([_SIGNATURE] if key else [])]
+        extra = [SUMS, *([_SIGNATURE] if key else []), *([openssf.SIGNATURE] if request.openssf_key else [])]
         card = model_card(facts, sorted([*named, "README.md", *extra]), plain=request.plain, key=key)
         (scratch / "README.md").write_text(card, encoding="utf-8")
         sums = _write_sums(scratch, request.key)
+        if request.openssf_key is not None:
+            openssf.sign(scratch, request.openssf_key, scratch / openssf.SIGNATURE)
         total = sum(path.stat().st_size for path in scratch.iterdir())
         missing = tuple(_missing(facts, scratch))
     return Released(request.folder, sums, total, key, missing)
 
 
-def _check_sound(archive: Path, progress: Progress) -> None:
-    problems = verify_archive(archive, progress=progress)
+def _check_sound(request: ReleaseRequest, progress: Progress) -> None:
+    with open_archive(request.archive, request.trust):
+        problems = verify_archive(request.archive, progress=progress)
     if problems:
-        raise CheckFailedError(f"'{archive}': {problems[0].where}: {problems[0].what}")
+        raise CheckFailedError(f"'{request.archive}': {problems[0].where}: {problems[0].what}")
 
 
 @contextmanager
