@@ -3,7 +3,7 @@
     python tools/attack.py                       all of it: a million flips, every bomb, every published file
     python tools/attack.py bombs models          some of it
     python tools/attack.py flips --flips 10000
-    python tools/attack.py --figure attacks      keep the table as docs/figures/attacks.json
+    python tools/attack.py --figure NAME         keep the table as docs/figures/NAME.json
 
 Kills, races and faults of disks are `attack_outputs.py`'s. Exit code 1 when anything got through.
 """
@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from attack_bombs import beyond_start, cost_of, make_bombs
-from attack_flips import archives, flip_bits
+from attack_flips import archives, flip_bits, together
 from attack_models import hostile_files
 from figure_file import run_with_figure
 
@@ -26,12 +27,16 @@ KINDS = ("flips", "bombs", "models")
 Row = tuple[str, str, str, str, str]
 
 
-def flips(folder: Path, count: int) -> tuple[list[Row], int]:
-    """Rows of the flipped bits, and how many got through."""
+def flips(folder: Path, count: int, processes: int) -> tuple[list[Row], int]:
+    """Rows of the flipped bits, and how many got through; the work is shared by so many processes."""
     rows, through = [], 0
     files = archives(folder)
-    for number, path in enumerate(files):
-        found = flip_bits(path, count // len(files), number)
+    with ProcessPoolExecutor(processes) as pool:
+        share = count // len(files) // processes
+        parts = {path: [pool.submit(flip_bits, path, share, 1000 * number + part) for part in range(processes)]
+                 for number, path in enumerate(files)}  # fmt: skip
+        done = {path: together([future.result() for future in futures]) for path, futures in parts.items()}
+    for path, found in done.items():
         through += found.wrong + found.unforeseen
         told = f"{found.refused:,} refused, {found.same:,} without effect, {found.wrong} wrong accepted"
         size = path.stat().st_size
@@ -77,6 +82,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kinds", nargs="*", default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--flips", type=int, default=1_000_000)
+    parser.add_argument("--processes", type=int, default=1, help="that flip bits")
     parser.add_argument("--times", type=int, default=3, help="runs of each bomb, of which the cheapest counts")
     options = parser.parse_args()
     rows: list[Row] = []
@@ -85,7 +91,7 @@ def main() -> int:
         folder = Path(name)
         for kind in options.kinds:
             work = {
-                "flips": lambda: flips(folder, options.flips),
+                "flips": lambda: flips(folder, options.flips, options.processes),
                 "bombs": lambda: bombs(folder, options.times),
                 "models": lambda: models(folder),
             }[kind]

@@ -22,7 +22,7 @@ from edgepack.packaging.signing import generate_key, sign_archive
 from edgepack.packaging.trust.policy import ANYONE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 
@@ -116,3 +116,9 @@ def flip_bits(path: Path, count: int, seed: int) -> Flips:
         worst = max(worst, time.process_time() - begun)
         content[at] ^= bit
     return Flips(count, refused, count - refused - wrong - unforeseen, wrong, unforeseen, worst)
+
+
+def together(parts: Sequence[Flips]) -> Flips:
+    """The sums of several, and the worst time."""
+    sums = (sum(getattr(part, name) for part in parts) for name in ("count", "refused", "same", "wrong", "unforeseen"))
+    return Flips(*sums, max(part.worst_seconds for part in parts))
