@@ -131,8 +131,9 @@ def check_tools(body: dict[str, Any], facts: ServedFacts) -> None:
         raise fields.wrong("tools", f"a list of at most {_MOST_TOOLS}", tools)
     names = [_check_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
     _check_choice(choice, names)
-    if not facts.takes_tools and choice not in ("none", {"type": "none"}):
-        raise RequestError("tools: the model's chat template takes none", "tools")
+    if not facts.takes_tools and choice in (None, "auto", {"type": "auto"}):
+        why = "the model's chat template shows it none; tool_choice: required makes it call one"
+        raise RequestError(f"tools: {why}", "tools")
 
 
 def _check_tool(tool: Any, where: str) -> str:

@@ -55,7 +55,6 @@ def _check_generation(body: dict[str, Any], facts: ServedFacts, *, chat: bool) -
     check_bias(body, facts)
     check_form(body)
     check_sampling(body)
-    body["return_progress"] = True  # each batch of the prompt is written, so that a client that left is noticed
 
 
 def check_completion(body: dict[str, Any], facts: ServedFacts) -> None:
@@ -111,7 +110,6 @@ def check_response(body: dict[str, Any], facts: ServedFacts) -> None:
     check_length(body, "max_output_tokens")
     check_choices(body, facts)
     check_sampling(body)
-    body["return_progress"] = True
 
 
 def _check_item(item: Any, where: str, facts: ServedFacts) -> None:

@@ -32,8 +32,15 @@ class Whole(Protocol):
         ...
 
 
-async def values(stream: AsyncIterator[Event], secrets: Secrets) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+async def values(
+    stream: AsyncIterator[Event], secrets: Secrets, *, progress: bool = False
+) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     """Name and data of each event that is the client's business.
+
+    Args:
+        stream: the engine's.
+        secrets: that no message may show.
+        progress: keep those that tell how far the prompt is.
 
     Raises:
         RequestError: the engine gave up in the middle.
@@ -46,23 +53,31 @@ async def values(stream: AsyncIterator[Event], secrets: Secrets) -> AsyncIterato
             told = value["error"]
             message = str(told.get("message", told)) if isinstance(told, dict) else str(told)
             raise RequestError(secrets.hide(message), status=500)
-        if value.pop("prompt_progress", None) is None:
+        if progress or value.get("prompt_progress") is None:
             yield event.name, value
 
 
-async def passed_on(stream: AsyncIterator[tuple[str, dict[str, Any]]], *, usage: bool) -> AsyncIterator[Event]:
-    """OpenAI's chunks for a client: how many tokens were used, once, at the end, and only where it was asked.
+async def one_usage(
+    stream: AsyncIterator[tuple[str, dict[str, Any]]], *, kept: bool
+) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """OpenAI's chunks: how many tokens were used is told once, at the end, and only where it is to be `kept`.
 
     Each of several answers (`n`) comes with a chunk of its own that counts its tokens.
     """
     last: dict[str, Any] | None = None
     async for name, value in stream:
         if value.get("object") != "chat.completion.chunk" or value.get("choices"):
-            yield Event(json.dumps(value, ensure_ascii=False), name)
+            yield name, value
             continue
         last = value if last is None else {**value, "usage": _sum(last.get("usage"), value.get("usage"))}
-    if last is not None and usage:
-        yield Event(json.dumps(last, ensure_ascii=False))
+    if last is not None and kept:
+        yield "", last
+
+
+async def encoded(stream: AsyncIterator[tuple[str, dict[str, Any]]]) -> AsyncIterator[Event]:
+    """Events of names and values."""
+    async for name, value in stream:
+        yield Event(json.dumps(value, ensure_ascii=False), name)
 
 
 def _sum(first: Any, second: Any) -> Any:

@@ -1,0 +1,47 @@
+"""Simon Willison's `llm`, through its command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from features import SCHEMA, arguments, run
+
+url, model = arguments()
+folder = Path(tempfile.mkdtemp(prefix="llm-"))
+(folder / "extra-openai-models.yaml").write_text(
+    f"- model_id: local\n  model_name: {model}\n  api_base: {url}/v1\n  supports_schema: true\n  supports_tools: true\n"
+)
+(folder / "keys.json").write_text(json.dumps({"openai": "none"}))
+
+
+def llm(*options: str) -> str:
+    command = [sys.executable, "-m", "llm", "-m", "local", *options]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "LLM_USER_PATH": str(folder)},
+    )  # fmt: skip
+    if done.returncode:
+        raise AssertionError(done.stderr[-500:])
+    return done.stdout
+
+
+def chat() -> None:
+    assert llm("hi", "-s", "be brief", "-o", "max_tokens", "6", "-o", "temperature", "0", "--no-stream") is not None
+
+
+def stream() -> None:
+    short = ("hi", "-o", "max_tokens", "6", "-o", "temperature", "0")
+    assert llm(*short).strip() == llm(*short, "--no-stream").strip()
+
+
+def json_schema() -> None:
+    answer = llm("hi", "--schema", json.dumps(SCHEMA), "-o", "max_tokens", "100", "--no-stream")
+    assert json.loads(answer)["color"] in ("red", "blue")
+
+
+run({"chat": chat, "stream": stream, "system, developer": chat, "JSON schema": json_schema})
