@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.edge.evaluation_time import evaluation_seconds
 from edgepack.edge.install.cache_folder import cache_folder
-from edgepack.edge.llama.runtime import LoadedModel
+from edgepack.edge.llama.engines import choose_engine, open_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from edgepack.edge.llama.engine import EngineWish
     from edgepack.edge.llama.options import RuntimeOptions
 
 PROMPT_TOKENS, GENERATED_TOKENS = 512, 128  # pp512 and tg128, llama-bench's defaults
@@ -86,7 +86,7 @@ def measure(
 ) -> BenchResult:  # fmt: skip
     """Open the model and time it.
 
-    Random tokens are evaluated and none is sampled, one warm-up run before each kind, as in llama-bench.
+    Random tokens are evaluated, one warm-up run before each kind, as in llama-bench; llama-cpp-python samples none.
 
     Args:
         path: the GGUF.
@@ -98,16 +98,16 @@ def measure(
         name: of the model; the file's by default.
     """
     started = time.perf_counter()
-    with LoadedModel(path, options) as model:
+    with open_model(path, options) as model:
         load_seconds = time.perf_counter() - started
         rng = np.random.default_rng(_SEED)
         prompt = rng.integers(0, model.n_vocab, n_prompt, dtype=np.int32)
         answer = rng.integers(0, model.n_vocab, n_generate, dtype=np.int32)
-        pp = _repeat(n_prompt, repetitions, lambda: evaluation_seconds(model, [prompt]))
-        tg = _repeat(n_generate, repetitions, lambda: evaluation_seconds(model, list(answer.reshape(-1, 1))))
+        pp = _repeat(n_prompt, repetitions, lambda: model.prompt_seconds(prompt.tolist()))
+        tg = _repeat(n_generate, repetitions, lambda: model.generation_seconds(answer.tolist()))
+        unseen = rng.integers(0, model.n_vocab, n_prompt, dtype=np.int32)
         first = time.perf_counter()
-        model.clear()
-        next(model.generate(prompt.tolist(), max_tokens=1), None)
+        next(model.generate(unseen.tolist(), max_tokens=1), None)
         first_token_seconds = time.perf_counter() - first
         threads = model.threads
     return BenchResult(
@@ -117,7 +117,7 @@ def measure(
         threads=threads,
         n_gpu_layers=options.n_gpu_layers,
         kv_type=options.kv_type_k,
-        llama_cpp=library_version(),
+        llama_cpp=library_version(options.engine),
         time=time.time(),
         pp=pp,
         tg=tg,
@@ -134,12 +134,10 @@ def _repeat(n: int, repetitions: int, run: Callable[[], float]) -> Speed:
     return Speed(n, statistics.median(speeds), min(speeds), max(speeds), deviation, repetitions)
 
 
-def library_version() -> str:
-    """llama-cpp-python's version and llama.cpp's own."""
-    import llama_cpp
-    from llama_cpp import llama_cpp as c
-
-    return f"llama-cpp-python {llama_cpp.__version__} (llama.cpp {c.llama_version().decode('utf-8', 'replace')})"
+def library_version(wish: EngineWish = "auto") -> str:
+    """The engine that would run, its version and llama.cpp's own."""
+    facts = choose_engine(wish).facts()
+    return f"{facts.name} {facts.version} ({facts.build.partition(';')[0]})"
 
 
 def peak_memory_bytes() -> int:

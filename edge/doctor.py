@@ -8,14 +8,18 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgepack.edge.bench import library_version
 from edgepack.edge.fit.choice import Fitter, FitWish
 from edgepack.edge.fit.devices import Device, cpu_features, installed_gpus, this_cpu
 from edgepack.edge.fit.shape import LayerShape, ModelShape
 from edgepack.edge.install.cache_folder import cache_folder
-from edgepack.edge.llama.cpu_threads import physical_cores
+from edgepack.edge.llama.cpu_threads import free_cores, physical_cores
+from edgepack.edge.llama.engines import COMPRESS_EXTRA, choose_engine, installed, supports_gpu
 from edgepack.version import __version__
+
+if TYPE_CHECKING:
+    from edgepack.edge.llama.engine import EngineName
 
 _CUDA_BUILD = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --no-binary :all: --force-reinstall llama-cpp-python'
 # What ggml-cuda.cu itself advises for Turing cards without tensor cores (the 16 series).
@@ -31,6 +35,13 @@ _EXAMPLES = {
 }
 _EXAMPLE_BITS = {"Q4_K_M": 4.85, "Q5_K_M": 5.7, "Q8_0": 8.5}  # per weight, whole files
 _EXAMPLE_CONTEXT = 8192
+
+
+_ENGINE_NAMES: tuple[EngineName, ...] = ("llama-cpp-python", "xllamacpp")
+_MISSING: dict[EngineName, str] = {
+    "llama-cpp-python": f"scores, importance and measured speed need it: {COMPRESS_EXTRA} (a C++ compiler)",
+    "xllamacpp": "it runs models where no compiler is: pip install xllamacpp",
+}
 
 
 @dataclass(frozen=True)
@@ -57,8 +68,7 @@ def examine() -> list[Finding]:
     gpus = installed_gpus()
     return [
         Finding("edgepack", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"),
-        Finding("llama.cpp", library_version()),
-        Finding("backends", ", ".join(backends())),
+        *_engine_findings(),
         *_cpu_findings(),
         *_gpu_findings(gpus),
         _memory_finding(),
@@ -66,25 +76,17 @@ def examine() -> list[Finding]:
     ]
 
 
-def backends() -> list[str]:
-    """Devices that this build of llama.cpp can compute on."""
-    import ctypes
-
-    from llama_cpp import llama_cpp as c
-
-    library = Path(c.__file__).parent / "lib"
-    names = ["libggml.so", "libggml.dylib", "ggml.dll", "libggml.dll"]
-    found = [path for name in names if (path := library / name).exists()]
-    if not found:
-        return ["CPU"]
-    ggml = ctypes.CDLL(str(found[0]))
-    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
-    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
-    ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
-    ggml.ggml_backend_dev_name.restype = ctypes.c_char_p
-    ggml.ggml_backend_dev_name.argtypes = [ctypes.c_void_p]
-    devices = (ggml.ggml_backend_dev_get(i) for i in range(ggml.ggml_backend_dev_count()))
-    return [ggml.ggml_backend_dev_name(device).decode() for device in devices]
+def _engine_findings() -> list[Finding]:
+    """Both engines: which is here, what it was built for, what it cannot do."""
+    findings = []
+    for name in _ENGINE_NAMES:
+        if not installed(name):
+            findings.append(Finding("engine", f"{name}: not installed", _MISSING[name]))
+            continue
+        facts = choose_engine(name).facts()
+        what = f"{name} {facts.version} ({facts.build}); computes on {', '.join(facts.devices)}"
+        findings.append(Finding("engine", what, "; ".join(facts.limits)))
+    return findings
 
 
 def _cpu_findings() -> list[Finding]:
@@ -94,9 +96,15 @@ def _cpu_findings() -> list[Finding]:
                if flag in have and name not in used]  # fmt: skip
     advice = ""
     if missing:
-        advice = f"the CPU also has {', '.join(missing)}, this build does not use it: build llama-cpp-python here"
+        advice = (
+            f"the CPU also has {', '.join(missing)}, the engine does not use it: a llama-cpp-python built here does"
+        )
     features = " ".join(sorted(used & {"AVX", "AVX2", "AVX512", "FMA", "F16C", "NEON", "DOTPROD", "MATMUL_INT8"}))
-    return [Finding("CPU", f"{this_cpu().name}, {physical_cores()} physical cores; {features}", advice)]
+    return [
+        Finding(
+            "CPU", f"{this_cpu().name}, {physical_cores()} physical cores, {free_cores()} free now; {features}", advice
+        )
+    ]
 
 
 def _cpu_flags() -> set[str]:
@@ -108,9 +116,7 @@ def _cpu_flags() -> set[str]:
 
 
 def _gpu_findings(gpus: list[Device]) -> list[Finding]:
-    from llama_cpp import llama_cpp as c
-
-    offloads = bool(c.llama_supports_gpu_offload())
+    offloads = supports_gpu()
     if not gpus:
         metal = sys.platform == "darwin" and offloads
         return [Finding("GPU", "Apple GPU through Metal" if metal else "none found (nvidia-smi lists none)")]

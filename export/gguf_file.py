@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import NumericError
-from edgepack.export.interrupted import plan_digest, resumable_output, tensors_on_disk
+from edgepack.export.interrupted import journaled_output, noted, plan_digest
 from edgepack.export.plan import shard_path
 from edgepack.export.rows import StoredBlocks
 from edgepack.gguf.writer import GGUFWriter
@@ -113,9 +113,11 @@ def write_gguf(
         CheckpointError: the source changed while it was read.
     """
     digest = plan_digest(plan)
-    done = tensors_on_disk(path, digest) if resume else 0
-    kept = plan.layout.length_after(done) if done else 0
-    with resumable_output(path, digest, plan.total_bytes, kept) as (stream, journal):
+    kept = noted(path, digest) if resume else None
+    if kept is not None and kept.bytes != plan.layout.length_after(min(kept.tensors, len(plan.tensors))):
+        kept = None
+    done = kept.tensors if kept else 0
+    with journaled_output(path, digest, plan.total_bytes, kept) as (stream, journal):
         writer = GGUFWriter(stream, plan.metadata, plan.infos)
         if done:
             writer.resume_after(done)

@@ -10,6 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckpointError, UsageError
+from edgepack.export.backwards.agreement import alike
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.config import ModelConfig
 from edgepack.export.facts import model_facts
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.export.rows import Rows
+    from edgepack.export.rules.family import Family
+    from edgepack.gguf.types import Value
     from edgepack.model import Checkpoint
 
 _INTEGERS = frozenset({"i64", "i32", "i16", "i8", "u64", "u32", "u16", "u8", "bool"})
@@ -52,11 +55,28 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None, allow_requ
     config = observed(completed(published, family), family, checkpoint.tensors.specs)
     tensors = map_tensors(family, config, checkpoint.tensors) | dense_tensors(config, family.name)
     _refuse_integers(tensors)
-    size = _size(tensors, config.n_experts)
-    metadata = general_metadata(checkpoint.path, family.name, size)
-    metadata = {keys.ARCHITECTURE: string(family.name)} | metadata
-    metadata |= pooling_metadata(config, family.name) | family.metadata(config)  # a head's own pooling decides
-    metadata |= family.stored(config, checkpoint.tensors)
+    metadata, notes = _metadata(checkpoint, family, config, _size(tensors, config.n_experts), pre)
+    facts = model_facts(metadata, str(checkpoint.path))
+    sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))
+    if checkpoint.origin is not None:
+        sources = (checkpoint.origin,)
+    notes = (*checkpoint.notes, *notes, *pooling_notes(config))
+    notes += limits(family, config, metadata, checkpoint.tensors)
+    stored = (name for name, rows in tensors.items() if isinstance(rows, StoredBlocks) and not allow_requantize)
+    return MappedModel(
+        str(checkpoint.origin or checkpoint.path), metadata, tensors, facts, sources, notes, frozenset(stored)
+    )
+
+
+def _metadata(
+    checkpoint: Checkpoint, family: Family, config: ModelConfig, size: Size, pre: str | None
+) -> tuple[dict[str, Value], tuple[str, ...]]:
+    """Every key, and what the tokenizer's files say differently; a GGUF's keys are taken over where they still hold."""
+    own = family.metadata(config) | family.stored(config, checkpoint.tensors)  # a head's own pooling decides
+    if checkpoint.metadata is not None and checkpoint.tokenizer is None:
+        before = checkpoint.metadata
+        changed = {key: v for key, v in own.items() if key not in before or not alike(before[key].value, v.value)}
+        return {**before, **changed}, ()
     vocabulary = open_vocabulary(
         checkpoint.tokenizer or checkpoint.path,
         config.values,
@@ -64,13 +84,9 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None, allow_requ
         model=checkpoint.path,
         templates=checkpoint.template,
     )
-    metadata |= with_lowercasing(vocabulary.metadata, config)
-    facts = model_facts(metadata, str(checkpoint.path))
-    sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))
-    notes = (*checkpoint.notes, *vocabulary.notes, *pooling_notes(config))
-    notes += limits(family, config, metadata, checkpoint.tensors)
-    stored = (name for name, rows in tensors.items() if isinstance(rows, StoredBlocks) and not allow_requantize)
-    return MappedModel(str(checkpoint.path), metadata, tensors, facts, sources, notes, frozenset(stored))
+    general = {keys.ARCHITECTURE: string(family.name)} | general_metadata(checkpoint.path, family.name, size)
+    tokenizer = with_lowercasing(vocabulary.metadata, config)
+    return {**general, **pooling_metadata(config, family.name), **own, **tokenizer}, vocabulary.notes
 
 
 def _refuse_integers(tensors: Mapping[str, Rows]) -> None:
@@ -126,7 +142,11 @@ def open_merged(path: Path, adapter: Path | None) -> Checkpoint:
         AdapterError: the adapter is not a LoRA or does not belong to the model.
         EdgepackError: as `open_checkpoint`.
     """
-    checkpoint = open_checkpoint(path)
+    return merged(open_checkpoint(path), adapter)
+
+
+def merged(checkpoint: Checkpoint, adapter: Path | None) -> Checkpoint:
+    """A checkpoint with an adapter in its weights where one is given; raises as `open_merged`."""
     if adapter is None:
         return checkpoint
     from edgepack.export.lora.merging import merge_adapter

@@ -16,7 +16,7 @@ from edgepack.export.row_origin import RowOrigin, joined
 from edgepack.export.rows import row_count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -225,6 +225,15 @@ class PaddedRows:
 def _decay(logarithm: Matrix) -> Matrix:
     decayed: Matrix = -np.exp(logarithm)
     return decayed
+
+
+def _logarithm(decay: Matrix) -> Matrix:
+    found: Matrix = np.log(-decay)
+    return found
+
+
+INVERSES: Mapping[Callable[[Matrix], Matrix], Callable[[Matrix], Matrix]] = {_decay: _logarithm}
+"""Functions of `MappedRows` and what undoes them, for a GGUF that is read backwards."""
 
 
 def decay_rates(rows: Rows, _config: ModelConfig) -> Rows:

@@ -134,7 +134,8 @@ class ArrayRows:
 
     def read(self, start: int, stop: int) -> Matrix:
         """As `Rows.read`."""
-        return np.array(self.array.reshape(-1, self.array.shape[-1])[start:stop], dtype=np.float32)
+        columns = self.array.shape[-1] if self.array.shape else 1
+        return np.array(self.array.reshape(-1, columns)[start:stop], dtype=np.float32)
 
 
 @dataclass(frozen=True)

@@ -6,23 +6,24 @@ Writing is left to `pack`, restoring whole files to `unpack`, checking everythin
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.errors import ArchiveError, IntegrityError, UsageError
+from edgepack.errors import ArchiveError, CheckFailedError, UsageError
 from edgepack.gguf.reader import GGUFHeader, parse_header
 from edgepack.ordered_threads import ordered_map
 from edgepack.packaging import format as archive_format
 from edgepack.packaging import records
+from edgepack.packaging.byte_source import ByteSource, FileSource
 from edgepack.packaging.coding import chunks
 from edgepack.packaging.coding.stored_dictionaries import StoredDictionaries
 from edgepack.packaging.coding.streams import StreamDecoder
 from edgepack.packaging.format import FOOTER_BYTES, HEADER_BYTES, Role
 from edgepack.packaging.index import table as index
 from edgepack.packaging.index.contents import Chunk, Member, Segment, chunk_cost, place_members
+from edgepack.packaging.trust.policy import machine_policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,31 +32,40 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from edgepack.packaging.trust.policy import TrustPolicy
+
 MAX_MEMBER_IN_MEMORY = 256 << 20
+# A header becomes Python objects, many times its length: bounded closer than contents. Vocabularies of 260,000 tokens
+# make headers of 15 MB that compress fourfold.
+MAX_HEADER_BYTES = 128 << 20
+_FREE_HEADER_BYTES = 1 << 20
+_MOST_HEADER_EXPANSION = 64
 
 
 class Archive:
     """A validated archive; use it as a context manager. Reading is thread-safe.
 
     Attributes:
-        path: the file.
+        path: the file, or what names the source in messages.
         version: (major, minor) of the format.
         index: all tables.
-        signatures: (public key, signature) pairs; not checked here.
+        signatures: (public key, signature) pairs.
         members: in file order; the first is the model.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, trust: TrustPolicy | None, source: ByteSource) -> None:
         self.path = path
-        self._descriptor = _open_file(path)
+        self._source = source
         try:
             self.version, self.content_bytes, self.footer = self._read_ends()
             self.index, self.index_record = self._read_index()
             self.signatures = records.decode_signatures(
                 self.read_at(self.footer.index_offset + self.footer.index_bytes, self.footer.signature_bytes)
             )
+            if trust is not None:
+                trust.check(self.index_record, self.signatures)
             self.members = self._place_members()
-        except (ArchiveError, IntegrityError) as error:
+        except (ArchiveError, CheckFailedError) as error:
             self.close()
             raise type(error)(f"'{path}': {error}") from None
         except BaseException:
@@ -71,29 +81,22 @@ class Archive:
 
     def close(self) -> None:
         """Close the file; nothing can be read afterwards."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._source.close()
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """`size` bytes of the file from `offset`.
+        """`size` bytes of the archive from `offset`.
 
         Raises:
-            ArchiveError: the file ends before.
+            ArchiveError: it ends before.
         """
-        block = os.pread(self._descriptor, size, offset)
-        while len(block) < size:
-            more = os.pread(self._descriptor, size - len(block), offset + len(block))
-            if not more:
-                raise ArchiveError(f"expected {size} bytes at {offset}, file ends after {len(block)}")
-            block += more
-        return block
+        return self._source.read_at(offset, size)
 
     def _read_ends(self) -> tuple[tuple[int, int], int, archive_format.Footer]:
-        size = os.fstat(self._descriptor).st_size
+        size = self._source.size
         version, content_bytes = archive_format.decode_header(self.read_at(0, min(size, HEADER_BYTES)))
         if size < HEADER_BYTES + FOOTER_BYTES:
             raise ArchiveError(f"expected at least {HEADER_BYTES + FOOTER_BYTES} bytes, got {size}: it is truncated")
+        archive_format.check_expansion(content_bytes, size)
         return (
             version,
             content_bytes,
@@ -238,31 +241,48 @@ class Archive:
         return content
 
     def gguf_header(self, member: Member | None = None) -> GGUFHeader:
-        """The header of a GGUF member: metadata and tensor table, read without its tensors."""
+        """The header of a GGUF member: metadata and tensor table, read without its tensors.
+
+        Raises:
+            ArchiveError: it is out of proportion to what is stored of it.
+            GGUFError: it is not sound.
+        """
         member = self.main if member is None else member
         end = next((segment.start for segment in member.segments if segment.entry.name), member.bytes)
+        stored = sum(chunk.record_bytes for chunk in self.chunks(member, 0, end))
+        if end > min(MAX_HEADER_BYTES, _FREE_HEADER_BYTES + _MOST_HEADER_EXPANSION * stored):
+            raise ArchiveError(f"'{self.path}': '{member.name}': a header of {end} bytes out of {stored} stored ones")
         return parse_header(self.read_range(member, 0, end), self.path / member.name, member.bytes)
 
 
-def _open_file(path: Path) -> int:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
-    except OSError as error:
-        raise ArchiveError(f"'{path}': cannot be read: {error.strerror}") from error
-    if path.is_dir():
-        os.close(descriptor)
-        raise ArchiveError(f"'{path}': expected an archive, got a folder")
-    return descriptor
+def open_archive(
+    path: Path, trust: TrustPolicy | None = None, *, descriptor: int | None = None, source: ByteSource | None = None
+) -> Archive:
+    """Open and validate the archive at `path`; who signed it is judged before anything in it is used.
 
-
-def open_archive(path: Path) -> Archive:
-    """Open and validate the archive at `path`.
+    Args:
+        path: the archive, or what names `source` in messages.
+        trust: whose archives are taken; the user's trust store by default.
+        descriptor: of the file, where it is open already; it stays the caller's.
+        source: what holds the archive where it is no file; closed with it.
 
     Raises:
         ArchiveError: not an archive, truncated, hostile, or made by a newer edgepack.
-        IntegrityError: header, index or footer are damaged.
+        IntegrityError: header, index or footer are damaged, or a signature is wrong.
+        CheckFailedError: nobody trusted signed it.
+        UsageError: the trust store cannot be understood.
     """
-    return Archive(path)
+    opened = FileSource(path, descriptor) if source is None else source
+    return Archive(path, machine_policy() if trust is None else trust, opened)
+
+
+def open_unjudged(path: Path) -> Archive:
+    """The same for those who tell what the signatures say (verify, inspect) or mend them (sign): none is judged.
+
+    Raises:
+        ArchiveError, IntegrityError: as `open_archive`, but for signatures.
+    """
+    return Archive(path, None, FileSource(path))
 
 
 def is_archive(path: Path) -> bool:

@@ -51,6 +51,10 @@ MAX_NAME_BYTES = 1024
 MAX_DICTIONARY_BYTES = 4 << 20
 MAX_ATTRIBUTES_BYTES = 1 << 20
 MAX_SIGNATURES = 64
+# An archive restores to at most FREE_BYTES and MOST_EXPANSION times its own length: what a few kilobytes cost a reader
+# is bounded before anything is decoded. Weights compress less than tenfold; beyond 256, nearly all is one value.
+FREE_BYTES = 4 << 20
+MOST_EXPANSION = 256
 SIGNING_CONTEXT = b"edgepack archive signature v1\0"  # so that a key's signature of anything else never fits
 
 
@@ -186,6 +190,19 @@ def decode_footer(block: bytes, file_bytes: int) -> Footer:
     if declared != file_bytes or footer.file_bytes != file_bytes or index_offset < HEADER_BYTES:
         raise ArchiveError(f"footer: expected a file of {declared} bytes, got {file_bytes}")
     return footer
+
+
+def check_expansion(content_bytes: int, stored_bytes: int) -> None:
+    """Refuse contents that are out of proportion to what is stored of them.
+
+    Raises:
+        ArchiveError: more than `FREE_BYTES` and `MOST_EXPANSION` times `stored_bytes`.
+    """
+    if content_bytes > FREE_BYTES + MOST_EXPANSION * stored_bytes:
+        raise ArchiveError(
+            f"expected contents of at most {FREE_BYTES} bytes and {MOST_EXPANSION} times the archive's {stored_bytes}, "
+            f"it declares {content_bytes}"
+        )
 
 
 def decode_record_head(block: bytes | memoryview, where: str) -> tuple[RecordType, int, int, int]:

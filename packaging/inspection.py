@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgepack.packaging.coding.layouts import LAYOUTS, kind_name
+from edgepack.packaging.trust.signatures import judge_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,7 +89,8 @@ class ArchiveFacts:
     Attributes:
         chunks: how many.
         merkle_root: over all of them, hexadecimal.
-        signed: whether it carries signatures (which nobody has checked here).
+        signed: whether it carries signatures.
+        signature: what they say of the archive's index, as `SignatureState`; whom to trust is not asked here.
         attributes: what the packer noted.
         dictionaries: all of them.
     """
@@ -96,6 +98,7 @@ class ArchiveFacts:
     chunks: int
     merkle_root: str
     signed: bool
+    signature: str
     attributes: Mapping[str, object]
     dictionaries: tuple[DictionaryFacts, ...]
 
@@ -169,6 +172,7 @@ def inspect_archive(archive: Archive, *, tensors: bool = False) -> Inspection:
             chunks=len(archive.index.chunks),
             merkle_root=archive.index.merkle_root.hex(),
             signed=bool(archive.signatures),
+            signature=judge_record(archive.index_record, archive.signatures).state.value,
             attributes=archive.index.attributes,
             dictionaries=tuple(
                 DictionaryFacts(entry.id, kind_name(entry.kind), entry.record_bytes, entry.digest.hex())

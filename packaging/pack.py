@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from edgepack.atomic_file import atomic_output
 from edgepack.errors import UsageError
+from edgepack.files.output import atomic_output
 from edgepack.ordered_threads import ordered_map
 from edgepack.packaging import format as archive_format
 from edgepack.packaging import records
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from edgepack.packaging.coding.chunks import EncodedChunk
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 STANDARD_STREAM = Path("-")
 
@@ -68,6 +69,7 @@ def pack_archive(
     dictionary: bool = True,
     include: Sequence[Path] = (),
     base: Path | None = None,
+    trust: TrustPolicy | None = None,
     grids: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
@@ -81,12 +83,14 @@ def pack_archive(
         dictionary: whether to train dictionaries for the stream kinds that gain from one.
         include: further members, stored under their own names.
         base: an older archive; its dictionaries are used and chunks of the same content taken over.
+        trust: whose archives are taken as a base; the user's trust store by default.
         grids: code the integers of Q4_K, Q5_K, Q6_K and Q8_0 by scale class even in a GGUF that is not of the wire.
         threads: workers; None for one a core.
         progress: told of bytes read.
 
     Raises:
         GGUFError: `gguf` is not a whole GGUF.
+        ArchiveError: it compresses more than 256-fold: readers would take the archive for a bomb.
         UsageError: a file is not there, a name occurs twice, the output folder is absent.
         ResourceError: the disk is full.
     """
@@ -97,7 +101,7 @@ def pack_archive(
         raise UsageError(f"members need names of their own, got {', '.join(names)}")
     original_bytes = sum(member.bytes for member in members)
     with ExitStack() as stack:
-        reused = None if base is None else BaseArchive(stack.enter_context(open_archive(base)))
+        reused = None if base is None else BaseArchive(stack.enter_context(open_archive(base, trust)))
         stream = stack.enter_context(_open_output(out))
         dictionaries = _dictionaries(members, level, dictionary, reused)
         writer = ArchiveWriter(stream, original_bytes, level, dictionaries, threads, reused)
@@ -105,6 +109,7 @@ def pack_archive(
             for member in members:
                 writer.add_member(member, advance)
         writer.finish({"level": level, "producer": f"edgepack {__version__}"})
+        archive_format.check_expansion(original_bytes, writer.written)  # no reader would take it
     sha256 = writer.members[0].sha256.hex()
     return PackResult(out, writer.written, original_bytes, sha256, time.perf_counter() - started)
 

@@ -117,7 +117,8 @@ def gguf_segments(header: GGUFHeader, grids: bool = False) -> Iterator[Segment]:
     cuts = [0, *_header_cuts(header, min(header_end, header.data_start)), header_end]
     for start, stop in pairwise(cuts):
         yield Segment("", METADATA, start, stop - start, stop - start)
-    for tensor, start, stop in zip(tensors, starts, [*starts[1:], header.file_bytes], strict=True):
+    ends = [*starts[1:], header.file_bytes][: len(starts)]
+    for tensor, start, stop in zip(tensors, starts, ends, strict=True):
         columns = tensor.shape[-1] if on_grids and _has_grid(tensor.type) else 0
         if tensor.type.row_bytes(columns) > CHUNK_BYTES:
             columns = 0

@@ -14,7 +14,7 @@ from edgepack.errors import ArchiveError, IntegrityError
 from edgepack.ordered_threads import ordered_map
 from edgepack.packaging import format as archive_format
 from edgepack.packaging import records
-from edgepack.packaging.archive import Archive, open_archive
+from edgepack.packaging.archive import Archive, open_unjudged
 from edgepack.packaging.coding.stored_dictionaries import dictionary_places, read_dictionary
 from edgepack.packaging.format import sha256
 from edgepack.packaging.index.contents import chunk_cost
@@ -39,7 +39,7 @@ class Problem:
 def verify_archive(
     path: Path, *, deep: bool = False, threads: int | None = None, progress: Progress = silent
 ) -> tuple[Problem, ...]:
-    """Check an archive; nothing is raised for what is wrong with it.
+    """Check an archive's bytes; nothing is raised for what is wrong with it. Who signed is left to `trust.policy`.
 
     Args:
         path: the archive.
@@ -51,7 +51,7 @@ def verify_archive(
         every problem that was found; none for a sound archive.
     """
     try:
-        with open_archive(path) as archive:
+        with open_unjudged(path) as archive:
             return tuple(_problems(archive, deep, threads, progress))
     except (ArchiveError, IntegrityError) as error:
         return (Problem("structure", str(error)),)

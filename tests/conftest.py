@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # A busy machine is no failure: no example is timed. Examples are the same on every run, so CI is not a lottery;
 # HYPOTHESIS_PROFILE=explore draws new ones.
@@ -17,6 +21,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "edgepack"))
 ROOT = Path(__file__).resolve().parent.parent
 BOOKS = ROOT / "tests/data/books-llama-6m"
 SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_trust_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test sees, or writes, the trust store of who runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEPACK_TRUST", str(tmp_path_factory.mktemp("trust") / "trust.json"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
+import venv
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,6 +63,51 @@ def test_the_wheel_has_the_kernels_and_every_package(wheel: zipfile.ZipFile) -> 
         folder = package.replace(".", "/")
         assert any(Path(name).parent.as_posix() == folder and name.endswith(".py") for name in names), package
     assert {"edgepack/py.typed", "edgepack/packaging/FORMAT.md"} <= names
+
+
+@pytest.mark.slow
+def test_from_pip_install_to_an_answer_without_a_compiler(
+    wheel: zipfile.ZipFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The journey export → pack → run → serve in a bare environment: wheels only, no compiler on PATH; prints its time."""
+    path = tmp_path / "path"
+    path.mkdir()
+    environment = {
+        name: value for name, value in os.environ.items() if name.startswith(("PIP_", "HOME", "SYSTEMROOT", "TMP"))
+    } | {"PATH": str(path), "CC": "false", "CXX": "false", "EDGEPACK_CACHE": str(tmp_path / "cache"), "LANG": "C"}
+    venv.create(tmp_path / "bare", with_pip=True)
+    python = tmp_path / "bare" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+    began = time.perf_counter()
+    install = [python, "-m", "pip", "install", "-q", "--only-binary", ":all:", wheel.filename]
+    done = subprocess.run(install, env=environment, capture_output=True, text=True)
+    if done.returncode and re.search(
+        "connection|No matching distribution|not find a version", done.stderr, re.IGNORECASE
+    ):
+        pytest.skip("needs a package index")
+    assert done.returncode == 0, done.stderr
+    installed = time.perf_counter()
+
+    def edgepack(*arguments: object) -> str:
+        command = [str(part) for part in (python, "-m", "edgepack", *arguments)]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    listed = subprocess.run([python, "-m", "pip", "list"], env=environment, capture_output=True, text=True).stdout
+    for name in ("llama_cpp_python", "torch", "transformers", "safetensors"):
+        assert name not in listed.replace("-", "_")
+    edgepack("export", ROOT / "tests/data/books-llama-6m", "--target", "gguf-q4km", "-o", "b.gguf")
+    edgepack("pack", "b.gguf", "-o", "b.edgepack")
+    answer = json.loads(
+        edgepack("run", "b.edgepack", "--prompt", "Once upon a time", "-n", "8", "--temp", "0", "--json")
+    )
+    ended = time.perf_counter()
+    assert answer["text"]
+    assert answer["tokens"] == 8
+    with capsys.disabled():
+        print(f"\npip install {installed - began:.1f} s, export, pack and run {ended - installed:.1f} s: "
+              f"an answer {ended - began:.1f} s after `pip install` began")  # fmt: skip
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ RESULTS = (
     "packaging.delta.patch.PatchResult",
     "api.checking.VerifyResult",
     "packaging.verify.Problem",
-    "packaging.signing.SignatureReport",
+    "packaging.trust.signatures.SignatureReport",
     "packaging.inspection.Inspection",
     "packaging.inspection.MemberFacts",
     "packaging.inspection.StreamFacts",

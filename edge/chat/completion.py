@@ -12,8 +12,8 @@ from edgepack.edge.chat.stop_strings import until_stop
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from edgepack.edge.llama.engine import GeneratedToken, OpenModel
     from edgepack.edge.llama.options import SamplingOptions
-    from edgepack.edge.llama.runtime import GeneratedToken, LoadedModel
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class CompletionStream:
 
     def __init__(
         self,
-        model: LoadedModel,
+        model: OpenModel,
         prompt: str | Sequence[int],
         sampling: SamplingOptions,
         max_tokens: int = -1,
@@ -92,7 +92,7 @@ class CompletionStream:
 
 
 def complete(
-    model: LoadedModel,
+    model: OpenModel,
     prompt: str | Sequence[int],
     sampling: SamplingOptions,
     max_tokens: int,

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from edgepack.edge.chat.stop_strings import until_stop
 from edgepack.edge.chat.template import Message, stop_texts
-from edgepack.edge.llama.runtime import common_prefix
+from edgepack.edge.llama.engine import common_prefix
 from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from edgepack.edge.chat.template import ChatTemplate
+    from edgepack.edge.llama.engine import OpenModel
     from edgepack.edge.llama.options import SamplingOptions
-    from edgepack.edge.llama.runtime import LoadedModel
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Conversation:
         stops: texts that end an answer, besides those of the template.
     """
 
-    model: LoadedModel
+    model: OpenModel
     template: ChatTemplate
     sampling: SamplingOptions
     system: str = ""
@@ -63,7 +63,7 @@ class Conversation:
     def tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """The prompt of `messages` as token ids, with one BOS where the vocabulary asks for it."""
         text = self.template.render(messages, add_generation_prompt=add_generation_prompt)
-        bos = self.model.vocabulary.text(self.model.vocabulary.bos)
+        bos = self.model.bos_text
         has_bos = bool(bos) and text.startswith(bos)
         return self.model.tokenize(text, add_special=not has_bos, parse_special=True)
 

@@ -11,12 +11,14 @@ import struct
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import atomic_output
+from edgepack.edge.llama.engines import with_logits
 from edgepack.errors import ModelRuntimeError
+from edgepack.files.output import atomic_output
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgepack.edge.llama.engine import OpenModel
     from edgepack.edge.llama.runtime import LoadedModel
 
 _MAGIC = b"EPPROMPT"
@@ -24,12 +26,13 @@ _HEAD = struct.Struct("<8sIQ32s")  # magic, bytes of the JSON, bytes of the stat
 _MOST_JSON = 64 << 20
 
 
-def load_prompt_state(model: LoadedModel, path: Path) -> int:
-    """Restore the state in `path` into `model`.
+def load_prompt_state(opened: OpenModel, path: Path) -> int:
+    """Restore the state in `path` into `opened`.
 
     Returns:
         Tokens that need not be evaluated; 0 where the file is absent, damaged or belongs to another model.
     """
+    model = with_logits(opened, "a prompt's state in a file")
     try:
         with path.open("rb") as stream:
             magic, n_json, n_state, digest = _HEAD.unpack(stream.read(_HEAD.size))
@@ -47,8 +50,9 @@ def load_prompt_state(model: LoadedModel, path: Path) -> int:
     return len(record["tokens"])
 
 
-def save_prompt_state(model: LoadedModel, tokens: list[int], path: Path) -> None:
+def save_prompt_state(opened: OpenModel, tokens: list[int], path: Path) -> None:
     """Evaluate `tokens` and write the state to `path`, whole or not at all."""
+    model = with_logits(opened, "a prompt's state in a file")
     model.evaluate(tokens)
     state = model.save_state()
     text = json.dumps({"identity": _identity(model), "tokens": tokens}).encode()

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from edgepack.errors import TemplateError, UsageError
+from edgepack.edge.llama.libraries import ChatMessage, llama_library
+from edgepack.errors import DependencyError, TemplateError, UsageError
 from edgepack.gguf import keys
 from edgepack.text_file import read_text
 
@@ -164,15 +165,14 @@ class NamedTemplate:
 
     def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
         """As `ChatTemplate.render`."""
-        from llama_cpp import llama_cpp as c
-
+        library = llama_library()
         texts = [(message["role"].encode(), message["content"].encode()) for message in messages]
-        chat = (c.llama_chat_message * len(texts))(*(c.llama_chat_message(*pair) for pair in texts))
+        chat = (ChatMessage * len(texts))(*(ChatMessage(*pair) for pair in texts))
         size = 2 * sum(len(role) + len(content) for role, content in texts) + 1024
         while True:
             buffer = ctypes.create_string_buffer(size)
             arguments = (self._name.encode(), chat, len(texts), add_generation_prompt, buffer, size)
-            length = int(c.llama_chat_apply_template(*arguments))
+            length = int(library.llama_chat_apply_template(*arguments))
             if length < 0:
                 raise TemplateError(f"template '{self._name}': llama.cpp cannot apply it to these messages")
             if length <= size:
@@ -185,11 +185,13 @@ class NamedTemplate:
 
 def named_templates() -> list[str]:
     """Names that llama.cpp knows."""
-    from llama_cpp import llama_cpp as c
-
-    count = int(c.llama_chat_builtin_templates(None, 0))
+    try:
+        library = llama_library()
+    except DependencyError:  # xllamacpp's wheel for Windows exports no function
+        return []
+    count = int(library.llama_chat_builtin_templates(None, 0))
     names = (ctypes.c_char_p * count)()
-    c.llama_chat_builtin_templates(names, count)
+    library.llama_chat_builtin_templates(names, count)
     return sorted((name or b"").decode() for name in names)
 
 

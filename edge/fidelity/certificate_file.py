@@ -9,15 +9,16 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import atomic_output
 from edgepack.edge.fidelity.certificate import MEMBER, Replay, replay
 from edgepack.edge.fidelity.scoring import open_candidate, open_stored
 from edgepack.edge.fidelity.stored_reference import StoredReference, decode
 from edgepack.errors import IntegrityError, UsageError
 from edgepack.file_digest import file_sha256, stream_sha256
+from edgepack.files.output import atomic_output
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.writer import GGUFWriter
+from edgepack.packaging import derivation
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.gguf.types import Value
+    from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
 
 _BLOCK = 8 << 20
@@ -67,19 +69,20 @@ def with_metadata(path: Path, added: Mapping[str, Value], out: Path) -> str:
         return stream_sha256(stream).hex()
 
 
-def read_certificate(path: Path) -> StoredReference:
+def read_certificate(path: Path, trust: TrustPolicy | None = None) -> StoredReference:
     """The certificate of an archive, or the one beside a GGUF.
 
     Raises:
         UsageError: there is none.
         ArchiveError, IntegrityError: it is not sound.
+        CheckFailedError: nobody trusted signed it.
     """
     from edgepack.packaging.archive import is_archive, open_archive
 
     if not path.is_file():
         raise UsageError(f"'{path}': no such file")
     if is_archive(path):
-        with open_archive(path) as archive:
+        with open_archive(path, trust) as archive:
             if all(member.name != MEMBER for member in archive.members):
                 raise UsageError(f"'{path}' holds no certificate: give --reference, or make one with edgepack certify")
             return decode(archive.read_member(MEMBER), f"{path}: {MEMBER}")
@@ -96,7 +99,7 @@ def run_replay(path: Path, options: ScoringOptions, progress: Progress = silent)
         UsageError: there is no certificate.
         IntegrityError: it belongs to another file.
     """
-    stored = read_certificate(path)
+    stored = read_certificate(path, options.trust)
     with closing(open_candidate(path, replace(options, ctx=int(stored.tokens.shape[1])), 0, progress)) as candidate:
         got = file_sha256(candidate.path)
         expected = stored.facts.get("gguf_sha256")
@@ -105,8 +108,19 @@ def run_replay(path: Path, options: ScoringOptions, progress: Progress = silent)
         return replay(stored, candidate, progress), stored
 
 
-def deliver(candidate: Path, model: Path, certificate: Path, output: Path, progress: Progress) -> None:
-    """Put model and certificate where they belong."""
+def _certified(path: Path, model: Path) -> None:
+    """Let a derivation speak of the model that now has its certificate, and of what it was before."""
+    said = derivation.decode(path.read_bytes(), path.name)
+    before, *others = said.subjects
+    subjects = (replace(before, sha256=file_sha256(model)), *others)
+    first = said.certified_from or before.sha256
+    path.write_bytes(derivation.encode(replace(said, subjects=subjects, certified_from=first)))
+
+
+def deliver(
+    candidate: Path, model: Path, certificate: Path, output: Path, trust: TrustPolicy | None, progress: Progress
+) -> None:
+    """Put model and certificate where they belong, and with them what else the candidate's archive holds."""
     from edgepack.packaging.archive import is_archive, open_archive
     from edgepack.packaging.pack import pack_archive
 
@@ -117,7 +131,7 @@ def deliver(candidate: Path, model: Path, certificate: Path, output: Path, progr
         return
     others = []
     if is_archive(candidate):
-        with open_archive(candidate) as archive:
+        with open_archive(candidate, trust) as archive:
             for member in archive.members:
                 if member is archive.main or member.name == MEMBER:
                     continue
@@ -126,5 +140,7 @@ def deliver(candidate: Path, model: Path, certificate: Path, output: Path, progr
                 with path.open("wb") as stream:
                     for _chunk, content in archive.iterate(member):
                         stream.write(content.tobytes())
+                if member.name.endswith(derivation.SUFFIX):
+                    _certified(path, model)
                 others.append(path)
     pack_archive(model, output, include=[certificate, *others], progress=progress)

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 _CHUNK_WEIGHTS = 1 << 22  # 16 MB of float32 at a time
 _HOPELESS = 0.8  # relative error that no type has on trained weights
 _OUTLIER = 4.0  # times the median of the tensors of the same type
-_SKIPPED = (keys.GENERAL, keys.QUANTIZE, keys.CHAT_TEMPLATE, keys.SPLIT)
+# Names and the like, and what edgepack notes of how a file was made: recipe, figures of passes, grids, certificates.
+_SKIPPED = (keys.GENERAL, keys.QUANTIZE, keys.CHAT_TEMPLATE, keys.SPLIT, *keys.NOTES)
 _FLOAT_TOLERANCE = 1e-6
 
 
@@ -132,7 +133,13 @@ def _judge(errors: list[tuple[TensorInfo, float]]) -> list[WeightError]:
         by_type.setdefault(info.type.name, []).append(error)
     usual = {name: median(values) for name, values in by_type.items()}
     return [
-        WeightError(info.name, info.type.name, error, _suspect(error, usual[info.type.name], info.type.is_quantized))
+        WeightError(
+            info.name,
+            info.type.name,
+            error,
+            _suspect(error, usual[info.type.name], info.type.is_quantized),
+            is_matrix=len(info.shape) > 1 and min(info.shape[-2:]) > 1,
+        )
         for info, error in errors
     ]
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.fidelity.greedy import NARROW_MARGIN
+from edgepack.edge.fidelity.reconstruction import reconstruction_gates, reconstruction_of
 from edgepack.edge.fidelity.run import pareto_front
 from edgepack.edge.fidelity.scorers.scorer import Chunking
 from edgepack.edge.fidelity.statistics import QUANTILES
@@ -15,16 +16,26 @@ from edgepack.edge.fidelity.validate import perplexity_ratio
 if TYPE_CHECKING:
     from edgepack.edge.fidelity.certificate import Replay
     from edgepack.edge.fidelity.greedy import GreedyAgreement
-    from edgepack.edge.fidelity.run import FidelityRun
+    from edgepack.edge.fidelity.run import Candidate, FidelityRun, FileFindings
     from edgepack.edge.fidelity.statistics import AgreementStatistics, ClusteredMean
     from edgepack.edge.fidelity.stored_reference import StoredReference
     from edgepack.edge.fidelity.validate import Gates, Validation
 
 
-def as_json(validation: Validation, gates: Gates, chunking: Chunking) -> dict[str, Any]:
+def candidate_json(candidate: Candidate, gates: Gates, chunking: Chunking) -> dict[str, Any]:
+    """As `as_json`, with the gates on the file's weights and how far its matrices are, where they were compared."""
+    told = as_json(candidate.validation, gates, chunking, candidate.findings)
+    if candidate.findings is not None:
+        told["reconstruction"] = finite(asdict(reconstruction_of(candidate.findings)))
+    return told
+
+
+def as_json(
+    validation: Validation, gates: Gates, chunking: Chunking, findings: FileFindings | None = None
+) -> dict[str, Any]:
     """The validation's part of `edgepack validate --json`; numbers that are not finite become null."""
     statistics = validation.statistics
-    results = validation.gate_results(gates)
+    results = [*validation.gate_results(gates), *reconstruction_gates(findings, gates)]
     return finite(
         {
             "candidate": validation.candidate,
@@ -34,6 +45,7 @@ def as_json(validation: Validation, gates: Gates, chunking: Chunking) -> dict[st
             "ctx": chunking.ctx,
             "stride": chunking.stride,
             "chunks": validation.chunks,
+            "examples": [asdict(example) for example in validation.examples],
             "tokens_differ": asdict(validation.tokens_differ) if validation.tokens_differ else None,
             "first_clear_difference": asdict(validation.first_clear) if validation.first_clear else None,
             "seconds": validation.seconds,
@@ -109,7 +121,7 @@ def table_rows(run: FidelityRun, gates: Gates) -> list[list[str]]:
     )
     rows = [["file", "size", "agreement", "95 % interval", "mean KL", "99.9 % KL", "ppl ratio", "", ""]]
     for candidate, marked in zip(run.candidates, front, strict=True):
-        verdict = "passed" if candidate.validation.passed(gates) else "FAILED"
+        verdict = "passed" if candidate.passed(gates) else "FAILED"
         row = _table_row(candidate.path.name, candidate.validation)
         rows.append([row[0], format_size(candidate.bytes), *row[1:], verdict, "●" if marked else ""])
     rows += [[row[0], "", *row[1:], "", ""] for row in (_table_row(f.candidate, f) for f in run.floor)]

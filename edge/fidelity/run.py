@@ -9,13 +9,15 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from edgepack.edge.fidelity.reconstruction import reconstruction_gates
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from edgepack.edge.fidelity.greedy import GreedyAgreement
     from edgepack.edge.fidelity.scorers.scorer import Chunking
-    from edgepack.edge.fidelity.validate import Validation
+    from edgepack.edge.fidelity.validate import GateResult, Gates, Validation
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,14 @@ class WeightError:
         type: the file's type.
         relative_error: ‖Ŵ − W‖ / ‖W‖ (Frobenius); infinite where the file's tensor is no number.
         suspect: far beyond what its type explains.
+        is_matrix: whether it has more than one row and column: norms and biases do not.
     """
 
     name: str
     type: str
     relative_error: float
     suspect: bool
+    is_matrix: bool = True
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,14 @@ class Candidate:
     validation: Validation
     findings: FileFindings | None = None
     greedy: GreedyAgreement | None = None
+
+    def gate_results(self, gates: Gates) -> list[GateResult]:
+        """How every gate went: those on what it says, then those on its weights."""
+        return [*self.validation.gate_results(gates), *reconstruction_gates(self.findings, gates)]
+
+    def passed(self, gates: Gates) -> bool:
+        """Whether every gate is cleared."""
+        return all(result.passed for result in self.gate_results(gates))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgepack.edge.fidelity.scorers.gguf import GGUFScorer
     from edgepack.edge.fidelity.scorers.scorer import Scorer
     from edgepack.edge.fidelity.scorers.stored import StoredScorer
+    from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
 
 SAMPLED_SEQUENCES, SAMPLED_LENGTH = 128, 192  # 24,000 tokens in 191 steps; small models are lost in longer texts
@@ -45,6 +46,7 @@ class ScoringOptions:
         blockwise: load a checkpoint block by block; None decides by the machine's memory.
         greedy: beginnings of the text that both models continue on their own; 0 is none.
         adapters: LoRA files that every candidate runs with, beside those in its own archive.
+        trust: whose archives are taken; the user's trust store by default.
     """
 
     ctx: int | None = None
@@ -57,6 +59,7 @@ class ScoringOptions:
     blockwise: bool | None = None
     greedy: int = 0
     adapters: tuple[Path, ...] = ()
+    trust: TrustPolicy | None = None
 
     @property
     def longest(self) -> int:
@@ -93,7 +96,7 @@ def open_candidate(
     from edgepack.edge.fidelity.scorers.gguf import GGUFScorer
     from edgepack.edge.install.model_file import prepare
 
-    prepared = prepare(path, progress=progress)
+    prepared = prepare(path, trust=options.trust, progress=progress)
     return GGUFScorer(
         prepared.path,
         options.longest,
@@ -101,6 +104,7 @@ def open_candidate(
         n_gpu_layers=options.n_gpu_layers,
         kv_type=options.kv_type,
         adapters=(*prepared.adapters, *options.adapters),
+        name=path.name,
     )
 
 

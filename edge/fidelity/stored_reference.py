@@ -35,6 +35,7 @@ STEP = 1 / 2048  # nat; a probability is off by at most 0.025 %
 _CEILING = 65535  # stands for anything at or below exp(−32)
 _MAX_HEADER = 1 << 20
 _MAX_BODY = 1 << 28
+_FREE_BODY, _MOST_EXPANSION = 4 << 20, 64  # arrays may be so large without cost, and so many times what is stored
 MAX_BYTES = _MAX_BODY + _MAX_HEADER
 _KEYS = ("chunks", "ctx", "first", "k", "vocabulary")
 
@@ -163,6 +164,8 @@ def _decode_body(body: bytes, facts: dict[str, Any], label: str) -> StoredRefere
         (n, wide), (n, narrow), (n, half),
     ]  # fmt: skip
     size = sum(count * dtype.itemsize for count, dtype in plan)
+    if size > _FREE_BODY + _MOST_EXPANSION * len(body):
+        raise ArchiveError(f"{label}: arrays of {size} bytes out of {len(body)} stored ones")
     try:
         content = zstandard.ZstdDecompressor().decompress(body, max_output_size=size)
     except zstandard.ZstdError as error:

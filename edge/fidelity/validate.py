@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgepack.progress import Progress
 
 WORST_KEPT = 40
+EXAMPLES_KEPT = 4096
 CLEAR_DIVERGENCE = 0.1  # nats: more than rounding to 4 bits does at the median token of a small model
 LOOKS = (12, 48, 192, 768)  # few looks: each one is a chance to be unlucky
 _CONTEXT_TOKENS = 24
@@ -41,18 +42,30 @@ class Gates:
         min_agreement: least top-1 agreement; the lower end of the interval must reach it.
         max_kl: largest mean KL in nats; the upper end of the interval must not exceed it.
         max_perplexity_ratio: largest perplexity of the candidate over the reference's, by the upper end too.
+        max_mean_error: the mean of the matrices' relative errors ‖Ŵ − W‖ / ‖W‖ must be below it.
+        max_tensor_error: so must the largest of them below this.
     """
 
     min_agreement: float | None = None
     max_kl: float | None = None
     max_perplexity_ratio: float | None = None
+    max_mean_error: float | None = None
+    max_tensor_error: float | None = None
 
     def __post_init__(self) -> None:
         if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
             raise UsageError(f"agreement gate: expected more than 0 and at most 1, got {self.min_agreement}")
-        for name, value in (("KL", self.max_kl), ("perplexity ratio", self.max_perplexity_ratio)):
+        for name, value in (
+            ("KL", self.max_kl), ("perplexity ratio", self.max_perplexity_ratio),
+            ("mean error", self.max_mean_error), ("tensor error", self.max_tensor_error),
+        ):  # fmt: skip
             if value is not None and not value > 0:
                 raise UsageError(f"{name} gate: expected more than 0, got {value}")
+
+    @property
+    def judges_weights(self) -> bool:
+        """Whether a bar is on the weights, so that they must be compared."""
+        return self.max_mean_error is not None or self.max_tensor_error is not None
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,26 @@ class DivergentToken:
         return (*self.context, self.target, self.reference, self.candidate)
 
 
+@dataclass(frozen=True)
+class Example:
+    """One chunk of the text.
+
+    Attributes:
+        start: position in the text's tokens of the first one that is scored.
+        tokens: that were scored.
+        agreement: share of equal first choices.
+        mean_kl: in nats.
+        reference_perplexity, candidate_perplexity: of the text's own tokens; None beyond what a float holds.
+    """
+
+    start: int
+    tokens: int
+    agreement: float
+    mean_kl: float
+    reference_perplexity: float | None
+    candidate_perplexity: float | None
+
+
 @dataclass
 class Validation:
     """What one candidate's pass over the text gave.
@@ -112,6 +145,7 @@ class Validation:
         tokens_differ: where the tokenizers part, or None; the reference's ids were scored by both all the same.
         first_clear: the first token where the models choose differently and diverge by CLEAR_DIVERGENCE or more.
         worst: the most divergent tokens, worst first, at most WORST_KEPT.
+        examples: the first EXAMPLES_KEPT chunks, each by itself.
         seconds: of the whole pass, all candidates included.
         pieces: spelling of every token that `worst` and `first_clear` show.
     """
@@ -122,6 +156,7 @@ class Validation:
     tokens_differ: TokenDifference | None = None
     first_clear: DivergentToken | None = None
     worst: list[DivergentToken] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
     seconds: float = 0.0
     pieces: dict[int, str] = field(default_factory=dict)
 
@@ -140,6 +175,8 @@ class Validation:
         """Take in one chunk."""
         self.statistics.add(measures, chunk.first)
         self.chunks += 1
+        if len(self.examples) < EXAMPLES_KEPT:
+            self.examples.append(_example(chunk, measures))
         for row in np.argsort(-measures.divergence, kind="stable")[:WORST_KEPT].tolist():
             if len(self.worst) == WORST_KEPT and measures.divergence[row] <= self.worst[0].divergence:
                 break
@@ -268,6 +305,14 @@ def _divergent_token(chunk: Chunk, measures: TokenMeasures, row: int) -> Diverge
         candidate_p=_exp(float(measures.candidate_target[row])),
         margin=float(measures.margin[row]),
     )
+
+
+def _example(chunk: Chunk, measures: TokenMeasures) -> Example:
+    perplexities = (_exp(-float(side.mean())) for side in (measures.reference_target, measures.candidate_target))
+    return Example(
+        chunk.start + chunk.first + 1, len(measures), float(measures.agrees.mean()), float(measures.divergence.mean()),
+        *(value if math.isfinite(value) else None for value in perplexities),
+    )  # fmt: skip
 
 
 def _gate(name: str, what: str, estimate: float, bound: float, bar: float, *, at_least: bool) -> GateResult:

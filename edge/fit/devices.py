@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from edgepack.edge.llama.engines import installed_engines, system_info
 from edgepack.errors import UsageError
 
 _PROFILES = Path(__file__).with_name("devices.toml")
@@ -182,8 +183,6 @@ def _number(path: str) -> int | None:
 
 @cache
 def cpu_features() -> frozenset[str]:
-    """Instruction sets that llama.cpp's build uses on this CPU, as it spells them (AVX2, NEON)."""
-    from llama_cpp import llama_cpp as c
-
-    text: str = c.llama_print_system_info().decode("utf-8", "replace")
-    return frozenset(re.findall(r"(\w+) = 1", text))
+    """Instruction sets that the preferred engine's build uses on this CPU, as it spells them (AVX2, NEON)."""
+    found = installed_engines()
+    return frozenset(re.findall(r"(\w+) = 1", system_info(found[0].name))) if found else frozenset()

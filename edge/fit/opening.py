@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 from edgepack.edge.fit.choice import DEFAULT_CONTEXT, Fit, Fitter, FitWish
 from edgepack.edge.fit.devices import Device, find_device, installed_gpus, this_cpu
 from edgepack.edge.fit.shape import read_shape
-from edgepack.edge.llama.cpu_threads import best_threads
+from edgepack.edge.llama.cpu_threads import threads_now
+from edgepack.edge.llama.engines import supports_gpu
 from edgepack.edge.llama.options import Adapter, RuntimeOptions
 from edgepack.errors import ResourceError, UnsupportedModelError
 from edgepack.gguf import keys
 
 if TYPE_CHECKING:
+    from edgepack.edge.llama.engine import EngineWish
     from edgepack.gguf.reader import GGUFHeader
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,9 @@ class OpenWish:
         n_ctx, kv_type, n_gpu_layers, threads: as in `RuntimeOptions`.
         adapters: LoRA adapters to apply.
         embeddings: open for embeddings instead of text.
-        max_outputs: as in `RuntimeOptions`.
+        reranking: open for scores of a cross-encoder instead.
+        max_outputs, trust: as in `RuntimeOptions`.
+        engine: which package runs it.
     """
 
     device: str = "auto"
@@ -36,7 +41,10 @@ class OpenWish:
     threads: int | None = None
     adapters: tuple[Adapter, ...] = ()
     embeddings: bool = False
+    reranking: bool = False
     max_outputs: int = 1
+    trust: TrustPolicy | None = None
+    engine: EngineWish = "auto"
 
 
 def runtime_options(header: GGUFHeader, wish: OpenWish) -> RuntimeOptions:
@@ -53,7 +61,7 @@ def runtime_options(header: GGUFHeader, wish: OpenWish) -> RuntimeOptions:
     else:
         layers = fit.request.n_gpu_layers if wish.n_gpu_layers is None else wish.n_gpu_layers
         n_ctx, kv, n_ubatch = wish.n_ctx or fit.request.n_ctx, fit.request.kv_type_k, fit.request.n_ubatch
-        threads = best_threads(read_shape(header).bytes_per_token)
+        threads = threads_now(read_shape(header).bytes_per_token)
     return RuntimeOptions(
         n_ctx=n_ctx,
         n_batch=512,
@@ -62,32 +70,32 @@ def runtime_options(header: GGUFHeader, wish: OpenWish) -> RuntimeOptions:
         kv_type_k=kv or "f16",
         kv_type_v=kv or "f16",
         n_gpu_layers=layers,
-        max_outputs=0 if wish.embeddings else wish.max_outputs,
+        max_outputs=0 if wish.embeddings or wish.reranking else wish.max_outputs,
         embeddings=wish.embeddings,
+        reranking=wish.reranking,
+        engine=wish.engine,
         adapters=wish.adapters,
+        trust=wish.trust,
     )
 
 
 def _fit(header: GGUFHeader, wish: OpenWish) -> Fit | None:
-    device = running_device(wish.device)
+    device = running_device(wish.device, wish.engine)
     try:
         shape = read_shape(header)
     except UnsupportedModelError:
         return None
-    fit = Fitter(
-        shape, device, FitWish(wish.n_ctx, wish.kv_type, n_outputs=0 if wish.embeddings else wish.max_outputs)
-    ).choose()
+    n_outputs = 0 if wish.embeddings or wish.reranking else wish.max_outputs
+    fit = Fitter(shape, device, FitWish(wish.n_ctx, wish.kv_type, n_outputs=n_outputs)).choose()
     if not fit.fits and wish.n_gpu_layers is None:
         raise ResourceError(f"{header.path}: does not fit on {device.name}: {fit.reason}; try a smaller --ctx")
     return fit
 
 
-def running_device(name: str) -> Device:
-    """The device to open models on: GPUs count only where llama.cpp was built for them."""
+def running_device(name: str, engine: EngineWish = "auto") -> Device:
+    """The device to open models on: GPUs count only where the engine was built for them."""
     if name != "auto":
         return find_device(name)
-    from llama_cpp import llama_cpp as c
-
-    if c.llama_supports_gpu_offload() and (gpus := installed_gpus()):
+    if supports_gpu(engine) and (gpus := installed_gpus()):
         return gpus[0]
     return this_cpu()

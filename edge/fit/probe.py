@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.atomic_file import atomic_output
 from edgepack.edge.evaluation_time import evaluation_seconds
 from edgepack.edge.fit.devices import cpu_name
 from edgepack.edge.fit.twin_metadata import twin_metadata
 from edgepack.edge.install.cache_folder import cache_folder
 from edgepack.edge.llama.cpu_threads import best_threads
+from edgepack.edge.llama.engines import choose_engine, installed
 from edgepack.edge.llama.options import RuntimeOptions
 from edgepack.edge.llama.runtime import LoadedModel
+from edgepack.files.output import atomic_output
 from edgepack.gguf.types import Value, ValueType, u32
 from edgepack.gguf.writer import GGUFWriter
 
@@ -71,6 +72,11 @@ class CpuProbe:
         return self.points[-1].nbytes / self.points[-1].seconds
 
 
+def can_probe() -> bool:
+    """Whether the engine that evaluates single tokens is installed."""
+    return installed("llama-cpp-python")
+
+
 def probe_cpu(header: GGUFHeader, shape: ModelShape, threads: int = 0) -> CpuProbe:
     """Time the twins of a model, or take the cached result of an earlier call on this machine.
 
@@ -99,10 +105,9 @@ def _read(path: Path) -> CpuProbe | None:
 
 
 def _key(header: GGUFHeader, threads: int) -> str:
-    from llama_cpp import llama_cpp as c
-
+    engine = choose_engine("llama-cpp-python").facts()
     tensors = [(tensor.name, tensor.shape, int(tensor.type)) for tensor in header.tensors]
-    text = repr((tensors, threads, cpu_name(), c.llama_version(), c.llama_print_system_info()))
+    text = repr((tensors, threads, cpu_name(), engine.version, engine.build))
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

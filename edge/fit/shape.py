@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.fit.simulated import SimulatedModel
+from edgepack.edge.llama.engines import COMPRESS_EXTRA, installed
 from edgepack.errors import GGUFError, UnsupportedModelError
 from edgepack.gguf import keys
 
@@ -185,8 +186,16 @@ def read_shape(header: GGUFHeader) -> ModelShape:
         layer_norm=keys.raw("attention.layer_norm_rms_epsilon") is None,
         position_embedding="position_embd.weight" in groups[-1],
         scaled_logits=keys.raw("final_logit_softcapping") is not None,
-        simulated=SimulatedModel(header, embedding.rows) if asked else None,
+        simulated=_asked_model(header, embedding.rows) if asked else None,
     )
+
+
+def _asked_model(header: GGUFHeader, n_vocab: int) -> SimulatedModel:
+    if not installed("llama-cpp-python"):
+        raise UnsupportedModelError(
+            f"{header.path}: the memory of this kind of model is known to llama-cpp-python alone: {COMPRESS_EXTRA}"
+        )
+    return SimulatedModel(header, n_vocab)
 
 
 # llama.cpp keeps these on the CPU: they are read by rows.

@@ -14,12 +14,13 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import atomic_output, partial_path
 from edgepack.edge.install.cache_folder import cache_folder
 from edgepack.edge.install.lock import locked
 from edgepack.edge.install.stamp import Stamp, describe, stamp_of
-from edgepack.errors import IntegrityError, ResourceError
+from edgepack.errors import ArchiveError, IntegrityError, ResourceError
 from edgepack.file_digest import file_sha256
+from edgepack.files.names import partial_path
+from edgepack.files.output import atomic_output
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.format import Role
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from edgepack.gguf.reader import GGUFHeader
     from edgepack.packaging.archive import Archive
     from edgepack.packaging.index.contents import Member
+    from edgepack.packaging.trust.policy import TrustPolicy
+
+_MOST_ADAPTERS = 64  # of an archive; each is a file of its own on the disk, and one that llama.cpp applies
+MAX_TEMPLATE_BYTES = 1 << 20  # of a chat template; the longest published ones have about 20,000
 
 
 @dataclass(frozen=True)
@@ -89,22 +94,27 @@ class ModelCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._note = note
 
-    def install(self, archive: Path, *, verify: bool = False, progress: Progress = silent) -> Installed:
+    def install(
+        self, archive: Path, *, verify: bool = False, trust: TrustPolicy | None = None, progress: Progress = silent
+    ) -> Installed:
         """Restore what of `archive` is not installed yet.
 
         Args:
             archive: the `.edgepack`.
             verify: check every byte of what is installed, not only its stamp.
+            trust: whose archives are taken; the user's trust store by default.
             progress: told of bytes restored or checked.
 
         Raises:
             ArchiveError, IntegrityError: the archive is not sound; nothing is installed.
+            CheckFailedError: nobody trusted signed it.
             ResourceError: the disk is too small.
         """
-        with open_archive(archive) as opened:
+        with open_archive(archive, trust) as opened:
             main, others = opened.main, _adapters(opened)
+            opened.gguf_header()  # so that one out of proportion is refused before anything is written
             template = read_template(opened)
-        restored = [self._install_member(archive, m, verify, progress) for m in (main, *others)]
+        restored = [self._install_member(archive, m, verify, trust, progress) for m in (main, *others)]
         path = restored[0][0]
         header = read_header(path)
         model = native_form(path, self, progress, header)
@@ -116,15 +126,17 @@ class ModelCache:
             fresh=any(fresh for _path, fresh in restored),
         )
 
-    def install_adapters(self, archive: Path, *, progress: Progress = silent) -> tuple[Path, ...]:
+    def install_adapters(
+        self, archive: Path, *, trust: TrustPolicy | None = None, progress: Progress = silent
+    ) -> tuple[Path, ...]:
         """Restore what of an archive's adapters is not installed yet, but not its model; in its order.
 
         Raises:
             ArchiveError, IntegrityError, ResourceError: as `install`.
         """
-        with open_archive(archive) as opened:
+        with open_archive(archive, trust) as opened:
             others = _adapters(opened)
-        return tuple(self._install_member(archive, member, verify=False, progress=progress)[0] for member in others)
+        return tuple(self._install_member(archive, member, False, trust, progress)[0] for member in others)
 
     def entries(self) -> list[CacheEntry]:
         """Everything installed, the most recently used first, with what interrupted installations left."""
@@ -176,7 +188,9 @@ class ModelCache:
     def _lock_path(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.lock"
 
-    def _install_member(self, archive: Path, member: Member, verify: bool, progress: Progress) -> tuple[Path, bool]:
+    def _install_member(
+        self, archive: Path, member: Member, verify: bool, trust: TrustPolicy | None, progress: Progress
+    ) -> tuple[Path, bool]:
         """(path, whether it had to be restored)."""
         waiting = f"another process is installing '{member.name}': waiting for it"
         with locked(self._lock_path(member.sha256), lambda: self._note(waiting)):
@@ -188,17 +202,19 @@ class ModelCache:
             if path.exists():
                 self._note(f"cache entry '{path}' is damaged ({problem}): it is rebuilt")
                 path.unlink()
-            self._restore(archive, member, path, progress)
+            self._restore(archive, member, path, trust, progress)
             return path, True
 
-    def _restore(self, archive: Path, member: Member, path: Path, progress: Progress) -> None:
+    def _restore(
+        self, archive: Path, member: Member, path: Path, trust: TrustPolicy | None, progress: Progress
+    ) -> None:
         free, missing = shutil.disk_usage(self.folder).free, self.missing_bytes(member)
         if free < missing:
             raise ResourceError(
                 f"cache '{self.folder}': '{member.name}' needs {format_size(missing)} more, the disk has "
                 f"{format_size(free)} free; `edgepack cache prune` frees {format_size(self._installed_bytes())}"
             )
-        unpack_archive(archive, path, member=member.name, progress=progress)
+        unpack_archive(archive, path, member=member.name, trust=trust, progress=progress)
         record = {"name": member.name, "archive": archive.name, "stamp": asdict(stamp_of(path))}
         with atomic_output(self._record_path(member.sha256)) as stream:
             stream.write(json.dumps(record).encode())
@@ -296,13 +312,19 @@ def prune(
 
 def _adapters(archive: Archive) -> list[Member]:
     main = archive.main
-    return [member for member in archive.members if member.role is Role.GGUF and member is not main]
+    found = [member for member in archive.members if member.role is Role.GGUF and member is not main]
+    if len(found) > _MOST_ADAPTERS:
+        raise ArchiveError(f"'{archive.path}': expected at most {_MOST_ADAPTERS} adapters, got {len(found)}")
+    return found
 
 
 def read_template(archive: Archive) -> str | None:
     """A chat template that is a member of its own, or None."""
     for member in archive.members:
         if member.role is Role.CHAT_TEMPLATE:
+            if member.bytes > MAX_TEMPLATE_BYTES:
+                where = f"'{archive.path}': member '{member.name}'"
+                raise ArchiveError(f"{where}: expected at most {MAX_TEMPLATE_BYTES} bytes, got {member.bytes}")
             try:
                 return archive.read_member(member.name).decode("utf-8")
             except UnicodeDecodeError:

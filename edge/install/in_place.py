@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgepack.edge.install.cache import ModelCache
     from edgepack.gguf.reader import GGUFHeader
     from edgepack.packaging.archive import Archive
+    from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
 
 
@@ -51,7 +52,12 @@ class FromArchive(Enum):
 
 
 def read_in_place(
-    file: Path, wish: FromArchive, cache: ModelCache, progress: Progress, note: Callable[[str], object]
+    file: Path,
+    wish: FromArchive,
+    cache: ModelCache,
+    trust: TrustPolicy | None,
+    progress: Progress,
+    note: Callable[[str], object],
 ) -> InPlace | None:
     """The model of an archive as it will be read out of it; None where it is to be installed.
 
@@ -59,6 +65,7 @@ def read_in_place(
         file: the archive.
         wish: when to do so.
         cache: where models and adapters are installed.
+        trust: whose archives are taken; the user's trust store by default.
         progress: told of bytes of adapters restored: those are files of their own for llama.cpp.
         note: told why a model is read in place, or why it cannot be.
 
@@ -68,7 +75,7 @@ def read_in_place(
     """
     if wish is FromArchive.NEVER:
         return None
-    with open_archive(file) as archive:
+    with open_archive(file, trust) as archive:
         if wish is FromArchive.AUTO and not _lacks_room(archive, cache, note):
             return None
         header = archive.gguf_header()
@@ -77,7 +84,7 @@ def read_in_place(
             return None
         check_runnable(header)
         template = read_template(archive)
-    return InPlace(header, cache.install_adapters(file, progress=progress), template)
+    return InPlace(header, cache.install_adapters(file, trust=trust, progress=progress), template)
 
 
 def _lacks_room(archive: Archive, cache: ModelCache, note: Callable[[str], object]) -> bool:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.gguf.reader import GGUFHeader
+    from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
 
 
@@ -45,6 +46,7 @@ def prepare(
     *,
     verify: bool = False,
     from_archive: FromArchive = FromArchive.NEVER,
+    trust: TrustPolicy | None = None,
     progress: Progress,
     note: Callable[[str], object] = lambda _text: None,
 ) -> ModelFile:
@@ -54,12 +56,14 @@ def prepare(
         file: a GGUF or an `.edgepack`.
         verify: check every byte of an installed archive, or every tensor's range of a GGUF (always done).
         from_archive: when an archive's model is read where it is instead of being installed.
+        trust: whose archives are taken; the user's trust store by default.
         progress: told of bytes restored.
         note: told what a person would like to know.
 
     Raises:
         UsageError: the file does not exist.
         GGUFError, ArchiveError, IntegrityError: it is not sound.
+        CheckFailedError: nobody trusted signed it.
     """
     from edgepack.packaging.archive import is_archive
 
@@ -69,27 +73,29 @@ def prepare(
     from edgepack.gguf.variant import is_variant
 
     if not is_archive(file):
+        _check_plain(file, trust)
         header = read_runnable(file)
         if is_variant(header):
             native = native_form(file, ModelCache(note=note), progress)
             return ModelFile(native, read_runnable(native), template=_own_template(header))
         return ModelFile(file, header, template=_own_template(header))
     cache = ModelCache(note=note)
-    if (found := read_in_place(file, from_archive, cache, progress, note)) is not None:
+    if (found := read_in_place(file, from_archive, cache, trust, progress, note)) is not None:
         template = found.template if found.template is not None else _own_template(found.header)
         return ModelFile(file, found.header, found.adapters, template)
-    installed = cache.install(file, verify=verify, progress=progress)
+    installed = cache.install(file, verify=verify, trust=trust, progress=progress)
     header = installed.header
     check_runnable(header)
     template = installed.template if installed.template is not None else _own_template(header)
     return ModelFile(installed.model, header, installed.adapters, template, installed.fresh)
 
 
-def peek(file: Path) -> GGUFHeader:
+def peek(file: Path, trust: TrustPolicy | None = None) -> GGUFHeader:
     """The checked header of the GGUF that would run: of a file, or of the model inside an archive; installs nothing.
 
     Raises:
         GGUFError, ArchiveError, CodecError: the file is not sound.
+        CheckFailedError: nobody trusted signed it.
     """
     from edgepack.edge.install.native import native_header
     from edgepack.gguf.variant import is_variant
@@ -98,12 +104,18 @@ def peek(file: Path) -> GGUFHeader:
     if not file.is_file():
         raise UsageError(f"'{file}': no such file")
     if is_archive(file):
-        with open_archive(file) as archive:
+        with open_archive(file, trust) as archive:
             header = archive.gguf_header()
         check_runnable(header)
     else:
+        _check_plain(file, trust)
         header = read_runnable(file)
     return native_header(header) if is_variant(header) else header
+
+
+def _check_plain(file: Path, trust: TrustPolicy | None) -> None:
+    if trust is not None:
+        trust.check_plain(file)
 
 
 def _own_template(header: GGUFHeader) -> str | None:

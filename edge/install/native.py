@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.atomic_file import atomic_output
 from edgepack.errors import CodecError, NumericError, UsageError
+from edgepack.files.output import atomic_output
 from edgepack.gguf import keys
 from edgepack.gguf.reader import GGUFHeader, read_header
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType

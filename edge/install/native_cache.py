@@ -10,9 +10,9 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import atomic_output
 from edgepack.edge.install.lock import locked
 from edgepack.edge.install.stamp import stamp_of
+from edgepack.files.output import atomic_output
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.variant import is_variant
 from edgepack.progress import silent

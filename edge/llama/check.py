@@ -63,6 +63,19 @@ def read_runnable(path: Path) -> GGUFHeader:
     return header
 
 
+def check_generates(header: GGUFHeader) -> None:
+    """Check that a model says what comes next: llama.cpp would abort on an encoder.
+
+    Raises:
+        UnsupportedModelError: its file says that tokens are pooled or scored, or that attention looks ahead.
+    """
+    name = header.get(keys.ARCHITECTURE)
+    if header.get(f"{name}.pooling_type") is not None or header.get(f"{name}.attention.causal") is False:
+        raise UnsupportedModelError(
+            f"{header.path}: {name} gives embeddings or scores (edgepack embed): it does not say what comes next"
+        )
+
+
 def check_adapter(path: Path, model: GGUFHeader | None = None) -> None:
     """Check that `path` is a GGUF LoRA adapter, and one that llama.cpp survives on `model`.
 

@@ -10,7 +10,8 @@ import os
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from edgepack.edge.llama.cpu_threads import physical_cores
+from edgepack.edge.llama.cpu_threads import cores_are_shared, free_cores
+from edgepack.edge.llama.engine import StoppedError
 from edgepack.edge.llama.log import runtime_log
 from edgepack.edge.llama.options import kv_type
 from edgepack.errors import ModelRuntimeError, UsageError
@@ -21,20 +22,23 @@ if TYPE_CHECKING:
 
     from edgepack.edge.llama.interrupt import AbortFlag
     from edgepack.edge.llama.options import RuntimeOptions
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 _LOAD_MODE_NONE = 0  # enum llama_load_mode; memory mapping needs data to map
 _LAZY_MODE_OFF = 0  # enum llama_lazy_mode; reading on demand needs memory mapping
 
 
-def open_model(path: Path, options: RuntimeOptions) -> tuple[Any, list[Any]]:
+def open_model(path: Path, options: RuntimeOptions, abort: AbortFlag | None = None) -> tuple[Any, list[Any]]:
     """A `llama_model *` and its adapters; the caller frees the model, the adapters go with it.
 
     Args:
         path: a GGUF, or an archive, whose model is then decoded straight into memory.
         options: how to open it.
+        abort: ends reading.
 
     Raises:
+        StoppedError: `abort` was set meanwhile.
         ModelRuntimeError: llama.cpp refuses the file or an adapter.
         ArchiveError, IntegrityError: the archive is not sound.
     """
@@ -48,11 +52,16 @@ def open_model(path: Path, options: RuntimeOptions) -> tuple[Any, list[Any]]:
     if options.simulated:
         parameters.no_alloc = True
         parameters.load_mode = _LOAD_MODE_NONE
+    go_on = c.llama_progress_callback(lambda _progress, _user_data: not abort)
+    if abort is not None:
+        parameters.progress_callback = go_on
     with runtime_log().recording() as log:
         if is_archive(path):
-            model = _load_from_archive(path, parameters)
+            model = _load_from_archive(path, options.trust, parameters)
         else:
             model = c.llama_model_load_from_file(str(path).encode(), parameters)
+    if not model and abort:
+        raise StoppedError(f"{path}: stopped while the model was being loaded")
     if not model:
         raise ModelRuntimeError(f"{path}: llama.cpp refuses it: {log.last_errors() or 'no reason given'}")
     try:
@@ -62,7 +71,7 @@ def open_model(path: Path, options: RuntimeOptions) -> tuple[Any, list[Any]]:
         raise
 
 
-def _load_from_archive(path: Path, parameters: Any) -> Any:
+def _load_from_archive(path: Path, trust: TrustPolicy | None, parameters: Any) -> Any:
     """A `llama_model *`, or nothing where llama.cpp refuses it; every chunk is verified before llama.cpp sees it.
 
     llama.cpp has a function for tensors out of a callback too (`llama_model_init_from_user`), but that one makes every
@@ -76,7 +85,7 @@ def _load_from_archive(path: Path, parameters: Any) -> Any:
 
     parameters.load_mode = _LOAD_MODE_NONE
     parameters.lazy_mode = _LAZY_MODE_OFF
-    with open_archive(path) as archive, closing(MemberReader(archive, archive.main)) as reader:
+    with open_archive(path, trust) as archive, closing(MemberReader(archive, archive.main)) as reader:
         with virtual_file(reader) as file:
             model = c.llama_model_load_from_file_ptr(file.pointer, parameters)
         if file.problem is not None:
@@ -87,6 +96,8 @@ def _load_from_archive(path: Path, parameters: Any) -> Any:
 
 
 def _start_backend() -> None:
+    if cores_are_shared():  # OpenMP reads it when llama.cpp is loaded: a thread that waits sleeps instead of polling
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from llama_cpp import llama_cpp as c
 
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # should llama.cpp abort, one line is enough
@@ -183,10 +194,10 @@ def _bindings_parameters(options: RuntimeOptions) -> dict[str, Any]:
 
 
 def context_parameters(options: RuntimeOptions) -> Any:
-    """`llama_context_params` of `options`; physical cores stand where they leave the number of threads open."""
+    """`llama_context_params` of `options`; free cores stand where they leave the number of threads open."""
     from llama_cpp import llama_cpp as c
 
-    threads = options.threads or physical_cores()
+    threads = options.threads or free_cores()
 
     parameters = c.llama_context_default_params()
     parameters.n_ctx = options.n_ctx
@@ -197,8 +208,11 @@ def context_parameters(options: RuntimeOptions) -> Any:
     parameters.type_k = kv_type(options.kv_type_k)
     parameters.type_v = kv_type(options.kv_type_v)
     parameters.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
-    parameters.n_outputs_max = options.max_outputs
-    parameters.embeddings = options.embeddings
+    pooled = options.embeddings or options.reranking
+    parameters.n_outputs_max = 0 if pooled else options.max_outputs  # pooling reads every position
+    parameters.embeddings = pooled
+    if options.reranking:
+        parameters.pooling_type = c.LLAMA_POOLING_TYPE_RANK
     parameters.swa_full = False  # a sliding layer keeps its window only; `runtime` knows what cannot be kept then
     parameters.no_perf = True
     return parameters

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.edge.llama.engines import require_logits
 from edgepack.edge.llama.ggml_tensor import Tensor, check_layout, operation, read_floats, read_ids
 from edgepack.edge.llama.handles import context_parameters, open_model
 from edgepack.edge.llama.log import runtime_log
@@ -70,6 +71,7 @@ class ImportanceCollector:
     """
 
     def __init__(self, path: Path, options: CollectOptions) -> None:
+        require_logits("collecting importance")
         from llama_cpp import llama_cpp as c
 
         self._c, self.path, self.options = c, path, options

@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class AbortFlag:
@@ -30,6 +30,7 @@ class AbortFlag:
         self._bytes = ctypes.create_string_buffer(2)
         library = ctypes.CDLL("msvcrt") if sys.platform == "win32" else ctypes.CDLL(None)
         self._function: Any = library.strlen
+        self._also: list[Callable[[], object]] = []
 
     def install(self, context_parameters: Any) -> None:
         """Make `llama_context_params` use the flag, which must outlive the context."""
@@ -40,6 +41,17 @@ class AbortFlag:
     def set(self) -> None:
         """Stop what is being computed, and what would be computed next."""
         self._bytes[0] = b"\x01"
+        for action in list(self._also):
+            action()
+
+    @contextlib.contextmanager
+    def also(self, action: Callable[[], object]) -> Iterator[None]:
+        """While the block runs, setting the flag does `action` too (any thread may, and a signal handler)."""
+        self._also.append(action)
+        try:
+            yield
+        finally:
+            self._also.remove(action)
 
     def clear(self) -> None:
         """Let computing go on."""

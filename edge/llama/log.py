@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _KEPT_PIECES = 20_000
-_ERROR = 3  # GGML_LOG_LEVEL_ERROR
+_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _CONTINUES = 5  # GGML_LOG_LEVEL_CONT: the text goes on where the piece before it ended
 
 

@@ -14,6 +14,9 @@ from edgepack.gguf.types import GGMLType
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgepack.edge.llama.engine import EngineWish
+    from edgepack.packaging.trust.policy import TrustPolicy
+
 # The types that llama.cpp accepts for K and V: kv_cache_types in common/arg.cpp.
 KV_TYPES: dict[str, GGMLType] = {
     "f32": GGMLType.F32,
@@ -60,8 +63,11 @@ class RuntimeOptions:
         max_outputs: positions whose logits one batch may ask for; 0 is every position of `n_batch`. Generation
             needs 1, which saves n_ubatch rows of the vocabulary in the compute buffer.
         embeddings: return embeddings instead of logits.
+        reranking: return a cross-encoder's scores instead.
         adapters: LoRA adapters, applied together.
+        engine: which package runs it; `auto` takes llama-cpp-python where it is installed, else xllamacpp.
         simulated: only plan memory: no weight is read, nothing can be evaluated.
+        trust: whose archives are taken where a model is read out of one; the user's trust store by default.
     """
 
     n_ctx: int = 0
@@ -75,8 +81,11 @@ class RuntimeOptions:
     flash_attention: Literal["auto", "on", "off"] = "auto"
     max_outputs: int = 0
     embeddings: bool = False
+    reranking: bool = False
     adapters: tuple[Adapter, ...] = ()
     simulated: bool = False
+    trust: TrustPolicy | None = None
+    engine: EngineWish = "auto"
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ class SamplingOptions:
         frequency_penalty, presence_penalty: as OpenAI defines them; 0.0 is off.
         seed: of the random draw; -1 draws a new one each time.
         grammar: GBNF text that the output must follow, or None.
+        json_schema: text of a JSON schema that the output must follow, or None; not both.
     """
 
     temperature: float = 0.8
@@ -107,3 +117,4 @@ class SamplingOptions:
     presence_penalty: float = 0.0
     seed: int = -1
     grammar: str | None = None
+    json_schema: str | None = None

@@ -1,4 +1,4 @@
-"""The one place that touches llama.cpp's model and context: token ids in, logits, tokens or embeddings out.
+"""llama-cpp-python as an engine, and the one that gives logits: token ids in, logits, tokens or embeddings out.
 
 It knows nothing of installing, of choosing what fits, of chat templates and of terminals.
 """
@@ -6,13 +6,14 @@ It knows nothing of installing, of choosing what fits, of chat templates and of 
 from __future__ import annotations
 
 import ctypes
+import time
 from codecs import getincrementaldecoder
-from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.edge.llama.engine import GeneratedToken, StoppedError, common_prefix
 from edgepack.edge.llama.handles import open_context, open_model
 from edgepack.edge.llama.interrupt import AbortFlag
 from edgepack.edge.llama.log import runtime_log
@@ -33,23 +34,6 @@ _KEPT_BEGINNING = 4  # tokens that a context shift never forgets: attention lean
 _ABORTED = 2  # llama_decode: the abort callback said so
 
 
-class StoppedError(ModelRuntimeError):
-    """`abort` was set while llama.cpp computed."""
-
-
-@dataclass(frozen=True)
-class GeneratedToken:
-    """One generated token.
-
-    Attributes:
-        id: the token.
-        text: what it adds to the answer; empty while a multi-byte character is still incomplete.
-    """
-
-    id: int
-    text: str
-
-
 class LoadedModel:
     """A GGUF in memory with one context; not thread-safe. Use it in a `with` block or call `close`.
 
@@ -58,12 +42,14 @@ class LoadedModel:
     Args:
         path: a plain GGUF that has been checked (`edge.llama.check`).
         options: how to open it.
+        abort: ends opening, and later what is being computed.
 
     Raises:
+        StoppedError: `abort` was set meanwhile.
         ModelRuntimeError: llama.cpp refuses the file, an adapter or the options; the text quotes its log.
     """
 
-    def __init__(self, path: Path, options: RuntimeOptions | None = None) -> None:
+    def __init__(self, path: Path, options: RuntimeOptions | None = None, abort: AbortFlag | None = None) -> None:
         from llama_cpp import llama_cpp as c
 
         self._c = c
@@ -72,10 +58,10 @@ class LoadedModel:
         self._context: Any = None
         self._model: Any = None
         self._evaluated: list[int] = []
-        self.abort = AbortFlag()
+        self.abort = abort or AbortFlag()
         with runtime_log().recording() as log:
             try:
-                self._model, self._adapters = open_model(path, self.options)
+                self._model, self._adapters = open_model(path, self.options, self.abort)
                 self._context = open_context(path, self._model, self._adapters, self.options, self.abort)
             except BaseException:
                 self.close()
@@ -124,6 +110,11 @@ class LoadedModel:
         return int(self._c.llama_model_n_embd_out(self._model))
 
     @property
+    def bos_text(self) -> str:
+        """The spelling of the token that begins a text; empty where there is none."""
+        return self.vocabulary.text(self.vocabulary.bos)
+
+    @property
     def _window(self) -> int:
         """Tokens that layers with sliding attention look back; 0 where there are none."""
         return int(self._c.llama_model_n_swa(self._model))
@@ -150,6 +141,8 @@ class LoadedModel:
             tokens: any ids of the vocabulary.
             special: print control tokens, which are silent otherwise.
         """
+        if len(tokens):
+            self._check_range(np.asarray(tokens, dtype=np.int64))
         return b"".join(self.vocabulary.piece(token, special=special) for token in tokens).decode("utf-8", "replace")
 
     def clear(self) -> None:
@@ -243,11 +236,13 @@ class LoadedModel:
         Raises:
             UsageError: the prompt is longer than the context (both numbers are in the text).
         """
-        chain = SamplerChain(self.vocabulary.pointer, sampling or SamplingOptions())
+        chosen = sampling or SamplingOptions()
+        chain = SamplerChain(self.vocabulary.pointer, chosen)
         decoder = getincrementaldecoder("utf-8")("replace")
         self.abort.clear()
         try:
             self.evaluate(token_ids)
+            chain.remember([int(token) for token in token_ids[-chosen.repeat_last_n :]] if chosen.repeat_last_n else [])
             token = -1
             for _ in count() if context_shift and max_tokens < 0 else range(self._room(max_tokens, context_shift)):
                 if self.abort:
@@ -273,17 +268,49 @@ class LoadedModel:
         """
         if not self.options.embeddings:
             raise UsageError("embeddings: the model was opened without them")
-        ids = self._checked_ids(token_ids)
-        if len(ids) > self.options.n_ubatch:
-            raise UsageError(f"text has {len(ids)} tokens, embeddings take at most n_ubatch = {self.options.n_ubatch}")
-        self.clear()
-        self._decode(ids, np.ones(len(ids), np.int8))
+        ids = self._evaluated_whole(token_ids)
         pooled = self._c.llama_get_embeddings_seq(self._context, 0)
         if pooled:
             return np.ctypeslib.as_array(pooled, (self.n_embd,)).astype(np.float32, copy=True)
         rows = np.ctypeslib.as_array(self._c.llama_get_embeddings(self._context), (len(ids), self.n_embd))
         mean: NDArray[np.float32] = rows.mean(axis=0, dtype=np.float32)
         return mean
+
+    def prompt_seconds(self, token_ids: Sequence[int]) -> float:
+        """Seconds that evaluating a prompt takes, from an empty KV cache; nothing is sampled."""
+        return self._seconds([np.asarray(token_ids, np.int32)])
+
+    def generation_seconds(self, token_ids: Sequence[int]) -> float:
+        """Seconds that evaluating these tokens one after the other takes, from an empty KV cache."""
+        return self._seconds(list(np.asarray(token_ids, np.int32).reshape(-1, 1)))
+
+    def _seconds(self, pieces: Sequence[NDArray[np.int32]]) -> float:
+        self.clear()
+        started = time.perf_counter()
+        for piece in pieces:
+            self.extend(piece)
+        return time.perf_counter() - started
+
+    def relevance(self, query: str, document: str) -> float:
+        """How well a document answers a query, as a cross-encoder sees it; the larger the better, any real number.
+
+        Raises:
+            UsageError: the model was not opened with `reranking`, or the two are longer than a batch.
+        """
+        if not self.options.reranking:
+            raise UsageError("reranking: the model was opened without it")
+        self._evaluated_whole(self.vocabulary.pair(query, document))
+        return float(self._c.llama_get_embeddings_seq(self._context, 0)[0])
+
+    def _evaluated_whole(self, token_ids: Sequence[int]) -> NDArray[np.int32]:
+        """Evaluate a text at once, every position wanted, as pooling needs it."""
+        ids = self._checked_ids(token_ids)
+        most = min(self.options.n_ubatch, self.options.n_batch)
+        if len(ids) > most:
+            raise UsageError(f"text has {len(ids)} tokens, embeddings take at most n_ubatch = {most}")
+        self.clear()
+        self._decode(ids, np.ones(len(ids), np.int8))
+        return ids
 
     def save_state(self) -> bytes:
         """The KV cache and all that goes with it, to be restored by `restore_state` into an equal context."""
@@ -331,9 +358,12 @@ class LoadedModel:
             raise UsageError(f"prompt: expected at least one token, got shape {ids.shape}")
         if len(ids) > self.n_ctx:
             raise UsageError(f"prompt has {len(ids)} tokens, the context holds {self.n_ctx}")
+        self._check_range(ids)
+        return ids
+
+    def _check_range(self, ids: NDArray[np.integer[Any]]) -> None:
         if ids.min() < 0 or ids.max() >= self.n_vocab:
             raise UsageError(f"token ids: expected 0 to {self.n_vocab - 1}, got {ids.min()} to {ids.max()}")
-        return ids
 
     def _drop_after(self, kept: int) -> int:
         """Forget all but the first `kept` tokens; a recurrent state cannot be cut, so there it forgets all."""
@@ -365,11 +395,3 @@ class LoadedModel:
             raise StoppedError(f"{self.path}: stopped while evaluating {len(ids)} tokens")
         reason = "the KV cache is full" if status == _NO_SLOT else log.last_errors() or "no reason given"
         raise ModelRuntimeError(f"{self.path}: llama.cpp failed to evaluate {len(ids)} tokens ({status}): {reason}")
-
-
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the longest beginning that both share."""
-    for index, (left, right) in enumerate(zip(first, second, strict=False)):
-        if left != right:
-            return index
-    return min(len(first), len(second))

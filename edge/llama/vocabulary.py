@@ -41,6 +41,21 @@ class Vocabulary:
                 raise ModelRuntimeError(f"llama.cpp cannot tokenize a text of {len(raw)} bytes")
             capacity = -count
 
+    def pair(self, query: str, document: str) -> list[int]:
+        """Query and document as cross-encoders read them (format_prompt_rerank of llama.cpp's server-common.cpp)."""
+        c, vocabulary = self._c, self.pointer
+        end = c.llama_vocab_eos(vocabulary) if c.llama_vocab_get_add_eos(vocabulary) else -1
+        marks = [
+            c.llama_vocab_bos(vocabulary) if c.llama_vocab_get_add_bos(vocabulary) else -1,
+            end,
+            c.llama_vocab_sep(vocabulary) if c.llama_vocab_get_add_sep(vocabulary) else -1,
+            end,
+        ]
+        before, first, between, last = ([mark] if mark >= 0 else [] for mark in marks)
+        asked = self.tokenize(query, add_special=False, parse_special=False)
+        read = self.tokenize(document, add_special=False, parse_special=False)
+        return [*before, *asked, *first, *between, *read, *last]
+
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of one token, which may end inside a character; control tokens are empty unless `special`."""
         if not self._has_text:

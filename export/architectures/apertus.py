@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgepack.errors import CheckpointError
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import (
     LAYER,
     WHOLE_HEADS,
@@ -21,7 +24,10 @@ from edgepack.export.rules.rope_factors import llama3_tensor
 from edgepack.gguf.types import Value, ValueType, array
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from edgepack.export.config import ModelConfig
+    from edgepack.export.rules.backwards import Header
     from edgepack.model import TensorSource
 
 _PARAMETERS: dict[str, float | None] = {"alpha_n": None, "alpha_p": None, "beta": 0.5, "eps": -1e-6}
@@ -50,11 +56,21 @@ def _scalar(source: TensorSource, name: str, layer: int) -> float:
     return float(source.read_rows(tensor, 0, 1).item())
 
 
+def _restored(header: Header) -> dict[str, NDArray[np.float32]]:
+    """XIELU's parameters, which are tensors of one number in a checkpoint."""
+    return {
+        f"{LAYER.format(i=layer)}mlp.act_fn.{name}": np.array([value], np.float32)
+        for name in _PARAMETERS
+        for layer, value in enumerate(header.metadata[f"xielu.{name}"].value)
+    }
+
+
 FAMILY = Family(
     name="apertus",
     classes=("ApertusForCausalLM",),
     defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 65536, "rope_theta": 12e6},
     metadata=_metadata,
+    backwards=Backwards(stored=_restored),
     stored=_stored,
     computed=llama3_tensor,
     requirements=(Requirement("hidden_act", ("xielu",), "its graph uses xIELU"), WHOLE_HEADS),

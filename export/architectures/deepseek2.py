@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import CheckpointError, UnsupportedModelError
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import (
     LAYER,
     LLAMA_NORMS,
@@ -28,6 +29,7 @@ from edgepack.export.rules.latent_attention import (
     latent_dimensions,
     latent_limits,
     latent_rules,
+    latent_settings,
     query_width,
     with_rope_heads,
     yarn_scales,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from edgepack.export.config import ModelConfig
+    from edgepack.export.rules.backwards import Header, Settings
 
 _PREDICTS = re.compile(r"model\.layers\.\d+\.eh_proj\.weight")
 _SOFTMAX, _SIGMOID = 1, 2  # enum llama_expert_gating_func_type
@@ -169,6 +172,21 @@ _DEFAULTS: dict[str, Any] = {
     "v_head_dim": 128,
 }
 
+
+def _settings(header: Header) -> Settings:
+    return latent_settings(header) | {
+        "head_dim": header.count("rope.dimension_count"),
+        "num_key_value_heads": header.count("attention.head_count"),
+        "n_group": header.count("expert_group_count") or 1,
+        "topk_group": header.count("expert_group_used_count") or 1,
+        "first_k_dense_replace": header.count("leading_dense_block_count"),
+    }
+
+
+def _first_settings(header: Header) -> Settings:
+    return {**_settings(header), "topk_method": "greedy", "num_experts_per_tok": header.count("expert_used_count")}
+
+
 V2 = Family(
     name="deepseek2",
     classes=("DeepseekV2ForCausalLM",),
@@ -183,6 +201,7 @@ V2 = Family(
         "first_k_dense_replace": 0,
     },
     metadata=_softmax_metadata,
+    backwards=Backwards(_first_settings),
     dimensions=_dimensions,
     blocks=_blocks,
     remarks=latent_limits,
@@ -215,6 +234,7 @@ V3 = replace(
         "norm_topk_prob": True,
     },
     metadata=_sigmoid_metadata,
+    backwards=Backwards(_settings),
     observed=_prediction_layers,
     requirements=(
         SILU,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import (
     LAYER,
     LLAMA_NORMS,
@@ -25,6 +26,7 @@ from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
+    from edgepack.export.rules.backwards import Header, Settings
 
 
 def _dense_metadata(config: ModelConfig) -> dict[str, Value]:
@@ -88,6 +90,16 @@ DENSE = Family(
     requirements=(SILU, WHOLE_HEADS, _NO_BIAS),
     tensors=(*_ATTENTION, *feed_forward_rules()),
 )
+
+
+def _settings(header: Header) -> Settings:
+    width = header.count("expert_feed_forward_length")
+    return {
+        "moe_num_shared_experts": header.count("expert_shared_feed_forward_length") // max(1, width),
+        "moe_layer_end_index": header.count("block_count") - 1,
+    }
+
+
 EXPERTS = replace(
     DENSE,
     name="ernie4_5-moe",
@@ -103,6 +115,7 @@ EXPERTS = replace(
         "moe_layer_start_index": 1,
     },
     metadata=_expert_metadata,
+    backwards=Backwards(_settings),
     dimensions=_dimensions,
     unused=(*BUFFERS, r"^model\.mtp_"),  # layers of prediction, of which llama.cpp has no graph
     requirements=(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckpointError, UnsupportedModelError
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import (
     EQUAL_HEADS,
     SILU,
@@ -25,6 +26,7 @@ from edgepack.gguf.types import Value, ValueType, array, u32
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
+    from edgepack.export.rules.backwards import Header, Settings
 
 _LAYERS_OF_32B = 64
 
@@ -60,6 +62,15 @@ def _is_full(config: ModelConfig, layer: int) -> bool:
     return pattern[layer % len(pattern)] == "G"
 
 
+def _settings(header: Header) -> Settings:
+    """Without the key no layer slides."""
+    slides = header.flags("attention.sliding_window_pattern") or [False] * header.count("block_count")
+    return {
+        "sliding_window": header.get("attention.sliding_window"),
+        "layer_types": [SLIDING_OR_FULL[not each] for each in slides],
+    }
+
+
 FAMILY = Family(
     name="exaone4",
     classes=("Exaone4ForCausalLM",),
@@ -71,6 +82,7 @@ FAMILY = Family(
         "sliding_window_pattern": 4,
     },
     metadata=_metadata,
+    backwards=Backwards(_settings),
     computed=llama3_tensor,
     requirements=(SILU, WHOLE_HEADS, EQUAL_HEADS),
     tensors=(

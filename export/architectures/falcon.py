@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.export.rows import PermutedRows
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import GELU, WHOLE_HEADS, restricted
 from edgepack.export.rules.encoder import layer_norm
 from edgepack.export.rules.family import Family, Requirement, TensorRule, standard_dimensions
@@ -19,6 +20,7 @@ from edgepack.gguf.types import Value, u32
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
+    from edgepack.export.rules.backwards import Header, Settings
 
 _LAYER = "transformer.h.{i}."
 
@@ -65,6 +67,16 @@ def _ungrouped(rows: Rows, config: ModelConfig) -> Rows:
     return PermutedRows(rows, np.concatenate([part.reshape(-1) for part in parts]))
 
 
+def _settings(header: Header) -> Settings:
+    grouped, norms = header.count("attention.head_count_kv") > 1, header.has(".attn_norm_2.")
+    return {
+        "ffn_hidden_size": header.count("feed_forward_length"),
+        "new_decoder_architecture": grouped or norms,
+        "num_ln_in_parallel_attn": 2 if norms else 1,
+        "num_kv_heads": header.count("attention.head_count_kv"),
+    }
+
+
 FAMILY = Family(
     name="falcon",
     classes=("FalconForCausalLM", "RWForCausalLM"),
@@ -74,6 +86,7 @@ FAMILY = Family(
         "tie_word_embeddings": True,
     },
     metadata=_metadata,
+    backwards=Backwards(_settings),
     dimensions=_dimensions,
     requirements=(
         Requirement("alibi", (False,), "its graph has rope"),

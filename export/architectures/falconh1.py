@@ -10,6 +10,7 @@ import numpy as np
 from edgepack.errors import CheckpointError
 from edgepack.export.row_functions import RowScaledRows
 from edgepack.export.rows import ScaledRows
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import (
     LAYER,
     NO_ATTENTION_BIAS,
@@ -27,12 +28,17 @@ if TYPE_CHECKING:
 
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
+    from edgepack.export.rules.backwards import Header, Settings
     from edgepack.export.rules.family import Transform
     from edgepack.gguf.types import Value
 
     Factor = Callable[[ModelConfig], float]
 
 _EMBEDDING = "model.embed_tokens.weight"
+_MULTIPLIERS = (
+    "embedding_multiplier", "lm_head_multiplier", "attention_in_multiplier", "attention_out_multiplier",
+    "key_multiplier", "ssm_in_multiplier", "ssm_out_multiplier",
+)  # fmt: skip
 
 
 def _list(config: ModelConfig, key: str, count: int) -> list[float]:
@@ -140,6 +146,19 @@ def _multiplied(rule: TensorRule) -> TensorRule:
     return replace(rule, transform=_times(_FACTORS[name])) if name in _FACTORS else rule
 
 
+def _settings(header: Header) -> Settings:
+    """Multipliers of one: what they were stands in the weights."""
+    inner, heads = header.count("ssm.inner_size"), header.count("ssm.time_step_rank")
+    ones: dict[str, Any] = dict.fromkeys(_MULTIPLIERS, 1.0)
+    return ones | {
+        "mlp_multipliers": [1.0] * 2,
+        "ssm_multipliers": [1.0] * 5,
+        "mamba_d_ssm": inner,
+        "mamba_d_head": inner // max(1, heads),
+        "mamba_rms_norm": header.has(".ssm_norm."),
+    }
+
+
 FAMILY = Family(
     name="falcon-h1",
     classes=("FalconH1ForCausalLM",),
@@ -155,6 +174,7 @@ FAMILY = Family(
         "mamba_norm_before_gate": True,
     },
     metadata=_metadata,
+    backwards=Backwards(_settings),
     dimensions=_dimensions,
     requirements=(
         SILU,

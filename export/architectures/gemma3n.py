@@ -10,6 +10,7 @@ import numpy as np
 from edgepack.export.architectures.gemma2 import NORMS
 from edgepack.export.architectures.gemma3 import sliding_rope_base
 from edgepack.export.rows import ArrayRows
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import (
     GELU,
     LAYER,
@@ -37,6 +38,7 @@ from edgepack.gguf.types import Value, f32, u32
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
+    from edgepack.export.rules.backwards import Header, Settings
 
 _WITH_KEYS = 20  # layers with keys and values of their own, as llama.cpp's gemma3n.cpp has it
 _SPARSE = [0.95] * 10  # of the first layers, as its class says (models.h)
@@ -124,6 +126,16 @@ _ALTERNATING = (
     *norm_rules({"altup_router_norm": "altup.router_norm", "laurel_post_norm": "laurel.post_laurel_norm"}),
 )
 
+
+def _settings(header: Header) -> Settings:
+    layers = header.count("block_count")
+    return {
+        "vocab_size_per_layer_input": header.shapes["per_layer_token_embd.weight"][0],
+        "activation_sparsity_pattern": [*_SPARSE, *[0.0] * layers][:layers],
+        "num_kv_shared_layers": header.count("attention.shared_kv_layers"),
+    }
+
+
 TEXT = Family(
     name="gemma3n",
     classes=("Gemma3nForCausalLM",),
@@ -142,6 +154,7 @@ TEXT = Family(
         "laurel_rank": 64,
     },
     metadata=_metadata,
+    backwards=Backwards(_settings),
     derived=_uniform,
     dimensions=_dimensions,
     computed=_absent_keys,

@@ -10,6 +10,7 @@ import numpy as np
 from edgepack.errors import CheckpointError, UnsupportedModelError
 from edgepack.export.architectures.gemma2 import NORMS
 from edgepack.export.rows import ArrayRows
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import (
     GELU,
     LAYER,
@@ -37,6 +38,7 @@ from edgepack.gguf.types import Value, ValueType, array, f32, u32
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
+    from edgepack.export.rules.backwards import Header, Settings
 
 _NEVER = 1e30  # what llama.cpp divides a frequency by that is not to turn
 _FULL = {"q": "gq", "kv": "gkv", "h": "gh"}
@@ -210,6 +212,44 @@ _EXPERTS = (
     ),
 )
 
+
+def _settings(header: Header) -> Settings:
+    slides = header.flags("attention.sliding_window_pattern")
+    heads, widths = header.get("attention.head_count_kv"), header.get("feed_forward_length")
+    full = next((layer for layer, each in enumerate(slides) if not each), 0)
+    own = {"head_dim": header.count("attention.key_length")}
+    if heads[full] != heads[slides.index(True)]:
+        own["num_key_value_heads"] = heads[full]
+    return {
+        "head_dim": header.count("attention.key_length_swa"),
+        "num_key_value_heads": heads[slides.index(True)] if any(slides) else heads[0],
+        "per_layer_config": {layer: own for layer, each in enumerate(slides) if not each},
+        "intermediate_size": min(widths),
+        "use_double_wide_mlp": max(widths) > min(widths),
+        "attention_k_eq_v": f"blk.{full}.attn_v.weight" not in header.shapes,
+        "enable_moe_block": header.count("expert_count") > 0,
+        "num_kv_shared_layers": header.count("attention.shared_kv_layers"),
+        "hidden_size_per_layer_input": header.count("embedding_length_per_layer_input"),
+        "vocab_size_per_layer_input": header.shapes.get("per_layer_token_embd.weight", (1,))[0],
+        "final_logit_softcapping": header.get("final_logit_softcapping") or None,
+        "rope_parameters": _ropes(header),
+    }
+
+
+def _ropes(header: Header) -> Settings:
+    factors = header.read("rope_freqs.weight")
+    turned = factors[factors < _NEVER]
+    return {
+        "full_attention": {
+            "rope_type": "proportional",
+            "partial_rotary_factor": len(turned) / len(factors),
+            "rope_theta": header.get("rope.freq_base"),
+            "factor": float(turned[0]) if len(turned) else 1.0,
+        },
+        "sliding_attention": {"rope_type": "default", "rope_theta": header.get("rope.freq_base_swa")},
+    }
+
+
 TEXT = Family(
     name="gemma4",
     classes=("Gemma4ForCausalLM",),
@@ -227,6 +267,7 @@ TEXT = Family(
         },
     },
     metadata=_metadata,
+    backwards=Backwards(_settings),
     dimensions=_dimensions,
     computed=_computed,
     superfluous=_shared_keys,

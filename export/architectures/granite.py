@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edgepack.errors import CheckpointError, UnsupportedModelError
 from edgepack.export.architectures.llama import FAMILY as LLAMA
 from edgepack.export.rows import SlicedRows
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import LAYER, both, restricted
 from edgepack.export.rules.experts import halves_of_experts
 from edgepack.export.rules.family import Family, Origin, Requirement, TensorRule, standard_dimensions
@@ -18,6 +19,7 @@ from edgepack.gguf.types import Value, ValueType, array, boolean, f32, u32
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
+    from edgepack.export.rules.backwards import Header, Settings
 
 _SCALES = {
     "attention.scale": "attention_multiplier",
@@ -218,6 +220,19 @@ def _without_mamba(config: ModelConfig) -> Family | None:
     return EXPERTS_4 if config.n_experts else DENSE_4
 
 
+def _settings(header: Header) -> Settings:
+    heads = max(1, header.count("ssm.time_step_rank"))
+    attends = header.flags("attention.head_count_kv")
+    return {
+        "layer_types": [("linear_attention", "full_attention")[each] for each in attends],
+        "mamba_d_head": header.count("ssm.inner_size") // heads,
+        "position_embedding_type": "rope" if header.get("rope.scaling.finetuned") else None,
+        "shared_intermediate_size": header.count("expert_shared_feed_forward_length")
+        or header.count("feed_forward_length"),
+        "num_local_experts": header.count("expert_count"),
+    }
+
+
 HYBRID = replace(
     FAMILY,
     name="granitehybrid",
@@ -232,6 +247,7 @@ HYBRID = replace(
         "mamba_d_conv": 4,
     },
     metadata=_hybrid_metadata,
+    backwards=Backwards(_settings),
     dimensions=_hybrid_dimensions,
     requirements=(
         *LLAMA.requirements,

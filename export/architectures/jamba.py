@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import (
     EQUAL_HEADS,
     LAYER,
@@ -23,6 +24,7 @@ from edgepack.gguf.types import Value, ValueType, array, u32
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
+    from edgepack.export.rules.backwards import Header, Settings
 
 _MIXER = LAYER + "mamba."
 
@@ -84,6 +86,22 @@ def _dimensions(config: ModelConfig) -> dict[str, int]:
     }
 
 
+def _comes(layers: list[bool], kind: str) -> Settings:
+    """Period and offset of the layers that are true."""
+    places = [layer for layer, each in enumerate(layers) if each] or [len(layers)]
+    period = places[1] - places[0] if len(places) > 1 else max(len(layers), places[0] + 1)
+    return {f"{kind}_layer_period": period, f"{kind}_layer_offset": places[0]}
+
+
+def _settings(header: Header) -> Settings:
+    experts = header.layers_with("ffn_gate_inp.weight")
+    return {
+        **_comes(header.flags("attention.head_count_kv"), "attn"),
+        **_comes(experts, "expert"),
+        "num_experts": header.count("expert_count") if any(experts) else 1,
+    }
+
+
 FAMILY = Family(
     name="jamba",
     classes=("JambaForCausalLM",),
@@ -101,6 +119,7 @@ FAMILY = Family(
         "mamba_d_conv": 4,
     },
     metadata=_metadata,
+    backwards=Backwards(_settings),
     dimensions=_dimensions,
     requirements=(
         SILU,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import (
     EQUAL_HEADS,
     LAYER,
@@ -25,6 +26,7 @@ from edgepack.gguf.types import Value, ValueType, array, u32
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
+    from edgepack.export.rules.backwards import Header, Settings
 
 _KINDS = ("full_attention", "conv")
 _SIGMOID = 2  # LLAMA_EXPERT_GATING_FUNC_TYPE_SIGMOID
@@ -134,6 +136,17 @@ _DEFAULTS = {
     "tie_word_embeddings": True,
 }
 
+
+def _settings(header: Header) -> Settings:
+    attends = header.flags("attention.head_count_kv")
+    return {
+        "layer_types": [_KINDS[not each] for each in attends],
+        "block_auto_adjust_ff_dim": False,
+        "norm_topk_prob": True,
+        "use_expert_bias": True,
+    }
+
+
 DENSE = Family(
     name="lfm2",
     classes=("Lfm2ForCausalLM", "LFM2ForCausalLM"),
@@ -144,6 +157,7 @@ DENSE = Family(
         "block_auto_adjust_ff_dim": True,
     },
     metadata=_dense_metadata,
+    backwards=Backwards(_settings),
     dimensions=_dimensions,
     requirements=(
         WHOLE_HEADS,

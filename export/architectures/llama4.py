@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import (
     LAYER,
     LLAMA_NORMS,
@@ -29,6 +30,7 @@ from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
+    from edgepack.export.rules.backwards import Header, Settings
 
 _WITHOUT_NORMS = 128  # experts by which llama.cpp knows that queries and keys are not normalised
 _WITHOUT_ROPE = 4  # every so many layers
@@ -75,6 +77,14 @@ def _kinds(config: ModelConfig) -> tuple[list[str]]:
     return ([("full_attention", "chunked_attention")[turned] for turned in _turned_layers(config)[1]],)
 
 
+def _settings(header: Header) -> Settings:
+    return {
+        "intermediate_size": header.count("expert_feed_forward_length"),
+        "intermediate_size_mlp": header.count("feed_forward_length"),
+        "use_qk_norm": header.count("expert_count") != _WITHOUT_NORMS,
+    }
+
+
 TEXT = Family(
     name="llama4",
     classes=("Llama4ForCausalLM",),
@@ -91,6 +101,7 @@ TEXT = Family(
         "use_qk_norm": True,
     },
     metadata=_metadata,
+    backwards=Backwards(_settings),
     dimensions=_dimensions,
     computed=llama3_tensor,
     requirements=(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckpointError
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import SILU
 from edgepack.export.rules.family import Family, Requirement, TensorRule
 from edgepack.export.rules.state_space import NO_LIMIT, mamba2_dimensions, mamba2_metadata, mamba2_rules, mamba_rules
@@ -13,6 +14,7 @@ from edgepack.gguf.types import Value, f32, u32
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
+    from edgepack.export.rules.backwards import Header, Settings
 
 _CONTEXT = 2**20  # a state has no end; the converter's number
 _WIDTH = "its graph's mixers are twice as wide as the rest"
@@ -102,11 +104,26 @@ _AROUND = (
 )
 _DEFAULTS = {"layer_norm_epsilon": 1e-5, "conv_kernel": 4, "expand": 2, "use_conv_bias": True}
 
+
+def _settings(header: Header) -> Settings:
+    return {"intermediate_size": header.count("ssm.inner_size"), "expand": 2}
+
+
+def _second_settings(header: Header) -> Settings:
+    inner, heads = header.count("ssm.inner_size"), header.count("ssm.time_step_rank")
+    return {
+        "expand": inner // max(1, header.count("embedding_length")),
+        "num_heads": heads,
+        "head_dim": inner // max(1, heads),
+    }
+
+
 FIRST = Family(
     name="mamba",
     classes=("MambaForCausalLM",),
     defaults={**_DEFAULTS, "state_size": 16, "tie_word_embeddings": True},
     metadata=_metadata,
+    backwards=Backwards(_settings),
     dimensions=_dimensions,
     renames=(("backbone.embeddings.", "backbone.embedding."),),
     requirements=(
@@ -124,6 +141,7 @@ SECOND = replace(
     classes=("Mamba2ForCausalLM",),
     defaults={**_DEFAULTS, "state_size": 128, "n_groups": 8, "num_heads": 128, "head_dim": 64},
     metadata=_metadata_2,
+    backwards=Backwards(_second_settings),
     dimensions=_dimensions_2,
     renames=(*FIRST.renames, ("backbone.", "model.backbone."), ("lm_head.", "model.lm_head.")),
     requirements=(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import (
     LLAMA_NORMS,
     NO_ATTENTION_BIAS,
@@ -27,6 +28,7 @@ from edgepack.gguf.types import Value, u32
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
+    from edgepack.export.rules.backwards import Header, Settings
 
 _BUILT_IN = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}
 
@@ -55,6 +57,16 @@ def _rope_factors(config: ModelConfig) -> dict[str, Rows]:
     return longrope_tensors(with_rope_heads(config))
 
 
+def _settings(header: Header) -> Settings:
+    turned = header.count("rope.dimension_count")
+    return {
+        "head_dim": turned,
+        "qk_rope_head_dim": turned,
+        "qk_nope_head_dim": header.count("attention.key_length") - turned,
+        "v_head_dim": header.count("attention.value_length"),
+    }
+
+
 FAMILY = Family(
     name="minicpm3",
     classes=("MiniCPM3ForCausalLM",),
@@ -72,6 +84,7 @@ FAMILY = Family(
         "dim_model_base": 256,
     },
     metadata=_metadata,
+    backwards=Backwards(_settings),
     dimensions=_dimensions,
     computed=_rope_factors,
     remarks=latent_limits,

@@ -9,13 +9,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgepack.export.architectures.llama import FAMILY as LLAMA
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.metadata import attention_window, common_metadata
+from edgepack.export.rules.rope_backwards import rope_settings
 from edgepack.export.rules.rope_factors import rope_number
 from edgepack.export.rules.text_part import text_part
 from edgepack.gguf.types import Value, f32, u32
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
+    from edgepack.export.rules.backwards import Header, Settings
 
 
 def _metadata(config: ModelConfig) -> dict[str, Value]:
@@ -29,6 +32,17 @@ def _metadata(config: ModelConfig) -> dict[str, Value]:
     return common | {f"mistral3.{key}": value for key, value in keys.items()}
 
 
+def _settings(header: Header) -> Settings:
+    found = rope_settings(header, header.count("attention.key_length"))
+    return {
+        "rope_parameters": {
+            **found,
+            "original_max_position_embeddings": header.count("rope.scaling.original_context_length"),
+            "llama_4_scaling_beta": header.get("attention.temperature_scale"),
+        }
+    }
+
+
 FAMILY = replace(
     LLAMA,
     name="mistral3",
@@ -40,5 +54,6 @@ FAMILY = replace(
         "max_position_embeddings": 262144,
     },
     metadata=_metadata,
+    backwards=Backwards(_settings),
 )
 WITH_EYES = text_part(FAMILY, "Mistral3ForConditionalGeneration")  # known by its text part: see `mistral`

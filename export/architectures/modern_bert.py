@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgepack.errors import UnsupportedModelError
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.classifier import classifier_rules, ranking_dimensions, ranking_metadata
 from edgepack.export.rules.decoder import EQUAL_HEADS, GELU
 from edgepack.export.rules.family import Family, Requirement, TensorRule, standard_dimensions
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from edgepack.export.config import ModelConfig
+    from edgepack.export.rules.backwards import Header, Settings
 
 _NAME = "modern-bert"
 _LAYER = "model.layers.{i}."
@@ -70,6 +72,18 @@ def _ranking_dimensions(config: ModelConfig) -> dict[str, int]:
     return _dimensions(config) | ranking_dimensions(config)
 
 
+def _settings(header: Header) -> Settings:
+    mean = header.get("classifier.pooling_type") == _HEAD_POOLING["mean"]
+    return {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": header.get("rope.freq_base")},
+            "sliding_attention": {"rope_type": "default", "rope_theta": header.get("rope.freq_base_swa")},
+        },
+        "hidden_activation": header.get("hidden_activation") or "gelu",
+        "classifier_pooling": "mean" if mean else "cls",
+    }
+
+
 FAMILY = Family(
     name=_NAME,
     classes=("ModernBertModel", "ModernBertForMaskedLM"),
@@ -83,6 +97,7 @@ FAMILY = Family(
         "local_rope_theta": 10000.0,
     },
     metadata=_metadata,
+    backwards=Backwards(_settings),
     dimensions=_dimensions,
     renames=(("model.", ""),),  # saved without a head
     requirements=(

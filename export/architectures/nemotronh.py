@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import CheckpointError
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import attention_rules, relocated, restricted
 from edgepack.export.rules.family import Family, Origin, Requirement, TensorRule, standard_dimensions
 from edgepack.export.rules.metadata import common_metadata, layer_kinds
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from edgepack.export.config import ModelConfig
+    from edgepack.export.rules.backwards import Header, Settings
 
 _MAMBA, _ATTENTION, _MLP, _MOE = _KINDS = ("linear_attention", "full_attention", "mlp", "moe")
 _LETTERS = {"M": _MAMBA, "*": _ATTENTION, "-": _MLP, "E": _MOE}
@@ -29,6 +31,7 @@ _OLD_KEYS = {
 _LAYER, _SELF = "backbone.layers.{i}.", "model.layers.{i}.self_attn."
 _MIXER = _LAYER + "mixer."
 _PREDICTED = "mtp.layers."
+_TELLING = (("ssm_in.weight", _MAMBA), ("attn_q.weight", _ATTENTION), ("ffn_gate_inp.weight", _MOE))
 
 
 def _derived(config: ModelConfig) -> dict[str, Any]:
@@ -220,6 +223,20 @@ def _without_experts(config: ModelConfig) -> Family | None:
     return None if _MOE in kinds else DENSE
 
 
+def _settings(header: Header) -> Settings:
+    """A layer is what its tensors are of."""
+    layers = range(header.count("block_count"))
+    kinds = [next((kind for part, kind in _TELLING if f"blk.{n}.{part}" in header.shapes), _MLP) for n in layers]
+    heads = max(1, header.count("ssm.time_step_rank"))
+    return {
+        "layer_types": kinds,
+        "layers_block_type": kinds,
+        "mamba_head_dim": header.count("ssm.inner_size") // heads,
+        "moe_latent_size": header.get("moe_latent_size"),
+        "head_dim": header.count("attention.key_length"),
+    }
+
+
 EXPERTS = Family(
     name="nemotron_h_moe",
     classes=("NemotronHForCausalLM",),
@@ -242,6 +259,7 @@ EXPERTS = Family(
     blocks=_blocks,
     remarks=_remarks,
     metadata=_expert_metadata,
+    backwards=Backwards(_settings, architectures=("nemotron_h",)),
     dimensions=_dimensions,
     tied_head=None,  # transformers ties nothing, whatever the configuration says
     renames=(("backbone.", "model."), ("backbone.embeddings.", "backbone.embedding.")),

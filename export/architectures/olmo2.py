@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import (
     EQUAL_HEADS,
     LAYER,
@@ -22,9 +23,11 @@ from edgepack.export.rules.decoder import (
 )
 from edgepack.export.rules.family import Family, TensorRule
 from edgepack.export.rules.metadata import common_metadata, refuse_own_sliding_rope, sliding_metadata
+from edgepack.export.rules.rope_backwards import rope_settings
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
+    from edgepack.export.rules.backwards import Header, Settings
     from edgepack.gguf.types import Value
 
 
@@ -59,11 +62,19 @@ def _sliding_metadata(config: ModelConfig) -> dict[str, Value]:
     return _metadata(config) | {f"olmo2.{key}": value for key, value in keys.items()}
 
 
+def _third_settings(header: Header) -> Settings:
+    rope = rope_settings(header, header.count("attention.key_length"))
+    if rope["rope_type"] == "default":
+        return {}
+    return {"rope_parameters": {"full_attention": rope, "sliding_attention": {"rope_theta": rope["rope_theta"]}}}
+
+
 THIRD = replace(
     FAMILY,
     classes=("Olmo3ForCausalLM",),
     defaults={**FAMILY.defaults, "rope_theta": 500000.0, "sliding_window": 4096},
     metadata=_sliding_metadata,
+    backwards=Backwards(_third_settings),
 )
 
 FAMILIES = (FAMILY, THIRD)

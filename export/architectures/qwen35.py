@@ -14,9 +14,11 @@ from edgepack.errors import UnsupportedModelError
 from edgepack.export.row_functions import PermutedColumns
 from edgepack.export.rows import PermutedRows
 from edgepack.export.rules import delta_net
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import NO_ATTENTION_BIAS, SILU, embedding_rules, plus_one, squeezed
 from edgepack.export.rules.delta_net import LINEAR, tiled_order
 from edgepack.export.rules.family import BUFFERS, Family, TensorRule
+from edgepack.export.rules.rope_backwards import rope_settings
 from edgepack.gguf.types import Value, ValueType, array
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
+    from edgepack.export.rules.backwards import Header, Settings
 
 
 def _sections(config: ModelConfig) -> list[int]:
@@ -95,11 +98,19 @@ _LINEAR = (
     *delta_net.state_rules(_heads, _channels, _value_columns),
 )
 
+
+def _settings(header: Header) -> Settings:
+    rope = rope_settings(header, header.count("attention.key_length"))
+    sections = header.get("rope.dimension_sections")[:3]
+    return {**delta_net.settings(header), "rope_parameters": {**rope, "mrope_section": sections}}
+
+
 DENSE = Family(
     name="qwen35",
     classes=("Qwen3_5ForCausalLM",),
     defaults={**delta_net.DEFAULTS, "num_key_value_heads": 4},
     metadata=_dense_metadata,
+    backwards=Backwards(_settings),
     dimensions=delta_net.dimensions,
     blocks=delta_net.blocks,
     observed=delta_net.prediction_layers,

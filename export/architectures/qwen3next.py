@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.export.rules import delta_net
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import (
     EVERY_LAYER_HAS_EXPERTS,
     NO_ATTENTION_BIAS,
@@ -60,6 +61,7 @@ FAMILY = Family(
         "num_experts": 512,
     },
     metadata=_metadata,
+    backwards=Backwards(delta_net.settings),
     dimensions=delta_net.dimensions,
     blocks=delta_net.blocks,
     observed=delta_net.prediction_layers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import (
     EQUAL_HEADS,
     LAYER,
@@ -18,6 +19,7 @@ from edgepack.export.rules.metadata import common_metadata
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
+    from edgepack.export.rules.backwards import Header, Settings
     from edgepack.gguf.types import Value
 
 
@@ -33,6 +35,10 @@ def _normed_heads(config: ModelConfig, _layer: int) -> bool:
     return config.flag("qk_layernorm")
 
 
+def _settings(header: Header) -> Settings:
+    return {"use_parallel_residual": not header.has(".ffn_norm.")}
+
+
 FAMILY = Family(
     name="stablelm",
     classes=("StableLmForCausalLM", "StableLMEpochForCausalLM"),
@@ -44,6 +50,7 @@ FAMILY = Family(
         "partial_rotary_factor": 0.25,
     },
     metadata=_metadata,
+    backwards=Backwards(_settings),
     requirements=(SILU, EQUAL_HEADS),
     tensors=(
         *embedding_rules(),

@@ -183,5 +183,5 @@ def _settled(tensor: PlannedMatrix, statistics: Mapping[str, Statistics]) -> Pla
     if tensor.target is None:
         return tensor
     own = statistics.get(tensor.name, NO_STATISTICS)
-    codecs = settle(tensor.target.codecs, tensor.read, own)
+    codecs = settle(tensor.target.codecs, tensor, own)
     return tensor if codecs == tensor.target.codecs else replace(tensor, target=replace(tensor.target, codecs=codecs))

@@ -15,12 +15,12 @@ import numpy as np
 
 from edgepack.export.coded.file import VariantWriter, fill_draft
 from edgepack.export.coded.plan import PlannedMatrix, VariantPlan, settle_plan
-from edgepack.export.interrupted import noted, resumable_output
+from edgepack.export.interrupted import journaled_output, noted
 from edgepack.gguf.types import GGMLType, TensorInfo
 from edgepack.gguf.variant import CodedTensor
 from edgepack.progress import silent
-from edgepack.quant.codecs.chain import ChainResult, StageReport, encode_chain, encode_pieces, open_chain
-from edgepack.quant.codecs.codec import NO_STATISTICS, CodesByPieces, CodesTogether
+from edgepack.quant.codecs.chain import ChainResult, StageReport, encode_chain, open_chain
+from edgepack.quant.codecs.codec import NO_STATISTICS, CodesTogether
 from edgepack.quant.codecs.native_choice import choose_native
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
     from edgepack.progress import Progress
     from edgepack.quant.codecs.codec import Codec, Encoded, Parameter, Statistics
+
+
+# A larger matrix is read by rows, as often as its codecs need them: 128 MiB as float32.
+_WHOLE_WEIGHTS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -119,10 +123,12 @@ def write_variant(
     known = statistics or {}
     settled = settle_plan(plan, known)
     digest = _digest(settled, known, skip_harmful)
-    entry = (noted(output, digest) if resume else None) or {"bytes": 0, "outcomes": []}
-    outcomes = [_Outcome.from_json(fields) if fields else None for fields in entry["outcomes"]]
+    start = settled.layout.data_start  # the header is written at the end
+    kept = noted(output, digest, start) if resume else None
+    known_outcomes = kept.more["outcomes"][: kept.tensors] if kept else []
+    outcomes = [_Outcome.from_json(fields) if fields else None for fields in known_outcomes]
     run = _Run(settled, known, skip_harmful, threads, outcomes)
-    with resumable_output(output, digest, settled.total_bytes, entry["bytes"]) as (stream, journal):
+    with journaled_output(output, digest, settled.total_bytes, kept, start) as (stream, journal):
         writer = VariantWriter(stream, settled.layout, run.done)
         with progress("code", sum(prod(tensor.rows.shape) for tensor in plan.tensors), " weights") as advance:
             advance(sum(prod(tensor.rows.shape) for tensor in plan.tensors[: len(outcomes)]))
@@ -198,11 +204,10 @@ class _Run:
         self.outcomes.append(outcome)
 
     def _coded(self, tensor: PlannedMatrix, codecs: tuple[Codec, ...]) -> ChainResult:
-        if len(codecs) == 1 and isinstance(codecs[0], CodesByPieces):
-            return encode_pieces(tensor, codecs[0], self.threads)
         return encode_chain(
-            tensor.read(), codecs, self.statistics.get(tensor.name, NO_STATISTICS),
-            skip_harmful=self.skip_harmful, threads=self.threads, first=self._first(tensor),
+            tensor if prod(tensor.matrix_shape) > _WHOLE_WEIGHTS else tensor.read(), codecs,
+            self.statistics.get(tensor.name, NO_STATISTICS), skip_harmful=self.skip_harmful, threads=self.threads,
+            first=self._first(tensor),
         )  # fmt: skip
 
     def _first(self, tensor: PlannedMatrix) -> Encoded | None:

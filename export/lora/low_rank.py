@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.atomic_file import atomic_output
+from edgepack.files.output import atomic_output
 from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, f32, string
 from edgepack.gguf.writer import GGUFWriter

@@ -31,7 +31,7 @@ def importance_by_gguf_name(calibration: Calibration, mapped: MappedModel) -> di
 
 def recipe_metadata(recipe: Recipe, figures: Sequence[Mapping[str, Figure]]) -> dict[str, Value]:
     """`edgepack.recipe`, and `edgepack.pass.N.KEY` for every figure of pass N (from 0)."""
-    metadata = {keys.RECIPE: string(recipe.text)}
+    metadata = {keys.RECIPE: string(recipe.shown)}
     for number, values in enumerate(figures):
         for key, value in values.items():
             metadata[f"{keys.FIGURES}{number}.{key}"] = _value(value)

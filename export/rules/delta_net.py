@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
+    from edgepack.export.rules.backwards import Header, Settings
     from edgepack.export.rules.family import Transform
 
 LINEAR = LAYER + "linear_attn."
@@ -160,6 +161,15 @@ def dimensions(config: ModelConfig) -> dict[str, int]:
     if config.n_experts:
         own |= {"moe": config.count("moe_intermediate_size"), "shared": config.count("shared_expert_intermediate_size")}
     return standard_dimensions(config) | own
+
+
+def settings(header: Header) -> Settings:
+    """What the metadata imply of config.json."""
+    return {
+        "layer_types": [LINEAR_OR_FULL[not each] for each in header.flags("attention.recurrent_layers")],
+        "linear_value_head_dim": header.count("ssm.state_size"),
+        "norm_topk_prob": True,
+    }
 
 
 def tiled_order(groups: int, each: int, width: int) -> NDArray[np.intp]:

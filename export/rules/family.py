@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from edgepack.export.rules.backwards import Backwards
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
@@ -192,6 +194,7 @@ class Family:
         remarks: lines that the user should know of where llama.cpp computes something else and no file can change it.
         observed: settings that only the names of the checkpoint's tensors tell, such as how many layers of
             prediction there are; they replace what the configuration says.
+        backwards: what reading a GGUF into a checkpoint needs beside the rules.
     """
 
     name: str
@@ -215,3 +218,4 @@ class Family:
     remarks: Callable[[ModelConfig], tuple[str, ...]] = nothing_to_remark
     observed: Callable[[Collection[str]], Mapping[str, Any]] = nothing_observed
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    backwards: Backwards = field(default_factory=Backwards)

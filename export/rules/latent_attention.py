@@ -6,7 +6,7 @@ Families choose from these rules and add their keys; what yarn does to the scale
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,12 +17,14 @@ from edgepack.export.rules.decoder import LAYER
 from edgepack.export.rules.family import TensorRule, standard_dimensions
 from edgepack.export.rules.metadata import rope_growth, yarn_magnitude, yarn_stretch
 from edgepack.export.rules.permutations import interleaved_order
+from edgepack.export.rules.rope_backwards import rope_settings
 from edgepack.export.rules.rope_factors import rope_number
 from edgepack.gguf.types import Value, f32
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
+    from edgepack.export.rules.backwards import Header
 
 NORM_EPSILON = 1e-6  # of the latents' norms in transformers, whatever `rms_norm_eps` says
 
@@ -152,6 +154,34 @@ def yarn_scales(config: ModelConfig) -> dict[str, Value]:
         "rope.scaling.attn_factor": f32(growth),
         "rope.scaling.yarn_log_multiplier": f32((wanted / growth - 1) / logarithm),
     }
+
+
+def latent_settings(header: Header) -> dict[str, Any]:
+    """What the metadata of an architecture with split latents imply of config.json."""
+    turned = header.count("rope.dimension_count")
+    return {
+        "q_lora_rank": header.count("attention.q_lora_rank") or None,
+        "qk_rope_head_dim": turned,
+        "qk_nope_head_dim": header.count("attention.key_length_mla") - turned,
+        "v_head_dim": header.count("attention.value_length_mla"),
+        "rope_parameters": _rope_parameters(header, turned),
+    }
+
+
+def _rope_parameters(header: Header, turned: int) -> dict[str, Any]:
+    """`yarn_scales` read backwards: growth of rope and scale of attention as transformers' two factors."""
+    found = rope_settings(header, turned)
+    if found["rope_type"] != "yarn":
+        return found
+    stated, factor = header.get("rope.scaling.attn_factor"), found["factor"]
+    logarithm = math.log(factor) if factor > 1 else 0.0
+    multiplier = header.get("rope.scaling.yarn_log_multiplier")
+    growth = (1.0 if stated is None else stated) * (yarn_magnitude(factor) if multiplier is None else 1.0)
+    wanted = growth if multiplier is None else growth * (1 + multiplier * logarithm)
+    found["attention_factor"] = growth
+    if wanted != 1 and logarithm:
+        found["mscale_all_dim"] = (wanted - 1) / (0.1 * logarithm)
+    return found
 
 
 def _all_dim(config: ModelConfig) -> float:

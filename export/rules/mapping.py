@@ -66,17 +66,26 @@ def find_family(config: ModelConfig) -> Family:
     return family.instead(config) or family
 
 
+def prepared(config: ModelConfig, family: Family) -> ModelConfig:
+    """The configuration with the family's defaults, spellings and forms, whatever its settings are.
+
+    Raises:
+        CheckpointError: `text_config` is no object.
+    """
+    if family.nested:
+        config = config.of_text()
+    config = config.respelt(family.spellings).with_defaults(family.defaults)
+    return config.changed(**family.derived(config))
+
+
 def completed(config: ModelConfig, family: Family) -> ModelConfig:
-    """The configuration with the family's defaults, its requirements checked.
+    """The configuration as `prepared`, the family's requirements checked.
 
     Raises:
         CheckpointError: `text_config` is no object.
         UnsupportedModelError: a setting that llama.cpp cannot honour.
     """
-    if family.nested:
-        config = config.of_text()
-    config = config.respelt(family.spellings).with_defaults(family.defaults)
-    config = config.changed(**family.derived(config))
+    config = prepared(config, family)
     for requirement in family.requirements:
         violation = requirement.violation(config)
         if violation is not None:

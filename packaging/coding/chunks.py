@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.errors import ArchiveError
 from edgepack.packaging.coding import layouts, planes
-from edgepack.packaging.coding.grid_coder import Geometry
+from edgepack.packaging.coding.grid_coder import LEAST_COLUMNS, Geometry
 from edgepack.packaging.coding.layouts import BYTES, LAYOUTS, TAIL, Layout, stream_kind
 from edgepack.packaging.format import DIGEST_BYTES, sha256, unseal
 from edgepack.packaging.records import StreamEntry, decode_chunk_head, encode_chunk
@@ -76,7 +76,7 @@ def _encode(raw: bytes, layout: Layout, encoder: StreamEncoder, segment: Segment
 
 def _geometry(plane: Plane, stream: NDArray[np.uint8], segment: Segment) -> Geometry | None:
     """How the stream is a matrix of integers, or None."""
-    if not segment.columns or plane.zero is None or len(stream) % segment.columns:
+    if segment.columns < LEAST_COLUMNS or plane.zero is None or len(stream) % segment.columns:
         return None
     return Geometry(segment.columns, plane.zero, len(plane.columns), plane.columns[0].count, segment.code)
 

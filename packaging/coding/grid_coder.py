@@ -46,6 +46,7 @@ _PATHS = struct.Struct("<HH")  # states, rows of a path
 _STATIC, _LEARNING = 1, 2  # versions: tables stay as they are, or learn
 _NO_TRELLIS = 1  # states
 _SYMBOLS_A_LANE = 4096
+LEAST_COLUMNS = LEAST_LANES  # a lane a column at least: fewer would be one long chain of dependent steps
 _MOST_CLASSES = 1 << 22  # of rows and columns together; a chunk of whole rows of blocks has far fewer
 
 
@@ -225,9 +226,9 @@ def _head(stored: memoryview, count: int, where: str) -> _Head:
     version, zero, shape, reach, columns, lanes, groups, width, side_bytes = _HEAD.unpack_from(stored)
     if version not in (_STATIC, _LEARNING) or shape >= SHAPES:
         raise ArchiveError(f"{where}: unknown grid version {version}, shape {shape}: update edgepack")
-    if not 0 < columns <= count or count % columns or count // columns + columns > _MOST_CLASSES:
+    if not LEAST_COLUMNS <= columns <= count or count % columns or count // columns + columns > _MOST_CLASSES:
         raise ArchiveError(f"{where}: {columns} columns do not fit {count} symbols")
-    if not min(LEAST_LANES, columns) <= lanes <= MOST_LANES or not 0 < reach <= MOST_REACH:
+    if not LEAST_LANES <= lanes <= MOST_LANES or not 0 < reach <= MOST_REACH:
         expected = f"{LEAST_LANES} to {MOST_LANES} lanes, reach up to {MOST_REACH}"
         raise ArchiveError(f"{where}: expected {expected}, got {lanes}, {reach}")
     if not groups * width or count % (groups * width):

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
-from edgepack.atomic_file import atomic_output, check_output
+from edgepack.files.output import atomic_output, check_output
 from edgepack.packaging.delta.patch_format import Operation, OperationType, PatchHead, encode_piece
 from edgepack.packaging.delta.pieces import CutFile, Piece, cut_file, fingerprint
 from edgepack.packaging.index.member_names import check_member_name
@@ -19,6 +19,8 @@ from edgepack.progress import Progress, silent
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 DEFAULT_LEVEL = 10
 
@@ -45,7 +47,13 @@ class DiffResult:
 
 
 def diff_files(
-    old: Path, new: Path, out: Path, *, level: int = DEFAULT_LEVEL, progress: Progress = silent
+    old: Path,
+    new: Path,
+    out: Path,
+    *,
+    level: int = DEFAULT_LEVEL,
+    trust: TrustPolicy | None = None,
+    progress: Progress = silent,
 ) -> DiffResult:
     """Write a patch that makes `new` from `old`, bit for bit.
 
@@ -54,6 +62,7 @@ def diff_files(
         new: what it became.
         out: the patch.
         level: zstd level.
+        trust: whose archives are taken; the user's trust store by default.
         progress: told of bytes read.
 
     Raises:
@@ -61,11 +70,11 @@ def diff_files(
         ArchiveError, IntegrityError: an archive does not hold together.
     """
     started = time.perf_counter()
-    check_output(out)
+    check_output(out, force=True)
     check_member_name(new.name)
     total = sum(path.stat().st_size for path in (old, new) if path.is_file())
     with progress("comparing", total) as advance:
-        before, after = cut_file(old, advance), cut_file(new, advance)
+        before, after = cut_file(old, advance, trust), cut_file(new, advance, trust)
     with atomic_output(out) as stream, old.open("rb") as source, new.open("rb") as target:
         head = PatchHead(new.name, before.bytes, after.bytes, fingerprint(source.fileno(), before.bytes), after.sha256)
         writer = _PatchWriter(stream)

@@ -12,9 +12,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from edgepack.atomic_file import atomic_output
 from edgepack.errors import ArchiveError, IntegrityError, UsageError
 from edgepack.file_digest import stream_sha256
+from edgepack.files.output import atomic_output
+from edgepack.packaging.archive import open_archive
 from edgepack.packaging.delta.patch_format import (
     OPERATION,
     PATCH_HEAD,
@@ -26,13 +27,16 @@ from edgepack.packaging.delta.patch_format import (
     decode_piece,
 )
 from edgepack.packaging.delta.pieces import fingerprint
-from edgepack.packaging.format import DIGEST_BYTES, MAX_NAME_BYTES
+from edgepack.packaging.format import DIGEST_BYTES, MAGIC, MAX_NAME_BYTES, check_expansion
 from edgepack.packaging.index.member_names import check_member_name
+from edgepack.packaging.trust.policy import machine_policy
 from edgepack.progress import Progress, silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 _COPY_BYTES = 4 << 20
 
@@ -47,29 +51,41 @@ class PatchResult:
     seconds: float
 
 
-def apply_patch(old: Path, patch: Path, out: Path | None = None, *, progress: Progress = silent) -> PatchResult:
+def apply_patch(
+    old: Path,
+    patch: Path,
+    out: Path | None = None,
+    *,
+    trust: TrustPolicy | None = None,
+    progress: Progress = silent,
+) -> PatchResult:
     """Make the new file.
 
     Args:
         old: the file that the patch was made for.
         patch: what `diff_files` wrote.
         out: the new file; by default the name that it had, beside `old`, if nothing is there.
+        trust: whose archives are taken, old and new; the user's trust store by default.
         progress: told of bytes written.
 
     Raises:
         ArchiveError: the patch is not one, or hostile.
         IntegrityError: the patch is damaged, or `old` is not the file that it was made for. No output appears.
+        CheckFailedError: nobody trusted signed the old archive or the new one. No output appears.
         UsageError: a file is not there, or the default output is.
     """
     started = time.perf_counter()
+    trust = machine_policy() if trust is None else trust
     for path in (old, patch):
         if not path.is_file():
             raise UsageError(f"'{path}': no such file")
     with patch.open("rb") as steps, old.open("rb") as source:
         head, start = decode_patch_head(steps.read(PATCH_HEAD.size + MAX_NAME_BYTES))
+        check_expansion(head.new_bytes, os.fstat(steps.fileno()).st_size + os.fstat(source.fileno()).st_size)
         end = _check_patch(steps, patch)
         target = _output(old, head.name) if out is None else out
         _check_old(old, source, head)
+        _check_signer(old, source, trust)
         steps.seek(start)
         with atomic_output(target, head.new_bytes) as stream, progress("patching", head.new_bytes) as advance:
             whole, written = hashlib.sha256(), 0
@@ -80,7 +96,17 @@ def apply_patch(old: Path, patch: Path, out: Path | None = None, *, progress: Pr
                 advance(len(block))
             if written != head.new_bytes or whole.digest() != head.new_sha256:
                 raise IntegrityError(f"'{patch}': SHA-256 of the result differs: '{old}' is damaged")
+            stream.flush()
+            _check_signer(target, stream, trust)
     return PatchResult(target, written, head.new_sha256.hex(), time.perf_counter() - started)
+
+
+def _check_signer(path: Path, stream: BinaryIO, trust: TrustPolicy) -> None:
+    """Hold an archive that is open already against the policy; another file only where that asks for signed ones."""
+    if os.pread(stream.fileno(), len(MAGIC), 0) == MAGIC:
+        open_archive(path, trust, descriptor=stream.fileno()).close()
+    else:
+        trust.check_plain(path)
 
 
 def _output(old: Path, name: str) -> Path:

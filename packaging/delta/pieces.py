@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from edgepack.packaging.trust.policy import TrustPolicy
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -49,18 +51,19 @@ def fingerprint(descriptor: int, size: int) -> bytes:
     return sha256(os.pread(descriptor, FINGERPRINT_BYTES, 0), os.pread(descriptor, FINGERPRINT_BYTES, last))
 
 
-def cut_file(path: Path, advance: Callable[[int], object]) -> CutFile:
+def cut_file(path: Path, advance: Callable[[int], object], trust: TrustPolicy | None = None) -> CutFile:
     """Read a file once and digest its pieces.
 
     Raises:
         UsageError: it is not there.
         ArchiveError, IntegrityError: it is an archive that does not hold together.
+        CheckFailedError: it is an archive that nobody trusted signed.
     """
     if not path.is_file():
         raise UsageError(f"'{path}': no such file")
     whole, pieces, size = hashlib.sha256(), [], 0
     with path.open("rb") as stream:
-        for piece in _bounded(_pieces(path)):
+        for piece in _bounded(_pieces(path, trust)):
             content = stream.read(piece.bytes)
             if len(content) != piece.bytes:
                 raise UsageError(f"'{path}': it changed while being read")
@@ -71,10 +74,10 @@ def cut_file(path: Path, advance: Callable[[int], object]) -> CutFile:
     return CutFile(path, tuple(pieces), whole.digest(), size)
 
 
-def _pieces(path: Path) -> Iterator[Piece]:
+def _pieces(path: Path, trust: TrustPolicy | None) -> Iterator[Piece]:
     """Pieces in file order, without gaps."""
     if is_archive(path):
-        with open_archive(path) as archive:
+        with open_archive(path, trust) as archive:
             yield from _archive_pieces(archive)
         return
     for number, segment in enumerate(plan_member(path, name="file").segments):

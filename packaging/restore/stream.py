@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import zstandard
 
-from edgepack.atomic_file import atomic_output
 from edgepack.errors import ArchiveError, IntegrityError, UsageError
+from edgepack.files.output import atomic_output
 from edgepack.ordered_threads import ordered_map
 from edgepack.packaging import format as archive_format
 from edgepack.packaging import records
@@ -24,16 +24,20 @@ from edgepack.packaging.format import DIGEST_BYTES, RECORD_HEAD, RecordType, Rol
 from edgepack.packaging.index import table as index
 from edgepack.packaging.index.member_names import check_member_name
 from edgepack.packaging.restore.unpack import UnpackResult
+from edgepack.packaging.trust.policy import machine_policy
 from edgepack.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgepack.packaging.trust.policy import TrustPolicy
+
 _MAX_INDEX_BYTES = 1 << 30  # the index of an archive of about ten terabytes
+_AHEAD_BYTES = 1 << 18  # an archive may begin with what compresses best: its length is not known yet
 _MAX_END_BYTES = archive_format.FOOTER_BYTES + (1 << 16)
 
 
@@ -76,7 +80,7 @@ def unpack_stream(
     out: Path,
     *,
     member: str | None = None,
-    trusted: Sequence[bytes] = (),
+    trust: TrustPolicy | None = None,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> UnpackResult:
@@ -86,17 +90,18 @@ def unpack_stream(
         stream: read to its end, never sought.
         out: the file to write, or a folder, in which the member gets its own name.
         member: its name; the first GGUF by default.
-        trusted: public keys, one of which must have signed; none to ask for no signature.
+        trust: whose archives are taken; the user's trust store by default.
         threads: workers; None for one a core.
         progress: told of bytes restored.
 
     Raises:
         ArchiveError: the pipe ended early, or what came is not an archive.
         IntegrityError: bytes differ from their digest. No output appears.
-        CheckFailedError: no trusted key signed. No output appears.
+        CheckFailedError: nobody trusted signed. No output appears.
         UsageError: there is no such member, or the output folder is absent.
     """
     started = time.perf_counter()
+    trust = machine_policy() if trust is None else trust
     arrived = _Arrived(stream)
     header = arrived.take(archive_format.HEADER_BYTES, "the header")
     arrived.header_digest = header[-DIGEST_BYTES:]
@@ -105,7 +110,7 @@ def unpack_stream(
     path = out / name.rsplit("/", 1)[-1] if out.is_dir() else out
     with atomic_output(path, size) as target, progress("unpacking", size) as advance:
         digest = _restore(arrived, size, target, threads, advance)
-        _check_end(arrived, name, digest, trusted)
+        _check_end(arrived, name, digest, trust)
     return UnpackResult(path, size, digest.hex(), time.perf_counter() - started)
 
 
@@ -157,6 +162,7 @@ def _restore(
     done = 0
     for raw in ordered_map(decode, _chunk_records(arrived, size), threads, size=_cost):
         done += len(raw)
+        archive_format.check_expansion(done, _AHEAD_BYTES + arrived.position)
         target.write(raw.data)
         whole.update(raw.data)
         advance(len(raw))
@@ -185,7 +191,7 @@ def _chunk_records(arrived: _Arrived, size: int) -> Iterator[tuple[int, bytes]]:
         yield number, record
 
 
-def _check_end(arrived: _Arrived, name: str, digest: bytes, trusted: Sequence[bytes]) -> None:
+def _check_end(arrived: _Arrived, name: str, digest: bytes, trust: TrustPolicy) -> None:
     """Read what is left and hold the index against everything that came."""
     while True:
         offset = arrived.position
@@ -201,10 +207,7 @@ def _check_end(arrived: _Arrived, name: str, digest: bytes, trusted: Sequence[by
     tables = index.decode_index(record, offset)
     index.check_roots(tables, arrived.header_digest)
     signatures = _check_footer(arrived, offset, len(record))
-    if trusted:
-        from edgepack.packaging.signing import require_trusted
-
-        require_trusted(record, signatures, trusted)
+    trust.check(record, signatures)
     if (
         [bytes(row) for row in tables.chunks["stored"]] != arrived.stored
         or [entry.digest for entry in tables.dictionaries] != arrived.dictionary_digests

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from edgepack.atomic_file import atomic_output
 from edgepack.errors import CalibrationError, GGUFError
+from edgepack.files.output import atomic_output
 from edgepack.gguf import keys
 from edgepack.gguf.reader import MAGIC, GGUFHeader, read_header
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType, array, string, u32

@@ -13,8 +13,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from edgepack.atomic_file import atomic_output
 from edgepack.errors import CalibrationError
+from edgepack.files.output import atomic_output
 from edgepack.quant.calibration.statistics import LinearStatistics
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ a curve. Fitting alternates nearest places and least-squares control points, as 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -22,11 +23,14 @@ from edgepack.quant.codecs.codec import (
     Decoder,
     Encoded,
     Parameter,
+    RowSource,
     Statistics,
+    WholeMatrix,
     check_weight,
     integer,
     number,
 )
+from edgepack.quant.codecs.pieces import row_pieces, runs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,21 +75,33 @@ class Bezier:
 
     def encode(self, weight: NDArray[np.float32], statistics: Statistics = NO_STATISTICS) -> Encoded:
         """As `Codec.encode`; statistics are not used."""
+        return self.encode_pieces(WholeMatrix(check_weight(weight)), statistics)
+
+    def encode_pieces(self, source: RowSource, statistics: Statistics = NO_STATISTICS) -> Encoded:
+        """As `CodesByPieces.encode_pieces`: the largest magnitude first, then segment by segment."""
         del statistics
-        array = check_weight(weight)
-        segments = np.zeros((-(-array.size // self.segment), self.segment), dtype=np.float64)
-        # The tail repeats the last weight, so that its curve fits weights alone.
-        segments.reshape(-1)[:] = np.resize(array.reshape(-1)[-1:], segments.size)
-        segments.reshape(-1)[: array.size] = array.reshape(-1)
-        scale = float(np.abs(segments).max()) or 1.0
-        parts = [self._fit(segments[start : start + _TILE] / scale) for start in range(0, len(segments), _TILE)]
-        places = np.concatenate([place for _, place in parts]).reshape(-1)[: array.size]
-        components = {
-            "control_points": np.concatenate([points for points, _ in parts]).reshape(-1),
-            "places": bits.pack(places, self.index_bits),
+        scale = max(float(np.abs(rows).max()) for rows in row_pieces(source)) or 1.0
+        control, places = [], []
+        for run in runs(source, math.lcm(self.segment, 8)):  # eight places of any width end on a byte
+            found = self._run(run, scale)
+            control.append(found[0])
+            places.append(found[1])
+        components: dict[str, NDArray[Any]] = {
+            "control_points": np.concatenate(control),
+            "places": np.concatenate(places),
         }
-        shape = (array.shape[0], array.shape[1])
+        shape = source.matrix_shape
         return Encoded(self.name, self.version, shape, {**self.draft(shape), "scale": scale}, components)
+
+    def _run(self, run: NDArray[np.float32], scale: float) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+        """Control points, flat, and packed places of whole segments; only the last run's last one may be short."""
+        segments = np.empty((-(-run.size // self.segment), self.segment), dtype=np.float64)
+        # The tail repeats the last weight, so that its curve fits weights alone.
+        segments.reshape(-1)[run.size :] = run[-1]
+        segments.reshape(-1)[: run.size] = run
+        parts = [self._fit(segments[start : start + _TILE] / scale) for start in range(0, len(segments), _TILE)]
+        places = np.concatenate([place for _, place in parts]).reshape(-1)[: run.size]
+        return np.concatenate([points for points, _ in parts]).reshape(-1), bits.pack(places, self.index_bits)
 
     def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
         """As `Codec.draft`."""

@@ -6,23 +6,24 @@ What codes well is left to the codecs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgepack.errors import CodecError
 from edgepack.processors import default_threads
-from edgepack.quant.codecs.codec import NO_STATISTICS, ErrorSum, Settling, WholeMatrix, row_chunks
-from edgepack.quant.codecs.decode import decode, map_rows
+from edgepack.quant.codecs.codec import NO_STATISTICS, CodesByPieces, ErrorSum, Settling, WholeMatrix, row_chunks
+from edgepack.quant.codecs.decode import map_rows
+from edgepack.quant.codecs.pieces import LeftOver, whole_matrix
 from edgepack.quant.codecs.registry import open_decoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from edgepack.quant.codecs.codec import Codec, CodesByPieces, Decoder, Encoded, RowSource, Statistics
+    from edgepack.quant.codecs.codec import Codec, Decoder, Encoded, RowSource, Statistics
 
 
 @dataclass(frozen=True)
@@ -79,24 +80,22 @@ class ChainResult:
         return sum(stage.nbytes for stage in self.stages)
 
 
-def settle(
-    codecs: Sequence[Codec], weight: Callable[[], NDArray[np.float32]], statistics: Statistics = NO_STATISTICS
-) -> tuple[Codec, ...]:
+def settle(codecs: Sequence[Codec], source: RowSource, statistics: Statistics = NO_STATISTICS) -> tuple[Codec, ...]:
     """The codecs with every choice made that lengths depend on; later stages choose by the whole matrix too.
 
     Args:
         codecs: of a chain.
-        weight: gives the finite float32 matrix [rows, columns]; called only where there is a choice.
+        source: the finite matrix [rows, columns]; read only where there is a choice.
         statistics: of the matrix's inputs.
     """
     return tuple(
-        codec.settle(weight(), statistics) if isinstance(codec, Settling) and not codec.settled else codec
+        codec.settle(source, statistics) if isinstance(codec, Settling) and not codec.settled else codec
         for codec in codecs
     )
 
 
 def encode_chain(
-    weight: NDArray[np.float32],
+    weight: NDArray[np.float32] | RowSource,
     codecs: Sequence[Codec],
     statistics: Statistics = NO_STATISTICS,
     *,
@@ -107,7 +106,7 @@ def encode_chain(
     """Code a matrix with the first codec, what is left with the next, and so on; does not modify it.
 
     Args:
-        weight: finite float32 [rows, columns].
+        weight: finite float32 [rows, columns]; of one that is read by rows, codecs that code by pieces hold pieces.
         codecs: at least one.
         statistics: of the matrix's inputs; the same for every stage.
         skip_harmful: leave out later stages that do not lower the error.
@@ -120,52 +119,47 @@ def encode_chain(
     """
     if not codecs:
         raise CodecError("a chain needs at least one codec")
-    left = weight  # what the kept stages have not coded; a copy from the second stage on
+    source: RowSource = WholeMatrix(weight) if isinstance(weight, np.ndarray) else weight
+    left = source  # what the kept stages have not coded
     stages: list[Encoded] = []
     reports: list[StageReport] = []
-    norm = _squares(weight)
+    norm = _squares(source)
     before, squared_error = (1.0 if norm else 0.0), norm
-    settled = settle(codecs, lambda: weight, statistics)
-    for number, codec in enumerate(settled):
-        encoded = first if first is not None and not stages else codec.encode(left, statistics)
-        lost = _lost(encoded, WholeMatrix(left), threads)
+    for codec in settle(codecs, source, statistics):
+        encoded = first if first is not None and not stages else _encoded(codec, left, statistics)
+        lost = _lost(encoded, left, threads)
         error = ErrorSum(lost, norm).relative
         report = StageReport(codec.name, encoded.bits_per_weight, error, before, kept=True)
         if skip_harmful and stages and report.harmful:
-            reports.append(StageReport(codec.name, encoded.bits_per_weight, error, before, kept=False))
+            reports.append(replace(report, kept=False))
             continue
         stages.append(encoded)
         reports.append(report)
         before, squared_error = error, lost
-        if number + 1 < len(settled):
-            left = left - decode(encoded, threads)
+        left = LeftOver(source, tuple(open_decoder(stage) for stage in stages))
     return ChainResult(tuple(stages), tuple(reports), squared_error)
 
 
-def encode_pieces(source: RowSource, codec: CodesByPieces, threads: int | None = None) -> ChainResult:
-    """As `encode_chain` with one codec that codes by pieces; the matrix is never whole in memory.
-
-    Raises:
-        NumericError: NaN or infinity in the matrix.
-    """
-    encoded = codec.encode_pieces(source)
-    norm = sum(_squares(source.read_rows(start, stop)) for start, stop in row_chunks(*source.matrix_shape))
-    lost = _lost(encoded, source, threads)
-    error = ErrorSum(lost, norm).relative
-    report = StageReport(encoded.codec, encoded.bits_per_weight, error, 1.0 if norm else 0.0, kept=True)
-    return ChainResult((encoded,), (report,), lost)
+def _encoded(codec: Codec, source: RowSource, statistics: Statistics) -> Encoded:
+    if isinstance(codec, CodesByPieces):
+        return codec.encode_pieces(source, statistics)
+    return codec.encode(whole_matrix(source), statistics)
 
 
-def _squares(rows: NDArray[np.float32]) -> float:
+def _squares(source: RowSource) -> float:
     """Sum of squares, by pieces in double precision."""
-    return sum(float(np.square(rows[a:b], dtype=np.float64).sum()) for a, b in row_chunks(*rows.shape))
+    return sum(_sum_of_squares(source.read_rows(*span)) for span in row_chunks(*source.matrix_shape))
+
+
+def _sum_of_squares(rows: NDArray[np.float32]) -> float:
+    return float(np.square(rows, dtype=np.float64).sum())
 
 
 def _lost(encoded: Encoded, source: RowSource, threads: int | None) -> float:
     """Squared error of a stage on what it was to code, by pieces of rows: the decoded matrix is never whole."""
 
     def squares(start: int, stop: int, rows: NDArray[np.float32]) -> float:
-        return _squares(source.read_rows(start, stop) - rows)
+        return _sum_of_squares(source.read_rows(start, stop) - rows)
 
     return sum(map_rows(open_decoder(encoded), encoded.shape, squares, threads or default_threads()))
 

@@ -165,8 +165,8 @@ class Settling(Protocol):
         """Whether that choice is made."""
         ...
 
-    def settle(self, weight: NDArray[np.float32], statistics: Statistics = NO_STATISTICS) -> Codec:
-        """The codec with the choice that it makes for a finite matrix [rows, columns]."""
+    def settle(self, source: RowSource, statistics: Statistics = NO_STATISTICS) -> Codec:
+        """The codec with the choice that it makes for a finite matrix; of a large one it may read a sample."""
         ...
 
 
@@ -208,9 +208,9 @@ class WholeMatrix:
 
 @runtime_checkable
 class CodesByPieces(Protocol):
-    """A codec whose rows are coded piece by piece; it makes no use of statistics."""
+    """A codec that codes a matrix piece by piece."""
 
-    def encode_pieces(self, source: RowSource) -> Encoded:
+    def encode_pieces(self, source: RowSource, statistics: Statistics = NO_STATISTICS) -> Encoded:
         """As `Codec.encode` of the whole matrix, to the same bytes, with memory for the result and some pieces."""
         ...
 

@@ -25,11 +25,11 @@ from edgepack.quant.codecs.codec import (
     WholeMatrix,
     check_weight,
     number,
-    row_chunks,
 )
+from edgepack.quant.codecs.pieces import runs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -111,17 +111,17 @@ class NF4:
 
     def encode(self, weight: NDArray[np.float32], statistics: Statistics = NO_STATISTICS) -> Encoded:
         """As `Codec.encode`; statistics are not used."""
-        del statistics
-        return self.encode_pieces(WholeMatrix(check_weight(weight)))
+        return self.encode_pieces(WholeMatrix(check_weight(weight)), statistics)
 
-    def encode_pieces(self, source: RowSource) -> Encoded:
+    def encode_pieces(self, source: RowSource, statistics: Statistics = NO_STATISTICS) -> Encoded:
         """As `CodesByPieces.encode_pieces`: blocks' scales first, whose mean is taken off, then the weights."""
+        del statistics
         rows, columns = source.matrix_shape
-        absmax = np.concatenate([_largest(flat) for flat in _whole_blocks(source)])
+        absmax = np.concatenate([_largest(flat) for flat in runs(source, BLOCK)])
         offset = np.float32(absmax.mean())
         codes, nested = _quantize_absmax(absmax - offset)
         weights, block = np.empty(-(-rows * columns // 2), dtype=np.uint8), 0
-        for flat in _whole_blocks(source):
+        for flat in runs(source, BLOCK):
             packed = _pack_levels(flat, absmax[block : block - (-flat.size // BLOCK)])
             start = block * (BLOCK // 2)
             weights[start : start + packed.size] = packed
@@ -148,17 +148,6 @@ class NF4:
     def decoder(self, encoded: Encoded) -> Decoder:
         """As `Codec.decoder`."""
         return _NF4Decoder(encoded, number(encoded.parameters, "offset"))
-
-
-def _whole_blocks(source: RowSource) -> Iterator[NDArray[np.float32]]:
-    """The weights in file order, in pieces of whole blocks but for the last: float32 [n]."""
-    left = np.empty(0, dtype=np.float32)
-    for start, stop in row_chunks(*source.matrix_shape):
-        flat = np.concatenate([left, check_weight(source.read_rows(start, stop)).reshape(-1)])
-        whole = len(flat) // BLOCK * BLOCK if stop < source.matrix_shape[0] else len(flat)
-        left = flat[whole:]
-        if whole:
-            yield flat[:whole]
 
 
 def _largest(flat: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -19,10 +19,13 @@ from edgepack.quant.codecs.codec import (
     Decoder,
     Encoded,
     Parameter,
+    RowSource,
     Statistics,
+    WholeMatrix,
     check_weight,
     choice,
 )
+from edgepack.quant.codecs.pieces import row_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +36,7 @@ TRITS_PER_BYTE = 5
 BLOCK = 256  # columns under one scale when scales are per block; llama.cpp's TQ1_0 and TQ2_0 have the same
 SCALES = ("tensor", "row", "block")
 _POWERS = np.array([1, 3, 9, 27, 81], dtype=np.uint8)
+_FITTING_STEPS = 8
 
 
 def pack_trits(trits: NDArray[np.int8]) -> NDArray[np.uint8]:
@@ -82,18 +86,56 @@ class Ternary:
 
     def encode(self, weight: NDArray[np.float32], statistics: Statistics = NO_STATISTICS) -> Encoded:
         """As `Codec.encode`; column importances weigh the least-squares fit."""
-        array = check_weight(weight)
-        groups = _groups(array, self.scale)
-        scales = _absmean(groups)
-        if self.fit == "least-squares":
-            weights = statistics.column_weights(array.shape[1])
-            importance = np.ones(array.shape[1]) if weights is None else weights
-            repeated = np.broadcast_to(importance.astype(np.float32), array.shape)
-            scales = _least_squares(groups, scales, _groups(np.ascontiguousarray(repeated), self.scale))
-        trits = _ungroup(_round(groups, scales), array.shape[1], self.scale)
-        components: dict[str, NDArray[Any]] = {"trits": pack_trits(trits), "scales": scales}
-        shape = (array.shape[0], array.shape[1])
-        return Encoded(self.name, self.version, shape, {"scale": self.scale}, components)
+        return self.encode_pieces(WholeMatrix(check_weight(weight)), statistics)
+
+    def encode_pieces(self, source: RowSource, statistics: Statistics = NO_STATISTICS) -> Encoded:
+        """As `CodesByPieces.encode_pieces`; one scale for the matrix is found by reading it several times."""
+        columns = source.matrix_shape[1]
+        known = statistics.column_weights(columns) if self.fit == "least-squares" else None
+        importance = (np.ones(columns) if known is None else known).astype(np.float32)
+        common = self._common_scale(source, importance) if self.scale == "tensor" else None
+        found, packed, left = [], [], np.empty(0, dtype=np.int8)
+        for rows in row_pieces(source):
+            trits, scales = self._piece(rows, importance, common)
+            flat = np.concatenate([left, trits])
+            whole = flat.size // TRITS_PER_BYTE * TRITS_PER_BYTE
+            left = flat[whole:]
+            packed.append(pack_trits(flat[:whole]))
+            found.append(scales)
+        packed.append(pack_trits(left))
+        scales = np.concatenate(found) if common is None else common
+        components: dict[str, NDArray[Any]] = {"trits": np.concatenate(packed), "scales": scales}
+        return Encoded(self.name, self.version, source.matrix_shape, {"scale": self.scale}, components)
+
+    def _piece(
+        self, rows: NDArray[np.float32], importance: NDArray[np.float32], common: NDArray[np.float16] | None
+    ) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+        """Trits of some rows, flat, and their scales; under the `common` one where there is one."""
+        groups = _groups(rows, self.scale)
+        scales = _absmean(groups) if common is None else common
+        if common is None and self.fit == "least-squares":
+            repeated = np.ascontiguousarray(np.broadcast_to(importance, rows.shape))
+            scales = _least_squares(groups, scales, _groups(repeated, self.scale))
+        return _ungroup(_round(groups, scales), rows.shape[1], self.scale), scales
+
+    def _common_scale(self, source: RowSource, importance: NDArray[np.float32]) -> NDArray[np.float16]:
+        """The scale of the whole matrix, float16 [1]."""
+        largest, smallest, total = 0.0, np.inf, 0.0
+        for rows in row_pieces(source):
+            magnitudes = np.abs(rows)
+            largest = max(largest, float(magnitudes.max()))
+            smallest = min(smallest, float(np.where(magnitudes > 0, magnitudes, np.inf).min()))
+            total += float(magnitudes.sum(dtype=np.float64))
+        mean = total / (source.matrix_shape[0] * source.matrix_shape[1])
+        scale = _half(np.array([largest if smallest >= largest else mean]))
+        for _ in range(_FITTING_STEPS if self.fit == "least-squares" else 0):
+            fitted = energy = 0.0
+            for rows in row_pieces(source):
+                trits = _round(rows.reshape(1, -1), scale).reshape(rows.shape)
+                energy += float((importance * np.abs(trits)).sum(dtype=np.float64))
+                fitted += float((importance * rows * trits).sum(dtype=np.float64))
+            scale = _half(np.array([fitted / energy])) if energy > 0 else scale
+        return scale
 
     def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
         """As `Codec.draft`."""
@@ -154,11 +196,14 @@ def _round(groups: NDArray[np.float32], scales: NDArray[np.float16]) -> NDArray[
 
 
 def _least_squares(
-    groups: NDArray[np.float32], scales: NDArray[np.float16], importance: NDArray[np.float32], steps: int = 8
+    groups: NDArray[np.float32],
+    scales: NDArray[np.float16],
+    importance: NDArray[np.float32],
+    steps: int = _FITTING_STEPS,
 ) -> NDArray[np.float16]:
     """Alternate rounding and s = Σ h·w·q / Σ h·q²; each step lowers the weighted error of every group."""
     weights, known = np.nan_to_num(groups), np.nan_to_num(importance)
-    for _ in range(steps):
+    for _ in range(_FITTING_STEPS):
         trits = _round(groups, scales)
         energy = (known * np.abs(trits)).sum(axis=1)
         fitted = (known * weights * trits).sum(axis=1) / np.where(energy > 0, energy, 1)

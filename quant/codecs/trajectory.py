@@ -22,11 +22,14 @@ from edgepack.quant.codecs.codec import (
     Decoder,
     Encoded,
     Parameter,
+    RowSource,
     Statistics,
+    WholeMatrix,
     check_weight,
     integer,
     number,
 )
+from edgepack.quant.codecs.pieces import runs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +47,7 @@ _SAMPLE_PAIRS = 1 << 15
 _GRID = 256
 _CANDIDATES = 8
 _TILE = 1 << 16
+_RUN = 16  # weights whose indices end on a byte: eight pairs
 
 
 @lru_cache(maxsize=4)
@@ -57,6 +61,48 @@ def trajectory(points: int) -> NDArray[np.float64]:
     winding = next(w for d in range(points) for w in (wanted - d, wanted + d) if w > 0 and np.gcd(w, points) == 1)
     steps = np.arange(points) + 0.5
     return np.stack([steps / points, steps * winding / points % 1.0], axis=1)
+
+
+def _pairs(run: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Weights [n] two by two, the last filled up with 0: float64 [ceil(n / 2), 2]."""
+    pairs = np.zeros((-(-run.size // 2), 2), dtype=np.float64)
+    pairs.reshape(-1)[: run.size] = run
+    return pairs
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """What the fit must know of all pairs.
+
+    Attributes:
+        centre: their mean, [2].
+        spread: root of the mean square of their coordinates around it.
+        reach: twice the largest distance of a coordinate from it.
+        sample: some thousands of them, evenly taken.
+    """
+
+    centre: NDArray[np.float64]
+    spread: float
+    reach: float
+    sample: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, source: RowSource) -> _Pairs:
+        """Read a matrix once."""
+        count = -(-source.matrix_shape[0] * source.matrix_shape[1] // 2)
+        step, first = max(1, count // _SAMPLE_PAIRS), 0
+        total, squares, low, high = np.zeros(2), np.zeros(2), np.full(2, np.inf), np.full(2, -np.inf)
+        samples = []
+        for run in runs(source, _RUN):
+            pairs = _pairs(run)
+            total, squares = total + pairs.sum(axis=0), squares + np.square(pairs).sum(axis=0)
+            low, high = np.minimum(low, pairs.min(axis=0)), np.maximum(high, pairs.max(axis=0))
+            samples.append(pairs[-first % step :: step])
+            first += len(pairs)
+        centre = (total / count).astype(np.float32).astype(np.float64)  # the same however sums were cut
+        spread = float(np.float32(np.sqrt(np.maximum(squares / count - centre**2, 0).mean())))
+        reach = 2 * float(np.maximum(high - centre, centre - low).max())
+        return cls(centre, spread, reach, np.concatenate(samples))
 
 
 _FITTED = ("centre_x", "centre_y", "side", "ratio")
@@ -84,14 +130,19 @@ class Trajectory:
 
     def encode(self, weight: NDArray[np.float32], statistics: Statistics = NO_STATISTICS) -> Encoded:
         """As `Codec.encode`; statistics are not used."""
+        return self.encode_pieces(WholeMatrix(check_weight(weight)), statistics)
+
+    def encode_pieces(self, source: RowSource, statistics: Statistics = NO_STATISTICS) -> Encoded:
+        """As `CodesByPieces.encode_pieces`: centre and spread first, then point by point."""
         del statistics
-        array = check_weight(weight)
-        pairs = np.zeros((-(-array.size // 2), 2), dtype=np.float64)
-        pairs.reshape(-1)[: array.size] = array.reshape(-1)
-        parameters = self._fit(pairs)
-        index = _nearest_index(pairs, parameters, self.points, self.classes)
-        components = {"indices": bits.pack(index, _index_bits(self.points, self.classes))}
-        shape = (array.shape[0], array.shape[1])
+        parameters = self._fit(_Pairs.of(source))
+        width = _index_bits(self.points, self.classes)
+        packed = [
+            bits.pack(_nearest_index(_pairs(run), parameters, self.points, self.classes), width)
+            for run in runs(source, _RUN)
+        ]
+        shape = source.matrix_shape
+        components = {"indices": np.concatenate(packed)}
         return Encoded(self.name, self.version, shape, {**self.draft(shape), **parameters}, components)
 
     def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
@@ -100,12 +151,9 @@ class Trajectory:
         fitted: dict[str, Parameter] = dict.fromkeys(_FITTED, LONGEST_NUMBER)
         return {"points": self.points, "classes": self.classes, **fitted}
 
-    def _fit(self, pairs: NDArray[np.float64]) -> dict[str, float]:
+    def _fit(self, pairs: _Pairs) -> dict[str, float]:
         """Centre, side and ratio with the least error on a sample."""
-        centre = pairs.mean(axis=0)
-        spread = float(np.sqrt(((pairs - centre) ** 2).mean()))
-        reach = 2 * float(np.abs(pairs - centre).max())
-        sample = pairs[:: max(1, len(pairs) // _SAMPLE_PAIRS)]
+        centre, spread, reach, sample = pairs.centre, pairs.spread, pairs.reach, pairs.sample
         sides = [min(side * spread, reach) for side in _SIDES] if self.classes > 1 else [reach]
         trials = []
         for side in sides:

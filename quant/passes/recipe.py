@@ -87,6 +87,15 @@ class Recipe:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
 
+    @property
+    def shown(self) -> str:
+        """`text` for a file that is given away: the calibration text by its name, not by its place on a machine."""
+        path = tomllib.loads(self.text).get("calibration", {}).get("text")
+        if not isinstance(path, str):
+            return self.text
+        name = _toml(re.split(r"[/\\]", path)[-1])
+        return re.sub(r"(?m)^(\s*text\s*=\s*).*$", lambda found: f"{found[1]}{name}", self.text)
+
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a TOML file.

@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from edgepack import errors, progress
     from edgepack.api.analysis import analyze
     from edgepack.api.archives import estimate_pack, extract, pack, unpack, unpack_native
+    from edgepack.api.bundling import bundle
     from edgepack.api.checking import generate_key, inspect, sign, verify
     from edgepack.api.export import export
+    from edgepack.api.fetching import fetch, update
     from edgepack.api.fidelity import certify, compare, evaluate, replay, validate
     from edgepack.api.importance import imatrix
     from edgepack.api.loading import load
     from edgepack.api.model import Model
+    from edgepack.api.provenance import check_provenance, provenance
+    from edgepack.api.publishing import release
     from edgepack.api.speed import bench, fit
     from edgepack.api.updates import diff, patch
     from edgepack.edge.fidelity.scoring import ScoringOptions
@@ -42,7 +46,10 @@ _NAMES = {
     "ScoringOptions": "edge.fidelity.scoring",
     "analyze": "api.analysis",
     "bench": "api.speed",
+    "bundle": "api.bundling",
     "certify": "api.fidelity",
+    "check_provenance": "api.provenance",
+    "checkpoint": "api.checkpoint",
     "compare": "api.fidelity",
     "diff": "api.updates",
     "errors": "",
@@ -50,6 +57,7 @@ _NAMES = {
     "evaluate": "api.fidelity",
     "export": "api.export",
     "extract": "api.archives",
+    "fetch": "api.fetching",
     "fit": "api.speed",
     "generate_key": "api.checking",
     "imatrix": "api.importance",
@@ -58,10 +66,13 @@ _NAMES = {
     "pack": "api.archives",
     "patch": "api.updates",
     "progress": "",
+    "provenance": "api.provenance",
+    "release": "api.publishing",
     "replay": "api.fidelity",
     "sign": "api.checking",
     "unpack": "api.archives",
     "unpack_native": "api.archives",
+    "update": "api.fetching",
     "validate": "api.fidelity",
     "verify": "api.checking",
 }
@@ -73,7 +84,10 @@ __all__ = [
     "__version__",
     "analyze",
     "bench",
+    "bundle",
     "certify",
+    "check_provenance",
+    "checkpoint",
     "compare",
     "diff",
     "errors",
@@ -81,6 +95,7 @@ __all__ = [
     "evaluate",
     "export",
     "extract",
+    "fetch",
     "fit",
     "generate_key",
     "imatrix",
@@ -89,10 +104,13 @@ __all__ = [
     "pack",
     "patch",
     "progress",
+    "provenance",
+    "release",
     "replay",
     "sign",
     "unpack",
     "unpack_native",
+    "update",
     "validate",
     "verify",
 ]

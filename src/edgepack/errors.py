@@ -19,7 +19,8 @@ It knows nothing of what raises them. The tree:
     │   └── TemplateError          10  a chat template that is missing or broken
     ├── DependencyError            11  a package that this command needs is not installed
     ├── CalibrationError           12  calibration text or statistics that cannot be used
-    └── CodecError                 13  a codec, version or component that cannot be decoded
+    ├── CodecError                 13  a codec, version or component that cannot be decoded
+    └── NetworkError               14  a server that cannot be reached, or that answers something else
 
 130 is Ctrl-C, as shells have it.
 """
@@ -127,3 +128,9 @@ class CodecError(EdgepackError):
     """A codec, its version or a component cannot be decoded."""
 
     exit_code = 13
+
+
+class NetworkError(EdgepackError):
+    """A server cannot be reached, refuses, or gives other bytes than it should."""
+
+    exit_code = 14

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from edgepack.gguf.types import Value
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -77,6 +79,8 @@ class Checkpoint:
         notes: where its files say different things: which one was taken, a line each.
         tokenizer: the folder of its tokenizer, where that is another.
         template: the folder of its chat template, where that is another.
+        origin: the GGUF that it was read back from; None of a folder.
+        metadata: that GGUF's keys, which a file made of the checkpoint takes over.
     """
 
     path: Path
@@ -85,6 +89,8 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     tokenizer: Path | None = None
     template: Path | None = None
+    origin: Path | None = None
+    metadata: Mapping[str, Value] | None = None
 
 
 @runtime_checkable

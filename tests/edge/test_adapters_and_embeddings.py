@@ -112,3 +112,17 @@ def test_embed_prints_one_array_a_text(tiny: Path, capfd: pytest.CaptureFixture[
     for raw, scaled in zip(lines, result["embeddings"], strict=True):
         np.testing.assert_allclose(np.linalg.norm(scaled), 1, rtol=1e-5)
         np.testing.assert_allclose(np.array(raw) / np.linalg.norm(raw), scaled, rtol=1e-4, atol=1e-6)
+
+
+def test_unpacking_brings_the_adapter_along_under_the_outputs_name(
+    tiny: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = tmp_path / f"{tiny.stem}-lora.gguf"
+    named.write_bytes(adapter.read_bytes())
+    pack_archive(tiny, tmp_path / "a.edgepack", include=[named])
+    assert run(["unpack", str(tmp_path / "a.edgepack"), "-o", str(tmp_path / "x.gguf"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["beside"] == [str(tmp_path / "x-lora.gguf")]
+    np.testing.assert_array_equal(
+        logits(tmp_path / "x.gguf", Adapter(tmp_path / "x-lora.gguf")), logits(tiny, Adapter(adapter))
+    )

@@ -74,7 +74,7 @@ def test_the_doctor_fits_on_a_screen(capfd: pytest.CaptureFixture[str]) -> None:
     assert len(lines) <= 30
     assert run(["doctor", "--device", "gtx-1660", "--json"]) == 0
     report = json.loads(capfd.readouterr().out)
-    assert {"edgepack", "llama.cpp", "backends", "CPU", "GPU", "memory", "cache"} <= (
+    assert {"edgepack", "engine", "CPU", "GPU", "memory", "cache"} <= (
         {finding["what"] for finding in report["findings"]}
     )
     assert any(prospect["fits"] for prospect in report["prospects"])

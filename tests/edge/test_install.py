@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from tiny_models import Shape, write_random
 
-from edgepack.atomic_file import partial_path
 from edgepack.cli import execute as run
 from edgepack.edge.install.cache import ModelCache, prune
 from edgepack.errors import ArchiveError, CheckFailedError, IntegrityError, ResourceError
+from edgepack.files.names import partial_path
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.pack import pack_archive
 from edgepack.packaging.restore import unpack as unpack_module
@@ -186,9 +186,9 @@ def test_a_full_disk_is_an_error_with_both_sizes_and_leaves_nothing(
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a size limit on files")
 def test_a_disk_that_becomes_full_while_installing_leaves_no_model(archive: Path, tmp_path: Path) -> None:
     script = (
-        "import errno, sys; from edgepack.packaging.restore import resumable_file; import os\n"
+        "import errno, sys; from edgepack.files import opened; import os\n"
         "def full(_descriptor): raise OSError(errno.ENOSPC, 'No space left on device')\n"
-        "resumable_file.os.fsync = full\n" + INSTALL
+        "opened.os.fsync = full\n" + INSTALL
     )
     environment = {**os.environ, "EDGEPACK_CACHE": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", script, archive], env=environment, capture_output=True, text=True)

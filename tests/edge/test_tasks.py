@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import story_endings
 from hypothesis import given
 from hypothesis import strategies as st
 from references.scorers_of_arrays import LetterTokenizer
 
 from edgepack.cli import execute as run
 from edgepack.edge.fidelity.tasks.runner import run_task
-from edgepack.edge.fidelity.tasks.tasks import ChoiceItem, MatchItem, choose, compare_answers, mcnemar, read_items
+from edgepack.edge.fidelity.tasks.tasks import (
+    ChoiceItem,
+    MatchItem,
+    choose,
+    compare_answers,
+    mcnemar,
+    own_tasks,
+    read_items,
+)
 from edgepack.errors import NumericError, UsageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from edgepack.edge.fidelity.scorers.scorer import Chunk
 
 LETTERS = 64
@@ -142,5 +150,24 @@ def test_a_task_by_name_needs_the_harness(books: Path, capfd: pytest.CaptureFixt
 
     if find_spec("lm_eval") is not None:
         pytest.skip("lm-evaluation-harness is installed")
-    assert run(["evaluate", "x.gguf", "--reference", str(books), "--task", "hellaswag"]) == 11
+    assert run(["evaluate", "x.gguf", "--reference", str(books), "--task", "piqa"]) == 11
     assert "pip install 'edgepack[eval]'" in capfd.readouterr().err
+
+
+def test_the_shipped_set_is_what_its_maker_makes_and_every_item_has_a_right_ending() -> None:
+    shipped = own_tasks()["hellaswag"]
+    passages = Path(story_endings.__file__).parent / "text" / "passages.txt"
+    made = story_endings.items(story_endings.passages(passages.read_text(encoding="utf-8")))
+    assert [json.loads(line) for line in shipped.read_text(encoding="utf-8").splitlines()] == made
+    items = read_items(shipped)
+    assert len(items) >= 80
+    for item in items:
+        assert isinstance(item, ChoiceItem)
+        assert len(set(item.endings)) == 4
+
+
+def test_items_tell_the_perplexity_of_the_right_ending() -> None:
+    (item,) = run_task([ChoiceItem("BCDEF", ("\nGHI", "\nQQQ"), 1)], Alphabet(), Alphabet(skill=0.0)).items_in_order
+    assert item.candidate_perplexity == pytest.approx(LETTERS)
+    assert item.reference_perplexity is not None
+    assert item.reference_perplexity > LETTERS

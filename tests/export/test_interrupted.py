@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from edgepack.atomic_file import partial_path
 from edgepack.cli import execute as run
 from edgepack.edge.llama.options import RuntimeOptions
 from edgepack.edge.llama.runtime import LoadedModel
 from edgepack.export import interrupted
 from edgepack.export.gguf_file import write_gguf
-from edgepack.export.interrupted import journal_path, plan_digest, tensors_on_disk
+from edgepack.export.interrupted import journal_path, noted, plan_digest
 from edgepack.export.mapped_model import open_model
 from edgepack.export.plan import ExportPlan, plan_export, split_plan
+from edgepack.files.names import partial_path
 from edgepack.gguf.reader import read_header
 from edgepack.quant.types.targets import find_target
 
@@ -59,8 +59,7 @@ def test_a_killed_export_goes_on_and_gives_the_same_bytes(
         assert result.returncode in (0, 9)
         assert path.exists() == (result.returncode == 0)
     if not path.exists():
-        kept = tensors_on_disk(path, plan_digest(plan))
-        assert kept > 0
+        assert noted(path, plan_digest(plan)) is not None
         write_gguf(plan, path, resume=True)
     assert path.read_bytes() == whole.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["whole.gguf", "x.gguf"]
@@ -99,11 +98,42 @@ def test_remains_of_another_plan_or_damaged_journals_are_not_resumed(
     path = tmp_path / "x.gguf"
     interrupt(plan, path, monkeypatch, after=10)
     other = plan_export(open_model(books), find_target("q4km"))
-    assert tensors_on_disk(path, plan_digest(plan)) > 0
-    assert tensors_on_disk(path, plan_digest(other)) == 0
-    for text in ("", "{}", '{"plan": 1, "tensors": "x", "bytes": null}'):
+    assert noted(path, plan_digest(plan)) is not None
+    assert noted(path, plan_digest(other)) is None
+    whole = journal_path(path).read_text()
+    for text in (
+        "",
+        "{}",
+        '{"plan": 1, "ends": "x", "digests": null}',
+        "[" * 100_000,
+        whole.replace('"ends": [', '"ends": [-1, '),
+    ):
         journal_path(path).write_text(text)
-        assert tensors_on_disk(path, plan_digest(plan)) == 0
+        assert noted(path, plan_digest(plan)) is None
+
+
+@pytest.mark.parametrize("damage", ["header", "middle", "end", "shorter"])
+def test_a_damaged_partial_file_is_redone_from_the_damage_on_and_gives_the_same_bytes(
+    damage: str, plan: ExportPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, path = tmp_path / "whole.gguf", tmp_path / "x.gguf"
+    write_gguf(plan, whole)
+    interrupt(plan, path, monkeypatch, after=10)
+    found = noted(path, plan_digest(plan))
+    assert found is not None
+    with partial_path(path).open("r+b") as stream:
+        if damage == "shorter":
+            stream.truncate(found.bytes - 1)
+        else:
+            stream.seek({"header": 3, "middle": found.bytes // 2, "end": found.bytes - 100}[damage])
+            byte = stream.read(1)
+            stream.seek(-1, 1)
+            stream.write(bytes((byte[0] ^ 16,)))
+    rest = noted(path, plan_digest(plan))
+    assert (rest.tensors if rest else 0) < found.tensors
+    assert (rest is None) == (damage == "header")
+    write_gguf(plan, path, resume=True)
+    assert path.read_bytes() == whole.read_bytes()
 
 
 def test_shards_load_in_llama_cpp_as_the_same_model(plan: ExportPlan, books: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from edgepack.gguf.types import GGMLType
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.pack import pack_archive
 from edgepack.packaging.restore.unpack import unpack_archive
-from edgepack.packaging.signing import SignatureState, generate_key, judge_signatures, sign_archive
+from edgepack.packaging.signing import generate_key, sign_archive
+from edgepack.packaging.trust.signatures import SignatureState, judge_record
 from edgepack.packaging.verify import verify_archive
 
 if TYPE_CHECKING:
@@ -110,4 +111,4 @@ def test_appended_bytes_are_refused(archive: Path) -> None:
 
 def test_signatures_survive_nothing_but_the_very_archive(archive: Path) -> None:
     with open_archive(archive) as opened:
-        assert judge_signatures(opened).state is SignatureState.SIGNED
+        assert judge_record(opened.index_record, opened.signatures).state is SignatureState.SIGNED

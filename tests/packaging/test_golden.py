@@ -16,7 +16,7 @@ from edgepack.packaging.coding.layouts import layout_of
 from edgepack.packaging.delta.patch import apply_patch
 from edgepack.packaging.restore.stream import unpack_stream
 from edgepack.packaging.restore.unpack import unpack_archive
-from edgepack.packaging.signing import SignatureState, judge_signatures, load_public_key
+from edgepack.packaging.trust.signatures import SignatureState, judge_record, load_public_key
 from edgepack.packaging.verify import verify_archive
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -42,7 +42,7 @@ def test_the_golden_files_were_not_touched_and_are_sound(version: str) -> None:
     with open_archive(archive) as opened:
         assert f"{opened.version[0]}.{opened.version[1]}" == version
         key = load_public_key(archive.with_suffix(".pub"))
-        assert judge_signatures(opened, [key]).state is SignatureState.TRUSTED
+        assert judge_record(opened.index_record, opened.signatures, [key]).state is SignatureState.TRUSTED
 
 
 @pytest.mark.parametrize("version", VERSIONS)

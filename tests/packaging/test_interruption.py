@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from edgepack.errors import ResourceError, UsageError
+from edgepack.files.resumable import resumable_output
 from edgepack.gguf.types import GGMLType
 from edgepack.packaging.delta.diff import diff_files
 from edgepack.packaging.delta.patch import apply_patch
 from edgepack.packaging.pack import pack_archive
-from edgepack.packaging.restore.resumable_file import resumable_output
 from edgepack.packaging.restore.unpack import unpack_archive
 
 if TYPE_CHECKING:

@@ -11,18 +11,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from edgepack.errors import UsageError
 from edgepack.packaging import records
-from edgepack.packaging.archive import open_archive
+from edgepack.packaging.archive import open_archive, open_unjudged
 from edgepack.packaging.format import SIGNING_CONTEXT, Footer, sha256
 from edgepack.packaging.pack import pack_archive
 from edgepack.packaging.restore.unpack import unpack_archive
-from edgepack.packaging.signing import (
-    SignatureState,
-    generate_key,
-    judge_signatures,
-    load_private_key,
-    load_public_key,
-    sign_archive,
-)
+from edgepack.packaging.signing import generate_key, load_private_key, sign_archive
+from edgepack.packaging.trust.signatures import SignatureState, judge_record, load_public_key
 from edgepack.packaging.verify import verify_archive
 
 if TYPE_CHECKING:
@@ -38,8 +32,8 @@ def archive(gguf: Path) -> Path:
 
 
 def state(path: Path, trusted: Sequence[Path] = ()) -> SignatureState:
-    with open_archive(path) as archive:
-        return judge_signatures(archive, [load_public_key(key) for key in trusted]).state
+    with open_unjudged(path) as archive:
+        return judge_record(archive.index_record, archive.signatures, [load_public_key(key) for key in trusted]).state
 
 
 def test_the_states_are_told_apart(archive: Path, tmp_path: Path) -> None:
@@ -77,7 +71,7 @@ def test_several_keys_sign_and_the_same_key_signs_once(archive: Path, tmp_path: 
 
 def resign(path: Path, pairs: list[tuple[bytes, bytes]]) -> None:
     """Put these signatures, right or wrong, behind the index."""
-    with open_archive(path) as archive:
+    with open_unjudged(path) as archive:
         footer = archive.footer
     content = path.read_bytes()[: footer.index_offset + footer.index_bytes]
     record = records.encode_signatures(pairs)

@@ -11,7 +11,8 @@ from edgepack.errors import ArchiveError, CheckFailedError, EdgepackError, Integ
 from edgepack.packaging.format import FOOTER_BYTES
 from edgepack.packaging.pack import pack_archive
 from edgepack.packaging.restore.stream import unpack_stream
-from edgepack.packaging.signing import generate_key, load_public_key, sign_archive
+from edgepack.packaging.signing import generate_key, sign_archive
+from edgepack.packaging.trust.policy import policy_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,11 +95,11 @@ def test_a_whole_chunk_taken_out_is_found(archive: Path, tmp_path: Path) -> None
 
 def test_a_pipe_can_be_made_to_prove_its_signature(archive: Path, gguf: Path, tmp_path: Path) -> None:
     generate_key(tmp_path / "stranger")
-    author, stranger = (load_public_key(tmp_path / name) for name in ("key.pub", "stranger.pub"))
+    author, stranger = (tmp_path / name for name in ("key.pub", "stranger.pub"))
     with pytest.raises(CheckFailedError, match="signed by a stranger"):
-        unpack_stream(Pipe(archive.read_bytes()), tmp_path / "out.gguf", trusted=[stranger])
+        unpack_stream(Pipe(archive.read_bytes()), tmp_path / "out.gguf", trust=policy_of([stranger]))
     assert not outputs(tmp_path)
-    unpack_stream(Pipe(archive.read_bytes()), tmp_path / "out.gguf", trusted=[stranger, author])
+    unpack_stream(Pipe(archive.read_bytes()), tmp_path / "out.gguf", trust=policy_of([stranger, author]))
     assert (tmp_path / "out.gguf").read_bytes() == gguf.read_bytes()
 
 

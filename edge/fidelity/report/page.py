@@ -52,7 +52,7 @@ def render(run: FidelityRun, gates: Gates) -> str:
 
 def _candidate(candidate: Candidate, gates: Gates, *, on_front: bool) -> dict[str, Any]:
     validation = candidate.validation
-    results = validation.gate_results(gates)
+    results = candidate.gate_results(gates)
     return {
         "name": candidate.path.name,
         "size": format_size(candidate.bytes),

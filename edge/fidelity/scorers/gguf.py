@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.edge.llama.check import check_generates
+from edgepack.edge.llama.engines import require_logits
 from edgepack.edge.llama.options import Adapter, RuntimeOptions, SamplingOptions
 from edgepack.edge.llama.runtime import LoadedModel
-from edgepack.errors import UnsupportedModelError
-from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 
 if TYPE_CHECKING:
@@ -41,14 +41,6 @@ class GGUFTokenizer:
         return vocabulary.bos if vocabulary.adds_bos and vocabulary.bos >= 0 else None
 
 
-def _refuse_without_next_token(path: Path) -> None:
-    """Encoders, and models whose file says how their tokens are pooled or scored."""
-    header = read_header(path)
-    name = header.get(keys.ARCHITECTURE)
-    if header.get(f"{name}.pooling_type") is not None or header.get(f"{name}.attention.causal") is False:
-        raise UnsupportedModelError(f"{path}: {name} gives embeddings or scores: it does not say what comes next")
-
-
 class GGUFScorer:
     """A GGUF run by llama.cpp.
 
@@ -60,6 +52,7 @@ class GGUFScorer:
         kv_type: `f32` keeps attention in float32 too, so that what is measured is the file's; llama.cpp's own default
             `f16` adds its rounding of keys, values and (in flash attention) queries, as a device runs it.
         adapters: GGUF LoRA adapters that belong to the file.
+        name: what messages and reports call it, such as the archive that it is from; by default the file's name.
 
     Raises:
         UnsupportedModelError: its model does not say what comes next.
@@ -75,21 +68,23 @@ class GGUFScorer:
         n_gpu_layers: int = 0,
         kv_type: str = "f32",
         adapters: tuple[Path, ...] = (),
+        name: str | None = None,
     ) -> None:
         options = RuntimeOptions(
             n_ctx=ctx, n_batch=ctx, threads=threads, n_gpu_layers=n_gpu_layers,
             kv_type_k=kv_type, kv_type_v=kv_type, flash_attention="off" if kv_type == "f32" else "auto",
             adapters=tuple(Adapter(adapter) for adapter in adapters),
         )  # fmt: skip
-        _refuse_without_next_token(path)
+        check_generates(read_header(path))
+        require_logits("scoring a GGUF")
         self._model = LoadedModel(path, options)
-        self.path = path
+        self.path, self._name = path, name or path.name
         self.tokenizer = GGUFTokenizer(self._model)
 
     @property
     def label(self) -> str:
-        """The file's name."""
-        return f"{self.path.name} (llama.cpp)"
+        """The name of the file that was asked for."""
+        return f"{self._name} (llama.cpp)"
 
     @property
     def vocabulary(self) -> int:

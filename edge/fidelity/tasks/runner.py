@@ -5,6 +5,8 @@ What items are and how answers compare is `tasks`' business.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,25 +19,65 @@ from edgepack.errors import UsageError
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from edgepack.edge.fidelity.scorers.scorer import Scorer
     from edgepack.progress import Progress
 
+_LARGEST_LOSS = 700.0  # nats a token: exp() of more is no float
 _SPARE_TOKENS = 4  # an answer may be spelled with a few more tokens than its text alone takes
 
 
 @dataclass(frozen=True)
-class TaskResult:
-    """A task's measures: name → both models compared.
+class ItemResult:
+    """One item.
+
+    Attributes:
+        item: its number, from 0.
+        reference, candidate: measure → whether that model answers rightly.
+        reference_perplexity, candidate_perplexity: of the right ending's tokens; None of a generated answer.
+    """
+
+    item: int
+    reference: Mapping[str, bool]
+    candidate: Mapping[str, bool]
+    reference_perplexity: float | None = None
+    candidate_perplexity: float | None = None
+
+
+@dataclass(frozen=True)
+class TaskResult(Mapping[str, Comparison]):
+    """A task's measures, name → both models compared, and its items one by one.
 
     Attributes:
         measures: `acc` and `acc_norm` for multiple choice, `exact_match` for generation.
+        items_in_order: every item's own answers.
     """
 
-    measures: dict[str, Comparison]
+    measures: Mapping[str, Comparison]
+    items_in_order: tuple[ItemResult, ...] = ()
+
+    def __getitem__(self, measure: str) -> Comparison:
+        """Both models by one measure."""
+        return self.measures[measure]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of measures."""
+        return iter(self.measures)
+
+    def __len__(self) -> int:
+        """How many measures."""
+        return len(self.measures)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model says to an item: measure → whether that is right; its perplexity on the right ending."""
+
+    right: Mapping[str, bool]
+    perplexity: float | None = None
 
 
 def run_task(
@@ -47,36 +89,45 @@ def run_task(
         UsageError: an item is longer than a model's context.
         NumericError: NaN or +inf among the logits.
     """
-    answers: dict[str, list[list[bool]]] = {}
+    found = []
     with progress("answering", len(items), " items") as advance:
         for number, item in enumerate(items):
-            for side, scorer in enumerate((reference, candidate)):
-                for measure, right in answer(item, scorer, number).items():
-                    answers.setdefault(measure, [[], []])[side].append(right)
+            ours, theirs = (answer(item, scorer, number) for scorer in (reference, candidate))
+            found.append(ItemResult(number, ours.right, theirs.right, ours.perplexity, theirs.perplexity))
             advance(1)
-    return TaskResult({measure: compare_answers(*sides) for measure, sides in answers.items()})
+    measures = dict.fromkeys(measure for each in found for measure in each.reference)
+    return TaskResult({measure: _compared(found, measure) for measure in measures}, tuple(found))
 
 
-def answer(item: ChoiceItem | MatchItem, scorer: Scorer, number: int) -> dict[str, bool]:
+def _compared(found: Sequence[ItemResult], measure: str) -> Comparison:
+    pairs = [(each.reference[measure], each.candidate[measure]) for each in found if measure in each.reference]
+    return compare_answers([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
+
+
+def answer(item: ChoiceItem | MatchItem, scorer: Scorer, number: int) -> Answer:
     """Whether `scorer` answers `item` rightly, by each measure that fits it."""
     if isinstance(item, MatchItem):
-        return {"exact_match": _continues_with(item, scorer, number)}
+        return Answer({"exact_match": _continues_with(item, scorer, number)})
     endings = [ending if ending[:1].isspace() else f" {ending}" for ending in item.endings]
-    values = [_log_likelihood(item.context, ending, scorer, number) for ending in endings]
-    return {
+    scored = [_log_likelihood(item.context, ending, scorer, number) for ending in endings]
+    values = [value for value, _count in scored]
+    right = {
         "acc": choose(values, item.endings, by_length=False) == item.label,
         "acc_norm": choose(values, item.endings, by_length=True) == item.label,
     }
+    value, count = scored[item.label]
+    loss = -value / max(1, count)
+    return Answer(right, math.exp(loss) if loss < _LARGEST_LOSS else None)
 
 
-def _log_likelihood(context: str, ending: str, scorer: Scorer, number: int) -> float:
-    """Log p(ending | context) in nats; the whole text is tokenized, so that no token is cut where they meet."""
+def _log_likelihood(context: str, ending: str, scorer: Scorer, number: int) -> tuple[float, int]:
+    """(log p(ending | context) in nats, its tokens); the text is tokenized as a whole, so that no token is cut."""
     tokens = scorer.tokenizer.tokenize(context + ending)
     shared = _shared_beginning(scorer.tokenizer.tokenize(context), tokens)
     first = max(0, min(shared, len(tokens) - 1) - 1)
     logits = _logits(tokens, first, scorer, number)
     log_p = log_softmax(logits)
-    return float(log_p[np.arange(len(log_p)), tokens[first + 1 :]].sum())
+    return float(log_p[np.arange(len(log_p)), tokens[first + 1 :]].sum()), len(log_p)
 
 
 def _continues_with(item: MatchItem, scorer: Scorer, number: int) -> bool:

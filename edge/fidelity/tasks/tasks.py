@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import UsageError
@@ -15,7 +16,6 @@ from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 _MAX_EXACT = 2000  # discordant pairs up to which McNemar's test is summed exactly
 
@@ -66,6 +66,11 @@ class Comparison:
     lost: int
     gained: int
     p_value: float
+
+
+def own_tasks() -> dict[str, Path]:
+    """Tasks that ship with edgepack and need no network: name → file of items."""
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.jsonl"))}
 
 
 def read_items(path: Path) -> list[ChoiceItem | MatchItem]:

@@ -1,7 +1,8 @@
-"""Finds and binds ggml's own functions inside the llama-cpp-python package, without importing it.
+"""Finds and binds ggml's own functions inside the package of an engine, without importing it.
 
-The functions are exported by `libggml-base` but not bound by llama-cpp-python (ggml.h). What to call them
-with is left to `edgepack.quant.codecs.ggml.codec`.
+llama-cpp-python ships `libggml-base`, xllamacpp one extension module that exports the same functions (ggml.h); both
+quantise to the same bytes (tests/quant/codecs/test_ggml_libraries.py). What to call them with is left to
+`edgepack.quant.codecs.ggml.codec`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import sys
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from edgepack.errors import DependencyError
 
+_MODULE_PATTERN = "xllamacpp*.pyd" if sys.platform == "win32" else "xllamacpp*.so"
 _ROW_CONVERTER = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 
 
@@ -31,16 +34,29 @@ class TypeTraits(ctypes.Structure):
     )
 
 
-def library_folder() -> Path:
-    """The folder of llama-cpp-python's shared libraries.
+@dataclass(frozen=True)
+class GgmlLibrary:
+    """A shared library that has ggml's functions.
 
-    Raises:
-        DependencyError: llama-cpp-python is not installed.
+    Attributes:
+        package: the distribution that ships it, as pip spells it.
+        path: the file.
     """
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
-        raise DependencyError("llama-cpp-python is not installed: pip install llama-cpp-python")
-    return Path(spec.origin).parent / "lib"
+
+    package: str
+    path: Path
+
+
+def ggml_libraries() -> list[GgmlLibrary]:
+    """Every library that is installed here, the one that is used first."""
+    found = [GgmlLibrary("llama-cpp-python", path) for path in _files("llama_cpp", f"lib/{_library_name()}")]
+    return found + [GgmlLibrary("xllamacpp", path) for path in _files("xllamacpp", _MODULE_PATTERN)]
+
+
+def _files(module: str, pattern: str) -> list[Path]:
+    """Files of an installed package that is not imported for it; sorted, so that the choice is always the same."""
+    spec = importlib.util.find_spec(module)
+    return [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob(pattern))
 
 
 def _library_name() -> str:
@@ -51,20 +67,33 @@ def _library_name() -> str:
 
 @cache
 def ggml() -> ctypes.CDLL:
-    """`libggml-base` with the signatures of the functions that edgepack calls.
+    """The first of `ggml_libraries`, with the signatures of the functions that edgepack calls.
 
     ctypes releases the interpreter's lock around each call, so threads run in parallel.
 
     Raises:
-        DependencyError: the library or one of its functions is missing.
+        DependencyError: no engine is installed, or its library lacks one of the functions.
     """
-    path = library_folder() / _library_name()
+    found = ggml_libraries()
+    if not found:
+        raise DependencyError("no engine is installed: pip install xllamacpp")
+    return bind(found[0])
+
+
+def bind(library: GgmlLibrary) -> ctypes.CDLL:
+    """`library`, opened and declared.
+
+    Raises:
+        DependencyError: it cannot be opened, or lacks one of the functions.
+    """
     try:
-        library = ctypes.CDLL(str(path))
-        _declare(library)
-    except (OSError, AttributeError) as error:
-        raise DependencyError(f"'{path}' cannot be used: {error}") from error
-    return library
+        opened = ctypes.CDLL(str(library.path))
+        _declare(opened)
+    except (OSError, AttributeError) as error:  # such as xllamacpp's wheel for Windows, which exports nothing
+        raise DependencyError(
+            f"ggml's functions cannot be called in '{library.path}' ({error}): pip install llama-cpp-python"
+        ) from error
+    return opened
 
 
 def _declare(library: ctypes.CDLL) -> None:

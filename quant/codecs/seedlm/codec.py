@@ -20,17 +20,22 @@ from edgepack.quant.codecs.codec import (
     Decoder,
     Encoded,
     Parameter,
+    RowSource,
     Statistics,
+    WholeMatrix,
     check_weight,
     choice,
     integer,
 )
+from edgepack.quant.codecs.pieces import runs
 from edgepack.quant.codecs.seedlm import lfsr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    from edgepack.quant.codecs.seedlm.search import Found
 
 COEFFICIENT_BITS = 4
 EXPONENT_BITS = 4
@@ -78,11 +83,18 @@ class SeedLM:
 
     def encode(self, weight: NDArray[np.float32], statistics: Statistics = NO_STATISTICS) -> Encoded:
         """As `Codec.encode`; column importances weigh the residual. Needs torch."""
+        return self.encode_pieces(WholeMatrix(check_weight(weight)), statistics)
+
+    def encode_pieces(self, source: RowSource, statistics: Statistics = NO_STATISTICS) -> Encoded:
+        """As `CodesByPieces.encode_pieces`. Needs torch."""
         from edgepack.quant.codecs.seedlm.search import search_seeds
 
-        array = check_weight(weight)
-        found = search_seeds(array, self, statistics.column_weights(array.shape[1]))
-        return store(array.shape, self, found.seeds, found.exponents, found.coefficients)
+        columns, first, found = source.matrix_shape[1], 0, []
+        weights = statistics.column_weights(columns)
+        for run in runs(source, 8 * self.block, _TOGETHER):  # eight seeds of any width end on a byte
+            found.append(search_seeds(run, self, weights, columns, first))
+            first += run.size
+        return store(source.matrix_shape, self, found)
 
     @property
     def weights_together(self) -> int:
@@ -95,10 +107,7 @@ class SeedLM:
 
         arrays = [check_weight(weight) for weight in weights]
         found = search_together(arrays, self)
-        return [
-            store(array.shape, self, own.seeds, own.exponents, own.coefficients)
-            for array, own in zip(arrays, found, strict=True)
-        ]
+        return [store((array.shape[0], array.shape[1]), self, [own]) for array, own in zip(arrays, found, strict=True)]
 
     def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
         """As `Codec.draft`."""
@@ -129,30 +138,45 @@ def _geometry(parameters: Mapping[str, Parameter]) -> tuple[int, int, int]:
     return block, coefficients, integer(parameters, "register_bits", 2, 16)
 
 
-def store(
-    shape: tuple[int, ...],
-    codec: SeedLM,
-    seeds: NDArray[np.uint16],
-    exponents: NDArray[np.int32],
-    coefficients: NDArray[np.int8],
-) -> Encoded:
+def pack_coefficients(coefficients: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Coefficients, -8 … 7, as four bits each."""
+    return bits.pack(coefficients.reshape(-1) & 15, COEFFICIENT_BITS)
+
+
+def store(shape: tuple[int, int], codec: SeedLM, found: list[Found]) -> Encoded:
     """Pack what a search found.
 
     Args:
         shape: (rows, columns) of the matrix.
         codec: gives C, P and K.
-        seeds: [blocks], 1 … 2^K - 1.
-        exponents: [blocks], spanning at most 16 values; the smallest becomes the bias.
-        coefficients: [blocks, P], -8 … 7.
+        found: of its runs of weights, in order; each but the last has a multiple of eight blocks. Taken apart.
     """
-    bias = int(exponents.min())
-    packed_seeds = bits.pack(seeds, codec.register_bits)
+    tops = [int(run.exponents.max()) for run in found]
+    top = max(tops) if max(tops) > np.iinfo(np.int16).min else 0
+    seeds, exponents, coefficients = [], [], []
+    while found:
+        run = found.pop(0)
+        clipped = np.clip(run.exponents, top - 15, top)
+        seeds.append(bits.pack(run.seeds, codec.register_bits))
+        exponents.append(bits.pack(clipped - (top - 15), EXPONENT_BITS))
+        coefficients.append(_in_range(run, clipped, codec.coefficients))
+    packed = np.concatenate(seeds)
     components = {
-        "seeds": packed_seeds.view(np.uint16) if codec.register_bits == 16 else packed_seeds,
-        "exponents": bits.pack(exponents - bias, EXPONENT_BITS),
-        "coefficients": bits.pack((coefficients.reshape(-1) & 15), COEFFICIENT_BITS),
+        "seeds": packed.view(np.uint16) if codec.register_bits == 16 else packed,
+        "exponents": np.concatenate(exponents),
+        "coefficients": np.concatenate(coefficients),
     }
-    return Encoded(codec.name, codec.version, (shape[0], shape[1]), codec.parameters(bias), components)
+    return Encoded(codec.name, codec.version, shape, codec.parameters(top - 15), components)
+
+
+def _in_range(run: Found, clipped: NDArray[np.int16], count: int) -> NDArray[np.uint8]:
+    """Packed coefficients under the clipped exponents: blocks 2^15 times smaller than the largest lose some."""
+    if (run.exponents >= clipped).all():
+        return run.coefficients
+    blocks = len(run.seeds)
+    signed = (bits.unpack(run.coefficients, COEFFICIENT_BITS, 0, blocks * count).astype(np.int16) ^ 8) - 8
+    lost = np.clip(run.exponents.astype(np.int32) - clipped, -100, 0)
+    return pack_coefficients(np.rint(np.ldexp(signed.reshape(blocks, count), lost[:, None])).astype(np.int8))
 
 
 class SeedDecoder:

@@ -15,6 +15,7 @@ import torch
 
 from edgepack.quant.codecs.seedlm.basis import GROUP, Basis, outer_products, seed_basis
 from edgepack.quant.codecs.seedlm.best import Best, improve, tile_workers
+from edgepack.quant.codecs.seedlm.codec import pack_coefficients
 from edgepack.quant.codecs.seedlm.rounding import quantise
 
 if TYPE_CHECKING:
@@ -30,39 +31,48 @@ _SEED_TILE = 1024
 # Rounding of the float32 product, relative to ‖x‖² = 1: bounds are loosened by this much, so that none is missed.
 SLACK = 4e-6
 _BLOCK_TILE_ACCELERATOR = 16384
+_NO_EXPONENT = np.iinfo(np.int16).min
 # Seeds below which every one is tried, whatever was asked for.
 _FEWEST_PRUNED = 4096
 
 
 @dataclass(frozen=True)
 class Found:
-    """The best seed of every block.
+    """The best seed of every block of a run of weights.
 
     Attributes:
         seeds: [blocks], 1 … 2^K - 1.
-        exponents: [blocks], spanning at most 16 values.
-        coefficients: [blocks, P], -8 … 7.
+        exponents: int16 [blocks], of any size; blocks without a coefficient have the lowest.
+        coefficients: packed, four bits each, as they are stored: [blocks, P], -8 … 7.
     """
 
     seeds: NDArray[np.uint16]
-    exponents: NDArray[np.int32]
-    coefficients: NDArray[np.int8]
+    exponents: NDArray[np.int16]
+    coefficients: NDArray[np.uint8]
 
 
-def search_seeds(weight: NDArray[np.float32], codec: SeedLM, column_weights: NDArray[np.float64] | None) -> Found:
-    """Best seed, exponent and coefficients of every block of a matrix.
+def search_seeds(
+    weight: NDArray[np.float32],
+    codec: SeedLM,
+    column_weights: NDArray[np.float64] | None,
+    columns: int = 1,
+    first: int = 0,
+) -> Found:
+    """Best seed, exponent and coefficients of every block of a run of a matrix's weights.
 
     Args:
-        weight: float32 [rows, columns], cut into blocks row by row; the last block is padded with zeros.
+        weight: float32 [n] in row-major order, cut into blocks; the last block is padded with zeros.
         codec: gives C, P, K, the kind of search and the device.
         column_weights: [columns], weighs squared residuals; None for all equal.
+        columns: of the matrix.
+        first: place of the run's first weight in the matrix.
     """
     if column_weights is None:
         return search_together([weight], codec)[0]
     blocks, scale = _scaled_blocks(weight, codec.block)
     x = torch.from_numpy(blocks).to(codec.device)
     best = _Chosen.nothing(len(blocks), codec)
-    for members, root in _weighted_groups(weight.shape, codec.block, column_weights):
+    for members, root in _weighted_groups(len(blocks), codec.block, column_weights, first % columns):
         basis = seed_basis(codec.block, codec.coefficients, codec.register_bits, codec.device, root)
         chosen = torch.from_numpy(members).to(codec.device)
         local = x[chosen] * torch.from_numpy(root).to(codec.device)
@@ -122,16 +132,11 @@ class _Chosen:
         return _Chosen(self.seed[blocks], self.exponent[blocks], self.coefficients[blocks])
 
     def finished(self, scale: NDArray[np.int32]) -> Found:
-        """Exponents of the unscaled blocks (those less `scale`), brought into one range of sixteen."""
-        coefficients = self.coefficients.cpu().numpy()
-        exponents = self.exponent.cpu().numpy() + scale
-        used = coefficients.any(axis=1)
-        top = int(exponents[used].max()) if used.any() else 0
-        clipped = np.clip(exponents, top - 15, top)
-        # Blocks 2^15 times smaller than the largest lose coefficients to the common range.
-        shrunk = np.rint(np.ldexp(coefficients, np.clip(exponents - clipped, -100, 0).astype(np.int32)[:, None]))
+        """With exponents of the unscaled blocks: those less `scale`."""
+        coefficients = self.coefficients.cpu().numpy().astype(np.int8)
+        exponents = np.where(coefficients.any(axis=1), self.exponent.cpu().numpy() + scale, _NO_EXPONENT)
         seeds = self.seed.cpu().numpy().astype(np.uint16)
-        return Found(seeds, clipped.astype(np.int32), shrunk.astype(np.int8))
+        return Found(seeds, exponents.astype(np.int16), pack_coefficients(coefficients))
 
 
 def _scaled_blocks(weight: NDArray[np.float32], block: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -144,11 +149,18 @@ def _scaled_blocks(weight: NDArray[np.float32], block: int) -> tuple[NDArray[np.
 
 
 def _weighted_groups(
-    shape: tuple[int, ...], block: int, column_weights: NDArray[np.float64]
+    count: int, block: int, column_weights: NDArray[np.float64], first: int
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Blocks that lie over the same columns, with the roots of these columns' weights, mean square 1."""
-    columns = shape[-1]
-    starts = np.arange(-(-int(np.prod(shape)) // block), dtype=np.int64) * block % columns
+    """Blocks that lie over the same columns, with the roots of these columns' weights, mean square 1.
+
+    Args:
+        count: of blocks.
+        block: weights in one.
+        column_weights: [columns].
+        first: column of the first block's first weight.
+    """
+    columns = len(column_weights)
+    starts = (first + np.arange(count, dtype=np.int64) * block) % columns
     groups: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
     for start in np.unique(starts):
         weights = column_weights[(start + np.arange(block)) % columns]

@@ -20,7 +20,9 @@ from edgepack.quant.codecs.codec import (
     Decoder,
     Encoded,
     Parameter,
+    RowSource,
     Statistics,
+    WholeMatrix,
     check_weight,
     choice,
     integer,
@@ -89,23 +91,28 @@ class VPTQ:
 
     def encode(self, weight: NDArray[np.float32], statistics: Statistics = NO_STATISTICS) -> Encoded:
         """As `Codec.encode`; with Hessians by error feedback, with importances by weighted k-means. Needs torch."""
+        return self.encode_pieces(WholeMatrix(check_weight(weight)), statistics)
+
+    def encode_pieces(self, source: RowSource, statistics: Statistics = NO_STATISTICS) -> Encoded:
+        """As `CodesByPieces.encode_pieces`: of a large matrix, codebooks are fitted to a sample of rows."""
         from edgepack.quant.codecs.vptq.encode import encode_vptq
 
-        return encode_vptq(check_weight(weight), self.settle(weight, statistics), statistics)
+        return encode_vptq(source, self.settle(source, statistics), statistics)
 
     @property
     def settled(self) -> bool:
         """As `Settling.settled`."""
         return self.normalise != "auto"
 
-    def settle(self, weight: NDArray[np.float32], statistics: Statistics = NO_STATISTICS) -> VPTQ:
+    def settle(self, source: RowSource, statistics: Statistics = NO_STATISTICS) -> VPTQ:
         """As `Settling.settle`: the normalisation, whose scales are stored. Needs torch."""
+        from edgepack.quant.codecs.vptq.encode import sample_of
         from edgepack.quant.codecs.vptq.geometry import settled_normalisation
 
         if self.settled:
             return self
-        array = check_weight(weight)
-        return replace(self, normalise=settled_normalisation(array, self, statistics.column_weights(array.shape[1])))
+        rows, weights = check_weight(sample_of(source)), statistics.column_weights(source.matrix_shape[1])
+        return replace(self, normalise=settled_normalisation(rows, source.matrix_shape, self, weights))
 
     def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
         """As `Codec.draft`. Needs torch."""

@@ -97,19 +97,22 @@ def plan_geometry(shape: tuple[int, int], codec: VPTQ) -> Geometry:
     return replace(geometry, outliers=outliers, outlier_centroids=centroids, normalise=codec.normalise)
 
 
-def settled_normalisation(weight: NDArray[np.float32], codec: VPTQ, importance: NDArray[np.float64] | None) -> str:
+def settled_normalisation(
+    weight: NDArray[np.float32], shape: tuple[int, int], codec: VPTQ, importance: NDArray[np.float64] | None
+) -> str:
     """The normalisation whose trial has the least excess, its scales' bits counted.
 
     Args:
-        weight: finite float32 [rows, columns].
+        weight: finite float32 [n, columns]: some of the rows, or all.
+        shape: (rows, columns) of the whole matrix.
         codec: its bits and vector length.
         importance: [columns], weighs squared errors; None for all equal.
     """
     weights = np.ones(weight.shape[1]) if importance is None else importance
-    geometry = choose_geometry((weight.shape[0], weight.shape[1]), codec)
+    geometry = choose_geometry(shape, codec)
     costs = []
     with one_thread():
-        for kind, rate in (("none", 0.0), ("row", 16 / weight.shape[1]), ("column", 32 / weight.shape[0])):
+        for kind, rate in (("none", 0.0), ("row", 16 / shape[1]), ("column", 32 / shape[0])):
             costs.append((rate + 0.5 * np.log2(_trial_error(weight, geometry, weights, kind)), kind))
     return min(costs)[1]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.api.values import FilePath, JsonObject, optional_path
 from edgepack.errors import DependencyError, UsageError
-from edgepack.export.checkpoint import open_checkpoint
+from edgepack.export.backwards.checkpoint import opened_source
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def analyze(
     """Spectra of a model's weights, and of its activations over a text: how many directions they really use.
 
     Args:
-        model: a Hugging Face folder.
+        model: a Hugging Face folder or a GGUF.
         text: a UTF-8 text file to measure activations over; None measures none.
         own_samples: measure them over text that the model writes itself.
         sequences: pieces of text.
@@ -82,9 +82,9 @@ def analyze(
             f"analyze: '{error.name}' is not installed, use pip install 'edgepack[compress]'"
         ) from None
     path, file = Path(model), optional_path(text)
-    checkpoint = open_checkpoint(path)
-    tokens = _tokens(checkpoint, file, own_samples, sequences, length, device)
-    found = analyse(checkpoint, PassRun(Path(), tokens, device=device, progress=progress))
+    with opened_source(path) as checkpoint:
+        tokens = _tokens(checkpoint, file, own_samples, sequences, length, device)
+        found = analyse(checkpoint, PassRun(Path(), tokens, device=device, progress=progress))
     origin = file.name if file else f"{sequences} samples of the model" if own_samples else ""
     return Analysis(path, origin, found)
 

@@ -6,16 +6,18 @@ import os
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
+from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.values import FilePath, optional_path, paths
-from edgepack.atomic_file import check_output
 from edgepack.errors import UsageError
+from edgepack.files.output import check_output
 from edgepack.packaging.archive import Archive, is_archive, open_archive
 from edgepack.packaging.coding.streams import DEFAULT_LEVEL
 from edgepack.packaging.estimate import Estimate, estimate_archive
+from edgepack.packaging.format import Role
 from edgepack.packaging.pack import PackResult, pack_archive
 from edgepack.packaging.restore.stream import unpack_stream
 from edgepack.packaging.restore.unpack import UnpackResult, extract_tensor, unpack_archive
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from edgepack.gguf.types import TensorInfo
+    from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
 
 
@@ -36,6 +39,7 @@ def pack(
     dictionary: bool = True,
     include: Sequence[FilePath] = (),
     base: FilePath | None = None,
+    trusted: Trusted = (),
     threads: int | None = None,
     progress: Progress = silent,
 ) -> PackResult:
@@ -48,6 +52,8 @@ def pack(
         dictionary: train dictionaries where they gain.
         include: other files to put in, under their own names.
         base: an older archive, to take chunks and dictionaries from.
+        trusted: files of public keys, one of which must have signed the base (by default: of the trust store), or a
+            policy.
         threads: workers; None for one a core.
         progress: told of bytes read.
 
@@ -64,6 +70,7 @@ def pack(
         dictionary=dictionary,
         include=paths(include),
         base=optional_path(base),
+        trust=policy_for(trusted),
         threads=threads,
         progress=progress,
     )
@@ -88,48 +95,66 @@ def unpack(
     archive: FilePath | BinaryIO,
     output: FilePath | None = None,
     *,
-    trusted: Sequence[FilePath] = (),
+    trusted: Trusted = (),
     threads: int | None = None,
     progress: Progress = silent,
 ) -> UnpackResult:
     """Restore the GGUF of an archive, verified while it is written; continues an interrupted run.
 
+    Adapters and other GGUFs that the archive brings are restored beside it, under the output's name where they had
+    the model's: a model without its adapter would answer as another one. A stream gives the model alone.
+
     Args:
         archive: the `.edgepack`, or a binary stream that brings one (read once, in order).
         output: the file to write, which appears only when it is whole; by default the member's own name beside the
             archive (for a stream, in the working folder), if no such file exists.
-        trusted: files of public keys, one of which must have signed.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         threads: workers; None for one a core.
         progress: told of bytes restored.
 
     Raises:
         ArchiveError: the archive is truncated, hostile or newer.
         IntegrityError: bytes differ from their digest; no output appears.
-        CheckFailedError: no trusted key signed.
+        CheckFailedError: nobody trusted signed.
         UsageError: a key or the output cannot be used.
         ResourceError: the disk is too small or became full.
     """
-    keys = load_keys(trusted)
+    trust = policy_for(trusted)
     if not isinstance(archive, (str, os.PathLike)):
         target = Path() if output is None else Path(output)
-        return unpack_stream(archive, target, trusted=keys, threads=threads, progress=progress)
+        return unpack_stream(archive, target, trust=trust, threads=threads, progress=progress)
     file = Path(archive)
-    target = _free_output(file) if output is None else Path(output)
-    return unpack_archive(file, target, trusted=keys, threads=threads, progress=progress)
+    target = _free_output(file, trust) if output is None else Path(output)
+    result = unpack_archive(file, target, trust=trust, threads=threads, progress=progress)
+    return replace(result, beside=_restore_beside(file, target, trust, threads, progress))
 
 
-def load_keys(files: Sequence[FilePath]) -> list[bytes]:
-    """The public keys in PEM files, 32 bytes each; raises UsageError for a file that is none."""
-    if not files:
-        return []
-    from edgepack.packaging.signing import load_public_key
+def _restore_beside(
+    file: Path, target: Path, trust: TrustPolicy, threads: int | None, progress: Progress
+) -> tuple[Path, ...]:
+    """Restore the archive's other GGUFs beside `target`; gives where they are."""
+    return tuple(
+        unpack_archive(file, path, member=member, trust=trust, threads=threads, progress=progress).output
+        for member, path in _beside(file, target, trust)
+    )
 
-    return [load_public_key(Path(file)) for file in files]
+
+def _beside(file: Path, target: Path, trust: TrustPolicy) -> list[tuple[str, Path]]:
+    """The archive's other GGUFs, and where each one goes when the model becomes `target`."""
+    with open_archive(file, trust) as archive:
+        main = archive.main
+        stem = PurePosixPath(main.name).stem
+        others = [member.name for member in archive.members if member.role is Role.GGUF and member is not main]
+    return [(name, target.with_name(_renamed(PurePosixPath(name).name, stem, target.stem))) for name in others]
 
 
-def _free_output(file: Path) -> Path:
+def _renamed(name: str, stem: str, new: str) -> str:
+    return f"{new}{name.removeprefix(stem)}" if name.startswith(stem) else name
+
+
+def _free_output(file: Path, trust: TrustPolicy) -> Path:
     """The model's own name beside the archive; never a file that is there already."""
-    with open_archive(file) as archive:
+    with open_archive(file, trust) as archive:
         target = file.parent / Path(archive.main.name).name
     if target.exists():
         raise UsageError(f"'{target}' is there already: name the output with -o")
@@ -148,6 +173,7 @@ class NativeResult:
         seconds: wall time.
         coded: how many tensors were decoded.
         tensors: of the plain GGUF, in file order.
+        beside: other GGUFs of an archive, restored beside it.
     """
 
     output: Path
@@ -157,6 +183,7 @@ class NativeResult:
     seconds: float
     coded: int
     tensors: tuple[TensorInfo, ...]
+    beside: tuple[Path, ...] = ()
 
 
 def unpack_native(
@@ -164,6 +191,7 @@ def unpack_native(
     output: FilePath | None = None,
     *,
     native_type: str | None = None,
+    trusted: Trusted = (),
     threads: int | None = None,
     progress: Progress = silent,
 ) -> NativeResult:
@@ -173,12 +201,14 @@ def unpack_native(
         file: a GGUF of the variant, or an `.edgepack` that holds one.
         output: the plain GGUF; by default FILE-native.gguf.
         native_type: what coded tensors become, such as `q6_k`; by default as each one says.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         threads: workers; None for one a core.
         progress: told of bytes.
 
     Raises:
         UsageError: no such file, or a type that cannot hold weights.
         GGUFError, ArchiveError, IntegrityError: the file is not sound.
+        CheckFailedError: nobody trusted signed.
         CodecError: it is not of the variant, or made by a newer edgepack.
     """
     from edgepack.edge.install.native import plan_native, write_native
@@ -188,27 +218,32 @@ def unpack_native(
     started = time.monotonic()
     file = Path(file)
     target = file.with_name(f"{file.stem}-native.gguf") if output is None else Path(output)
-    check_output(target)
+    check_output(target, force=True)
     kind = find_type(native_type) if native_type else None
-    with _variant_file(file, target.parent, threads, progress) as variant:
+    trust = policy_for(trusted)
+    with _variant_file(file, target.parent, trust, threads, progress) as variant:
         plan = plan_native(variant, kind)
         size = write_native(plan, target, threads=threads, progress=progress)
+    beside = _restore_beside(file, target, trust, threads, progress) if is_archive(file) else ()
     seconds = time.monotonic() - started
     coded = len(list(plan.variant.coded))
-    return NativeResult(target, size, file.stat().st_size, file_sha256(target), seconds, coded, plan.infos)
+    return NativeResult(target, size, file.stat().st_size, file_sha256(target), seconds, coded, plan.infos, beside)
 
 
 @contextmanager
-def _variant_file(file: Path, folder: Path, threads: int | None, progress: Progress) -> Iterator[Path]:
+def _variant_file(
+    file: Path, folder: Path, trust: TrustPolicy, threads: int | None, progress: Progress
+) -> Iterator[Path]:
     """The GGUF itself, or the one inside an archive, restored into a temporary folder for as long as it is needed."""
     if not file.is_file():
         raise UsageError(f"'{file}': no such file")
     if not is_archive(file):
+        trust.check_plain(file)
         yield file
         return
     with tempfile.TemporaryDirectory(dir=folder, prefix=".edgepack-") as temporary:
         restored = Path(temporary) / "variant.gguf"
-        unpack_archive(file, restored, threads=threads, progress=progress)
+        unpack_archive(file, restored, trust=trust, threads=threads, progress=progress)
         yield restored
 
 
@@ -227,6 +262,7 @@ def extract(
     folder: FilePath = ".",
     *,
     members: bool = False,
+    trusted: Trusted = (),
     progress: Progress = silent,
 ) -> tuple[Extracted, ...]:
     """Take members (by name) or tensors of the model (by name, into NAME.bin) out of an archive.
@@ -238,28 +274,33 @@ def extract(
         names: of members and tensors.
         folder: to write into; it must exist.
         members: take every member but the model too.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         progress: told of bytes restored.
 
     Raises:
         UsageError: nothing was named, there is no such member or tensor, or the folder is absent.
         ArchiveError, IntegrityError: the archive is not sound.
+        CheckFailedError: nobody trusted signed.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"output '{folder}': expected a folder that exists")
-    with open_archive(Path(file)) as archive:
+    trust = policy_for(trusted)
+    with open_archive(Path(file), trust) as archive:
         wanted = [*names, *(m.name for m in archive.members if members and m is not archive.main)]
         if not wanted:
             raise UsageError("name a member or a tensor, or ask for --members; `edgepack inspect --tensors` lists them")
-        return tuple(_extract(Path(file), archive, name, folder, progress) for name in dict.fromkeys(wanted))
+        return tuple(_extract(Path(file), archive, name, folder, trust, progress) for name in dict.fromkeys(wanted))
 
 
-def _extract(file: Path, archive: Archive, name: str, folder: Path, progress: Progress) -> Extracted:
+def _extract(
+    file: Path, archive: Archive, name: str, folder: Path, trust: TrustPolicy, progress: Progress
+) -> Extracted:
     if name not in [member.name for member in archive.members]:
         target = folder / f"{name.replace('/', '_')}.bin"
         segment = extract_tensor(archive, name, target)
         return Extracted(target, segment.entry.tensor_bytes, segment.entry.sha256.hex())
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    result = unpack_archive(file, target, member=name, progress=progress)
+    result = unpack_archive(file, target, member=name, trust=trust, progress=progress)
     return Extracted(target, result.bytes, result.sha256)

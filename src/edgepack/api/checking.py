@@ -6,19 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.api.archives import load_keys
+from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.values import FilePath, JsonObject, optional_path
 from edgepack.packaging import signing
-from edgepack.packaging.archive import open_archive
+from edgepack.packaging.archive import open_unjudged
 from edgepack.packaging.inspection import Inspection, inspect_archive
 from edgepack.packaging.plain_gguf import inspect_gguf, is_gguf, verify_gguf
-from edgepack.packaging.signing import SignatureReport, SignatureState, judge_signatures
 from edgepack.packaging.verify import Problem, verify_archive
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from edgepack.packaging.trust.signatures import SignatureReport
     from edgepack.progress import Progress
 
 
@@ -49,9 +47,7 @@ class VerifyResult:
         }
 
 
-def verify(
-    file: FilePath, *, deep: bool = False, trusted: Sequence[FilePath] = (), progress: Progress = silent
-) -> VerifyResult:
+def verify(file: FilePath, *, deep: bool = False, trusted: Trusted = (), progress: Progress = silent) -> VerifyResult:
     """Check every byte of an archive against its digests; of a GGUF, which carries none, the structure.
 
     What is wrong with the file is returned, not raised.
@@ -59,30 +55,24 @@ def verify(
     Args:
         file: an `.edgepack` or a GGUF.
         deep: restore everything in memory too, and check chunks, tensors and files.
-        trusted: files of public keys, one of which must have signed.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         progress: told of bytes checked.
 
     Raises:
         UsageError: a key cannot be read.
     """
-    file, keys = Path(file), load_keys(trusted)
+    file, trust = Path(file), policy_for(trusted)
     if is_gguf(file):
-        unsigned = [Problem("signature", "a GGUF cannot be signed; pack it first")] if keys else []
+        unsigned = [Problem("signature", "a GGUF cannot be signed; pack it first")] if trust.only_signed else []
         return VerifyResult((*verify_gguf(file), *unsigned), None)
     problems = list(verify_archive(file, deep=deep, progress=progress))
     if any(problem.where == "structure" for problem in problems):
         return VerifyResult(tuple(problems), None)
-    with open_archive(file) as archive:
-        report = judge_signatures(archive, keys)
-    if complaint := _complaint(report, required=bool(keys)):
-        problems.append(Problem("signature", complaint))
+    with open_unjudged(file) as archive:
+        report = trust.judge(archive.index_record, archive.signatures)
+    if complaint := trust.refusal(report):
+        problems.append(Problem("signature", f"{complaint}{key_list(report)}"))
     return VerifyResult(tuple(problems), report)
-
-
-def _complaint(report: SignatureReport, *, required: bool) -> str:
-    """What is wrong with the signatures, or nothing; an unsigned archive is wrong only where a key is required."""
-    bad = {SignatureState.INVALID} | ({SignatureState.UNSIGNED, SignatureState.STRANGER} if required else set())
-    return f"the archive is {report.state.value}{key_list(report)}" if report.state in bad else ""
 
 
 def key_list(report: SignatureReport) -> str:
@@ -104,7 +94,7 @@ def inspect(file: FilePath, *, tensors: bool = False, progress: Progress = silen
     file = Path(file)
     if is_gguf(file):
         return inspect_gguf(file, tensors=tensors, progress=progress)
-    with open_archive(file) as archive:
+    with open_unjudged(file) as archive:
         return inspect_archive(archive, tensors=tensors)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.api.opening import ignore
+from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.validation import ComparisonResult, ReplayResult, ValidationResult
 from edgepack.api.values import FilePath, optional_path, paths
 from edgepack.edge.fidelity.certificate import DEFAULT_TOKENS
@@ -40,11 +41,13 @@ class _Inputs:
     def run(self, candidates: Sequence[Path]) -> FidelityRun:
         return run_validation(self.reference, candidates, self.text, self.scoring, self.progress)
 
-    def with_causes(self, run: FidelityRun) -> FidelityRun:
-        """The run with what the files' contents tell; as it was where the reference cannot be mapped."""
+    def with_causes(self, run: FidelityRun, *, needed: bool = False) -> FidelityRun:
+        """The run with what the files' contents tell; unless `needed`, as it was where the original has no map."""
         try:
             return with_findings(run, self.reference, self.progress)
         except EdgepackError as error:
+            if needed:
+                raise
             self.note(f"weights were not compared: {error}")
             return run
 
@@ -57,10 +60,13 @@ def validate(
     min_agreement: float | None = None,
     max_kl: float | None = None,
     max_perplexity_ratio: float | None = None,
+    max_mean_error: float | None = None,
+    max_tensor_error: float | None = None,
     ctx: int | None = None,
     chunks: int | None = None,
     threads: int | None = None,
     scoring: ScoringOptions | None = None,
+    trusted: Trusted = (),
     findings: bool | None = None,
     progress: Progress = silent,
     note: Callable[[str], object] = ignore,
@@ -74,10 +80,13 @@ def validate(
         min_agreement: a gate: least top-1 agreement, by the lower end of the 95 % interval.
         max_kl: a gate: largest mean KL divergence in nats, by the upper end.
         max_perplexity_ratio: a gate: largest perplexity over the original's, by the upper end.
+        max_mean_error: a gate: what the mean of the matrices' relative errors must be below.
+        max_tensor_error: a gate: what the largest of them must be below.
         ctx: tokens in a chunk; by default the longest up to 512 that the original makes use of.
         chunks: score only the first so many.
         threads: cores in all; by default every core.
         scoring: everything else about how text is scored; what is said beside it counts.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         findings: compare every tensor and setting too; by default only when a gate fails.
         progress: told of tokens scored.
         note: told what a person would like to know.
@@ -88,11 +97,14 @@ def validate(
         DependencyError: the original runs in torch, which is not installed.
         EdgepackError: whatever opening either of them finds wrong.
     """
-    gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
-    inputs = _Inputs(Path(reference), optional_path(text), _scoring(scoring, ctx, chunks, threads), progress, note)
+    gates = Gates(min_agreement, max_kl, max_perplexity_ratio, max_mean_error, max_tensor_error)
+    inputs = _Inputs(
+        Path(reference), optional_path(text), _scoring(scoring, ctx, chunks, threads, trusted), progress, note
+    )
     run = inputs.run([Path(candidate)])
     failed = not run.candidates[0].validation.passed(gates)
-    return ValidationResult(inputs.with_causes(run) if (failed if findings is None else findings) else run, gates)
+    wanted = gates.judges_weights or (failed if findings is None else findings)
+    return ValidationResult(inputs.with_causes(run, needed=gates.judges_weights) if wanted else run, gates)
 
 
 def compare(
@@ -103,10 +115,13 @@ def compare(
     min_agreement: float | None = None,
     max_kl: float | None = None,
     max_perplexity_ratio: float | None = None,
+    max_mean_error: float | None = None,
+    max_tensor_error: float | None = None,
     ctx: int | None = None,
     chunks: int | None = None,
     threads: int | None = None,
     scoring: ScoringOptions | None = None,
+    trusted: Trusted = (),
     findings: bool = False,
     progress: Progress = silent,
     note: Callable[[str], object] = ignore,
@@ -120,10 +135,13 @@ def compare(
         min_agreement: a gate.
         max_kl: a gate.
         max_perplexity_ratio: a gate.
+        max_mean_error: a gate on the weights.
+        max_tensor_error: another.
         ctx: tokens in a chunk.
         chunks: score only the first so many.
         threads: cores in all.
         scoring: everything else about how text is scored.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         findings: compare every tensor and setting too.
         progress: told of tokens scored.
         note: told what a person would like to know.
@@ -131,10 +149,13 @@ def compare(
     Raises:
         EdgepackError: as `validate`.
     """
-    gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
-    inputs = _Inputs(Path(reference), optional_path(text), _scoring(scoring, ctx, chunks, threads), progress, note)
+    gates = Gates(min_agreement, max_kl, max_perplexity_ratio, max_mean_error, max_tensor_error)
+    inputs = _Inputs(
+        Path(reference), optional_path(text), _scoring(scoring, ctx, chunks, threads, trusted), progress, note
+    )
     run = inputs.run(paths(candidates))
-    return ComparisonResult(inputs.with_causes(run) if findings else run, gates)
+    wanted = gates.judges_weights or findings
+    return ComparisonResult(inputs.with_causes(run, needed=gates.judges_weights) if wanted else run, gates)
 
 
 def replay(
@@ -144,6 +165,7 @@ def replay(
     max_kl: float | None = None,
     max_perplexity_ratio: float | None = None,
     scoring: ScoringOptions | None = None,
+    trusted: Trusted = (),
     progress: Progress = silent,
 ) -> ReplayResult:
     """Replay the certificate in an archive (or beside a GGUF): does this machine compute what the publisher's did?
@@ -156,6 +178,7 @@ def replay(
         max_kl: a gate.
         max_perplexity_ratio: a gate.
         scoring: how llama.cpp runs the file.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         progress: told of tokens scored.
 
     Raises:
@@ -163,7 +186,7 @@ def replay(
         IntegrityError: it belongs to another file.
     """
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
-    result, stored = run_replay(Path(file), scoring or ScoringOptions(), progress)
+    result, stored = run_replay(Path(file), _scoring(scoring, trusted=trusted), progress)
     return ReplayResult(result, stored, gates)
 
 
@@ -178,6 +201,7 @@ def certify(
     chunks: int | None = None,
     threads: int | None = None,
     scoring: ScoringOptions | None = None,
+    trusted: Trusted = (),
     progress: Progress = silent,
 ) -> Certified:
     """Measure a file and pack it with the figures and with answers that any machine can `replay`.
@@ -195,6 +219,7 @@ def certify(
         chunks: score only the first so many.
         threads: cores in all.
         scoring: everything else about how text is scored; the original's own noise is measured where None.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         progress: of every stretch of work.
 
     Raises:
@@ -202,7 +227,7 @@ def certify(
     """
     candidate = Path(candidate)
     target = candidate.with_name(f"{candidate.stem}-certified.edgepack") if output is None else Path(output)
-    options = _scoring(scoring or ScoringOptions(floor=True), ctx, chunks, threads)
+    options = _scoring(scoring or ScoringOptions(floor=True), ctx, chunks, threads, trusted)
     return certificates.certify(
         candidate, Path(reference), optional_path(text), target, options, stored_tokens, progress
     )  # fmt: skip
@@ -216,6 +241,7 @@ def evaluate(
     limit: int | None = None,
     ctx: int = 512,
     threads: int | None = None,
+    trusted: Trusted = (),
     progress: Progress = silent,
 ) -> Mapping[str, Mapping[str, Comparison]]:
     """Answer the same items with a file and its original; count flips, judge them by McNemar's test.
@@ -223,14 +249,16 @@ def evaluate(
     Args:
         candidate: a GGUF or an `.edgepack`.
         reference: the original.
-        tasks: paths of JSONL files of items, or names of lm-evaluation-harness tasks where that is installed.
+        tasks: paths of JSONL files of items; `hellaswag`, a small set of that form that ships with edgepack; or names
+            of lm-evaluation-harness tasks where that is installed (`harness:hellaswag` for its own).
         limit: only the first so many items of each.
         ctx: the longest item, in tokens.
         threads: cores in all; by default every core.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         progress: told of items.
 
     Returns:
-        task → measure → both models compared.
+        task → measure → both models compared; of edgepack's own runner with `items_in_order`, one by one.
 
     Raises:
         UsageError: a file of items is not one.
@@ -238,12 +266,16 @@ def evaluate(
     """
     from edgepack.pipeline import evaluate as tasks_of
 
-    options = ScoringOptions(ctx=ctx, threads=threads or 0)
+    options = ScoringOptions(ctx=ctx, threads=threads or 0, trust=policy_for(trusted))
     return tasks_of.evaluate(Path(candidate), Path(reference), tasks, options, limit, progress)
 
 
 def _scoring(
-    options: ScoringOptions | None, ctx: int | None, chunks: int | None, threads: int | None
+    options: ScoringOptions | None,
+    ctx: int | None = None,
+    chunks: int | None = None,
+    threads: int | None = None,
+    trusted: Trusted = (),
 ) -> ScoringOptions:
     """`options` with what was said beside them."""
     chosen = options or ScoringOptions()
@@ -252,4 +284,5 @@ def _scoring(
         ctx=chosen.ctx if ctx is None else ctx,
         max_chunks=chosen.max_chunks if chunks is None else chunks,
         threads=chosen.threads if threads is None else threads,
+        trust=chosen.trust if trusted == () else policy_for(trusted),
     )

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.api.values import FilePath, JsonObject, optional_path, paths
-from edgepack.atomic_file import check_output
 from edgepack.edge.llama.importance_collect import CollectOptions
 from edgepack.errors import UsageError
+from edgepack.files.output import check_output
 from edgepack.pipeline.importance import ImportanceRun
 from edgepack.progress import silent
 from edgepack.quant.calibration.importance import ImportanceMatrix, merge, statistics
@@ -100,7 +100,7 @@ def imatrix(
     started = time.monotonic()
     target = optional_path(output)
     if target is not None:
-        check_output(target, None)
+        check_output(target, None, force=True)
     matrices = [read_importance(path) for path in paths(merged)]
     if model is not None and text is not None:
         options = CollectOptions(

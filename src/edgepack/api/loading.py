@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.api.model import Model
 from edgepack.api.opening import OpenOptions, adapters_of, ignore, open_file
+from edgepack.api.trust import Trusted, policy_for
 from edgepack.edge.fit.opening import runtime_options
 from edgepack.progress import silent
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from edgepack.api.values import FilePath
+    from edgepack.edge.llama.engine import EngineWish
     from edgepack.edge.llama.options import Adapter
     from edgepack.progress import Progress
 
@@ -29,7 +31,9 @@ def load(
     own_adapters: bool = True,
     template: str | None = None,
     embeddings: bool = False,
+    engine: EngineWish = "auto",
     verify: bool = False,
+    trusted: Trusted = (),
     progress: Progress = silent,
     note: Callable[[str], object] = ignore,
 ) -> Model:
@@ -48,17 +52,24 @@ def load(
         own_adapters: apply those that the archive brings too.
         template: a chat template by a name that llama.cpp knows, or a Jinja file; by default the model's own.
         embeddings: open it for `embed` first; what is not opened now is opened when it is first asked for.
+        engine: `llama-cpp-python`, `xllamacpp`, or `auto`: the first of the two that is installed.
         verify: check every byte of an installed archive first.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         progress: told of bytes that are restored.
         note: told what a person would like to know.
 
     Raises:
         UsageError: there is no such file, device, KV type or template, or the context is longer than the model's.
         GGUFError, ArchiveError, IntegrityError: the file is not sound.
+        CheckFailedError: nobody trusted signed it.
+        DependencyError: no engine is installed.
         ResourceError: nothing fits; the text says what is missing.
         ModelRuntimeError: llama.cpp refuses it.
     """
-    options = OpenOptions(ctx, device, n_gpu_layers, kv_type, threads, adapters_of(adapters), own_adapters, verify)
+    options = OpenOptions(
+        ctx, device, n_gpu_layers, kv_type, threads, adapters_of(adapters), own_adapters, verify,
+        engine=engine, trust=policy_for(trusted),
+    )  # fmt: skip
     model = prepare_model(file, options, template, progress=progress, note=note)
     try:
         if template is not None:

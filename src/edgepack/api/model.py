@@ -12,8 +12,11 @@ from edgepack.api.questions import checked_message, sampling_of
 from edgepack.edge.chat.completion import Completion, CompletionStream, complete
 from edgepack.edge.chat.conversation import Conversation
 from edgepack.edge.fit.opening import runtime_options
+from edgepack.edge.llama.check import check_generates
+from edgepack.edge.llama.engines import open_model
+from edgepack.edge.llama.interrupt import AbortFlag
 from edgepack.edge.llama.options import SamplingOptions
-from edgepack.errors import UsageError
+from edgepack.errors import UnsupportedModelError, UsageError
 from edgepack.gguf import keys
 
 if TYPE_CHECKING:
@@ -26,9 +29,10 @@ if TYPE_CHECKING:
     from edgepack.edge.chat.template import ChatTemplate, JinjaTemplate, NamedTemplate
     from edgepack.edge.fit.opening import OpenWish
     from edgepack.edge.install.model_file import ModelFile
-    from edgepack.edge.llama.interrupt import AbortFlag
+    from edgepack.edge.llama.engine import OpenModel
     from edgepack.edge.llama.options import RuntimeOptions
-    from edgepack.edge.llama.runtime import LoadedModel
+
+_RANK_POOLING = 4  # LLAMA_POOLING_TYPE_RANK
 
 
 class Model:
@@ -54,8 +58,10 @@ class Model:
         self._options = options
         self._wanted_template = template
         self._template: JinjaTemplate | NamedTemplate | None = None
-        self._text: LoadedModel | None = None
-        self._embedder: LoadedModel | None = None
+        self._abort = AbortFlag()
+        self._text: OpenModel | None = None
+        self._embedder: OpenModel | None = None
+        self._ranker: OpenModel | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -65,10 +71,10 @@ class Model:
 
     def close(self) -> None:
         """Free everything; a second call does nothing."""
-        for opened in (self._text, self._embedder, self._template):
+        for opened in (self._text, self._embedder, self._ranker, self._template):
             if opened is not None:
                 opened.close()
-        self._text = self._embedder = self._template = None
+        self._text = self._embedder = self._ranker = self._template = None
 
     @property
     def path(self) -> Path:
@@ -81,14 +87,14 @@ class Model:
         return self._options.n_ctx
 
     @property
-    def runtime(self) -> LoadedModel:
-        """llama.cpp's model, opened for text: tokens in, logits out."""
+    def runtime(self) -> OpenModel:
+        """The engine's model, opened for text: tokens in, tokens out (and logits, where it is llama-cpp-python's)."""
         return self._text_model()
 
     @property
     def abort(self) -> AbortFlag:
-        """`set()` from another thread, or from a signal handler, ends what is being generated."""
-        return self.runtime.abort
+        """`set()` from another thread, or from a signal handler, ends what is being opened or generated."""
+        return self._abort
 
     def open(self, *, embeddings: bool = False) -> None:
         """Let llama.cpp open the model now, for text or for embeddings.
@@ -101,24 +107,32 @@ class Model:
         else:
             self._text_model()
 
-    def _opened(self, options: RuntimeOptions) -> LoadedModel:
-        from edgepack.edge.llama.runtime import LoadedModel
-
+    def _opened(self, options: RuntimeOptions) -> OpenModel:
         started = time.perf_counter()
-        model = LoadedModel(self.source.path, options)
+        model = open_model(self.source.path, options, self._abort)
         self.load_seconds += time.perf_counter() - started
         return model
 
-    def _text_model(self) -> LoadedModel:
+    def _text_model(self) -> OpenModel:
         if self._text is None:
+            check_generates(self.source.header)
             self._text = self._opened(self._options)
         return self._text
 
-    def _embedding_model(self) -> LoadedModel:
+    def _embedding_model(self) -> OpenModel:
         if self._embedder is None:
             wish = replace(self._wish, embeddings=True)
             self._embedder = self._opened(runtime_options(self.source.header, wish))
         return self._embedder
+
+    def _ranking_model(self) -> OpenModel:
+        if self._ranker is None:
+            kind = self.source.header.get(f"{self.source.header.get(keys.ARCHITECTURE)}.pooling_type")
+            if kind != _RANK_POOLING:
+                raise UnsupportedModelError(f"{self.label}: it is no cross-encoder, so it cannot rank documents")
+            wish = replace(self._wish, reranking=True)
+            self._ranker = self._opened(runtime_options(self.source.header, wish))
+        return self._ranker
 
     @property
     def can_chat(self) -> bool:
@@ -293,6 +307,24 @@ class Model:
             vector = model.embed(model.tokenize(before + text, parse_special=True))
             row[:] = vector / (float(np.linalg.norm(vector)) or 1.0) if scaled else vector
         return found
+
+    def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
+        """How well each document answers a query, as a cross-encoder sees it.
+
+        Args:
+            query: the question.
+            documents: texts, read one by one.
+
+        Returns:
+            One score a document, in their order; the larger the better, any real number.
+
+        Raises:
+            UnsupportedModelError: the model is no cross-encoder.
+            UsageError: query and document are longer than a batch.
+            ModelRuntimeError: llama.cpp fails.
+        """
+        model = self._ranking_model()
+        return [model.relevance(query, document) for document in documents]
 
     def _embedding_prompt(self, name: str | None) -> str:
         """The text that the model wants before every input."""

@@ -5,7 +5,7 @@ What fits is chosen by `edge.fit`; running is left to `model`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from edgepack.edge.fit.opening import OpenWish
 from edgepack.edge.install.in_place import FromArchive
 from edgepack.edge.install.model_file import ModelFile, prepare
 from edgepack.edge.llama.check import check_adapter
+from edgepack.edge.llama.engines import choose_engine
 from edgepack.edge.llama.options import Adapter
 from edgepack.errors import UsageError
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from edgepack.api.values import FilePath
+    from edgepack.edge.llama.engine import EngineWish
+    from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
 
 
@@ -36,7 +39,9 @@ class OpenOptions:
         adapters: GGUF LoRAs to apply.
         own_adapters: apply those that an archive brings too.
         verify: check every byte of an installed archive first.
+        engine: which package runs it; `auto` takes llama-cpp-python where it is installed, else xllamacpp.
         from_archive: when an archive's model is decoded into memory instead of being installed.
+        trust: whose archives are taken; the user's trust store by default.
     """
 
     ctx: int | None = None
@@ -48,6 +53,8 @@ class OpenOptions:
     own_adapters: bool = True
     verify: bool = False
     from_archive: FromArchive = FromArchive.NEVER
+    trust: TrustPolicy | None = None
+    engine: EngineWish = "auto"
 
 
 def ignore(text: str) -> None:
@@ -61,9 +68,18 @@ def open_file(
 
     Raises:
         UsageError: there is no such file, or an adapter is none.
+        DependencyError: the engine is not installed.
         GGUFError, ArchiveError, IntegrityError: the file is not sound.
+        CheckFailedError: nobody trusted signed it.
     """
-    source = prepare(Path(file), verify=options.verify, from_archive=options.from_archive, progress=progress, note=note)
+    if choose_engine(options.engine).name != "llama-cpp-python" and options.from_archive is not FromArchive.NEVER:
+        if options.from_archive is FromArchive.ALWAYS:
+            note("only llama-cpp-python reads a model out of its archive; it is installed")
+        options = replace(options, from_archive=FromArchive.NEVER)
+    source = prepare(
+        Path(file), verify=options.verify, from_archive=options.from_archive, trust=options.trust,
+        progress=progress, note=note,
+    )  # fmt: skip
     own = tuple(Adapter(path) for path in source.adapters) if options.own_adapters else ()
     adapters = own + options.adapters
     for adapter in adapters:
@@ -75,6 +91,8 @@ def open_file(
         n_gpu_layers=options.n_gpu_layers,
         threads=options.threads,
         adapters=adapters,
+        trust=options.trust,
+        engine=options.engine,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgepack.edge.llama.constraint_check import check_schema
 from edgepack.edge.llama.options import SamplingOptions
 from edgepack.errors import UsageError
 
@@ -29,9 +30,8 @@ def sampling_of(
         return chosen
     if chosen.grammar is not None:
         raise UsageError("grammar and JSON schema: expected one of them, got both")
-    from edgepack.edge.chat.constraints import schema_grammar
-
-    return replace(chosen, grammar=schema_grammar(json_schema))
+    check_schema(json_schema)
+    return replace(chosen, json_schema=json_schema)
 
 
 def checked_message(message: Mapping[str, str]) -> dict[str, str]:

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.api.opening import OpenOptions, adapters_of, open_file
+from edgepack.api.trust import Trusted, policy_for
 from edgepack.edge.fit.choice import HOST_MEMORY, Fit, Fitter, FitWish
 from edgepack.edge.fit.devices import cpu_features, find_device
 from edgepack.edge.fit.memory import mapped_weights
 from edgepack.edge.fit.opening import running_device, runtime_options
-from edgepack.edge.fit.probe import probe_cpu
+from edgepack.edge.fit.probe import can_probe, probe_cpu
 from edgepack.edge.fit.shape import ModelShape, read_shape
 from edgepack.edge.fit.speed import probed_tokens_per_second
 from edgepack.edge.install.model_file import peek
+from edgepack.edge.llama.check import check_generates
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from edgepack.api.values import FilePath, JsonObject
     from edgepack.edge.bench import BenchResult
+    from edgepack.edge.llama.engine import EngineWish
     from edgepack.edge.llama.options import Adapter
     from edgepack.progress import Progress
 
@@ -103,6 +106,7 @@ def fit(
     kv_type: str | None = None,
     host_memory: int | None = None,
     probe: bool = True,
+    trusted: Trusted = (),
 ) -> FitResult:
     """Whether a model fits on a device, how to open it, and how fast it would be; nothing is loaded or installed.
 
@@ -112,20 +116,22 @@ def fit(
         ctx: tokens of context; by default up to 8192, what fits.
         kv_type: of the KV cache; by default `f16`, `q8_0` where that is too large.
         host_memory: bytes of main memory beside a profile's GPU; by default 16 GB.
-        probe: on this CPU, time a few layers (two seconds, once for a model).
+        probe: on this CPU, time a few layers (two seconds, once for a model), where llama-cpp-python is installed.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
 
     Raises:
         UsageError: no such file, device or KV type, or the context is longer than the model's.
         UnsupportedModelError: a kind of model whose memory cannot be predicted.
         GGUFError, ArchiveError: the file is not sound.
+        CheckFailedError: nobody trusted signed it.
     """
     file, where = Path(file), find_device(device)
-    header = peek(file)
+    header = peek(file, policy_for(trusted))
     shape = read_shape(header)
     on_cpu = where.id == "cpu"
     weights = mapped_weights(header, cpu_features()) if on_cpu else None
     found = Fitter(shape, where, FitWish(ctx, kv_type, host_memory or HOST_MEMORY, cpu_weights=weights)).choose()
-    if on_cpu and found.fits and probe:
+    if on_cpu and found.fits and probe and can_probe():
         found = replace(found, tokens_per_second=probed_tokens_per_second(shape, probe_cpu(header, shape)))
     return _fit_result(found, shape, file.stat().st_size, header.file_bytes)
 
@@ -171,7 +177,9 @@ def bench(
     threads: int | None = None,
     adapters: Sequence[Adapter | FilePath] = (),
     own_adapters: bool = True,
+    engine: EngineWish = "auto",
     verify: bool = False,
+    trusted: Trusted = (),
     keep: bool = False,
     progress: Progress = silent,
 ) -> BenchResult:
@@ -188,7 +196,9 @@ def bench(
         threads: of the CPU.
         adapters: GGUF LoRAs to apply.
         own_adapters: apply those of the archive too.
+        engine: which package runs it.
         verify: check every byte of an installed archive first.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
         keep: add the result to those of this machine (`edgepack.edge.bench.earlier_result` finds it).
         progress: told of bytes that are restored.
 
@@ -198,12 +208,14 @@ def bench(
     from edgepack.edge.bench import append_result, measure
 
     options = OpenOptions(
-        None, device, n_gpu_layers, kv_type, threads, adapters_of(adapters), own_adapters, verify
+        None, device, n_gpu_layers, kv_type, threads, adapters_of(adapters), own_adapters, verify,
+        engine=engine, trust=policy_for(trusted),
     )  # fmt: skip
     source, wish = open_file(file, options, progress)
+    check_generates(source.header)
     opened = replace(runtime_options(source.header, wish), n_ctx=max(n_prompt, n_gen) + 1)
     result = measure(
-        source.path, opened, running_device(device).name, repetitions=repetitions,
+        source.path, opened, running_device(device, engine).name, repetitions=repetitions,
         n_prompt=n_prompt, n_generate=n_gen, name=Path(file).name,
     )  # fmt: skip
     if keep:

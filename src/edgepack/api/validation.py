@@ -43,12 +43,12 @@ class ValidationResult:
     @property
     def passed(self) -> bool:
         """Whether every gate is cleared; without gates, whether both read the same tokens."""
-        return self.validation.passed(self.gates)
+        return self.candidate.passed(self.gates)
 
     @property
     def failed_gates(self) -> tuple[GateResult, ...]:
         """The gates that were missed, each with its numbers."""
-        return tuple(gate for gate in self.validation.gate_results(self.gates) if not gate.passed)
+        return tuple(gate for gate in self.candidate.gate_results(self.gates) if not gate.passed)
 
     @property
     def tokens(self) -> int:
@@ -90,7 +90,7 @@ class ValidationResult:
             "greedy": outcome.greedy_json(found.greedy),
             "findings": asdict(found.findings) if found.findings else None,
         }
-        return outcome.finite({**outcome.as_json(found.validation, self.gates, run.chunking), **told})
+        return outcome.finite({**outcome.candidate_json(found, self.gates, run.chunking), **told})
 
     def html(self) -> str:
         """A self-contained page: verdict, figures, charts, worst tokens, weights where they were compared."""
@@ -117,7 +117,7 @@ class ComparisonResult:
     @property
     def passed(self) -> bool:
         """Whether any of the files clears every gate."""
-        return any(candidate.validation.passed(self.gates) for candidate in self.run.candidates)
+        return any(candidate.passed(self.gates) for candidate in self.run.candidates)
 
     @property
     def on_pareto_front(self) -> tuple[bool, ...]:
@@ -136,7 +136,7 @@ class ComparisonResult:
             "candidates": [
                 {"path": str(candidate.path), "bytes": candidate.bytes, "on_pareto_front": marked,
                  "greedy": outcome.greedy_json(candidate.greedy),
-                 **outcome.as_json(candidate.validation, self.gates, run.chunking)}
+                 **outcome.candidate_json(candidate, self.gates, run.chunking)}
                 for candidate, marked in zip(run.candidates, self.on_pareto_front, strict=True)
             ],
         }  # fmt: skip

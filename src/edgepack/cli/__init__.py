@@ -11,12 +11,14 @@ from typing import Any, NoReturn
 
 import click
 
+from edgepack.cli.quiet import quiet_libraries
 from edgepack.errors import EdgepackError
 from edgepack.version import __version__
 
 # command → (module under edgepack.cli, one line for --help); the module's click command is `command`.
 COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "A Hugging Face checkpoint becomes a GGUF."),
+    "checkpoint": ("checkpoint", "a GGUF as a Hugging Face folder, the export read backwards"),
     "analyze": ("analyze", "how many directions a model's weights and activations really use"),
     "prune-grid": ("prune_grid", "how much of a model can go: fidelity and size of several sparsities"),
     "imatrix": ("imatrix", "which weights a text needs: an importance matrix"),
@@ -28,11 +30,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "several files against one original: size against divergence"),
     "evaluate": ("evaluate", "tasks with right answers, the original and the file side by side"),
     "certify": ("certify", "a file measured, and the proof put inside it"),
+    "provenance": ("provenance", "what a file was made from, and whether that gives the same bytes again"),
+    "release": ("release", "what a publisher uploads: files, model card, sums, signature"),
     "extract": ("extract", "members or single tensors out of an archive"),
     "keygen": ("keygen", "a key to sign archives with"),
+    "trust": ("trust", "whose archives this machine takes"),
     "sign": ("sign", "a signature added to an archive"),
     "diff": ("diff", "a small patch from one version of a file to the next"),
     "patch": ("patch", "the next version of a file from the old one and a patch"),
+    "fetch": ("fetch", "an archive from a web server, or a checkpoint from the hub"),
+    "update": ("update", "the version of an archive that its server has now"),
+    "bundle": ("bundle", "a folder that installs and runs an archive without a network"),
     "run": ("run", "one completion, or a chat with the model"),
     "serve": ("serve", "an OpenAI-compatible server and a chat page on this machine"),
     "embed": ("embed", "embeddings of texts"),
@@ -72,12 +80,13 @@ def root() -> None:
 
     Exit codes: 0 success, 1 a check that failed, 2 wrong usage, 3 checkpoint, 4 unsupported model,
     5 tokenizer, 6 GGUF, 7 archive, 8 NaN or infinity, 9 disk or memory, 10 llama.cpp, 11 missing package,
-    12 calibration, 13 codec, 130 interrupted.
+    12 calibration, 13 codec, 14 network, 130 interrupted.
     """
 
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code that `edgepack.errors` documents."""
+    quiet_libraries()
     sys.exit(execute(args))
 
 

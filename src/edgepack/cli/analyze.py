@@ -41,13 +41,13 @@ def command(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Print spectra of MODEL's weights, and of its activations over a text."""
+    """Print spectra of MODEL's weights (a Hugging Face folder or a GGUF), and of its activations over a text."""
     from edgepack.api.analysis import analyze
-    from edgepack.atomic_file import atomic_output, check_output
+    from edgepack.files.output import atomic_output, check_output
 
     for path in (report, output):
         if path is not None:
-            check_output(path)
+            check_output(path, force=True)
     result = analyze(
         model, text=text, own_samples=own_samples, sequences=sequences, length=length, device=device,
         progress=terminal_progress,

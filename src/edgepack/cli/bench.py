@@ -33,8 +33,8 @@ def command(file: Path, **values: Any) -> None:
     result = bench(
         file, repetitions=values["repetitions"], n_prompt=values["n_prompt"], n_gen=values["n_gen"],
         device=opening.device, n_gpu_layers=opening.n_gpu_layers, kv_type=opening.kv_type, threads=opening.threads,
-        adapters=opening.adapters, own_adapters=opening.own_adapters, verify=opening.verify,
-        keep=True, progress=terminal_progress,
+        adapters=opening.adapters, own_adapters=opening.own_adapters, verify=opening.verify, engine=opening.engine,
+        trusted=opening.trust or (), keep=True, progress=terminal_progress,
     )  # fmt: skip
     earlier = earlier_result(result) if values["compare"] else None
     if values["as_json"]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.atomic_file import atomic_output
 from edgepack.cli.output import note
 from edgepack.edge.llama.interrupt import ctrl_c_sets
 from edgepack.errors import EdgepackError
+from edgepack.files.output import atomic_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -33,6 +33,8 @@ def command(
     min_agreement: float | None,
     max_kl: float | None,
     max_perplexity_ratio: float | None,
+    max_mean_error: float | None,
+    max_tensor_error: float | None,
     report: Path | None,
     as_json: bool,
     **scoring: Any,
@@ -45,8 +47,8 @@ def command(
 
     result = compare(
         candidates, reference, text=text_path, min_agreement=min_agreement, max_kl=max_kl,
-        max_perplexity_ratio=max_perplexity_ratio, scoring=read_scoring(scoring), findings=report is not None,
-        progress=terminal_progress, note=note,
+        max_perplexity_ratio=max_perplexity_ratio, max_mean_error=max_mean_error, max_tensor_error=max_tensor_error,
+        scoring=read_scoring(scoring), findings=report is not None, progress=terminal_progress, note=note,
     )  # fmt: skip
     if report is not None:
         write_page(result, report)

@@ -10,11 +10,13 @@ import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
 from edgepack.cli.scoring_options import threads_option
+from edgepack.cli.trust_options import trust_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from edgepack.edge.fidelity.tasks.tasks import Comparison
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 _PATH = click.Path(path_type=Path)
 
@@ -28,11 +30,13 @@ _PATH = click.Path(path_type=Path)
     multiple=True,
     required=True,
     metavar="JSONL|NAME",
-    help="A local file of items, or a task of lm-evaluation-harness where that is installed; repeatable.",
+    help="A file of items, hellaswag (a small set of that form that ships with edgepack), or a task of"
+    " lm-evaluation-harness where that is installed (harness:hellaswag for its own); repeatable.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Only the first N items.")
 @click.option("--ctx", type=click.IntRange(8), default=512, show_default=True, help="The longest item, in tokens.")
 @threads_option
+@trust_options
 @json_option
 def command(
     candidate: Path,
@@ -41,14 +45,18 @@ def command(
     limit: int | None,
     ctx: int,
     threads: int,
+    trusted: TrustPolicy,
     as_json: bool,
 ) -> None:
     """Answer the same items with CANDIDATE and its original; count flips, judge them by McNemar's test."""
     from edgepack.api.fidelity import evaluate
 
-    found = evaluate(candidate, reference, tasks, limit=limit, ctx=ctx, threads=threads, progress=terminal_progress)
+    found = evaluate(
+        candidate, reference, tasks, limit=limit, ctx=ctx, threads=threads, trusted=trusted, progress=terminal_progress
+    )
     if as_json:
-        print_json({"tasks": {task: _measures(measures) for task, measures in found.items()}})
+        items = {task: _items(measures) for task, measures in found.items()}
+        print_json({"tasks": {task: _measures(measures) for task, measures in found.items()}, "items": items})
         return
     for task, measures in found.items():
         for measure, compared in measures.items():
@@ -57,6 +65,11 @@ def command(
 
 def _measures(measures: Mapping[str, Comparison]) -> dict[str, Any]:
     return {measure: asdict(compared) for measure, compared in measures.items()}
+
+
+def _items(measures: Mapping[str, Comparison]) -> list[dict[str, Any]]:
+    """Each item's answers and perplexities; none of the harness's tasks."""
+    return [asdict(item) for item in getattr(measures, "items_in_order", ())]
 
 
 def _print(task: str, measure: str, compared: Comparison) -> None:

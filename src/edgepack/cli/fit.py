@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from edgepack.cli.output import SIZE, json_option, print_json
+from edgepack.cli.trust_options import trust_options
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
     from edgepack.api.speed import FitResult
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 
 @click.command()
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--host-memory", type=SIZE, help="Main memory beside a profile's GPU.  [default: 16GB]")
 @click.option("--no-probe", is_flag=True, help="Do not measure this CPU's speed (two seconds, once for a model).")
 @click.option("--list-devices", is_flag=True, help="Print the known devices instead.")
+@trust_options
 @json_option
 def command(
     file: Path,
@@ -32,6 +35,7 @@ def command(
     host_memory: int | None,
     no_probe: bool,
     list_devices: bool,
+    trusted: TrustPolicy,
     as_json: bool,
 ) -> int:
     """Say whether the model in FILE (GGUF or archive) fits on a device, how to open it, and how fast it would be.
@@ -43,7 +47,9 @@ def command(
         return 0
     from edgepack.api.speed import fit
 
-    found = fit(file, device=device, ctx=ctx, kv_type=kv_type, host_memory=host_memory, probe=not no_probe)
+    found = fit(
+        file, device=device, ctx=ctx, kv_type=kv_type, host_memory=host_memory, probe=not no_probe, trusted=trusted
+    )
     if as_json:
         print_json(found.json())
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgepack.cli.output import json_option, print_json, terminal_progress
+from edgepack.errors import IntegrityError
 
 if TYPE_CHECKING:
     from edgepack.packaging.inspection import Inspection
@@ -17,15 +18,22 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--tensors", is_flag=True, help="List the tensors of the model too.")
 @json_option
-def command(file: Path, tensors: bool, as_json: bool) -> None:
-    """Show what FILE (an archive or a GGUF) holds and what each kind of stream gained; an archive's index suffices."""
+def command(file: Path, tensors: bool, as_json: bool) -> int:
+    """Show what FILE (an archive or a GGUF) holds and what each kind of stream gained; an archive's index suffices.
+
+    Exit code 1 for an archive that is wrongly signed.
+    """
     from edgepack.api.checking import inspect
+    from edgepack.packaging.trust.signatures import SignatureState
 
     found = inspect(file, tensors=tensors, progress=terminal_progress)
     if as_json:
         print_json(found.json())
     else:
         _print(file, found)
+    if found.archive is not None and found.archive.signature == SignatureState.INVALID.value:
+        raise IntegrityError(f"'{file}': the archive is {found.archive.signature}")
+    return 0
 
 
 def _row(name: str, stored: int, plain: int, note: str = "") -> str:
@@ -38,7 +46,7 @@ def _row(name: str, stored: int, plain: int, note: str = "") -> str:
 def _print(file: Path, found: Inspection) -> None:
     facts = [f"format {found.format_version}"]
     if found.archive is not None:
-        facts += [f"{found.archive.chunks} chunks", "signed" if found.archive.signed else "unsigned"]
+        facts += [f"{found.archive.chunks} chunks", found.archive.signature]
     click.echo(f"{file}: {', '.join(facts)}")
     click.echo(_row("in all", found.bytes, found.original_bytes))
     click.echo("members")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import note, terminal_progress
+from edgepack.cli.trust_options import trust_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +22,13 @@ _OPENING = [
     click.option("--device", default="auto", show_default=True, help="auto, cpu, or a profile to behave as."),
     click.option("--n-gpu-layers", type=click.IntRange(min=-1), help="Layers on the GPU.  [default: what fits]"),
     click.option("--kv-type", help="Type of the KV cache: f16, q8_0, q4_0 …  [default: f16, q8_0 where it must be]"),
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: physical cores]"),
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: cores that are free]"),
     click.option("--adapter", "adapters", multiple=True, metavar="FILE[:SCALE]", help="Apply a GGUF LoRA; repeatable."),
     click.option("--no-adapters", is_flag=True, help="Leave out the adapters that an archive brings."),
+    click.option("--engine", type=click.Choice(["auto", "llama-cpp-python", "xllamacpp"]), default="auto",
+                 show_default=True, help="What runs the model; auto: the first of the two that is installed."),
     click.option("--verify", is_flag=True, help="Check every byte of an installed archive first."),
-]
+]  # fmt: skip
 _SAMPLING = [
     click.option("--temperature", "--temp", type=click.FloatRange(min=0), default=0.8, show_default=True,
                  help="0 always takes the most probable token."),
@@ -46,7 +49,7 @@ _SAMPLING = [
 
 def opening_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of how a model is opened; `open_options` reads them."""
-    return _decorated(command, _OPENING)
+    return trust_options(_decorated(command, _OPENING))
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,7 +77,9 @@ def open_options(values: Mapping[str, Any]) -> OpenOptions:
         adapters=tuple(parse_adapter(text) for text in values["adapters"]),
         own_adapters=not values["no_adapters"],
         verify=values["verify"],
+        engine=values["engine"],
         from_archive=FromArchive(values.get("from_archive", "never")),  # only `run` has the option
+        trust=values["trusted"],
     )
 
 
@@ -87,9 +92,10 @@ def prepared(file: Path, values: Mapping[str, Any], template: str | None = None)
 
 def sampling(values: Mapping[str, Any]) -> SamplingOptions:
     """The sampling options of the command line."""
-    from edgepack.edge.chat.constraints import choose_grammar
+    from edgepack.edge.chat.constraints import read_constraints
     from edgepack.edge.llama.options import SamplingOptions
 
+    grammar, schema = read_constraints(values["grammar"], values["json_schema"])
     return SamplingOptions(
         temperature=values["temperature"],
         top_k=values["top_k"],
@@ -101,5 +107,6 @@ def sampling(values: Mapping[str, Any]) -> SamplingOptions:
         frequency_penalty=values["frequency_penalty"],
         presence_penalty=values["presence_penalty"],
         seed=values["seed"],
-        grammar=choose_grammar(values["grammar"], values["json_schema"]),
+        grammar=grammar,
+        json_schema=schema,
     )

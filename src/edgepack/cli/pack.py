@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.trust_options import trust_options
 from edgepack.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 
 @click.command("pack")
@@ -19,6 +24,7 @@ from edgepack.errors import UsageError
 @click.option("--base", type=click.Path(path_type=Path), help="An older archive, to take chunks and dictionaries from.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
 @click.option("--dry-run", is_flag=True, help="Only estimate the archive's size, from a sample.")
+@trust_options
 @json_option
 def command(
     file: Path,
@@ -27,6 +33,7 @@ def command(
     no_dictionary: bool,
     include: tuple[Path, ...],
     base: Path | None,
+    trusted: TrustPolicy,
     threads: int | None,
     dry_run: bool,
     as_json: bool,
@@ -42,6 +49,9 @@ def command(
     if dry_run:
         _estimate(file, output, include, level, as_json)
         return
+    beside = file.with_name(f"{file.stem}-lora.gguf")
+    if beside.is_file() and beside not in include:
+        note(f"{beside.name} lies beside it and stays out: --include it where the model answers with it")
     result = pack(
         file,
         output,
@@ -49,6 +59,7 @@ def command(
         dictionary=not no_dictionary,
         include=include,
         base=base,
+        trusted=trusted,
         threads=threads,
         progress=terminal_progress,
     )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgepack.cli.trust_options import trust_options
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -58,12 +60,15 @@ _GATES: tuple[Decorator, ...] = (
     min_agreement_option,
     click.option("--max-kl", type=float, help="Largest mean KL divergence, in nats."),
     click.option("--max-perplexity-ratio", type=float, help="Largest perplexity over the reference's."),
-)
+    click.option("--max-mean-error", type=float,
+                 help="Bar on the mean of the matrices' relative errors, such as 0.15."),
+    click.option("--max-tensor-error", type=float, help="Bar on the largest of them, such as 0.25."),
+)  # fmt: skip
 
 
 def scoring_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """All that decides how text is scored: `text_path`, and the fields of `ScoringOptions`."""
-    return _decorated(function, _SCORING)
+    """All that decides how text is scored: `text_path`, and the fields of `ScoringOptions`; whom to trust too."""
+    return trust_options(_decorated(function, _SCORING))
 
 
 def read_scoring(values: Mapping[str, Any], *, floor: bool = False) -> ScoringOptions:
@@ -71,7 +76,8 @@ def read_scoring(values: Mapping[str, Any], *, floor: bool = False) -> ScoringOp
     from edgepack.edge.fidelity.scoring import ScoringOptions
 
     asked = values["floor"]
-    return ScoringOptions(**{**values, "floor": floor if asked is None else asked})
+    rest = {name: value for name, value in values.items() if name != "trusted"}
+    return ScoringOptions(**{**rest, "floor": floor if asked is None else asked}, trust=values["trusted"])
 
 
 def gate_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.trust_options import trust_options
+
+if TYPE_CHECKING:
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 
 @click.command("unpack")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The file to write [the member's name].")
-@click.option("--trusted", multiple=True, type=click.Path(path_type=Path), help="A public key that must have signed.")
 @click.option("--native", is_flag=True, help="Decode a GGUF of the variant into a plain GGUF for stock llama.cpp.")
 @click.option("--native-type", metavar="T", help="What coded tensors become, such as q6_k. Default: as each one says.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
+@trust_options
 @json_option
 def command(
     file: Path,
     output: Path | None,
-    trusted: tuple[Path, ...],
+    trusted: TrustPolicy,
     native: bool,
     native_type: str | None,
     threads: int | None,
@@ -35,7 +40,7 @@ def command(
     from edgepack.quantities import format_duration, format_size
 
     if native or native_type:
-        _native(file, output, native_type, threads, as_json=as_json)
+        _native(file, output, native_type, trusted, threads, as_json=as_json)
         return
     archive = sys.stdin.buffer if file == Path("-") else file
     result = unpack(archive, output, trusted=trusted, threads=threads, progress=terminal_progress)
@@ -48,18 +53,37 @@ def command(
                 "sha256": result.sha256,
                 "seconds": result.seconds,
                 "kept_bytes": result.kept_bytes,
+                "beside": [str(path) for path in result.beside],
             }
         )
         return
     kept = f", {format_size(result.kept_bytes)} of it kept from before" if result.kept_bytes else ""
     note(f"{result.output}: {format_size(result.bytes)}{kept}, verified, in {format_duration(result.seconds)}")
+    _tell_beside(result.beside)
 
 
-def _native(file: Path, output: Path | None, native_type: str | None, threads: int | None, *, as_json: bool) -> None:
+def _tell_beside(paths: tuple[Path, ...]) -> None:
+    from edgepack.quantities import format_size
+
+    for path in paths:
+        note(f"{path}: {format_size(path.stat().st_size)}, belongs to it: give it to llama.cpp too (--lora)")
+
+
+def _native(
+    file: Path,
+    output: Path | None,
+    native_type: str | None,
+    trusted: TrustPolicy,
+    threads: int | None,
+    *,
+    as_json: bool,
+) -> None:
     from edgepack.api.archives import unpack_native
     from edgepack.quantities import format_duration, format_size
 
-    result = unpack_native(file, output, native_type=native_type, threads=threads, progress=terminal_progress)
+    result = unpack_native(
+        file, output, native_type=native_type, trusted=trusted, threads=threads, progress=terminal_progress
+    )
     if as_json:
         print_json(
             {
@@ -68,9 +92,11 @@ def _native(file: Path, output: Path | None, native_type: str | None, threads: i
                 "original_bytes": result.original_bytes,
                 "sha256": result.sha256,
                 "seconds": result.seconds,
+                "beside": [str(path) for path in result.beside],
                 "tensors": [{"name": t.name, "type": t.type.name, "bytes": t.nbytes} for t in result.tensors],
             }
         )
         return
     took = format_duration(result.seconds)
     note(f"{result.output}: {format_size(result.bytes)}, {result.coded} coded tensors decoded, in {took}")
+    _tell_beside(result.beside)

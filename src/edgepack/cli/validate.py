@@ -9,7 +9,7 @@ import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
 from edgepack.cli.scoring_options import gate_options, read_scoring, report_option, scoring_options
-from edgepack.errors import CheckFailedError
+from edgepack.errors import CheckFailedError, UsageError
 
 if TYPE_CHECKING:
     from edgepack.api.validation import ComparisonResult, ValidationResult
@@ -39,6 +39,8 @@ def command(
     min_agreement: float | None,
     max_kl: float | None,
     max_perplexity_ratio: float | None,
+    max_mean_error: float | None,
+    max_tensor_error: float | None,
     report: Path | None,
     suggest: bool,
     as_json: bool,
@@ -55,13 +57,15 @@ def command(
     from edgepack.edge.fidelity.validate import Gates
 
     options = read_scoring(scoring)
-    gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
+    gates = Gates(min_agreement, max_kl, max_perplexity_ratio, max_mean_error, max_tensor_error)
     if reference is None:
+        if gates.judges_weights:
+            raise UsageError("--max-mean-error and --max-tensor-error compare weights: give --reference")
         return _replay(candidate, gates, options, as_json=as_json)
     result = validate(
         candidate, reference, text=text_path, min_agreement=min_agreement, max_kl=max_kl,
-        max_perplexity_ratio=max_perplexity_ratio, scoring=options,
-        findings=None if report is None else True, progress=terminal_progress, note=note,
+        max_perplexity_ratio=max_perplexity_ratio, max_mean_error=max_mean_error, max_tensor_error=max_tensor_error,
+        scoring=options, findings=None if report is None else True, progress=terminal_progress, note=note,
     )  # fmt: skip
     if report is not None:
         write_page(result, report)
@@ -115,7 +119,7 @@ def _suggest(least_bytes: int, reference: Path, text: Path | None, gates: Gates,
 
 def write_page(result: ValidationResult | ComparisonResult, report: Path) -> None:
     """Write the HTML page, whole or not at all."""
-    from edgepack.atomic_file import atomic_output
+    from edgepack.files.output import atomic_output
 
     page = result.html().encode()
     with atomic_output(report, len(page)) as stream:
@@ -139,7 +143,7 @@ def _print(result: ValidationResult, *, as_json: bool) -> None:
 def report_gates(candidate: Candidate, gates: Gates, *, quiet: bool) -> None:
     """Say how the gates went: failures and their likely causes always, on stderr; successes to people."""
     found = candidate.validation
-    results = found.gate_results(gates)
+    results = candidate.gate_results(gates)
     failed = [result for result in results if not result.passed]
     for result in failed:
         note(f"FAILED {result.name}: {result.detail}")

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.trust_options import trust_options
 from edgepack.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 
 @click.command("verify")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--deep", is_flag=True, help="Also restore everything in memory and check chunks, tensors and files.")
-@click.option(
-    "--trusted", multiple=True, type=click.Path(path_type=Path), help="A public key that must have signed; repeatable."
-)
+@trust_options
 @json_option
-def command(file: Path, deep: bool, trusted: tuple[Path, ...], as_json: bool) -> int:
+def command(file: Path, deep: bool, trusted: TrustPolicy, as_json: bool) -> int:
     """Check FILE (an archive): exit code 0 when it is whole, 1 with the damaged places named.
 
     A GGUF carries no digests: of one, only the structure is checked.

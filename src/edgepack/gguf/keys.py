@@ -67,3 +67,5 @@ WIRE_TRELLIS = "edgepack.wire.trellis"  # states that their integers follow; 0 f
 WIRE_DRIFT = "edgepack.wire.drift"
 WIRE_CALIBRATION_SHA256 = "edgepack.wire.calibration_sha256"
 WIRE_CALIBRATION_TOKENS = "edgepack.wire.calibration_tokens"
+# Beginnings of the keys that tell how a file was made; nothing that runs a model reads them.
+NOTES = (RECIPE, FIGURES, CERTIFICATE, WIRE, IMATRIX_RUN)

@@ -25,6 +25,12 @@ VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 _MAX_ARRAY_DEPTH = 4
+# Of all arrays of a header together: each item becomes a Python object. A vocabulary of a million tokens with scores,
+# types and merges stays below.
+_MAX_ITEMS = 1 << 22
+_ITEMS_OF_AN_ARRAY = 16  # what an array in an array counts for: it becomes three objects
+_MAX_KEYS, _MAX_TENSORS = 1 << 15, 1 << 16
+_MAX_TEMPLATE_BYTES = 1 << 20  # of a chat template; the longest published ones have about 20,000
 SCALARS: dict[ValueType, struct.Struct] = {
     ValueType.UINT8: struct.Struct("<B"),
     ValueType.INT8: struct.Struct("<b"),
@@ -83,6 +89,7 @@ class _Cursor:
         self.buffer = memoryview(buffer)
         self.label = label
         self.position = 0
+        self.items = 0
 
     def take(self, count: int, what: str) -> memoryview:
         """The next `count` bytes."""
@@ -107,6 +114,22 @@ class _Cursor:
         if count > left // item_bytes:
             raise GGUFError(f"{self.label}: {what}: got {count}, but only {left} bytes are left")
         return count
+
+    def array_count(self, what: str, item_bytes: int, weight: int = 1) -> int:
+        """The count of an array's items, as `count`; all arrays of a header together have at most 2²² items."""
+        count = self.count(what, item_bytes)
+        self.items += weight * count
+        if self.items > _MAX_ITEMS:
+            raise GGUFError(f"{self.label}: {what}: expected at most {_MAX_ITEMS} items in all arrays, got more")
+        return count
+
+    def check_length(self, what: str, most: int) -> None:
+        """Refuse a string of more than `most` bytes before it is read."""
+        length = SCALARS[ValueType.UINT64].unpack(
+            bytes(self.buffer[self.position : self.position + 8]).ljust(8, b"\0")
+        )[0]
+        if length > most:
+            raise GGUFError(f"{self.label}: {what}: expected at most {most} bytes, got {length}")
 
     def string(self, what: str) -> str:
         """A length-prefixed string; bytes that are not UTF-8 survive as surrogates."""
@@ -151,11 +174,14 @@ class _Cursor:
 
     def _items(self, item: ValueType, what: str, depth: int) -> list[Any]:
         if item is ValueType.STRING:
-            return self._strings(self.count(what, 8), what)
+            return self._strings(self.array_count(what, 8), what)
         if item is ValueType.ARRAY:
-            return [Value(item, *self.value(item, what, depth + 1)) for _ in range(self.count(what, 12))]
+            return [
+                Value(item, *self.value(item, what, depth + 1))
+                for _ in range(self.array_count(what, 12, _ITEMS_OF_AN_ARRAY))
+            ]
         layout = SCALARS[item]
-        count = self.count(what, layout.size)
+        count = self.array_count(what, layout.size)
         raw = self.take(count * layout.size, what)
         if item is ValueType.BOOL:
             return [byte != 0 for byte in raw]
@@ -206,6 +232,9 @@ def _parse(cursor: _Cursor, file_bytes: int) -> GGUFHeader:
         raise GGUFError(f"{cursor.label}: expected GGUF version 2 or 3, got {got}")
     n_tensors = cursor.count("tensor count", 24)
     n_metadata = cursor.count("metadata count", 13)
+    if n_metadata > _MAX_KEYS or n_tensors > _MAX_TENSORS:
+        most = f"{_MAX_KEYS} metadata keys and {_MAX_TENSORS} tensors"
+        raise GGUFError(f"{cursor.label}: expected at most {most}, got {n_metadata} and {n_tensors}")
     metadata = _read_metadata(cursor, n_metadata)
     tensors = [_read_tensor_info(cursor) for _ in range(n_tensors)]
     alignment = _alignment(metadata, cursor.label)
@@ -224,6 +253,8 @@ def _read_metadata(cursor: _Cursor, count: int) -> dict[str, Value]:
         if key in metadata:
             raise GGUFError(f"{cursor.label}: metadata key '{key}' occurs twice")
         kind = cursor.kind(f"metadata '{key}'")
+        if key == keys.CHAT_TEMPLATE and kind is ValueType.STRING:
+            cursor.check_length(f"metadata '{key}'", _MAX_TEMPLATE_BYTES)
         metadata[key] = Value(kind, *cursor.value(kind, f"metadata '{key}'"))
     return metadata
 

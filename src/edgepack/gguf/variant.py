@@ -24,6 +24,7 @@ VERSION = 1
 MAX_STAGES = 8
 MAX_DESCRIPTION_BYTES = 1 << 16
 MAX_DIMENSION = 1 << 40
+_FREE_WEIGHTS, _MOST_EXPANSION = 4 << 20, 256  # a file codes so many weights, and so many for each of its bytes
 # ggml's GGML_MAX_NAME is 64 with the terminating zero; readers refuse longer names.
 MAX_NAME_BYTES = 63
 # A vector's entry in the header beside its name: lengths of name and vector, dimensions, type, offset.
@@ -179,6 +180,9 @@ def read_variant(header: GGUFHeader) -> Variant:
     owner = {
         info.name: tensor for tensor in coded.values() for stage in tensor.stages for info in stage.components.values()
     }
+    weights = sum(prod(tensor.shape) for tensor in coded.values())
+    if weights > _FREE_WEIGHTS + _MOST_EXPANSION * header.file_bytes:  # before anything is decoded
+        raise CodecError(f"{header.path}: {weights} coded weights in a file of {header.file_bytes} bytes")
     ordered = {owner[info.name].name if info.name in owner else info.name: None for info in header.tensors}
     # A coded tensor without any component in the file comes last: its decoder says what is missing.
     ordered |= dict.fromkeys(coded)

@@ -47,20 +47,15 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(lambda r: r.imatrix is not None and r.calibration is not None,
              "--imatrix and --calibration: expected one of them, got both"),
     Conflict(lambda r: r.recipe is not None and bool(r.passes), "--recipe and --pass: expected one of them, got both"),
-    Conflict(lambda r: r.has_passes and _from_file(r),
-             "--recipe and --pass: expected a Hugging Face folder, got the file '{model}'"),
     Conflict(lambda r: r.packs and r.shard_size is not None,
              "--pack and --shard-size: an archive is one file, expected only one of them"),
     Conflict(lambda r: r.pack and r.path is not None and r.path.suffix == ".gguf",
              "--pack: expected an output that ends in .edgepack, got '{output}'"),
-    Conflict(lambda r: r.adapter is not None and _from_file(r),
-             "--adapter: expected a Hugging Face folder, got '{model}'"),
-    Conflict(lambda r: r.kind == WIRE and _from_file(r),
-             "--target wire: expected a Hugging Face folder, got '{model}'"),
+    Conflict(lambda r: r.adapter is not None and r.calibration is not None and not r.has_passes and _from_file(r),
+             "--adapter and --calibration of a GGUF: expected --imatrix FILE, as llama.cpp runs '{model}' without the"
+             " adapter"),
     Conflict(lambda r: r.kind == WIRE and len(_wire_goals(r)) != 1,
              "--target wire: expected exactly one of --bits, --max-size, --min-agreement, --max-kl"),
-    Conflict(lambda r: r.kind == CODED and r.calibration is not None and _from_file(r),
-             "--calibration with {target}: expected a Hugging Face folder, got '{model}'"),
     Conflict(lambda r: r.dry_run and r.calibration is not None and (r.kind == CODED or (
         r.kind == GGUF and not r.has_passes)),
              "--calibration: collecting is work; with --dry-run give --imatrix FILE"),
@@ -68,6 +63,10 @@ CONFLICTS: tuple[Conflict, ...] = (
              "--skip-harmful: coding shows which stages help; expected no --dry-run with it"),
     Conflict(lambda r: r.target is None and r.is_gated and (r.max_size or r.shard_size) is not None,
              "--min-agreement and its like choose the target: expected no --max-size or --shard-size"),
+    Conflict(lambda r: r.target is None and r.judges_weights,
+             "--max-mean-error and --max-tensor-error judge one file: expected --target"),
+    Conflict(lambda r: r.dry_run and r.judges_weights,
+             "--max-mean-error and --max-tensor-error look at weights: expected no --dry-run with them"),
     Conflict(lambda r: r.target is None and r.max_size is None and (not r.is_gated or r.dry_run),
              "export: expected --target, or --max-size to take the largest that fits"),
 )  # fmt: skip
@@ -94,7 +93,10 @@ def check_request(request: ExportRequest) -> None:
 
 def _check_goals(request: ExportRequest) -> None:
     """Goals are numbers that can be reached."""
-    for name, value in (("--bits", request.bits), ("--max-kl", request.max_kl), ("--max-size", request.max_bytes)):
+    for name, value in (
+        ("--bits", request.bits), ("--max-kl", request.max_kl), ("--max-size", request.max_bytes),
+        ("--max-mean-error", request.max_mean_error), ("--max-tensor-error", request.max_tensor_error),
+    ):  # fmt: skip
         if value is not None and not value > 0:
             raise UsageError(f"{name}: expected more than 0, got {value}")
     if request.min_agreement is not None and not 0 < request.min_agreement <= 1:

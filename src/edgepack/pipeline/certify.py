@@ -12,13 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from edgepack.atomic_file import check_output
 from edgepack.edge.fidelity.certificate import DEFAULT_TOKENS, MEMBER, small_form, store
 from edgepack.edge.fidelity.certificate_file import deliver, wire_facts, with_metadata
 from edgepack.edge.fidelity.outcome import figures, finite
 from edgepack.edge.fidelity.scoring import choose_chunking, measure_floor, open_candidate, sample_text, text_to_score
 from edgepack.edge.fidelity.stored_reference import encode
 from edgepack.edge.fidelity.validate import validate
+from edgepack.files.output import check_output
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.pipeline.fidelity import open_reference
@@ -78,7 +78,7 @@ def certify(
     Raises:
         EdgepackError: whatever opening, scoring or packing finds wrong; nothing is left behind.
     """
-    check_output(output)
+    check_output(output, force=True)
     text = None if text_path is None else text_to_score(text_path)
     with ExitStack() as opened:
         candidate = opened.enter_context(closing(open_candidate(candidate_path, options, progress=progress)))
@@ -108,7 +108,7 @@ def certify(
             certificate = Path(folder) / MEMBER
             certificate.write_bytes(encode(stored))
             size = certificate.stat().st_size
-            deliver(candidate_path, model, certificate, output, progress)
+            deliver(candidate_path, model, certificate, output, options.trust, progress)
     positions = len(stored.candidate_top)
     base = positions * 2 * (2 * ((stored.reference.vocabulary + 1) // 2) + 4)
     return Certified(output, output.stat().st_size, size, positions, base, measured)

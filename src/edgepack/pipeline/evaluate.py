@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING
 
 from edgepack.edge.fidelity.scoring import open_candidate
 from edgepack.edge.fidelity.tasks.runner import run_task
-from edgepack.edge.fidelity.tasks.tasks import Comparison, read_items
+from edgepack.edge.fidelity.tasks.tasks import Comparison, own_tasks, read_items
 from edgepack.errors import DependencyError
 from edgepack.pipeline.fidelity import open_reference
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from edgepack.edge.fidelity.scorers.scorer import Scorer
     from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.progress import Progress
+
+
+_HARNESS = "harness:"
 
 
 def evaluate(
@@ -32,41 +35,46 @@ def evaluate(
     options: ScoringOptions,
     limit: int | None = None,
     progress: Progress = silent,
-) -> dict[str, dict[str, Comparison]]:
+) -> dict[str, Mapping[str, Comparison]]:
     """Both models on every task.
 
     Args:
         candidate_path: a GGUF or an `.edgepack`.
         reference_path: the original.
-        tasks: paths of JSONL files, or names of lm-evaluation-harness tasks.
+        tasks: paths of JSONL files, names of `own_tasks()`, or names of lm-evaluation-harness tasks (`harness:NAME`
+            where a task of our own has that name too).
         options: threads and the longest item.
         limit: only the first items of each.
         progress: told of items.
 
     Returns:
-        task → measure → both models compared.
+        task → measure → both models compared; `TaskResult`s where edgepack ran them.
 
     Raises:
         UsageError: a file of items is not one.
         DependencyError: a task's name, and lm-evaluation-harness is not installed.
     """
-    local = {task: read_items(Path(task))[:limit] for task in tasks if Path(task).suffix == ".jsonl"}
-    named = [task for task in tasks if task not in local]
+    own = own_tasks()
+    files = {task: own.get(task, Path(task)) for task in tasks if task in own or Path(task).suffix == ".jsonl"}
+    local = {task: read_items(path)[:limit] for task, path in files.items()}
+    named = [task.removeprefix(_HARNESS) for task in tasks if task not in local]
     if named:
         _check_harness(named)
     with (
         closing(open_candidate(candidate_path, options, progress=progress)) as candidate,
         closing(open_reference(reference_path, options)) as reference,
     ):
-        found = {Path(task).stem: run_task(items, reference, candidate, progress).measures
-                 for task, items in local.items()}  # fmt: skip
-        return found | _run_harness(named, reference, candidate, limit)
+        found: dict[str, Mapping[str, Comparison]] = {
+            Path(task).stem: run_task(items, reference, candidate, progress) for task, items in local.items()
+        }
+        return {**found, **_run_harness(named, reference, candidate, limit)}
 
 
 def _check_harness(named: list[str]) -> None:
     if find_spec("lm_eval") is None:
         raise DependencyError(
-            f"task '{named[0]}': expected a .jsonl file, or lm-evaluation-harness: pip install 'edgepack[eval]'"
+            f"task '{named[0]}': expected a .jsonl file, one of {', '.join(own_tasks())}, or lm-evaluation-harness: "
+            "pip install 'edgepack[eval]'"
         )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.pipeline.accepted import check_request
 from edgepack.pipeline.goals.ladder import Reached, fitting, reach_gates, reach_given, reach_size
-from edgepack.pipeline.makers.opened import opened_checkpoint, separate_adapter, work_of
+from edgepack.pipeline.makers.opened import opened_checkpoint, separate_adapter, with_original, work_of
 from edgepack.pipeline.makers.separate import SUFFIX, SeparateAdapter, WithAdapter
 from edgepack.pipeline.options import CODED, WIRE
 from edgepack.pipeline.ship import Shipment
@@ -61,7 +61,7 @@ class ExportResult:
     @property
     def passed(self) -> bool:
         """Whether no gate was missed."""
-        return self.validation is None or self.validation.candidates[0].validation.passed(self.gates)
+        return self.validation is None or self.validation.candidates[0].passed(self.gates)
 
     def as_json(self) -> dict[str, Json]:
         """The result as scripts read it."""
@@ -82,10 +82,10 @@ class ExportResult:
         if self.tried:
             found["tried"] = [_tried(rung) for rung in self.tried]
         if self.validation is not None:
-            from edgepack.edge.fidelity.outcome import as_json
+            from edgepack.edge.fidelity.outcome import candidate_json
 
             run = self.validation
-            found["validation"] = as_json(run.candidates[0].validation, self.gates, run.chunking)
+            found["validation"] = candidate_json(run.candidates[0], self.gates, run.chunking)
         return found
 
 
@@ -110,12 +110,19 @@ def run_export(request: ExportRequest) -> ExportResult:
     """
     check_request(request)
     started = time.monotonic()
+    with with_original(request) as opened:
+        return _exported(opened, started)
+
+
+def _exported(request: ExportRequest, started: float) -> ExportResult:
+    """What is asked for, made of what is opened."""
     with _passes(request) as passes:
         if request.dry_run:
             return _planned(request, passes, started)
         reached = _reach(request, passes)
     shipped = reached.shipped
-    judged = None if reached.tried or not (request.is_gated or request.validate) else _verdict(request, reached)
+    asked = request.is_gated or request.validate
+    judged = _verdict(request, reached) if request.judges_weights or (asked and not reached.tried) else None
     return ExportResult(
         shipped.path, shipped.bytes, time.monotonic() - started, shipped.made.outline, shipped.made, shipped.adapters,
         reached.tried, judged, gates_of(request),
@@ -201,7 +208,7 @@ def _wire(request: ExportRequest, passes: Passes | None) -> WireMaker:
 def _beside(request: ExportRequest) -> SeparateAdapter | None:
     """The adapter that stays a file of its own."""
     adapter = separate_adapter(request)
-    return None if adapter is None else SeparateAdapter(adapter, request.source)
+    return None if adapter is None else SeparateAdapter(adapter, request.source, request.original)
 
 
 def _reach_scalar(maker: WireMaker, request: ExportRequest, shipment: Shipment) -> Reached:
@@ -224,13 +231,17 @@ def gates_of(request: ExportRequest) -> Gates:
     """The bars that the request sets."""
     from edgepack.edge.fidelity.validate import Gates
 
-    return Gates(request.min_agreement, request.max_kl, None)
+    return Gates(
+        request.min_agreement, request.max_kl, None, request.max_mean_error, request.max_tensor_error
+    )  # fmt: skip
 
 
 def _scoring(request: ExportRequest) -> ScoringOptions:
     from edgepack.edge.fidelity.scoring import ScoringOptions
+    from edgepack.packaging.trust.policy import ANYONE
 
-    return ScoringOptions(max_chunks=request.chunks, threads=request.threads or 0, floor=False, greedy=0)
+    # What is judged was made here a moment ago and is not signed yet.
+    return ScoringOptions(max_chunks=request.chunks, threads=request.threads or 0, floor=False, greedy=0, trust=ANYONE)
 
 
 def _judge(request: ExportRequest) -> Judge:
@@ -243,13 +254,17 @@ def _judge(request: ExportRequest) -> Judge:
 
 def _verdict(request: ExportRequest, reached: Reached) -> FidelityRun:
     """The shipped file held against what it was made from."""
-    from edgepack.pipeline.fidelity import run_validation
+    from edgepack.pipeline.fidelity import run_validation, with_findings
 
     scoring = replace(_scoring(request), adapters=reached.shipped.adapters)
     text = None if request.text is None else Path(request.text)
-    return run_validation(
+    run = run_validation(
         request.source, [reached.shipped.path], text, scoring, request.progress, opener=_opener(request)
     )
+    if not request.judges_weights:
+        return run
+    merged = None if request.adapter is None or request.adapter_mode != "merge" else opened_checkpoint(request)
+    return with_findings(run, request.source, request.progress, merged)
 
 
 def _opener(request: ExportRequest) -> Callable[[], Scorer] | None:

@@ -46,7 +46,8 @@ def open_reference(path: Path, options: ScoringOptions) -> Scorer:
     if path.suffix == ".edgeref":
         return open_stored(path)
     if path.is_file():
-        return open_candidate(path, options, options.shares()[0])
+        trust = None if options.trust is None else options.trust.of_originals()
+        return open_candidate(path, replace(options, trust=trust), options.shares()[0])
     if not path.is_dir():
         raise UsageError(f"reference '{path}': no such file or folder")
     try:
@@ -129,12 +130,17 @@ def run_validation(
     return FidelityRun(tuple(results), chunking, text, reference.label, floor)
 
 
-def with_findings(run: FidelityRun, reference_path: Path, progress: Progress = silent) -> FidelityRun:
-    """The run with every candidate's contents held against the reference's, for those who look for a cause."""
-    from edgepack.edge.fidelity.findings import find_differences
-    from edgepack.export.mapped_model import open_model
+def with_findings(
+    run: FidelityRun, reference_path: Path, progress: Progress = silent, merged: Checkpoint | None = None
+) -> FidelityRun:
+    """The run with every candidate's contents held against the reference's, for those who look for a cause.
 
-    original = open_model(reference_path, allow_requantize=True)
+    `merged` is the reference where it is more than what lies at `reference_path`: with its adapter.
+    """
+    from edgepack.edge.fidelity.findings import find_differences
+    from edgepack.export.mapped_model import map_checkpoint, open_model
+
+    original = open_model(reference_path, allow_requantize=True) if merged is None else map_checkpoint(merged)
     candidates = [
         replace(candidate, findings=find_differences(original, candidate.model, progress))
         for candidate in run.candidates

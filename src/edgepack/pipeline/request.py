@@ -18,6 +18,8 @@ from edgepack.trellis import STATES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgepack.model import Checkpoint
+
 StrPath = str | Path
 
 
@@ -30,12 +32,14 @@ class ExportRequest:
         target: such as `gguf-q5km`, `edge-nf4`, `wire`; None to have a gguf target found by a size or a gate.
         progress: told of every stretch of work.
         tell: told one line for each file that a search tried.
+        original: the checkpoint that a GGUF was read back into, while an export of it runs.
     """
 
     model: StrPath
     target: str | None = None
     progress: Progress = silent
     tell: Callable[[str], object] = lambda _line: None
+    original: Checkpoint | None = None
 
     # What is read, beside the model itself.
     pre: str | None = option(
@@ -54,7 +58,7 @@ class ExportRequest:
         ),
     )
     allow_requantize: bool = option(
-        False, Option("--allow-requantize", "Quantise a GGUF's quantised tensors again.", (GGUF, CODED), "flag")
+        False, Option("--allow-requantize", "Quantise a GGUF's quantised tensors again.", (GGUF, CODED, WIRE), "flag")
     )
     imatrix: StrPath | None = option(
         None, Option("--imatrix", "An importance matrix of MODEL.", (GGUF, CODED), metavar="FILE")
@@ -188,6 +192,19 @@ class ExportRequest:
     max_kl: float | None = option(
         None, Option("--max-kl", "Largest mean KL divergence; likewise.", value="number", metavar="NATS")
     )
+    max_mean_error: float | None = option(
+        None,
+        Option(
+            "--max-mean-error",
+            "Bar on the mean of the matrices' relative errors, such as 0.15.",
+            value="number",
+            metavar="E",
+        ),
+    )
+    max_tensor_error: float | None = option(
+        None,
+        Option("--max-tensor-error", "Bar on the largest of them, such as 0.25.", value="number", metavar="E"),
+    )
     validate: bool = option(False, Option("--validate", "Hold the file against the original at the end.", value="flag"))
     text: StrPath | None = option(
         None, Option("--text", "Text to score; default the model's own samples.", metavar="FILE")
@@ -198,6 +215,10 @@ class ExportRequest:
     output: StrPath | None = option(None, Option("-o --output", "Default: by the GGUF naming convention, here."))
     pack: bool = option(
         False, Option("--pack", "Write an archive instead; -o and --max-size mean the archive.", value="flag")
+    )
+    provenance: bool = option(
+        False,
+        Option("--provenance", "Write NAME.intoto.json beside a GGUF; an archive always holds it.", value="flag"),
     )
     shard_size: int | str | None = option(
         None,
@@ -256,9 +277,20 @@ class ExportRequest:
         return self.recipe is not None or bool(self.passes)
 
     @property
+    def needs_checkpoint(self) -> bool:
+        """Whether what is asked for needs a checkpoint, into which a GGUF has to be read back."""
+        calibrates = self.kind == CODED and self.calibration is not None
+        return self.kind == WIRE or self.has_passes or calibrates or self.adapter is not None
+
+    @property
     def is_gated(self) -> bool:
         """Whether the file must reach a fidelity."""
         return self.min_agreement is not None or self.max_kl is not None
+
+    @property
+    def judges_weights(self) -> bool:
+        """Whether the file's weights must be near the original's."""
+        return self.max_mean_error is not None or self.max_tensor_error is not None
 
 
 def _bytes(size: int | str | None) -> int | None:

@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import check_output
 from edgepack.export.interrupted import journal_path
 from edgepack.export.naming import file_name
+from edgepack.files.output import atomic_output, check_output
+from edgepack.packaging.derivation import MEMBER, beside_path, encode
+from edgepack.pipeline.derivation import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +59,7 @@ class Shipment:
     """
 
     def __init__(self, request: ExportRequest) -> None:
-        self._request = request
+        self._request, self._recorder = request, Recorder(request)
 
     def path_for(self, outline: Outline) -> Path:
         """The final name of what is shipped."""
@@ -69,11 +71,11 @@ class Shipment:
     def check_folder(self) -> None:
         """Check before anything is opened that an output that was named can be written there."""
         if self._request.path is not None:
-            check_output(self._request.path)
+            check_output(self._request.path, force=True)
 
     def check(self, outline: Outline) -> None:
         """Check before long work that the output can be written; raises as `atomic_file.check_output`."""
-        check_output(self.path_for(outline), None if self._request.dry_run else outline.bytes)
+        check_output(self.path_for(outline), None if self._request.dry_run else outline.bytes, force=True)
 
     @contextmanager
     def scratch(self, outline: Outline) -> Iterator[Path]:
@@ -99,7 +101,9 @@ class Shipment:
 
         files = _moved(made, self.scratch_name(made.outline, folder))  # members have the names that files would have
         archive, threads = folder / "archive.edgepack", self._request.threads
-        pack_archive(files.gguf, archive, include=files.adapters, threads=threads, progress=self._request.progress)
+        origin = self._recorder.write(files, folder / MEMBER)
+        include = (*files.adapters, origin)
+        pack_archive(files.gguf, archive, include=include, threads=threads, progress=self._request.progress)
         return replace(files, archive=archive)
 
     def bytes_of(self, made: Made) -> int:
@@ -114,10 +118,11 @@ class Shipment:
             if made.archive != path:
                 made.archive.replace(path)
             return Shipped(made, path, (path,))
-        if made.gguf == path or len(made.files) > 1:
-            return Shipped(made, made.gguf, made.files, made.adapters)
-        moved = _moved(made, path)
-        return Shipped(moved, path, moved.files, moved.adapters)
+        moved = made if made.gguf == path or len(made.files) > 1 else _moved(made, path)
+        if self._request.provenance:
+            with atomic_output(beside_path(moved.gguf)) as stream:
+                stream.write(encode(self._recorder.derivation(moved.outline, (*moved.files, *moved.adapters))))
+        return Shipped(moved, moved.gguf, moved.files, moved.adapters)
 
 
 def _moved(made: Made, path: Path) -> Made:

@@ -9,7 +9,8 @@ import pytest
 
 from edgepack.errors import CodecError
 from edgepack.quant.codecs import codec
-from edgepack.quant.codecs.chain import encode_chain, encode_pieces, open_chain
+from edgepack.quant.codecs.chain import encode_chain, open_chain
+from edgepack.quant.codecs.codec import NO_STATISTICS, Statistics, WholeMatrix
 from edgepack.quant.codecs.nf4 import NF4
 from edgepack.quant.codecs.targets import find_edge_target
 from edgepack.quant.codecs.ternary import Ternary
@@ -47,8 +48,8 @@ def test_a_stage_that_does_not_help_is_reported_and_with_skip_harmful_dropped() 
 class _Harmful(Ternary):
     """Codes the opposite of what is left."""
 
-    def encode(self, weight, statistics=None):  # type: ignore[no-untyped-def]
-        return super().encode(-weight)
+    def encode_pieces(self, source, statistics=None):  # type: ignore[no-untyped-def]
+        return super().encode_pieces(WholeMatrix(-source.read_rows(0, source.matrix_shape[0])))
 
 
 def test_a_harmful_stage_is_named() -> None:
@@ -80,15 +81,30 @@ class _Rows:
         return self.array[start:stop]
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (7, 37), (300, 64), (129, 65)])
-def test_coding_by_pieces_gives_the_bytes_of_coding_at_once(shape: tuple[int, int], monkeypatch: Any) -> None:
-    rows = _Rows(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
-    whole = encode_chain(rows.array, [NF4()])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 37), (300, 64), (129, 65), (40, 300)])
+@pytest.mark.parametrize(
+    "target",
+    ["nf4", "ternary", "ternary:scale=row", "ternary:scale=tensor", "ternary:scale=tensor,fit=least-squares",
+     "ternary:fit=least-squares", "trajectory", "bezier4", "bezier:index_bits=3,segment=100", "nf4+ternary+bezier4",
+     "seedlm4:register_bits=6", "seedlm3:register_bits=6+nf4"],
+)  # fmt: skip
+@pytest.mark.parametrize("known", [False, True])
+def test_coding_by_pieces_gives_the_bytes_of_coding_at_once(
+    shape: tuple[int, int], target: str, known: bool, monkeypatch: Any
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = _Rows(rng.standard_normal(shape).astype(np.float32) * np.exp2(rng.integers(-12, 12, (shape[0], 1))))
+    rows.array = rows.array.astype(np.float32)
+    statistics = Statistics(rng.uniform(0.5, 2, shape[1])) if known else NO_STATISTICS
+    codecs = find_edge_target(target).codecs
+    whole = encode_chain(rows.array, codecs, statistics)
     monkeypatch.setattr(codec, "CHUNK_WEIGHTS", 500)
-    found = encode_pieces(rows, NF4())
+    rows.most = 0
+    found = encode_chain(rows, codecs, statistics)
     assert rows.most <= max(1, 500 // shape[1])
-    assert found.stages[0].parameters == whole.stages[0].parameters
-    for key, component in whole.stages[0].components.items():
-        assert np.array_equal(found.stages[0].components[key], component)
+    for one, other in zip(found.stages, whole.stages, strict=True):
+        assert one.parameters == pytest.approx(other.parameters)
+        for key, component in other.components.items():
+            assert np.array_equal(one.components[key], component), key
     assert found.squared_error == pytest.approx(whole.squared_error, rel=1e-6)
     assert found.error == pytest.approx(whole.error, rel=1e-6)

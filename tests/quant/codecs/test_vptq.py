@@ -8,14 +8,15 @@ import torch
 from references import vptq_torch
 
 from edgepack.errors import CodecError
-from edgepack.quant.codecs.codec import Encoded, Statistics
+from edgepack.quant.codecs.codec import NO_STATISTICS, Encoded, Statistics
 from edgepack.quant.codecs.decode import decode
 from edgepack.quant.codecs.registry import open_decoder
+from edgepack.quant.codecs.vptq import encode as encoding
 from edgepack.quant.codecs.vptq.codebook import kmeans, nearest, tune
 from edgepack.quant.codecs.vptq.codec import VPTQ
-from edgepack.quant.codecs.vptq.encode import Books, VectorCoder
+from edgepack.quant.codecs.vptq.coder import Books, VectorCoder
 from edgepack.quant.codecs.vptq.geometry import choose_geometry
-from edgepack.quant.feedback import feedback_sweep
+from edgepack.quant.feedback import feedback_factor, feedback_sweep
 
 RNG = np.random.default_rng(21)
 WEIGHT = RNG.standard_normal((96, 64)).astype(np.float32)
@@ -119,16 +120,44 @@ def test_the_sweeping_kernel_rounds_as_the_sweep_by_columns_does(outliers: int, 
         0.4 * torch.randn(16, 3, generator=generator) if residual else None,
         torch.randn(64, 3, generator=generator) if outliers else None,
     )
-    coder = VectorCoder(weight, (torch.ones(200), torch.ones(111), hessian), outlier, 3)
-    assert coder.factor is not None
+    factor = feedback_factor(hessian)
+    coder = VectorCoder(weight, (torch.ones(200), torch.ones(111), hessian), outlier, 3, factor)
     found, left = coder.sweep(books)
     rounder = vptq_torch.VectorRounder(books, outlier, 37)
-    expected = feedback_sweep(weight, coder.factor, rounder).weights
+    expected = feedback_sweep(weight, factor, rounder).weights
     # A sum in another order may move a vector that lies between two centroids, and then those after it.
     assert (found.index == rounder.index).float().mean() > 0.97
     assert (found.residual_index == rounder.residual_index).float().mean() > 0.97
     assert ((left - rounder.left).abs() < 1e-3).float().mean() > 0.97
     assert found.loss == pytest.approx(coder.loss(expected), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [VPTQ(3, normalise=kind) for kind in ("none", "row", "column")] + [VPTQ(4, vector=4, residual="yes", outliers=0.1)],
+)
+@pytest.mark.parametrize("known", [False, True])
+def test_a_large_matrix_is_coded_by_pieces_about_as_well(
+    options: VPTQ, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(2)
+    weight = (rng.standard_normal((1000, 64)) * rng.uniform(0.5, 2, (1000, 1))).astype(np.float32)
+    statistics = Statistics(hessian=HESSIAN) if known else NO_STATISTICS
+    whole = options.encode(weight, statistics)
+    monkeypatch.setattr(encoding, "_WHOLE_WEIGHTS", 1000)
+    monkeypatch.setattr(encoding, "_SAMPLE_WEIGHTS", 3 * 120 * 64)
+    monkeypatch.setattr(encoding, "_SAMPLE_GROUP", 120)
+    monkeypatch.setattr(encoding, "_PIECE_WEIGHTS", 9000)
+    pieces = options.encode(weight, statistics)
+
+    def lost(encoded: Encoded) -> float:
+        error = (weight - open_decoder(encoded).rows(0, 1000)).astype(np.float64)
+        return float(np.einsum("ij,jk,ik->", error, HESSIAN if known else np.eye(64), error))
+
+    assert {key: part.size for key, part in pieces.components.items()} == {
+        key: part.size for key, part in whole.components.items()
+    }
+    assert lost(pieces) < 1.5 * lost(whole)
 
 
 def test_impossible_geometry_is_refused() -> None:

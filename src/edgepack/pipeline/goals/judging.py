@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.edge.fidelity.scoring import choose_chunking, open_candidate, sample_text, text_to_score
 from edgepack.edge.fidelity.validate import Gates, Validation, validate
+from edgepack.packaging.trust.policy import ANYONE
 from edgepack.pipeline.fidelity import open_reference
 from edgepack.progress import Progress, silent
 from edgepack.quantities import format_size
@@ -96,7 +97,7 @@ class Judge:
             adapters: LoRA files that it runs with.
         """
         reference, text, chunking = self._opened
-        options = replace(self._options, ctx=chunking.ctx, adapters=adapters)
+        options = replace(self._options, ctx=chunking.ctx, adapters=adapters, trust=ANYONE)  # made here, not signed yet
         with closing(open_candidate(path, options)) as candidate:
             (found,) = validate(
                 reference, [candidate], text.text, chunking, self._progress,

@@ -15,8 +15,8 @@ import numpy as np
 from edgepack.export.coded.plan import parse_tensor_codecs, plan_variant, settle_plan
 from edgepack.export.coded.write import write_variant
 from edgepack.export.inputs import input_statistics
-from edgepack.export.mapped_model import map_checkpoint, open_model
-from edgepack.pipeline.makers.opened import changed_by, merged_adapter
+from edgepack.export.mapped_model import map_checkpoint
+from edgepack.pipeline.makers.opened import changed_by, merged_adapter, opened_model
 from edgepack.pipeline.outline import Made, Outline, TensorRow
 from edgepack.quant.codecs.codec import Statistics
 from edgepack.quant.codecs.targets import EdgeTarget, find_edge_target
@@ -95,9 +95,8 @@ def open_coded(request: ExportRequest, passes: Passes | None) -> CodedMaker:
         EdgepackError: whatever source or passes find wrong.
     """
     find_edge_target(request.target or "")
-    if request.source.is_file():
-        mapped = open_model(request.source, pre=request.pre, allow_requantize=request.allow_requantize)
-        return CodedMaker(request, mapped, None)
+    if request.source.is_file() and request.original is None:
+        return CodedMaker(request, opened_model(request), None)
     changed = changed_by(passes, request)
     mapped = map_checkpoint(changed.checkpoint, pre=request.pre)
     adapter = merged_adapter(request)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgepack.errors import UsageError
 from edgepack.export.gguf_file import write_shards
-from edgepack.export.mapped_model import map_checkpoint, open_model
+from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, plan_export, split_plan
 from edgepack.pipeline.makers.importance import with_importance
-from edgepack.pipeline.makers.opened import merged_adapter, opened_checkpoint, overrides_of, unworked
+from edgepack.pipeline.makers.opened import opened_checkpoint, opened_model, overrides_of, unworked
 from edgepack.pipeline.outline import Made, Outline, rows_of
 from edgepack.quant.types.targets import Target, find_target
 
@@ -92,9 +92,7 @@ class PlainPlanner:
     """The source as it is."""
 
     def __init__(self, request: ExportRequest) -> None:
-        mapped = open_model(
-            request.source, pre=request.pre, adapter=merged_adapter(request), allow_requantize=request.allow_requantize
-        )
+        mapped = opened_model(request)
         overrides = overrides_of(request)
         _refuse_types_without_effect(request.target, overrides)
         self.corrects = False

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.errors import DependencyError
-from edgepack.export.mapped_model import open_merged
+from edgepack.export.backwards.checkpoint import opened_source, scratch_note
+from edgepack.export.mapped_model import map_checkpoint, merged, open_merged, open_model
 from edgepack.export.recipe.changed import ChangedModel
 from edgepack.quant.types.choice import parse_overrides
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from edgepack.export.mapped import MappedModel
     from edgepack.export.recipe.work import Passes
     from edgepack.model import Checkpoint
     from edgepack.pipeline.request import ExportRequest
@@ -36,9 +38,34 @@ def separate_adapter(request: ExportRequest) -> Path | None:
     return None if request.adapter is None or request.adapter_mode == "merge" else Path(request.adapter)
 
 
+@contextmanager
+def with_original(request: ExportRequest) -> Iterator[ExportRequest]:
+    """The request with its GGUF read back into a checkpoint, where what it asks for needs one, while the block lasts.
+
+    Raises:
+        EdgepackError: as `export.backwards.checkpoint.read_back`.
+    """
+    if not request.needs_checkpoint or not request.source.is_file():
+        yield request
+        return
+    with opened_source(request.source, allow_requantize=request.allow_requantize) as checkpoint:
+        notes = (*checkpoint.notes, scratch_note(checkpoint))
+        yield replace(request, original=replace(checkpoint, notes=notes))
+
+
 def opened_checkpoint(request: ExportRequest) -> Checkpoint:
-    """The Hugging Face folder, its adapter merged; raises as `export.mapped_model.open_merged`."""
+    """The checkpoint, its adapter merged; raises as `export.mapped_model.open_merged`."""
+    if request.original is not None:
+        return merged(request.original, merged_adapter(request))
     return open_merged(request.source, merged_adapter(request))
+
+
+def opened_model(request: ExportRequest) -> MappedModel:
+    """The source under GGUF names, as it is or with its adapter merged; raises as `export.mapped_model.open_model`."""
+    adapter, again = merged_adapter(request), request.allow_requantize
+    if request.original is not None:
+        return map_checkpoint(opened_checkpoint(request), pre=request.pre, allow_requantize=again)
+    return open_model(request.source, pre=request.pre, adapter=adapter, allow_requantize=again)
 
 
 def read_request_recipe(request: ExportRequest) -> Recipe:

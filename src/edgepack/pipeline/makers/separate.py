@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.export.mapped import MappedModel
+    from edgepack.model import Checkpoint
     from edgepack.pipeline.outline import Made, Outline
 
 Step_contra = TypeVar("Step_contra", contravariant=True)
@@ -52,13 +53,14 @@ class SeparateAdapter:
     Args:
         adapter: its folder.
         model: the Hugging Face folder that it belongs to.
+        original: the checkpoint of a GGUF that it belongs to.
 
     Raises:
         AdapterError: not a LoRA, or another model's.
     """
 
-    def __init__(self, adapter: Path, model: Path) -> None:
-        base = adaptable(open_checkpoint(model))
+    def __init__(self, adapter: Path, model: Path, original: Checkpoint | None = None) -> None:
+        base = adaptable(original or open_checkpoint(model))
         self._update = read_adapter(adapter, base.tensors, conv1d=base.conv1d)
 
     def bytes_for(self, mapped: MappedModel) -> int:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.gguf import keys
+from edgepack.packaging.derivation import MEMBER, encode
+from edgepack.pipeline.derivation import Recorder
 from edgepack.pipeline.makers.opened import changed_by, opened_checkpoint, read_request_recipe, unworked
 from edgepack.pipeline.makers.separate import SUFFIX
 from edgepack.pipeline.makers.wire_host import check_host, choose_host
@@ -49,6 +51,7 @@ class WireMaker:
     def __init__(self, request: ExportRequest, passes: Passes | None, beside: SeparateAdapter | None) -> None:
         self._request, self._passes, self._beside = request, passes, beside
         self.host = _host(request)
+        self._recorder = Recorder(request)
 
     @cached_property
     def _mapped(self) -> MappedModel:
@@ -92,13 +95,22 @@ class WireMaker:
         self._notes = changed.notes
         return WireRun(
             changed.checkpoint, output, settings, found, pre=request.pre, about=changed.metadata,
-            beside=self._beside, threads=request.threads, resume=request.resume, progress=request.progress,
+            beside=self._beside, threads=request.threads, origin=self._write_origin, resume=request.resume,
+            progress=request.progress,
         )  # fmt: skip
+
+    def _write_origin(self, plan: ExportPlan, run: WireRun) -> Path:
+        """The derivation of a try, in its scratch folder: it is packed with it, so that sizes are those of archives."""
+        outline = self._outline_of(0, plan)
+        files = (run.gguf, *run.adapters)
+        path = run.scratch / MEMBER
+        path.write_bytes(encode(self._recorder.derivation(outline, files)))
+        return path
 
     def made(self, run: WireRun, trial: Trial) -> Made:
         """What a run's last try made."""
         assert trial.result is not None, "the last try's files are there"
-        outline = self._outline_of(trial, trial.result.plan)
+        outline = self._outline_of(trial.gguf_bytes, trial.result.plan)
         bits = round(8 * trial.archive_bytes / run.weights, 4)
         more: dict[str, Json] = {
             "archive_bytes": trial.archive_bytes, "gguf_bytes": trial.gguf_bytes, "bits_per_weight": bits,
@@ -109,9 +121,9 @@ class WireMaker:
         lines = _lines(trial, trial.result, run.host, bits, len(run.trials))
         return Made(outline, (run.gguf,), run.adapters, archive=run.archive, notes=self._notes, lines=lines, more=more)
 
-    def _outline_of(self, trial: Trial, plan: ExportPlan) -> Outline:
+    def _outline_of(self, size: int, plan: ExportPlan) -> Outline:
         return Outline(
-            "wire", self.outline.label, trial.gguf_bytes, trial.gguf_bytes, plan.source_bytes, rows_of(plan),
+            "wire", self.outline.label, size, size, plan.source_bytes, rows_of(plan),
             plan.metadata, beside=self.outline.beside, limits=self.outline.limits,
         )  # fmt: skip
 

@@ -48,7 +48,9 @@ def fits_device(model: Path, host: Host, device: str, *, pre: str | None = None)
     from edgepack.gguf.writer import GGUFWriter
     from edgepack.quant.types.choice import Overrides
 
-    plan = plan_export(open_model(model, pre=pre), host_target(host), PlanOptions(Overrides(pure=True)))
+    plan = plan_export(
+        open_model(model, pre=pre, allow_requantize=True), host_target(host), PlanOptions(Overrides(pure=True))
+    )
     with tempfile.TemporaryDirectory(prefix="edgepack-fit-") as folder:
         path = Path(folder, "header.gguf")
         with path.open("wb") as stream:  # a header and a hole: no weights are needed to know the memory

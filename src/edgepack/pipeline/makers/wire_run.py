@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgepack.atomic_file import check_output
+from edgepack.files.output import check_output
 from edgepack.gguf import keys
 from edgepack.gguf.types import string, u32
 from edgepack.pipeline.goals.scalar import scale_of
@@ -19,13 +19,14 @@ from edgepack.pipeline.makers.wire_scratch import Tried, WireScratch
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from edgepack.export.plan import ExportPlan
     from edgepack.export.wire.plan import WireModel, WireResult, WireSettings
     from edgepack.gguf.types import Value
     from edgepack.model import Checkpoint
@@ -93,6 +94,7 @@ class WireRun:
         about: metadata to add to the file.
         beside: an adapter that goes into the archive.
         threads: of rounding and packing; None for all.
+        origin: writes the derivation of what a try made into its scratch folder; None to pack none.
         resume: whether to go on with what an interrupted run of the same model, text and settings left.
         progress: told of each step.
     """
@@ -108,13 +110,15 @@ class WireRun:
         about: Mapping[str, Value] | None = None,
         beside: SeparateAdapter | None = None,
         threads: int | None = None,
+        origin: Callable[[ExportPlan, WireRun], Path] | None = None,
         resume: bool = False,
         progress: Progress = silent,
     ) -> None:
-        check_output(output, None)
+        check_output(output, None, force=True)
         self.checkpoint, self.threads, self.progress = checkpoint, threads, progress
         self.calibration, self._pre, self._about = calibration, pre, dict(about or {})
         self.adapters: tuple[Path, ...] = ()
+        self._origin = origin
         self._kept = WireScratch(output, (calibration.tokens, settings, pre), checkpoint, resume=resume)
         self.scratch = self._kept.folder
         self._interrupted = list(self._kept.tried[:-1])  # all but the last are as good as tried
@@ -178,9 +182,8 @@ class WireRun:
         }
         result = self.model.round(scale, self.scratch / "blocks", about, self.progress)
         written = write_gguf(result.plan, self.gguf, threads=self.threads, progress=self.progress)
-        packed = pack_archive(
-            self.gguf, self.archive, include=self.adapters, threads=self.threads, progress=self.progress
-        )
+        include = self.adapters if self._origin is None else (*self.adapters, self._origin(result.plan, self))
+        packed = pack_archive(self.gguf, self.archive, include=include, threads=self.threads, progress=self.progress)
         trial = Trial(scale, packed.bytes, written, result)
         self._kept.note(Tried(scale, packed.bytes, written, self.model.trellises))
         self.trials.append(trial)

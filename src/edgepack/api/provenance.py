@@ -1,0 +1,62 @@
+"""`edgepack.provenance` and `check_provenance`: where a file comes from, told, and proven by making it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.api.values import FilePath, optional_path
+from edgepack.packaging.derivation import read_derivation
+from edgepack.pipeline.rederive import Inputs, rederive
+from edgepack.progress import silent
+
+if TYPE_CHECKING:
+    from edgepack.packaging.derivation import Derivation
+    from edgepack.pipeline.rederive import DerivationCheck
+    from edgepack.progress import Progress
+
+
+def provenance(file: FilePath) -> Derivation:
+    """How a file was made: its derivation, which an export puts into every archive.
+
+    Whether the archive is signed, and by whom, is `edgepack.verify`'s question.
+
+    Args:
+        file: an `.edgepack`, or a GGUF with NAME.intoto.json beside it.
+
+    Raises:
+        UsageError: no such file, or it has no derivation.
+        ArchiveError, IntegrityError: the file is not sound.
+    """
+    return read_derivation(Path(file))
+
+
+def check_provenance(
+    file: FilePath,
+    model: FilePath,
+    *,
+    calibration: FilePath | None = None,
+    imatrix: FilePath | None = None,
+    adapter: FilePath | None = None,
+    text: FilePath | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> DerivationCheck:
+    """Make a file again from a second copy of its sources and compare: the same bytes, or what differs.
+
+    Args:
+        file: an `.edgepack`, or a GGUF with NAME.intoto.json beside it.
+        model: what it was made from: a Hugging Face folder or a GGUF.
+        calibration: the text, where the derivation names one.
+        imatrix: the importance matrix, likewise.
+        adapter: the PEFT folder, likewise.
+        text: what a wire's gate was judged on, likewise.
+        threads: workers; None for one a core.
+        progress: told of every stretch of work.
+
+    Raises:
+        UsageError: no derivation, or an input that it names is missing.
+        EdgepackError: whatever the export finds wrong.
+    """
+    inputs = Inputs(*map(optional_path, (calibration, imatrix, adapter, text)))
+    return rederive(Path(file), Path(model), inputs, threads, progress)

@@ -1,0 +1,296 @@
+"""Makes a file again from its derivation and says what is the same: all bytes, or tensor by tensor what differs.
+
+How a derivation looks is `packaging.derivation`'s; making is `pipeline.export`'s.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from edgepack.errors import ArchiveError, UsageError
+from edgepack.file_digest import file_sha256, stream_sha256
+from edgepack.gguf import keys
+from edgepack.gguf.reader import read_header
+from edgepack.packaging.archive import is_archive, open_archive
+from edgepack.packaging.derivation import read_derivation
+from edgepack.packaging.format import Role
+from edgepack.pipeline.derivation import FILES, RECIPE, model_files, versions
+from edgepack.pipeline.export import run_export
+from edgepack.pipeline.options import WIRE
+from edgepack.pipeline.request import ExportRequest, declared_options
+from edgepack.progress import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from edgepack.gguf.reader import GGUFHeader
+    from edgepack.gguf.types import Value
+    from edgepack.packaging.derivation import Derivation, Digested
+    from edgepack.progress import Progress
+
+_SAFE_NAME = re.compile(r"[^/\\\0]+")
+
+
+@dataclass(frozen=True)
+class DerivationCheck:
+    """What making a file again gave.
+
+    Attributes:
+        sha256: of the GGUF that the file holds, hexadecimal.
+        recomputed: of the one that was made again.
+        certificate_only: the two differ in nothing but the certificate that was added afterwards.
+        sources: a line for each source that is not what the derivation says.
+        differences: a line for each tensor and metadata key that differs.
+        versions: a line for each package that has another version here.
+        tensors: how many were compared.
+    """
+
+    sha256: str
+    recomputed: str
+    certificate_only: bool
+    sources: tuple[str, ...]
+    differences: tuple[str, ...]
+    versions: tuple[str, ...]
+    tensors: int
+
+    @property
+    def same(self) -> bool:
+        """Whether the file is what its derivation says: the same bytes, a certificate aside, of the same sources."""
+        return not self.sources and (self.sha256 == self.recomputed or self.certificate_only)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the derivation names beside the model, as it lies on this machine; None where it names none.
+
+    Attributes:
+        calibration: the text.
+        imatrix: the importance matrix.
+        adapter: the PEFT folder.
+        text: what a wire's gate was judged on.
+    """
+
+    calibration: Path | None = None
+    imatrix: Path | None = None
+    adapter: Path | None = None
+    text: Path | None = None
+
+
+def rederive(
+    file: Path, model: Path, inputs: Inputs | None = None, threads: int | None = None, progress: Progress = silent
+) -> DerivationCheck:
+    """Make `file` again from `model` as its derivation says, in a temporary folder, and compare.
+
+    Args:
+        file: an archive, or a GGUF with its derivation beside it.
+        model: a second copy of what it was made from: a Hugging Face folder or a GGUF.
+        inputs: what else the derivation names.
+        threads: workers; their number changes no byte.
+        progress: told of every stretch of work.
+
+    Raises:
+        UsageError: no derivation, or an input that it names was not given.
+        ArchiveError, IntegrityError: the file is not sound.
+        EdgepackError: whatever the export finds wrong.
+    """
+    inputs = inputs or Inputs()
+    derivation = read_derivation(file)
+    files = {role: path for name, role in FILES.items() if (path := getattr(inputs, name)) is not None}
+    _check_given(derivation, files)
+    sources = tuple(_source_differences(derivation, model, files))
+    with tempfile.TemporaryDirectory(prefix="edgepack-check-") as folder:
+        request = _request(derivation, model, files, Path(folder), threads, progress)
+        made = run_export(request)
+        again, others = _contents(made.output), _others(made.output, made.adapters)
+    there = _contents(file)
+    if there.sha256 != derivation.subjects[0].sha256:
+        sources = (f"the derivation is of another file: it says {derivation.subjects[0].sha256}", *sources)
+    adapters = _other_differences(derivation, file, others)
+    differences = (*_differences(there, again), *adapters)
+    return DerivationCheck(
+        there.sha256, again.sha256, not differences and there.sha256 != again.sha256, sources, differences,
+        tuple(_version_differences(derivation, request)), len(there.tensors),
+    )  # fmt: skip
+
+
+def _check_given(derivation: Derivation, files: Mapping[str, Path]) -> None:
+    for name, role in FILES.items():
+        named = derivation.of_role(role)
+        if named and role not in files:
+            raise UsageError(f"the derivation names '{named[0].name}' ({role}): give it with --{name}")
+
+
+def _source_differences(derivation: Derivation, model: Path, files: Mapping[str, Path]) -> Iterator[str]:
+    """A line for each source whose bytes are others here."""
+    here = {("model", name): path for name, path in model_files(model)}
+    for role, path in files.items():
+        if path.is_dir():
+            here |= {(role, each.name): each for each in sorted(path.glob("adapter_*"))}
+        else:
+            here |= {(role, source.name): path for source in derivation.of_role(role)}
+    said = {(source.role, source.name): source for source in derivation.sources}
+    for key in sorted(here.keys() | said.keys()):
+        if key not in here:
+            yield f"{key[1]} ({key[0]}): is not here"
+        elif key not in said:
+            yield f"{key[1]} ({key[0]}): the derivation does not name it"
+        elif file_sha256(here[key]) != said[key].sha256:
+            yield f"{key[1]} ({key[0]}): has other bytes"
+
+
+def _request(
+    derivation: Derivation,
+    model: Path,
+    files: Mapping[str, Path],
+    folder: Path,
+    threads: int | None,
+    progress: Progress,
+) -> ExportRequest:
+    """The export that the derivation tells of, of files under the names that they had."""
+    values = {name: _option(name, value) for name, value in derivation.parameters.items() if name != RECIPE}
+    for name, role in FILES.items():
+        if role in files:
+            values[name] = _stand_in(files[role], folder / role, [*derivation.of_role(role)])
+    if RECIPE in derivation.parameters:
+        values["recipe"] = folder / "recipe.toml"
+        values["recipe"].write_text(str(derivation.parameters[RECIPE]), encoding="utf-8")
+    kind = "edgepack" if derivation.target == WIRE else "gguf"
+    name = derivation.subjects[0].name
+    output = folder / "made" / f"{_checked(PurePosixPath(name).stem)}.{kind}"
+    output.parent.mkdir()
+    place = _model_stand_in(derivation, model, folder / "model")
+    return ExportRequest(
+        place, derivation.target, progress=progress, **{**values, "output": output, "threads": threads}
+    )  # fmt: skip
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "text": (str,), "texts": (list,), "count": (int,), "number": (int, float), "flag": (bool,), "size": (int, str),
+}  # fmt: skip
+
+
+def _option(name: str, value: object) -> Any:
+    """A recorded option as `ExportRequest` takes it; raises ArchiveError for one that it does not have."""
+    declared = declared_options().get(name)
+    if declared is None or declared.value not in _KINDS:
+        raise ArchiveError(f"derivation: option '{name}': this edgepack has none of that name")
+    fits = isinstance(value, _KINDS[declared.value]) and isinstance(value, bool) == (declared.value == "flag")
+    if not fits or (isinstance(value, list) and not all(isinstance(each, str) for each in value)):
+        raise ArchiveError(f"derivation: option '{name}': expected a {declared.value}, got {value!r:.80}")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _model_stand_in(derivation: Derivation, model: Path, folder: Path) -> Path:
+    """The model under the name that it had, by which the export named it: links, no copies."""
+    if model.is_file():
+        folder.mkdir()
+        for name, path in model_files(model):
+            (folder / name).symlink_to(path.resolve())
+        return folder / model.name
+    place = folder / _checked(derivation.model)
+    if derivation.repository:
+        cached = "models--" + _checked(derivation.repository.replace("/", "--"))
+        place = folder / cached / "snapshots" / (derivation.revision or "0" * 40)
+    place.mkdir(parents=True)
+    for path in model.resolve().iterdir():
+        (place / path.name).symlink_to(path)
+    return place
+
+
+def _stand_in(path: Path, folder: Path, named: list[Digested]) -> Path:
+    """A file under the name that it had; a folder as it is."""
+    if path.is_dir() or not named:
+        return path
+    folder.mkdir()
+    link = folder / _checked(named[0].name)
+    link.symlink_to(path.resolve())
+    return link
+
+
+def _checked(name: str) -> str:
+    """A name out of a derivation that leads nowhere else."""
+    if name in ("", ".", "..") or not _SAFE_NAME.fullmatch(name):
+        raise ArchiveError(f"derivation: expected the name of a file, got {name!r:.80}")
+    return name
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """A GGUF, wherever it lies: SHA-256, metadata, and name → (type, shape, SHA-256) of every tensor."""
+
+    sha256: str
+    metadata: Mapping[str, Value]
+    tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]]
+
+
+def _contents(file: Path) -> _Contents:
+    if not is_archive(file):
+        header = read_header(file)
+        return _Contents(file_sha256(file), header.metadata, _tensors(header, _digests(file, header)))
+    with open_archive(file) as archive:  # its index has every digest: nothing is restored
+        header, main = archive.gguf_header(), archive.main
+        digests = {segment.entry.name: segment.entry.sha256 for segment in main.segments if segment.entry.name}
+        return _Contents(main.sha256, header.metadata, _tensors(header, digests))
+
+
+def _digests(file: Path, header: GGUFHeader) -> dict[str, bytes]:
+    found = {}
+    with file.open("rb") as stream:
+        for info in header.tensors:
+            stream.seek(header.data_start + info.offset)
+            found[info.name] = stream_sha256(stream, info.nbytes)
+    return found
+
+
+def _tensors(header: GGUFHeader, digests: Mapping[str, bytes]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    return {info.name: (info.type.name, info.shape, digests.get(info.name, b"")) for info in header.tensors}
+
+
+def _differences(there: _Contents, again: _Contents) -> Iterator[str]:
+    """A line for each key and tensor that differs; the certificate is put in after the export."""
+    for key in sorted((there.metadata.keys() | again.metadata.keys()) - {keys.CERTIFICATE}):
+        if there.metadata.get(key) != again.metadata.get(key):
+            yield f"metadata '{key}': differs"
+    for name in [*there.tensors, *(name for name in again.tensors if name not in there.tensors)]:
+        ours, theirs = there.tensors.get(name), again.tensors.get(name)
+        if ours is None or theirs is None:
+            yield f"tensor '{name}': only in the {'file' if theirs is None else 'recomputed one'}"
+        elif ours[:2] != theirs[:2]:
+            yield f"tensor '{name}': {ours[0]} {list(ours[1])}, recomputed {theirs[0]} {list(theirs[1])}"
+        elif ours[2] != theirs[2]:
+            yield f"tensor '{name}': {ours[0]}, other bytes"
+
+
+def _others(output: Path, adapters: tuple[Path, ...]) -> dict[str, str]:
+    """Name → SHA-256 of the other GGUFs that were made."""
+    if not is_archive(output):
+        return {path.name: file_sha256(path) for path in adapters}
+    return _members(output)
+
+
+def _members(file: Path) -> dict[str, str]:
+    """Name → SHA-256 of an archive's GGUFs beside the model."""
+    with open_archive(file) as archive:
+        found = [member for member in archive.members if member.role is Role.GGUF and member is not archive.main]
+        return {PurePosixPath(member.name).name: member.sha256 for member in found}
+
+
+def _other_differences(derivation: Derivation, file: Path, again: Mapping[str, str]) -> Iterator[str]:
+    """A line for each adapter that differs between what is said, what lies in the archive, and what was made again."""
+    there = _members(file) if is_archive(file) else None
+    for said in derivation.subjects[1:]:
+        if there is not None and there.get(said.name) != said.sha256:
+            yield f"'{said.name}': the archive's is not the one that the derivation names"
+        if again.get(said.name) != said.sha256:
+            yield f"'{said.name}': other bytes"
+
+
+def _version_differences(derivation: Derivation, request: ExportRequest) -> Iterator[str]:
+    here = versions(request)
+    for name, version in derivation.versions.items():
+        if here.get(name) != version:
+            yield f"{name}: {version} there, {here.get(name, 'absent')} here"
