@@ -95,7 +95,10 @@ def _check_part(part: Any, where: str, facts: ServedFacts) -> None:
     elif kind == "tool_result":
         if part.get("content") is not None:
             check_content(part["content"], f"{where}.content", facts)
-    elif kind not in ("tool_use", "thinking", "redacted_thinking"):
+    elif kind == "thinking":
+        if not isinstance(part.get("thinking"), str):
+            raise fields.wrong(f"{where}.thinking", "a text", part.get("thinking"))
+    elif kind not in ("tool_use", "redacted_thinking"):
         raise fields.wrong(f"{where}.type", "text, image_url or input_audio", kind)
 
 

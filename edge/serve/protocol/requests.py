@@ -120,6 +120,8 @@ def _check_item(item: Any, where: str, facts: ServedFacts) -> None:
         raise fields.wrong(f"{where}.type", f"one of {', '.join(_KINDS)}", kind)
     if kind == "item_reference":
         raise RequestError(f"{where}: this server keeps no items", where)
+    if kind == "function_call_output":
+        check_content(item.get("output"), f"{where}.output", facts)
     if kind == "message":
         if item.get("role") not in ("system", "developer", "user", "assistant"):
             raise fields.wrong(f"{where}.role", "system, developer, user or assistant", item.get("role"))

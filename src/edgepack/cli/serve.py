@@ -10,6 +10,7 @@ import click
 
 from edgepack.cli.model_options import open_options, opening_options
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.errors import UsageError
 
 
 @click.command()
@@ -32,6 +33,9 @@ def command(file: Path, **values: Any) -> None:
 
     options = ServerOptions(values["host"], values["port"], values["api_key"], file.stem, values["origins"])
     check_address(options)
+    if values["engine"] == "llama-cpp-python":
+        raise UsageError("--engine llama-cpp-python: it has no server of its own; expected auto or xllamacpp")
+    values["engine"] = "xllamacpp"
     source, wish = open_file(file, open_options(values), terminal_progress, note)
     template = opening.served_template(source, values["template"], str(file))
     if not template[0] and "text" in opening.tasks_of(source.header):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -17,16 +15,15 @@ folder = Path(tempfile.mkdtemp(prefix="llm-"))
     f"- model_id: local\n  model_name: {model}\n  api_base: {url}/v1\n  supports_schema: true\n  supports_tools: true\n"
 )
 (folder / "keys.json").write_text(json.dumps({"openai": "none"}))
+os.environ["LLM_USER_PATH"] = str(folder)
+
+from click.testing import CliRunner
+from llm.cli import cli
 
 
 def llm(*options: str) -> str:
-    command = [sys.executable, "-m", "llm", "-m", "local", *options]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False,
-        env={**os.environ, "LLM_USER_PATH": str(folder)},
-    )  # fmt: skip
-    if done.returncode:
-        raise AssertionError(done.stderr[-500:])
+    done = CliRunner().invoke(cli, ["-m", "local", *options], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     return done.stdout
 
 
