@@ -83,8 +83,7 @@ def check_content(content: Any, where: str, facts: ServedFacts) -> None:
 def _check_part(part: Any, where: str, facts: ServedFacts) -> None:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in _TEXT_PARTS:
-        if not isinstance(part.get("text", part.get("refusal")), str):
-            raise fields.wrong(f"{where}.text", "a text", part.get("text"))
+        _check_text(part, where, "refusal" if kind == "refusal" else "text")
     elif kind in _PICTURE_PARTS:
         if not facts.vision:
             raise RequestError(f"{where}: the model takes no images", where)
@@ -96,10 +95,14 @@ def _check_part(part: Any, where: str, facts: ServedFacts) -> None:
         if part.get("content") is not None:
             check_content(part["content"], f"{where}.content", facts)
     elif kind == "thinking":
-        if not isinstance(part.get("thinking"), str):
-            raise fields.wrong(f"{where}.thinking", "a text", part.get("thinking"))
+        _check_text(part, where, "thinking")
     elif kind not in ("tool_use", "redacted_thinking"):
         raise fields.wrong(f"{where}.type", "text, image_url or input_audio", kind)
+
+
+def _check_text(part: dict[str, Any], where: str, name: str) -> None:
+    if not isinstance(part.get(name), str):
+        raise fields.wrong(f"{where}.{name}", "a text", part.get(name))
 
 
 def _address(part: dict[str, Any]) -> Any:

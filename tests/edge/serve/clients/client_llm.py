@@ -17,8 +17,8 @@ folder = Path(tempfile.mkdtemp(prefix="llm-"))
 (folder / "keys.json").write_text(json.dumps({"openai": "none"}))
 os.environ["LLM_USER_PATH"] = str(folder)
 
-from click.testing import CliRunner
-from llm.cli import cli
+from click.testing import CliRunner  # noqa: E402
+from llm.cli import cli  # noqa: E402 - it looks for its folder when it is imported
 
 
 def llm(*options: str) -> str:
