@@ -43,7 +43,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard src/edgep
 	$(BIN)/python -c "import torch" 2>/dev/null \
 	  || $(BIN)/python -m pip install -qq --no-deps "$(TORCH)+cpu" 2>/dev/null \
 	  || $(BIN)/python -m pip install -qq --no-deps "$(TORCH)" --index-url $(TORCH_CPU_INDEX)
-	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[compress,serve,dev]"
+	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[compress,clients,dev]"
 	touch $@
 
 # Kernels with the address and undefined-behaviour sanitisers, in a build of their own, under everything that hands
