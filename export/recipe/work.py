@@ -49,6 +49,7 @@ class RecipeOptions:
         device: a torch device for the passes.
         batch: calibration sequences at a time.
         tokens: calibration tokens [sequences, length] that are known already, in place of the recipe's.
+        resumable: whether the folder stays after a kill: then what is done is kept in it.
         save_calibration: a `.safetensors` file for the statistics, which makes calibration resumable; or None.
         progress: told of each block done.
     """
@@ -59,6 +60,7 @@ class RecipeOptions:
     device: str = "cpu"
     batch: int = 8
     tokens: NDArray[np.int64] | None = None
+    resumable: bool = False
     save_calibration: Path | None = None
     progress: Progress = silent
 
@@ -207,8 +209,21 @@ class _Work:
         if self.options.tokens is not None:
             return self.options.tokens
         if "tokens" not in self._kept:
-            self._kept["tokens"] = calibration_tokens(self.checkpoint, self.recipe, self.options.device)
+            self._kept["tokens"] = self._sampled() if self.options.resumable else self._chosen()
         return self._kept["tokens"]
+
+    def _chosen(self) -> NDArray[np.int64]:
+        return calibration_tokens(self.checkpoint, self.recipe, self.options.device)
+
+    def _sampled(self) -> NDArray[np.int64]:
+        """The tokens that an interrupted run chose, or new ones, kept: a model's own samples take long."""
+        path = self.options.folder / "tokens.npy"
+        if not path.is_file():
+            partial = path.with_name("partial-tokens.npy")
+            np.save(partial, self._chosen())
+            partial.replace(path)
+        found: NDArray[np.int64] = np.load(path)
+        return found
 
     def run(self, step: PassStep) -> None:
         """One pass, and what it leaves."""
@@ -232,6 +247,7 @@ class _Work:
             with_importance=self.with_importance,
             device=self.options.device,
             batch=self.options.batch,
+            resumable=self.options.resumable,
             progress=self.options.progress,
         )
 
@@ -264,8 +280,15 @@ class _Work:
         full = any(step.is_correction and step.settings["covariance"] == "full" for step in self.recipe.passes)
         return collect(
             self.checkpoint, self.tokens(), with_hessian=full, device=self.options.device, batch=self.options.batch,
-            save_to=self.options.save_calibration, progress=self.options.progress,
+            save_to=self.options.save_calibration or self._kept_statistics(), progress=self.options.progress,
         )  # fmt: skip
+
+    def _kept_statistics(self) -> Path | None:
+        """Where an interrupted calibration keeps its finished blocks."""
+        if not self.options.resumable:
+            return None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / "statistics.safetensors"
 
     def outline(self) -> ExportPlan:
         """The plan as it would be if every input were equally important: types do not depend on the figures."""

@@ -5,6 +5,7 @@ What is measured over them is left to `collect`.
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +16,14 @@ from edgepack.quant.calibration.stepwise import step
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from numpy.typing import NDArray
 
     from edgepack.model import Checkpoint
 
 DEFAULT_LENGTH = 512  # llama.cpp's own chunk for an importance matrix
 DEFAULT_SEQUENCES = 64
+LARGE = 10**9  # parameters from which a model that samples is held in two bytes a weight
 
 
 def sequence_length(checkpoint: Checkpoint, wanted: int = DEFAULT_LENGTH) -> int:
@@ -124,6 +127,18 @@ def _load_tokenizer(path: Path) -> Any:
         raise TokenizerError(f"{path}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
+def _sampling_type(checkpoint: Checkpoint) -> torch.dtype:
+    """float32; of a large model the type that nearly all of its weights have in the source, if it has two bytes."""
+    import torch
+
+    weights: dict[str, int] = {}
+    for spec in checkpoint.tensors.specs.values():
+        weights[spec.dtype] = weights.get(spec.dtype, 0) + prod(spec.shape)
+    total, most = sum(weights.values()), max(weights, key=lambda kind: weights[kind])
+    halves = {"bf16": torch.bfloat16, "f16": torch.float16}
+    return halves.get(most, torch.float32) if total >= LARGE and weights[most] > 0.9 * total else torch.float32
+
+
 def own_samples(
     checkpoint: Checkpoint,
     *,
@@ -134,7 +149,8 @@ def own_samples(
 ) -> NDArray[np.int64]:
     """Sequences that the model itself writes at temperature 1: calibration with nothing at hand.
 
-    Sampling needs the whole model in memory, unlike everything else here.
+    Sampling needs the whole model in memory, unlike everything else here: a model of 10^9 parameters or more in the
+    source's own type of two bytes, where it has one.
 
     Args:
         checkpoint: a causal language model.
@@ -152,7 +168,7 @@ def own_samples(
 
     length = sequence_length(checkpoint) if length is None else length
     generator = torch.Generator().manual_seed(seed)
-    model = whole_model(checkpoint, device)
+    model = whole_model(checkpoint, device, _sampling_type(checkpoint))
     vocabulary, begin = int(model.config.vocab_size), checkpoint.config.get("bos_token_id")
     if isinstance(begin, int):
         tokens = torch.full((sequences, 1), begin)

@@ -7,22 +7,24 @@ compiled kernel, factors are `edgepack.quant.feedback`'s, block layouts `edgepac
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from edgepack.gguf.types import GGMLType
 from edgepack.kernels.native import library, pointer
 from edgepack.quant.codecs.ggml.codec import quantize_rows
 from edgepack.quant.codecs.ggml.grid import GRID_TYPES, read_grid, write_quants
 from edgepack.quant.feedback import DAMPING, damping_note, feedback_factor
 from edgepack.quant.passes.coded_rows import CodedRows
-from edgepack.quant.passes.run import PassOutcome, change_blocks, few
+from edgepack.quant.passes.run import PassOutcome, VisitingWalk, change_blocks, few
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
-    from edgepack.gguf.types import GGMLType
     from edgepack.model import Checkpoint
     from edgepack.quant.calibration.statistics import LinearStatistics
     from edgepack.quant.calibration.sweep import BlockVisit
@@ -119,23 +121,27 @@ def apply_gptq(checkpoint: Checkpoint, settings: GptqSettings, run: PassRun) -> 
     walk = _Walk(settings, run)
     changed = change_blocks(checkpoint, run, walk, "gptq")
     figures: dict[str, Figure] = {"tensors": walk.rounded, "coded_rows": len(walk.coded), "damping": walk.damping}
-    notes = [f"gptq: {name}: type {kind.name} has no grid; left to plain quantisation" for name, kind in walk.skipped]
+    notes = [f"gptq: {name}: type {kind} has no grid; left to plain quantisation" for name, kind in walk.skipped]
     return PassOutcome(changed, figures, (*notes, *few(walk.damped)), walk.coded)
 
 
-class _Walk:
+class _Walk(VisitingWalk):
     """GPTQ on one block after the other."""
+
+    kept = ("skipped", "damped", "rounded", "damping")
 
     def __init__(self, settings: GptqSettings, run: PassRun) -> None:
         self.settings, self.run = settings, run
         self.coded = CodedRows()
-        self.skipped: list[tuple[str, GGMLType]] = []
+        self.skipped: list[tuple[str, str]] = []  # (tensor, type)
         self.damped: list[str] = []
         self.rounded = 0
         self.damping = 0.0
+        self._rows: dict[str, NDArray[np.uint8]] = {}  # of the last block, by type, columns and name
 
     def __call__(self, visit: BlockVisit) -> list[str]:
         names = [name for name in visit.block.linears if self._takes(name)]
+        self._rows = {}
         statistics, _ = visit.observe(names, True)
         factors: dict[int, FeedbackFactor] = {}  # linears that read one input share its statistics
         for name in names:
@@ -148,10 +154,21 @@ class _Walk:
             importance = found.mean_square if self.run.with_importance else None
             kind = self.run.target_types[name]
             rows, _ = gptq_rows(weight, factor, kind, importance)
+            self._rows[f"{kind.value}:{weight.shape[1]}:{name}"] = rows
             visit.block.set_weight(name, torch.from_numpy(self.coded.add(kind, rows, weight.shape[1])))
             self.damping = max(self.damping, factor.damping)
             self.rounded += 1
         return names
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """As `Walk.arrays`: the coded rows of the last block."""
+        return dict(self._rows)
+
+    def take(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """As `Walk.take`."""
+        for key, rows in arrays.items():
+            kind, columns, _name = key.split(":", 2)
+            self.coded.add(GGMLType(int(kind)), rows, int(columns))
 
     def _factor(self, name: str, found: LinearStatistics) -> FeedbackFactor:
         assert found.hessian is not None
@@ -162,6 +179,6 @@ class _Walk:
         if kind is None or not kind.is_quantized:
             return False
         if kind not in GRID_TYPES:
-            self.skipped.append((name, kind))
+            self.skipped.append((name, kind.name))
             return False
         return True

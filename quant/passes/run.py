@@ -7,9 +7,10 @@ stays bounded by a block.
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from edgepack.model import OverriddenTensors
 from edgepack.progress import silent
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.sweep import sweep
+from edgepack.quant.passes.kept_blocks import KeptBlocks, Walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +49,7 @@ class PassRun:
         with_importance: whether the file will be quantised with an importance matrix.
         device: a torch device.
         batch: sequences at a time; halved when the device's memory is full.
+        resumable: whether the folder stays after a kill, so that what is done is kept for a run that goes on.
         progress: told of each block done.
     """
 
@@ -56,6 +59,7 @@ class PassRun:
     with_importance: bool = False
     device: str = "cpu"
     batch: int = 8
+    resumable: bool = False
     progress: Progress = silent
 
     def required_tokens(self, purpose: str) -> torch.Tensor:
@@ -100,15 +104,23 @@ class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._arrays: dict[str, NDArray[Any]] = {}
+        self.files: list[tuple[str, str]] = []  # (name, file in the folder) of each array, in order
 
     def put(self, name: str, array: NDArray[np.float32], dtype: str = "f32") -> None:
         """Keep a copy of `array` under `name`: in `dtype` (a source's type) where that holds every weight exactly."""
         self._folder.mkdir(parents=True, exist_ok=True)
         stored = _exactly(array, dtype)
-        path = self._folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[-200:]}-{len(self._arrays)}.npy"
-        kept = np.lib.format.open_memmap(path, mode="w+", dtype=stored.dtype, shape=stored.shape)
+        file = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[-200:]}-{len(self.files)}.npy"
+        kept = np.lib.format.open_memmap(self._folder / file, mode="w+", dtype=stored.dtype, shape=stored.shape)
         kept[...] = stored
         self._arrays[name] = kept
+        self.files.append((name, file))
+
+    def reopen(self, files: Sequence[tuple[str, str]]) -> None:
+        """Take up arrays that an earlier run has put there: its `files`."""
+        for name, file in files:
+            self._arrays[name] = np.lib.format.open_memmap(self._folder / file, mode="r")
+            self.files.append((name, file))
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         return _widened(self._arrays[name])
@@ -148,16 +160,19 @@ def _widened(stored: NDArray[Any]) -> NDArray[np.float32]:
     return stored.astype(np.float32, copy=False)
 
 
-class BlockChange(Protocol):
-    """Changes a block's weights in place and returns the checkpoint names that it changed."""
+class VisitingWalk(Walk):
+    """A walk over blocks with the activations that enter them."""
 
+    @abstractmethod
     def __call__(self, visit: BlockVisit) -> list[str]:
-        """Called once a block, in the model's order; its inputs come from the changed blocks before it."""
-        ...
+        """Change a block's weights in place; returns the checkpoint names that it changed.
+
+        Called once a block, in the model's order; its inputs come from the changed blocks before it.
+        """
 
 
 def change_weights(
-    checkpoint: Checkpoint, run: PassRun, change: Callable[[Block], list[str]], label: str
+    checkpoint: Checkpoint, run: PassRun, change: Callable[[Block], list[str]], label: str, walk: Walk
 ) -> Checkpoint:
     """Let `change` change each block in turn, in place, with nothing run through it; for passes on weights alone.
 
@@ -166,39 +181,51 @@ def change_weights(
         run: what the pass is given; no tokens are needed.
         change: called once a block; returns the checkpoint names that it changed.
         label: names the pass in the progress and names its scratch folder.
+        walk: whose method `change` is.
 
     Returns:
         `checkpoint` with the changed tensors in place of its own.
     """
     model, changed = BlockwiseModel(checkpoint, run.device), ArrayFolder(run.folder / label)
-    with run.progress(label, model.block_count, " blocks") as advance:
-        for index in range(model.block_count):
+    kept = KeptBlocks(run.folder / label, resumable=run.resumable)
+    kept.restore(changed, walk)
+    with run.progress(label, model.block_count - kept.done, " blocks") as advance:
+        for index in range(kept.done, model.block_count):
             with model.block(index) as block:
                 for name in change(block):
                     changed.put(name, block.as_stored(name), checkpoint.tensors.specs[name].dtype)
+            kept.add(changed, walk)
             advance(1)
     return replace(checkpoint, tensors=OverriddenTensors(checkpoint.tensors, changed))
 
 
-def change_blocks(checkpoint: Checkpoint, run: PassRun, change: BlockChange, label: str) -> Checkpoint:
-    """Let `change` change each block in turn, as SparseGPT and GPTQ do: later blocks see the changed ones.
+def change_blocks(checkpoint: Checkpoint, run: PassRun, walk: VisitingWalk, label: str) -> Checkpoint:
+    """Let `walk` change each block in turn, as SparseGPT and GPTQ do: later blocks see the changed ones.
 
     Args:
         checkpoint: only read.
         run: its tokens are required.
-        change: called once a block.
+        walk: called once a block.
         label: names the pass in the progress and names its scratch folder.
 
     Returns:
         `checkpoint` with the changed tensors in place of its own.
     """
-    changed = ArrayFolder(run.folder / label)
+    changed, kept = ArrayFolder(run.folder / label), KeptBlocks(run.folder / label, resumable=run.resumable)
+    kept.restore(changed, walk)
 
-    def visitor(visit: BlockVisit) -> None:
-        for name in change(visit):
+    def visitor(visit: BlockVisit) -> torch.Tensor:
+        for name in walk(visit):
             changed.put(name, visit.block.as_stored(name), checkpoint.tensors.specs[name].dtype)
+        outputs = visit.outputs()
+        kept.add(changed, walk, outputs)
+        return outputs
 
     model = BlockwiseModel(checkpoint, run.device)
     tokens = run.required_tokens(f"pass '{label}'")
-    sweep(model, tokens, visitor, batch=run.batch, progress=run.progress, label=label)
+    if kept.done < model.block_count:
+        sweep(
+            model, tokens, visitor, batch=run.batch, progress=run.progress, label=label, first_block=kept.done,
+            hidden=kept.entering,
+        )  # fmt: skip
     return replace(checkpoint, tensors=OverriddenTensors(checkpoint.tensors, changed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -273,3 +274,17 @@ def test_a_sample_of_a_text_is_spread_from_its_first_to_its_last_piece(available
 def test_a_sample_is_told_and_a_whole_text_is_not() -> None:
     assert sample_note(64, 64, 512) == ""
     assert "64 of its 2490 pieces of 512 tokens" in sample_note(2490, 64, 512)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_a_large_model_samples_in_its_own_type_and_a_small_one_in_float32(
+    dtype: str, books: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgepack.quant.calibration import text
+
+    specs = {name: replace(spec, dtype=dtype) for name, spec in books.tensors.specs.items()}
+    source = replace(books, tensors=SimpleNamespace(specs=specs))
+    assert text._sampling_type(source) is torch.float32
+    monkeypatch.setattr(text, "LARGE", 10**6)
+    expected = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+    assert text._sampling_type(source) is expected[dtype]

@@ -16,7 +16,7 @@ from edgepack.quant.passes.awq.folding import FOLDS, HeadCounts, apply_fold, spr
 from edgepack.quant.passes.awq.outputs import sample_block, split_sequences
 from edgepack.quant.passes.awq.rounding import IntegerRounding, rounding_for
 from edgepack.quant.passes.awq.scales import FoldSearch, Sink
-from edgepack.quant.passes.run import PassOutcome, change_blocks
+from edgepack.quant.passes.run import PassOutcome, VisitingWalk, change_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,8 +99,10 @@ class _Observed:
                 part[name] = part[name].divided(by)
 
 
-class _Walk:
+class _Walk(VisitingWalk):
     """AWQ on one block after the other."""
+
+    kept = ("gains", "folded", "clipped")
 
     def __init__(self, settings: AwqSettings, run: PassRun, folds: tuple[Fold, ...], heads: HeadCounts) -> None:
         self.settings, self.run, self.folds, self.heads = settings, run, folds, heads

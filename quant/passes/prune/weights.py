@@ -17,7 +17,7 @@ from edgepack.gguf.types import GGMLType
 from edgepack.quant.feedback import DAMPING, damping_note
 from edgepack.quant.passes.prune.allocation import allocate_by_outliers
 from edgepack.quant.passes.prune.masks import magnitude_mask, sparsegpt, wanda_mask
-from edgepack.quant.passes.run import PassOutcome, change_blocks, change_weights, few
+from edgepack.quant.passes.run import PassOutcome, VisitingWalk, change_blocks, change_weights, few
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -65,7 +65,7 @@ def prune_weights(checkpoint: Checkpoint, settings: PruneSettings, run: PassRun)
         sparsities = allocate_by_outliers(checkpoint, settings.pattern.sparsity, run)
     pruner = _Pruner(settings, sparsities)
     if settings.method == "magnitude":
-        changed = change_weights(checkpoint, run, pruner.by_magnitude, "prune")
+        changed = change_weights(checkpoint, run, pruner.by_magnitude, "prune", pruner)
     else:
         changed = change_blocks(checkpoint, run, pruner, "prune")
     figures: dict[str, Figure] = {
@@ -98,8 +98,10 @@ def lost_zeros(types: Iterable[GGMLType]) -> list[str]:
     return [f"{count} tensors become {name}, which cannot hold exact zeros" for name, count in sorted(lost.items())]
 
 
-class _Pruner:
+class _Pruner(VisitingWalk):
     """Prunes one block after the other and counts."""
+
+    kept = ("zeros", "weights", "damping", "damped")
 
     def __init__(self, settings: PruneSettings, sparsities: list[float] | None) -> None:
         self.settings, self.sparsities = settings, sparsities

@@ -231,7 +231,6 @@ class ExportRequest:
             "Go on with an interrupted export of the same plan.",
             (GGUF, CODED, WIRE),
             "flag",
-            beside_passes=False,
         ),
     )
     dry_run: bool = option(

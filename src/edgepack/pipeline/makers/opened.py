@@ -92,13 +92,26 @@ def work_of(request: ExportRequest) -> Iterator[Passes]:
         needed = "use pip install 'edgepack[compress]'"
         raise DependencyError(f"passes: '{error.name}' is not installed, {needed}") from None
     recipe, checkpoint = read_request_recipe(request), opened_checkpoint(request)
-    if request.dry_run:
-        checkpoint, recipe = unworked(checkpoint, recipe), replace(recipe, passes=())
-    with tempfile.TemporaryDirectory(prefix="edgepack-passes-") as folder:
+    with _scratch_of(request, recipe, checkpoint) as folder:
+        if request.dry_run:
+            checkpoint, recipe = unworked(checkpoint, recipe), replace(recipe, passes=())
         options = RecipeOptions(
-            Path(folder), overrides_of(request), pre=request.pre, device=request.device, progress=request.progress
-        )
+            folder, overrides_of(request), pre=request.pre, device=request.device, resumable=not request.dry_run,
+            progress=request.progress,
+        )  # fmt: skip
         yield Passes(checkpoint, recipe, options)
+
+
+@contextmanager
+def _scratch_of(request: ExportRequest, recipe: Recipe, checkpoint: Checkpoint) -> Iterator[Path]:
+    if request.dry_run:
+        with tempfile.TemporaryDirectory(prefix="edgepack-passes-") as folder:
+            yield Path(folder)
+        return
+    from edgepack.pipeline.makers.pass_scratch import pass_scratch
+
+    with pass_scratch(request, recipe, checkpoint) as kept:
+        yield kept
 
 
 def unworked(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:

@@ -50,7 +50,7 @@ class WireScratch:
 
     def __init__(self, output: Path, about: tuple[object, ...], checkpoint: Checkpoint, *, resume: bool) -> None:
         self.folder = output.parent / f".edgepack-wire-{output.name}"
-        digest = _digest(about, checkpoint)
+        digest = run_digest(about, checkpoint)
         owner = self.folder / _OWNER
         if not resume or not owner.is_file() or owner.read_text() != digest:
             self.remove()
@@ -71,7 +71,7 @@ class WireScratch:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _digest(about: tuple[object, ...], checkpoint: Checkpoint) -> str:
+def run_digest(about: tuple[object, ...], checkpoint: Checkpoint) -> str:
     """Of what a run depends on; of the weights the first row of every tensor."""
     digest = hashlib.sha256()
     for item in about:

@@ -1,0 +1,53 @@
+"""Where passes keep what they have done: a folder beside the output, which a killed run leaves for `--resume`.
+
+What lies in it is the passes' own; this module says whose it is and when it goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.file_digest import file_sha256
+from edgepack.pipeline.makers.wire_scratch import run_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgepack.model import Checkpoint
+    from edgepack.pipeline.request import ExportRequest
+    from edgepack.quant.passes.recipe import Recipe
+
+_OWNER = "run.sha256"
+
+
+@contextmanager
+def pass_scratch(request: ExportRequest, recipe: Recipe, checkpoint: Checkpoint) -> Iterator[Path]:
+    """The folder of a request's passes, with what an interrupted run of the same left where `resume` asks for it.
+
+    It goes when the block ends, with an error or without; a kill or Ctrl-C leaves it.
+    """
+    output = request.path or Path(request.source.name)
+    folder = output.parent / f".edgepack-passes-{output.name}"
+    digest, owner = _digest(request, recipe, checkpoint), folder / _OWNER
+    if not (request.resume and owner.is_file() and owner.read_text() == digest):
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    owner.write_text(digest)
+    try:
+        yield folder
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _digest(request: ExportRequest, recipe: Recipe, checkpoint: Checkpoint) -> str:
+    """Of all that the passes' results depend on."""
+    text = recipe.calibration.get("text")
+    read = file_sha256(Path(str(text))) if text is not None and Path(str(text)).is_file() else None
+    about = (recipe, read, request.pre, request.device, request.tensor_types, request.pure)
+    return hashlib.sha256(run_digest(about, checkpoint).encode()).hexdigest()
