@@ -159,17 +159,23 @@ async def kill_often(server: Server, soak: Soak, kills: int) -> None:
             continue
         os.kill(engine.pid, signal.SIGKILL)
         status, text = await answer
-        if "[DONE]" in text:
-            continue  # it was out already
-        soak.kills += 1
-        soak.told += "engine_died" in text and status in (200, 503)
-        status = 0
-        for _ in range(90):  # after thirty deaths a minute the server makes a pause, and says for how long
-            status, text = await server.ask(CHAT, {**body, "max_tokens": 4, "stream": False})
-            if status == 200:
-                break
-            await asyncio.sleep(1)
-        soak.after += status == 200
+        counts = "[DONE]" not in text  # else the answer was out already
+        soak.kills += counts
+        if "engine_died" in text and status in (200, 503):
+            soak.told += 1
+        elif counts:
+            soak.wrong.append(f"kill {soak.kills}: {status} {text[-300:]}")
+        soak.after += await answers_again(server, {**body, "max_tokens": 4, "stream": False}) and counts
+
+
+async def answers_again(server: Server, body: dict[str, Any]) -> bool:
+    """Whether a request is answered; after thirty deaths a minute the server makes a pause, and says for how long."""
+    for _ in range(90):
+        status, _text = await server.ask(CHAT, body)
+        if status == 200:
+            return True
+        await asyncio.sleep(1)
+    return False
 
 
 async def run(arguments: argparse.Namespace) -> Soak:
