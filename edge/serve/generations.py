@@ -39,22 +39,24 @@ class Generation:
 
     Attributes:
         check: of its body.
-        whole: puts a whole answer together.
+        whole: puts a whole answer to a body together.
         to_chat: its body as a chat's; None where it is asked as it stands.
         done: whether its stream ends with `[DONE]`.
     """
 
     check: Check
-    whole: Callable[[], Whole]
+    whole: Callable[[dict[str, Any]], Whole]
     to_chat: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     done: bool = False
 
 
 GENERATIONS = {
-    _CHAT: Generation(requests.check_chat, lambda: WholeCompletion(chat=True), done=True),
-    "/v1/completions": Generation(requests.check_completion, lambda: WholeCompletion(chat=False), done=True),
-    "/v1/responses": Generation(requests.check_response, WholeResponse, responses.to_chat),
-    "/v1/messages": Generation(requests.check_anthropic, WholeMessage, anthropic.to_chat),
+    _CHAT: Generation(requests.check_chat, lambda _body: WholeCompletion(chat=True), done=True),
+    "/v1/completions": Generation(
+        requests.check_completion, lambda body: WholeCompletion(chat=False, answers=body.get("n", 1)), done=True
+    ),
+    "/v1/responses": Generation(requests.check_response, lambda _body: WholeResponse(), responses.to_chat),
+    "/v1/messages": Generation(requests.check_anthropic, lambda _body: WholeMessage(), anthropic.to_chat),
 }
 
 
@@ -75,7 +77,7 @@ class Asked:
         kind.check(body, facts)
         self.streamed = bool(body.get("stream"))
         self.done = kind.done
-        self.whole = kind.whole()
+        self.whole = kind.whole(body)
         self.engine_path = path if kind.to_chat is None else _CHAT
         self.body = body if kind.to_chat is None else kind.to_chat(body)
         self._path, self._facts, self._given = path, facts, body

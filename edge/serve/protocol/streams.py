@@ -80,19 +80,27 @@ async def encoded(stream: AsyncIterator[tuple[str, dict[str, Any]]]) -> AsyncIte
         yield Event(json.dumps(value, ensure_ascii=False), name)
 
 
-def _sum(first: Any, second: Any) -> Any:
-    """Use of two answers to one prompt: the prompt counts once."""
+def _sum(first: Any, second: Any, *, another_prompt: bool = False) -> Any:
+    """Use of two answers: a prompt counts once, however many answers it has."""
     if not first or not second:
         return first or second
     completion = first["completion_tokens"] + second["completion_tokens"]
-    return {**second, "completion_tokens": completion, "total_tokens": second["prompt_tokens"] + completion}
+    prompt = first["prompt_tokens"] + (second["prompt_tokens"] if another_prompt else 0)
+    total = prompt + completion
+    return {**second, "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total}
 
 
 class WholeCompletion:
-    """A text completion or a chat, of its chunks; choices in the order of their index."""
+    """A text completion or a chat, of its chunks; choices in the order of their index.
 
-    def __init__(self, *, chat: bool) -> None:
-        self._chat = chat
+    Args:
+        chat: whether it is one.
+        answers: choices that a prompt has; several prompts have as many each, and each counts its tokens.
+    """
+
+    def __init__(self, *, chat: bool, answers: int = 1) -> None:
+        self._chat, self._answers = chat, answers
+        self._counted: set[int] = set()  # prompts whose tokens are in the sum
         self._head: dict[str, Any] = {}
         self._usage: Any = None
         self._choices: dict[int, dict[str, Any]] = {}
@@ -101,7 +109,9 @@ class WholeCompletion:
         """As `Whole.add`."""
         del name
         if value.get("usage"):
-            self._usage = _sum(self._usage, value["usage"])
+            numbers = {choice["index"] // self._answers for choice in value.get("choices", [])} - self._counted
+            self._counted |= numbers
+            self._usage = _sum(self._usage, value["usage"], another_prompt=not self._chat and bool(numbers))
         self._head |= {key: item for key, item in value.items() if key not in ("choices", "usage", "object")}
         for choice in value.get("choices", []):
             self._add_choice(choice)

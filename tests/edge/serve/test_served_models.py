@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
+import stat
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,9 +29,9 @@ from edgepack.quant.types.targets import find_target
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
 pytestmark = pytest.mark.slow
+PLAIN_TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}<|assistant|>"
 
 
 @pytest.fixture
@@ -113,7 +117,7 @@ def test_other_templates_and_contexts(tmp_path: Path, serving: Any) -> None:
 def test_a_template_without_tools_calls_one_where_it_must(tmp_path: Path, serving: Any) -> None:
     parameters = {"type": "object", "properties": {"red": {"type": "boolean"}}, "required": ["red"]}
     tool = {"type": "function", "function": {"name": "paint", "parameters": parameters}}
-    with serving(model(tmp_path, template=THINKING_TEMPLATE.replace("<think>\n", ""))) as server:
+    with serving(model(tmp_path, template=PLAIN_TEMPLATE)) as server:
         status, answer = ask(server, "/v1/chat/completions", chat(tools=[tool]))
         assert (status, answer["error"]["param"]) == (400, "tools")
         asked = chat(tools=[tool], tool_choice="required", max_tokens=200)
@@ -158,6 +162,40 @@ def test_a_cross_encoder_ranks_and_nothing_else(tmp_path: Path, books: Path, ser
             assert ask(server, "/v1/rerank", body)[0] == 400
         status, answer = ask(server, "/v1/embeddings", {"input": "x"})
         assert (status, answer["error"]["param"]) == (400, "model")
+
+
+def test_prompts_count_once_each_and_answers_all(server: Server) -> None:
+    def used(prompt: Any, n: int) -> tuple[int, int]:
+        asked = {"prompt": prompt, "n": n, "max_tokens": 3, "temperature": 0, "ignore_eos": True}
+        usage = ask(server, "/v1/completions", asked)[1]["usage"]
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+        return usage["prompt_tokens"], usage["completion_tokens"]
+
+    one, other = used("hello", 1)[0], used("a longer one", 1)[0]
+    assert used("hello", 3) == (one, 9)
+    assert used(["hello", "a longer one"], 1) == (one + other, 6)
+
+
+def test_a_projector_that_is_none_is_an_error(
+    tmp_path: Path, served_model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", str(served_model), "--mmproj", str(tmp_path / "absent.gguf"), "--port", "0"]) == 2
+    assert "absent.gguf" in capfd.readouterr().err
+    (tmp_path / "none.gguf").write_bytes(b"GGUF" + bytes(100))
+    assert run(["serve", str(served_model), "--mmproj", str(tmp_path / "none.gguf"), "--port", "0"]) == 10
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there it listens on a port of this machine")
+def test_the_engine_is_reached_by_this_user_with_the_secret_alone(server: Server) -> None:
+    engine = server.engine()
+    assert not engine.net_connections("inet")
+    path = next(item.laddr for item in engine.net_connections("unix") if str(item.laddr).endswith("engine.sock"))
+    assert stat.S_IMODE(Path(path).parent.stat().st_mode) == 0o700
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(path)
+        stranger.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+        assert stranger.recv(1 << 12).startswith(b"HTTP/1.1 401")
+    assert "secret" not in " ".join(engine.cmdline())
 
 
 def test_the_other_engine_has_no_server(served_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
