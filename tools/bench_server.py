@@ -1,8 +1,8 @@
 """Servers beside each other: ours, xllamacpp's own, llama-cpp-python's, on one model and in one run.
 
 Each is a process that answers the same requests: tokens a second of one stream (idle, and with one core kept busy by
-another process), milliseconds to the first token of a short prompt, memory of all its processes, and tokens a second
-of 1, 4 and 8 streams together. Servers are measured in turns, and medians are printed.
+another process), processor time for each of its tokens, milliseconds to the first token of a short prompt, memory of
+all its processes, and tokens a second of 1, 4 and 8 streams together. Servers are measured in turns, and medians are printed.
 Run: python tools/bench_server.py [MODEL.gguf] [--threads 1] [--rounds 3] [--json]
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
-TOKENS, CONTEXT, STREAMS = 64, 512, (1, 4, 8)
+TOKENS, CONTEXT, STREAMS = 256, 512, (1, 4, 8)
 PROMPT = "It was the best of times, it was"
 BARE_XLLAMACPP = (
     "import sys, json, xllamacpp as x\n"
@@ -51,6 +51,8 @@ class Measured:
         name: of the server.
         single: tokens a second of one stream.
         busy: the same while another process keeps a core busy.
+        processor: milliseconds of processor time for each token of that one stream, of all processes.
+        front: the same of the process that clients speak to.
         first: milliseconds to the first token.
         memory: MB, of all its processes.
         together: streams → tokens a second of all of them.
@@ -59,6 +61,8 @@ class Measured:
     name: str
     single: list[float] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    front: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
     together: dict[int, list[float]] = field(default_factory=dict)
@@ -119,22 +123,31 @@ def measure(found: Measured, command: list[str], port: int) -> None:
     """One round of one server."""
     with served(command, port) as process:
         stream(port, 4)
-        count, first, seconds = stream(port)
-        found.single.append(count / (seconds - first) if count > 1 else 0.0)
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        before = processor_seconds(family)
+        count, seconds = stream(port)[::2]
+        spent = [1e3 * (after - start) / count for start, after in zip(before, processor_seconds(family), strict=True)]
+        found.single.append(count / seconds)
+        found.processor.append(sum(spent))
+        found.front.append(spent[0])
         found.first.append(statistics.median(stream(port, 2)[1] for _ in range(5)) * 1e3)
         for number in STREAMS:
             if found.name == "llama-cpp-python's" and number > 1:
                 continue  # a second request ends the first one's stream there
             found.together.setdefault(number, []).append(together(port, number))
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         found.memory.append(sum(member.memory_info().rss for member in family) / 1e6)
         busy = subprocess.Popen([sys.executable, "-c", BUSY])
         try:
-            count, first, seconds = stream(port)
-            found.busy.append(count / (seconds - first) if count > 1 else 0.0)
+            count, seconds = stream(port)[::2]
+            found.busy.append(count / seconds)
         finally:
             busy.kill()
             busy.wait()
+
+
+def processor_seconds(family: list[psutil.Process]) -> list[float]:
+    """Of each process, so far."""
+    return [float(sum(member.cpu_times()[:2])) for member in family]
 
 
 def free_port() -> int:
@@ -174,6 +187,7 @@ def row(found: Measured) -> str:
     cells = [
         f"{statistics.median(found.single):.0f}",
         f"{statistics.median(found.busy):.0f}",
+        f"{statistics.median(found.processor):.2f}, {statistics.median(found.front):.2f}",
         f"{statistics.median(found.first):.1f}",
         f"{statistics.median(found.memory):.0f}",
         *("—" if rate is None else f"{rate:.0f}" for rate in rates),
@@ -201,7 +215,8 @@ def main() -> int:
     if arguments.json:
         print(json.dumps([asdict(found) for found in results.values()]))
         return 0
-    heads = ["server", "tokens/s", "busy core", "first token, ms", "memory, MB", *(f"{n} together" for n in STREAMS)]
+    heads = ["server", "tokens/s", "busy core", "CPU ms a token, of the front", "first token, ms", "memory, MB"]
+    heads += [f"{number} together" for number in STREAMS]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for found in results.values():
         print(row(found))
