@@ -6,7 +6,12 @@ Every kind of source becomes one of these (`mapped_model`, `gguf_source`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
+
+from edgepack.errors import CheckpointError
+from edgepack.export.naming import Size
+from edgepack.export.rows import SourceRows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +20,8 @@ if TYPE_CHECKING:
     from edgepack.export.rows import Rows
     from edgepack.gguf.types import Value
     from edgepack.quant.types.mixtures import ModelFacts
+
+_INTEGERS = frozenset({"i64", "i32", "i16", "i8", "u64", "u32", "u16", "u8", "bool"})
 
 
 @dataclass(frozen=True)
@@ -38,3 +45,19 @@ class MappedModel:
     sources: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     kept: frozenset[str] = frozenset()
+
+
+def refuse_integers(tensors: Mapping[str, Rows]) -> None:
+    """Raise CheckpointError for a weight of whole numbers: without a quantisation in config.json it means nothing."""
+    for rows in tensors.values():
+        if isinstance(rows, SourceRows) and rows.dtype in _INTEGERS:
+            raise CheckpointError(
+                f"tensor '{rows.name}': expected floats, got {rows.dtype}: config.json has no quantization_config that"
+                " says what they mean"
+            )
+
+
+def size_of(tensors: Mapping[str, Rows], n_experts: int = 0) -> Size:
+    """Parameters of a model's tensors, by GGUF names."""
+    counts = {name: prod(rows.shape) for name, rows in tensors.items()}
+    return Size(sum(counts.values()), sum(n for name, n in counts.items() if "_exps." in name), n_experts)

@@ -6,18 +6,17 @@ What a mapped model is stands in `mapped`; `export.plan` takes it from here.
 from __future__ import annotations
 
 from dataclasses import replace
-from math import prod
 from typing import TYPE_CHECKING
 
-from edgepack.errors import CheckpointError, UsageError
+from edgepack.errors import UsageError
 from edgepack.export.backwards.agreement import alike
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.config import ModelConfig
 from edgepack.export.facts import model_facts
-from edgepack.export.mapped import MappedModel
-from edgepack.export.naming import Size, general_metadata
+from edgepack.export.mapped import MappedModel, refuse_integers, size_of
+from edgepack.export.naming import general_metadata
 from edgepack.export.notes import limits
-from edgepack.export.rows import SourceRows, StoredBlocks
+from edgepack.export.rows import StoredBlocks
 from edgepack.export.rules.mapping import completed, find_family, map_tensors, observed
 from edgepack.export.rules.pooling import dense_tensors, pooling_metadata, pooling_notes, with_lowercasing
 from edgepack.export.tokenizer.vocabulary import open_vocabulary
@@ -25,15 +24,13 @@ from edgepack.gguf import keys
 from edgepack.gguf.types import string
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
-    from edgepack.export.rows import Rows
+    from edgepack.export.naming import Size
     from edgepack.export.rules.family import Family
     from edgepack.gguf.types import Value
     from edgepack.model import Checkpoint
 
-_INTEGERS = frozenset({"i64", "i32", "i16", "i8", "u64", "u32", "u16", "u8", "bool"})
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
@@ -54,8 +51,8 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None, allow_requ
     family = find_family(published)
     config = observed(completed(published, family), family, checkpoint.tensors.specs)
     tensors = map_tensors(family, config, checkpoint.tensors) | dense_tensors(config, family.name)
-    _refuse_integers(tensors)
-    metadata, notes = _metadata(checkpoint, family, config, _size(tensors, config.n_experts), pre)
+    refuse_integers(tensors)
+    metadata, notes = _metadata(checkpoint, family, config, size_of(tensors, config.n_experts), pre)
     facts = model_facts(metadata, str(checkpoint.path))
     sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))
     if checkpoint.origin is not None:
@@ -87,21 +84,6 @@ def _metadata(
     general = {keys.ARCHITECTURE: string(family.name)} | general_metadata(checkpoint.path, family.name, size)
     tokenizer = with_lowercasing(vocabulary.metadata, config)
     return {**general, **pooling_metadata(config, family.name), **own, **tokenizer}, vocabulary.notes
-
-
-def _refuse_integers(tensors: Mapping[str, Rows]) -> None:
-    """Raise CheckpointError for a weight of whole numbers: without a quantisation in config.json it means nothing."""
-    for rows in tensors.values():
-        if isinstance(rows, SourceRows) and rows.dtype in _INTEGERS:
-            raise CheckpointError(
-                f"tensor '{rows.name}': expected floats, got {rows.dtype}: config.json has no quantization_config that"
-                " says what they mean"
-            )
-
-
-def _size(tensors: Mapping[str, Rows], n_experts: int) -> Size:
-    counts = {name: prod(rows.shape) for name, rows in tensors.items()}
-    return Size(sum(counts.values()), sum(n for name, n in counts.items() if "_exps." in name), n_experts)
 
 
 def open_model(

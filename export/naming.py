@@ -51,10 +51,10 @@ class Size:
     n_experts: int = 0
 
 
-def general_metadata(folder: Path, architecture: str, size: Size) -> dict[str, Value]:
+def general_metadata(folder: Path, architecture: str, size: Size, kind: str = "model") -> dict[str, Value]:
     """`general.*` from the folder's name, configuration and model card, as llama.cpp's converter writes them.
 
-    A snapshot in the Hugging Face cache goes by its repository's name, not by its commit's.
+    `kind` is `general.type`. A snapshot in the Hugging Face cache goes by its repository's name, not by its commit's.
     """
     import gguf
     from gguf.metadata import Metadata
@@ -69,7 +69,7 @@ def general_metadata(folder: Path, architecture: str, size: Size) -> dict[str, V
         per_expert = size.experts // size.n_experts if size.n_experts else 0
         card.size_label = gguf.size_label(size.total, size.total - size.experts, per_expert, size.n_experts)
     writer = gguf.GGUFWriter(path=None, arch=architecture)
-    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_type(kind)
     card.set_gguf_meta_model(writer)
     return {key: _taken_over(value) for key, value in writer.kv_data[0].items()}
 
@@ -157,3 +157,14 @@ def file_name(metadata: Mapping[str, Value], encoding: str) -> str:
     parts = [text(key) for key in ("name", "basename", "finetune", "version", "size_label")]
     name: str = naming_convention(*parts, encoding)
     return name.replace("/", "-").lstrip(".") + ".gguf"
+
+
+def projector_name(metadata: Mapping[str, Value], encoding: str) -> str:
+    """Such as `mmproj-SmolVLM-Instruct-F16.gguf`: llama.cpp's users know projectors by the beginning.
+
+    Args:
+        metadata: the projector's.
+        encoding: its type's label.
+    """
+    whole = f"{keys.GENERAL}size_label"
+    return "mmproj-" + file_name({key: value for key, value in metadata.items() if key != whole}, encoding)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 
 # Where llama.cpp's tokenizer gives other ids than Hugging Face's: docs/tokenizers.md
+SEES_HINT = "; --mmproj writes what sees"
+"""The end of the note on tensors that are left out."""
 _COARSE_PRE = frozenset({"tekken", "gpt-4o", "llama4"})
 
 
@@ -40,6 +42,7 @@ def limits(family: Family, config: ModelConfig, metadata: Mapping[str, Value], s
         left_out = sum(any(re.search(pattern, name) for pattern in family.unused) for name in source.specs)
         found.append(
             f"{left_out} tensors of other modalities are left out: this is the part that reads and writes text"
+            f"{SEES_HINT}"
         )
     return (*found, *family.remarks(config), *_tokenizer_limits(metadata))
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     Importance = Mapping[str, NDArray[np.float32]]
 
-_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION in ggml.h
+QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION in ggml.h
 
 
 def stored_bytes(dtype: str, count: int) -> int:
@@ -150,7 +150,7 @@ def plan_export(model: MappedModel, target: Target, options: PlanOptions = PlanO
         for name in sorted(model.tensors, key=llama_order)
     )
     metadata = dict(model.metadata)
-    metadata[keys.QUANTIZATION_VERSION] = u32(_QUANTIZATION_VERSION)
+    metadata[keys.QUANTIZATION_VERSION] = u32(QUANTIZATION_VERSION)
     metadata[keys.FILE_TYPE] = u32(target.file_type)
     return ExportPlan(model.label, target, metadata, tensors, model.sources)
 

@@ -130,6 +130,12 @@ class Archive:
                 return member
         raise ArchiveError(f"'{self.path}': no member is a GGUF")
 
+    @property
+    def beside(self) -> tuple[Member, ...]:
+        """The GGUFs that belong to the model: adapters, and what sees."""
+        main, kinds = self.main, (Role.GGUF, Role.PROJECTOR)
+        return tuple(member for member in self.members if member.role in kinds and member is not main)
+
     def member(self, name: str) -> Member:
         """The member called `name`.
 

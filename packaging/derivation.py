@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ArchiveError, UsageError
 from edgepack.packaging.archive import is_archive, open_archive
+from edgepack.packaging.trust.policy import machine_policy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from edgepack.packaging.archive import Archive
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 SUFFIX = ".intoto.json"
 MEMBER = f"derivation{SUFFIX}"
@@ -200,18 +202,24 @@ def beside_path(gguf: Path) -> Path:
     return gguf.with_name(f"{gguf.stem}{SUFFIX}")
 
 
-def read_derivation(file: Path) -> Derivation:
+def read_derivation(file: Path, trust: TrustPolicy | None = None) -> Derivation:
     """The derivation in an archive, or the one beside a GGUF.
+
+    Args:
+        file: the archive or GGUF.
+        trust: whose archives are taken; the user's trust store by default.
 
     Raises:
         UsageError: no such file, or it has none.
         ArchiveError, IntegrityError: it is not sound.
+        CheckFailedError: nobody trusted signed it.
     """
     if not file.is_file():
         raise UsageError(f"'{file}': no such file")
     if is_archive(file):
-        with open_archive(file) as archive:
+        with open_archive(file, trust) as archive:
             return derivation_of(archive)
+    (machine_policy() if trust is None else trust).check_plain(file)
     beside = beside_path(file)
     if not beside.is_file():
         raise UsageError(f"'{file}': no derivation '{beside.name}' beside it: export with --provenance writes one")

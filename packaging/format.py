@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from edgepack.errors import ArchiveError, IntegrityError
+from edgepack.file_kinds import HEAD_BYTES, describe
 
 MAGIC = b"\x89EPK\r\n\x1a\n"  # not text, and damaged by anything that converts line ends
 END_MAGIC = b"EPKEND\r\n"
@@ -78,6 +79,7 @@ class Role(IntEnum):
     MODEL_CARD = 4
     CERTIFICATE = 5
     RECIPE = 6
+    PROJECTOR = 7  # a GGUF of what sees, beside the model that reads
 
     @classmethod
     def of(cls, number: int) -> Role:
@@ -146,6 +148,8 @@ def decode_header(block: bytes) -> tuple[tuple[int, int], int]:
         ArchiveError: not an archive, truncated, or made by a newer edgepack.
         IntegrityError: the header is damaged.
     """
+    if len(MAGIC) <= len(block) and not block.startswith(MAGIC) and (kind := describe(block[:HEAD_BYTES])):
+        raise ArchiveError(f"expected an edgepack archive, got {kind}")
     if len(block) < HEADER_BYTES:
         raise ArchiveError(f"expected an archive's header of {HEADER_BYTES} bytes, got {len(block)}")
     magic, major, minor, flags, content_bytes, _reserved = HEADER.unpack_from(block)

@@ -19,6 +19,8 @@ import numpy as np
 
 from edgepack.errors import UsageError
 from edgepack.files.output import atomic_output
+from edgepack.gguf import keys
+from edgepack.gguf.reader import read_header
 from edgepack.ordered_threads import ordered_map
 from edgepack.packaging import format as archive_format
 from edgepack.packaging import records
@@ -30,6 +32,7 @@ from edgepack.packaging.delta.base import BaseArchive
 from edgepack.packaging.index import table as index
 from edgepack.packaging.index.merkle import merkle_root
 from edgepack.packaging.segments import MemberPlan, Segment, plan_member
+from edgepack.packaging.trust.releases import checked_release
 from edgepack.progress import Progress, silent
 from edgepack.version import __version__
 
@@ -71,6 +74,7 @@ def pack_archive(
     base: Path | None = None,
     trust: TrustPolicy | None = None,
     grids: bool = False,
+    release: str | None = None,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> PackResult:
@@ -85,13 +89,14 @@ def pack_archive(
         base: an older archive; its dictionaries are used and chunks of the same content taken over.
         trust: whose archives are taken as a base; the user's trust store by default.
         grids: code the integers of Q4_K, Q5_K, Q6_K and Q8_0 by scale class even in a GGUF that is not of the wire.
+        release: the model's version, noted under its name, so that devices tell an older one; None notes nothing.
         threads: workers; None for one a core.
         progress: told of bytes read.
 
     Raises:
         GGUFError: `gguf` is not a whole GGUF.
         ArchiveError: it compresses more than 256-fold: readers would take the archive for a bomb.
-        UsageError: a file is not there, a name occurs twice, the output folder is absent.
+        UsageError: a file is not there, a name occurs twice, there are two projectors, the output folder is absent.
         ResourceError: the disk is full.
     """
     started = time.perf_counter()
@@ -99,6 +104,8 @@ def pack_archive(
     names = [member.name for member in members]
     if len(set(names)) != len(names):
         raise UsageError(f"members need names of their own, got {', '.join(names)}")
+    if (eyes := [member.name for member in members if member.role is archive_format.Role.PROJECTOR])[1:]:
+        raise UsageError(f"a model has one projector, got {', '.join(eyes)}")
     original_bytes = sum(member.bytes for member in members)
     with ExitStack() as stack:
         reused = None if base is None else BaseArchive(stack.enter_context(open_archive(base, trust)))
@@ -108,10 +115,17 @@ def pack_archive(
         with progress("packing", original_bytes) as advance:
             for member in members:
                 writer.add_member(member, advance)
-        writer.finish({"level": level, "producer": f"edgepack {__version__}"})
+        noted = {} if release is None else checked_release(_model_name(gguf), release).attributes
+        writer.finish({"level": level, "producer": f"edgepack {__version__}", **noted})
         archive_format.check_expansion(original_bytes, writer.written)  # no reader would take it
     sha256 = writer.members[0].sha256.hex()
     return PackResult(out, writer.written, original_bytes, sha256, time.perf_counter() - started)
+
+
+def _model_name(gguf: Path) -> str:
+    """What the model calls itself, or its file."""
+    named = read_header(gguf).get(keys.NAME)
+    return named if isinstance(named, str) and named else gguf.stem
 
 
 def _dictionaries(

@@ -98,7 +98,9 @@ def plan_member(path: Path, name: str | None = None, main: bool = False, grids: 
     if is_gguf or main:
         try:
             header = read_header(path)
-            return MemberPlan(name, path, Role.GGUF, header.file_bytes, tuple(gguf_segments(header, grids)))
+            sees = not main and header.get(keys.ARCHITECTURE) == keys.PROJECTOR_ARCHITECTURE
+            role = Role.PROJECTOR if sees else Role.GGUF
+            return MemberPlan(name, path, role, header.file_bytes, tuple(gguf_segments(header, grids)))
         except GGUFError:
             if main:
                 raise

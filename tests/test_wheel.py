@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 import venv
 import zipfile
 from importlib.util import find_spec
@@ -105,9 +106,39 @@ def test_from_pip_install_to_an_answer_without_a_compiler(
     ended = time.perf_counter()
     assert answer["text"]
     assert answer["tokens"] == 8
+    size = sum(
+        path.stat().st_size for path in (tmp_path / "bare").rglob("*") if path.is_file() and not path.is_symlink()
+    )
+    served = _served(python, tmp_path, environment)
     with capsys.disabled():
-        print(f"\npip install {installed - began:.1f} s, export, pack and run {ended - installed:.1f} s: "
-              f"an answer {ended - began:.1f} s after `pip install` began")  # fmt: skip
+        print(
+            f"\npip install {installed - began:.1f} s, export, pack and run {ended - installed:.1f} s: an answer "
+            f"{ended - began:.1f} s after `pip install` began; a served one {served:.1f} s after `serve` began; "
+            f"{size / 1e6:.0f} MB installed"
+        )
+
+
+def _served(python: Path, folder: Path, environment: dict[str, str]) -> float:
+    """Seconds until a server has started, is in health and has completed a text."""
+    began = time.perf_counter()
+    command = [python, "-m", "edgepack", "serve", "b.edgepack", "--port", "0", "--ctx", "256", "--json"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=folder) as server:
+        try:
+            assert server.stdout is not None
+            url = json.loads(server.stdout.readline())["url"]
+            with urllib.request.urlopen(f"{url}/health") as health:
+                assert health.status == 200
+            request = urllib.request.Request(
+                f"{url}/v1/completions",
+                json.dumps({"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with urllib.request.urlopen(request) as answer:
+                assert json.load(answer)["choices"][0]["text"]
+        finally:
+            server.terminate()
+            server.wait(60)
+    return time.perf_counter() - began
 
 
 @pytest.mark.slow

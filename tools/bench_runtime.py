@@ -1,4 +1,4 @@
-"""The runtime beside llama-cpp-python called bare, and installing beside unpacking: ours, theirs, the ratio.
+"""The runtime beside both engines called bare, and installing beside unpacking: ours, theirs, the ratio.
 
 Each pair is measured A B A B in this one run; medians of speeds are compared, and the best of the latencies, to which
 other work on the machine only adds.
@@ -24,6 +24,7 @@ from tiny_models import Shape, write_random
 from edgepack.edge.install.cache import ModelCache
 from edgepack.edge.llama.options import RuntimeOptions, SamplingOptions
 from edgepack.edge.llama.runtime import LoadedModel
+from edgepack.edge.llama.server_engine.model import ServerModel
 from edgepack.gguf.types import GGMLType
 from edgepack.packaging.pack import pack_archive
 from edgepack.packaging.restore.unpack import unpack_archive
@@ -93,6 +94,35 @@ def compare_generation(name: str, path: Path, threads: int, rounds: int) -> Comp
         a, b = alternate(rounds, ours, theirs)
     bare.close()
     return Comparison(f"generation, {name}", "tokens/s", a, b, "ratio >= 0.97", a / b >= 0.97)
+
+
+def compare_server_engine(name: str, path: Path, threads: int, rounds: int) -> Comparison:
+    """As `compare_generation`, with xllamacpp: our model over its routes beside its own class."""
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path, parameters.n_ctx, parameters.n_parallel = str(path), CONTEXT, 1
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+    parameters.verbosity, parameters.warmup, parameters.ui = -1, False, False
+    with tempfile.TemporaryDirectory() as folder, ServerModel(path, RuntimeOptions(CONTEXT, threads=threads)) as model:
+        parameters.hostnames = [str(Path(folder) / "e.sock")]
+        bare = xllamacpp.Server(parameters)
+        ids = model.tokenize(PROMPT)
+
+        def ours() -> float:
+            started = time.perf_counter()
+            count = sum(1 for _ in model.generate(ids, SamplingOptions(temperature=0), TOKENS))
+            return count / (time.perf_counter() - started)
+
+        def theirs() -> float:
+            pieces: list[object] = []
+            request = {"prompt": ids, "max_tokens": TOKENS, "temperature": 0, "stream": True}
+            started = time.perf_counter()
+            bare.handle_completions(request, pieces.append)
+            return (len(pieces) - 1) / (time.perf_counter() - started)
+
+        a, b = alternate(rounds, ours, theirs)
+    return Comparison(f"generation by xllamacpp, {name}", "tokens/s", a, b, "ratio >= 0.8", a / b >= 0.8)
 
 
 def first_output_seconds(command: list[str], echoed: int) -> float:
@@ -189,6 +219,8 @@ def main() -> int:
         results = [
             compare_generation("books-llama-6m Q5_K_M", small, arguments.threads, arguments.rounds),
             compare_generation("random 118M Q4_K", medium, arguments.threads, arguments.rounds),
+            compare_server_engine("books-llama-6m Q5_K_M", small, arguments.threads, arguments.rounds),
+            compare_server_engine("random 118M Q4_K", medium, arguments.threads, arguments.rounds),
             compare_first_token(small, archive, arguments.threads, arguments.rounds),
             compare_install(folder, arguments.rounds),
         ]

@@ -2,7 +2,7 @@
 
 Each is a process that answers the same requests: tokens a second of one stream (idle, and with one core kept busy by
 another process), processor time for each of its tokens, milliseconds to the first token of a short prompt, memory of
-all its processes, and tokens a second of 1, 4 and 8 streams together. Servers are measured in turns, and medians are printed.
+all its processes, and tokens a second of 1, 4 and 8 streams together. Servers are measured in turns; medians are told.
 Run: python tools/bench_server.py [MODEL.gguf] [--threads 1] [--rounds 3] [--json]
 """
 

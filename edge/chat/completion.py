@@ -61,8 +61,8 @@ class CompletionStream:
         context_shift: bool = False,
     ) -> None:
         self._clock = _Clock()
-        ids = model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
-        self._ids = without_middle(ids, model.n_ctx) if context_shift else ids
+        ids = model.tokenize(prompt) if isinstance(prompt, str) else prompt
+        self._ids = without_middle(list(ids), model.n_ctx) if context_shift else ids
         self._tokens = model.generate(self._ids, sampling, max_tokens, context_shift=context_shift)
         self._pieces = until_stop(self._clock.texts(self._tokens), stops)
         self._told: list[str] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgepack.edge.llama.constraint_check import check_schema
+from edgepack.edge.llama.constraints.check import check_schema
 from edgepack.errors import UsageError
 from edgepack.text_file import read_text
 

@@ -62,10 +62,14 @@ class Conversation:
 
     def tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """The prompt of `messages` as token ids, with one BOS where the vocabulary asks for it."""
+        text, add_special = self.text(messages, add_generation_prompt=add_generation_prompt)
+        return self.model.tokenize(text, add_special=add_special, parse_special=True)
+
+    def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> tuple[str, bool]:
+        """The prompt of `messages`, and whether BOS must still come before it where the vocabulary asks for it."""
         text = self.template.render(messages, add_generation_prompt=add_generation_prompt)
         bos = self.model.bos_text
-        has_bos = bool(bos) and text.startswith(bos)
-        return self.model.tokenize(text, add_special=not has_bos, parse_special=True)
+        return text, not (bool(bos) and text.startswith(bos))
 
     @property
     def all_stops(self) -> list[str]:

@@ -85,6 +85,7 @@ class FitWish:
         cpu_weights: llama.cpp's model buffers on this machine's CPU (`mapped_weights`). What they are above the
             tensors' own size are pages of the file that were copied and that the system may drop: they are told,
             but do not count when it is decided what fits.
+        beyond_training: allow a longer context than the model was trained with, where positions are rotations.
     """
 
     n_ctx: int | None = None
@@ -92,14 +93,15 @@ class FitWish:
     host_memory: int = HOST_MEMORY
     n_outputs: int = 1
     cpu_weights: int | None = None
+    beyond_training: bool = False
 
 
 class Fitter:
     """Tries requests on one model and device, from the best to the smallest.
 
     Raises:
-        UsageError: the context wished for is longer than the model was trained with, or the KV type is unknown or
-            does not divide the model's heads.
+        UsageError: the context wished for is longer than the model was trained with (and may not be), or the KV type
+            is unknown or does not divide the model's heads.
     """
 
     def __init__(self, shape: ModelShape, device: Device, wish: FitWish | None = None) -> None:
@@ -111,7 +113,8 @@ class Fitter:
                 f"KV cache type '{self.wish.kv_type}': its blocks do not divide heads of"
                 f" {shape.head_k} and {shape.head_v}"
             )
-        if self.wish.n_ctx is not None and self.wish.n_ctx > shape.n_ctx_train:
+        fixed = shape.position_embedding or not self.wish.beyond_training
+        if self.wish.n_ctx is not None and self.wish.n_ctx > shape.n_ctx_train and fixed:
             raise UsageError(f"context {self.wish.n_ctx}: the model was trained with {shape.n_ctx_train}")
         self.margin = max(_MARGIN_LEAST, round(device.memory * _MARGIN_SHARE))
         reserve = 0 if device.free is not None else (_DESKTOP if device.is_gpu else _SYSTEM)
@@ -120,13 +123,18 @@ class Fitter:
 
     def choose(self) -> Fit:
         """The first request that fits, else the smallest with the reason why it does not."""
+        request, fits = self.first()
+        return self._fit(request, fits=fits)
+
+    def first(self) -> tuple[MemoryRequest, bool]:
+        """(the first request that fits, true), else (the smallest, false)."""
         smallest: MemoryRequest | None = None
         for request in self._requests():
             smallest = request
             if self.fits(request):
-                return self._fit(request, fits=True)
+                return request, True
         assert smallest is not None
-        return self._fit(smallest, fits=False)
+        return smallest, False
 
     def fits(self, request: MemoryRequest) -> bool:
         """Whether `request` leaves the margin free on the device, and on the host beside it."""

@@ -52,7 +52,7 @@ def runtime_options(header: GGUFHeader, wish: OpenWish) -> RuntimeOptions:
 
     Raises:
         ResourceError: nothing fits; the text says what is missing.
-        UsageError: the device or KV type is unknown, or the context longer than the model's.
+        UsageError: the device or KV type is unknown, or the context longer than the positions that the model has.
     """
     fit = _fit(header, wish)
     if fit is None:  # a kind of model whose memory cannot be predicted: llama.cpp decides
@@ -74,6 +74,7 @@ def runtime_options(header: GGUFHeader, wish: OpenWish) -> RuntimeOptions:
         embeddings=wish.embeddings,
         reranking=wish.reranking,
         engine=wish.engine,
+        adapt_threads=wish.threads is None,
         adapters=wish.adapters,
         trust=wish.trust,
     )
@@ -86,7 +87,7 @@ def _fit(header: GGUFHeader, wish: OpenWish) -> Fit | None:
     except UnsupportedModelError:
         return None
     n_outputs = 0 if wish.embeddings or wish.reranking else wish.max_outputs
-    fit = Fitter(shape, device, FitWish(wish.n_ctx, wish.kv_type, n_outputs=n_outputs)).choose()
+    fit = Fitter(shape, device, FitWish(wish.n_ctx, wish.kv_type, n_outputs=n_outputs, beyond_training=True)).choose()
     if not fit.fits and wish.n_gpu_layers is None:
         raise ResourceError(f"{header.path}: does not fit on {device.name}: {fit.reason}; try a smaller --ctx")
     return fit

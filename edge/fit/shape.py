@@ -28,7 +28,7 @@ _ASKED = re.compile(r"mamba2?|jamba|falcon-h1|granitemoe|granitehybrid|nemotron_
                     r"gpt-oss|qwen3next|qwen35(moe)?|glm4(moe)?|mistral3|qwen[23]vl(moe)?|deepseek2|minicpm3|llama4|olmoe|"
                     r"exaone4|hunyuan-(dense|moe)|ernie4_5(-moe)?|cohere2|seed_oss|phi2|stablelm|apertus|arcee|nemotron|"
                     r"bitnet|falcon|baichuan|gemma-embedding|(nomic-|modern-)?bert|nomic-bert-moe|"
-                    r"jina-bert-v[23]|rwkv7")  # fmt: skip
+                    r"jina-bert-v[23]|rwkv7|qwen2moe")  # fmt: skip
 # Encoders, which keep nothing of a text.
 _WITHOUT_CACHE = re.compile(r"gemma-embedding|.*bert.*")
 # Architectures whose caches are of another kind than keys, values and states of layers.

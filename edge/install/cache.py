@@ -25,6 +25,8 @@ from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.format import Role
 from edgepack.packaging.restore.unpack import unpack_archive
+from edgepack.packaging.trust.policy import machine_policy
+from edgepack.packaging.trust.releases import rollback
 from edgepack.progress import Progress, silent
 from edgepack.quantities import format_size
 
@@ -70,6 +72,7 @@ class Installed:
         model: the GGUF.
         header: its header; whether llama.cpp would survive it is not checked yet.
         adapters: LoRA adapters of the archive, in its order.
+        projector: what sees, where the archive holds it.
         template: a chat template of the archive, which stands above the model's own.
         fresh: whether anything had to be restored now.
     """
@@ -77,6 +80,7 @@ class Installed:
     model: Path
     header: GGUFHeader
     adapters: tuple[Path, ...]
+    projector: Path | None
     template: str | None
     fresh: bool
 
@@ -111,17 +115,21 @@ class ModelCache:
             ResourceError: the disk is too small.
         """
         with open_archive(archive, trust) as opened:
-            main, others = opened.main, _adapters(opened)
+            main, others, eyes = opened.main, _adapters(opened), _projectors(opened)
             opened.gguf_header()  # so that one out of proportion is refused before anything is written
             template = read_template(opened)
-        restored = [self._install_member(archive, m, verify, trust, progress) for m in (main, *others)]
+            older = rollback(opened, machine_policy() if trust is None else trust)
+        if older is not None:
+            self._note(older)
+        restored = [self._install_member(archive, m, verify, trust, progress) for m in (main, *others, *eyes)]
         path = restored[0][0]
         header = read_header(path)
         model = native_form(path, self, progress, header)
         return Installed(
             model=model,
             header=header if model == path else read_header(model),
-            adapters=tuple(path for path, _fresh in restored[1:]),
+            adapters=tuple(path for path, _fresh in restored[1 : 1 + len(others)]),
+            projector=restored[-1][0] if eyes else None,
             template=template,
             fresh=any(fresh for _path, fresh in restored),
         )
@@ -137,6 +145,14 @@ class ModelCache:
         with open_archive(archive, trust) as opened:
             others = _adapters(opened)
         return tuple(self._install_member(archive, member, False, trust, progress)[0] for member in others)
+
+    def install_projector(
+        self, archive: Path, *, trust: TrustPolicy | None = None, progress: Progress = silent
+    ) -> Path | None:
+        """Restore an archive's projector alone, where it holds one; raises as `install`."""
+        with open_archive(archive, trust) as opened:
+            eyes = _projectors(opened)
+        return self._install_member(archive, eyes[0], False, trust, progress)[0] if eyes else None
 
     def entries(self) -> list[CacheEntry]:
         """Everything installed, the most recently used first, with what interrupted installations left."""
@@ -316,6 +332,11 @@ def _adapters(archive: Archive) -> list[Member]:
     if len(found) > _MOST_ADAPTERS:
         raise ArchiveError(f"'{archive.path}': expected at most {_MOST_ADAPTERS} adapters, got {len(found)}")
     return found
+
+
+def _projectors(archive: Archive) -> list[Member]:
+    """The one that the archive holds, or none."""
+    return [member for member in archive.members if member.role is Role.PROJECTOR][:1]
 
 
 def read_template(archive: Archive) -> str | None:

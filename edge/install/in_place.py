@@ -35,11 +35,13 @@ class InPlace:
     Attributes:
         header: of its GGUF, checked.
         adapters: installed LoRA adapters of the archive, in its order.
+        projector: the installed file of what sees, where the archive holds it.
         template: a chat template of the archive, which stands above the model's own.
     """
 
     header: GGUFHeader
     adapters: tuple[Path, ...]
+    projector: Path | None
     template: str | None
 
 
@@ -84,7 +86,9 @@ def read_in_place(
             return None
         check_runnable(header)
         template = read_template(archive)
-    return InPlace(header, cache.install_adapters(file, trust=trust, progress=progress), template)
+    adapters = cache.install_adapters(file, trust=trust, progress=progress)
+    projector = cache.install_projector(file, trust=trust, progress=progress)
+    return InPlace(header, adapters, projector, template)
 
 
 def _lacks_room(archive: Archive, cache: ModelCache, note: Callable[[str], object]) -> bool:

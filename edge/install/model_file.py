@@ -30,6 +30,7 @@ class ModelFile:
         path: the GGUF, or an archive whose model is decoded into memory when it is opened.
         header: its header, checked.
         adapters: LoRA adapters that belong to it.
+        projector: what sees, where the archive holds it.
         template: the chat template that counts, or None where there is none.
         fresh: whether it was installed just now.
     """
@@ -37,6 +38,7 @@ class ModelFile:
     path: Path
     header: GGUFHeader
     adapters: tuple[Path, ...] = ()
+    projector: Path | None = None
     template: str | None = None
     fresh: bool = False
 
@@ -67,8 +69,7 @@ def prepare(
     """
     from edgepack.packaging.archive import is_archive
 
-    if not file.is_file():
-        raise UsageError(f"'{file}': no such file")
+    _check_file(file)
     from edgepack.edge.install.cache import ModelCache, native_form
     from edgepack.gguf.variant import is_variant
 
@@ -82,12 +83,12 @@ def prepare(
     cache = ModelCache(note=note)
     if (found := read_in_place(file, from_archive, cache, trust, progress, note)) is not None:
         template = found.template if found.template is not None else _own_template(found.header)
-        return ModelFile(file, found.header, found.adapters, template)
+        return ModelFile(file, found.header, found.adapters, found.projector, template)
     installed = cache.install(file, verify=verify, trust=trust, progress=progress)
     header = installed.header
     check_runnable(header)
     template = installed.template if installed.template is not None else _own_template(header)
-    return ModelFile(installed.model, header, installed.adapters, template, installed.fresh)
+    return ModelFile(installed.model, header, installed.adapters, installed.projector, template, fresh=installed.fresh)
 
 
 def peek(file: Path, trust: TrustPolicy | None = None) -> GGUFHeader:
@@ -101,8 +102,7 @@ def peek(file: Path, trust: TrustPolicy | None = None) -> GGUFHeader:
     from edgepack.gguf.variant import is_variant
     from edgepack.packaging.archive import is_archive, open_archive
 
-    if not file.is_file():
-        raise UsageError(f"'{file}': no such file")
+    _check_file(file)
     if is_archive(file):
         with open_archive(file, trust) as archive:
             header = archive.gguf_header()
@@ -111,6 +111,21 @@ def peek(file: Path, trust: TrustPolicy | None = None) -> GGUFHeader:
         _check_plain(file, trust)
         header = read_runnable(file)
     return native_header(header) if is_variant(header) else header
+
+
+def _check_file(file: Path) -> None:
+    """Raise UsageError unless `file` is one, with what to do where it is a folder."""
+    if file.is_file():
+        return
+    if not file.is_dir():
+        raise UsageError(f"'{file}': no such file")
+    if models := sorted(path.name for pattern in ("*.edgepack", "*.gguf") for path in file.glob(pattern)):
+        raise UsageError(f"'{file}': a folder: expected a file in it, such as '{file / models[0]}'")
+    if (file / "config.json").is_file() or any(file.glob("*.safetensors")):
+        raise UsageError(
+            f"'{file}': a checkpoint: make a file of it first: edgepack export {file} --target gguf-q4km -o model.gguf"
+        )
+    raise UsageError(f"'{file}': a folder: expected a GGUF or an .edgepack")
 
 
 def _check_plain(file: Path, trust: TrustPolicy | None) -> None:

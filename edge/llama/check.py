@@ -63,14 +63,20 @@ def read_runnable(path: Path) -> GGUFHeader:
     return header
 
 
+def generates(header: GGUFHeader) -> bool:
+    """Whether a model says what comes next; encoders, embedders and cross-encoders do not."""
+    name = header.get(keys.ARCHITECTURE)
+    return header.get(f"{name}.pooling_type") is None and header.get(f"{name}.attention.causal") is not False
+
+
 def check_generates(header: GGUFHeader) -> None:
     """Check that a model says what comes next: llama.cpp would abort on an encoder.
 
     Raises:
         UnsupportedModelError: its file says that tokens are pooled or scored, or that attention looks ahead.
     """
-    name = header.get(keys.ARCHITECTURE)
-    if header.get(f"{name}.pooling_type") is not None or header.get(f"{name}.attention.causal") is False:
+    if not generates(header):
+        name = header.get(keys.ARCHITECTURE)
         raise UnsupportedModelError(
             f"{header.path}: {name} gives embeddings or scores (edgepack embed): it does not say what comes next"
         )

@@ -58,15 +58,21 @@ def threads_now(bytes_per_token: int) -> int:
 
 
 @cache
+def first_look() -> BusyClock | None:
+    """Where `free_cores` begins to look; call it early, so that nobody waits for the tenth of a second."""
+    return _busy_clock()
+
+
+@cache
 def free_cores() -> int:
     """Physical cores that others leave free now, at least 1; looked at once a process, for a tenth of a second.
 
     llama.cpp's threads meet after each operation: one that must share its core makes all of them wait for it.
     """
-    before = _busy_clock()
+    before = first_look()
     if before is None:
         return _free(physical_cores(), len(usable_processors()), _load())
-    time.sleep(_LOOK_SECONDS)
+    time.sleep(max(0.0, before.at + _LOOK_SECONDS - time.monotonic()))
     after = _busy_clock()
     busy = 0.0 if after is None else before.busy_until(after)
     return _free(physical_cores(), len(usable_processors()), busy)
@@ -88,25 +94,25 @@ def _load() -> float:
 
 
 @dataclass(frozen=True)
-class _BusyClock:
+class BusyClock:
     """Seconds that the usable processors have worked, without what this process did, and when that was read."""
 
     busy: float
     at: float
 
-    def busy_until(self, later: _BusyClock) -> float:
+    def busy_until(self, later: BusyClock) -> float:
         """Processors that others kept busy between the two."""
         elapsed = later.at - self.at
         return max(0.0, later.busy - self.busy) / elapsed if elapsed > 0 else 0.0
 
 
-def _busy_clock() -> _BusyClock | None:
+def _busy_clock() -> BusyClock | None:
     if not hasattr(os, "sysconf"):
         return None
     try:
         lines = _STAT.read_text(encoding="ascii").splitlines()
         ticks = sum(_busy_ticks(line) for line in lines if _is_usable(line))
-        return _BusyClock(ticks / os.sysconf("SC_CLK_TCK") - time.process_time(), time.monotonic())
+        return BusyClock(ticks / os.sysconf("SC_CLK_TCK") - time.process_time(), time.monotonic())
     except (OSError, ValueError):
         return None
 

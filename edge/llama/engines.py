@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from edgepack.edge.llama.engine import ENGINE_WISHES, EngineFacts
+from edgepack.edge.llama.engine import ENGINE_WISHES, EngineFacts, StoppedError
+from edgepack.edge.llama.interrupt import AbortFlag, ctrl_c_sets
 from edgepack.edge.llama.libraries import llama_library_path
 from edgepack.errors import DependencyError, EdgepackError, UsageError
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.edge.llama.engine import Engine, EngineName, EngineWish, OpenModel
-    from edgepack.edge.llama.interrupt import AbortFlag
     from edgepack.edge.llama.options import RuntimeOptions
     from edgepack.edge.llama.runtime import LoadedModel
 
@@ -110,8 +110,26 @@ def choose_engine(wish: EngineWish = "auto") -> Engine:
 
 
 def open_model(path: Path, options: RuntimeOptions, abort: AbortFlag | None = None) -> OpenModel:
-    """Open a checked GGUF with the engine that `options` ask for; raises as `choose_engine` and `Engine.open`."""
-    return choose_engine(options.engine).open(path, options, abort)
+    """Open a checked GGUF with the engine that `options` ask for.
+
+    Ctrl-C meanwhile is KeyboardInterrupt, at once: alone it would be lost inside a callback of llama.cpp's.
+
+    Raises:
+        UsageError, DependencyError: as `choose_engine`.
+        ModelRuntimeError: as `Engine.open`; StoppedError where `abort` was set.
+    """
+    engine, flag, pressed = choose_engine(options.engine), AbortFlag() if abort is None else abort, AbortFlag()
+    try:
+        with pressed.also(flag.set), ctrl_c_sets(pressed):
+            model = engine.open(path, options, flag)
+    except StoppedError:
+        if pressed:
+            raise KeyboardInterrupt from None
+        raise
+    if pressed:
+        model.close()
+        raise KeyboardInterrupt
+    return model
 
 
 def require_logits(what: str) -> None:

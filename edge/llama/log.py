@@ -52,6 +52,11 @@ class RuntimeLog:
         self._callback = llama_cpp.llama_log_callback(self._receive)
         llama_cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
 
+    @property
+    def callback(self) -> Any:
+        """What logs here, for libraries beside llama.cpp that have a log of their own."""
+        return self._callback
+
     def _receive(self, level: int, text: bytes, _user_data: object) -> None:
         self._level = self._level if level == _CONTINUES else level
         for recording in self._recordings:

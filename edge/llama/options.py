@@ -66,6 +66,7 @@ class RuntimeOptions:
         reranking: return a cross-encoder's scores instead.
         adapters: LoRA adapters, applied together.
         engine: which package runs it; `auto` takes llama-cpp-python where it is installed, else xllamacpp.
+        adapt_threads: use fewer threads where the first tokens show that others use the cores.
         simulated: only plan memory: no weight is read, nothing can be evaluated.
         trust: whose archives are taken where a model is read out of one; the user's trust store by default.
     """
@@ -86,6 +87,7 @@ class RuntimeOptions:
     simulated: bool = False
     trust: TrustPolicy | None = None
     engine: EngineWish = "auto"
+    adapt_threads: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import ctypes
 import time
 from codecs import getincrementaldecoder
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from edgepack.edge.llama.interrupt import AbortFlag
 from edgepack.edge.llama.log import runtime_log
 from edgepack.edge.llama.options import RuntimeOptions, SamplingOptions
 from edgepack.edge.llama.sampling import SamplerChain
+from edgepack.edge.llama.thread_pace import ThreadPace
 from edgepack.edge.llama.vocabulary import Vocabulary
 from edgepack.errors import ModelRuntimeError, UsageError
 
@@ -32,6 +33,15 @@ if TYPE_CHECKING:
 _NO_SLOT = 1  # llama_decode: the KV cache is full
 _KEPT_BEGINNING = 4  # tokens that a context shift never forgets: attention leans on the first ones
 _ABORTED = 2  # llama_decode: the abort callback said so
+
+
+@runtime_checkable
+class PreparedPrompt(Protocol):
+    """A prompt that is more than token ids, such as one with images (`image.PicturePrompt`)."""
+
+    def evaluate(self) -> None:
+        """Bring the KV cache to it, its last logits ready to sample from."""
+        ...
 
 
 class LoadedModel:
@@ -58,7 +68,7 @@ class LoadedModel:
         self._context: Any = None
         self._model: Any = None
         self._evaluated: list[int] = []
-        self.abort = abort or AbortFlag()
+        self.abort = AbortFlag() if abort is None else abort
         with runtime_log().recording() as log:
             try:
                 self._model, self._adapters = open_model(path, self.options, self.abort)
@@ -67,6 +77,7 @@ class LoadedModel:
                 self.close()
                 raise
         self.load_log = log.text
+        self._n_batch = int(c.llama_n_batch(self._context))  # never more than the context that was asked for
         self.vocabulary = Vocabulary(c.llama_model_get_vocab(self._model))
 
     def __enter__(self) -> Self:
@@ -108,6 +119,21 @@ class LoadedModel:
     def n_embd(self) -> int:
         """Width of an embedding."""
         return int(self._c.llama_model_n_embd_out(self._model))
+
+    @property
+    def n_embd_read(self) -> int:
+        """Width of what may stand in place of a token's embedding, such as what was seen."""
+        return int(self._c.llama_model_n_embd_inp(self._model))
+
+    @property
+    def pointer(self) -> Any:
+        """`llama_model *`, for the library that opens a projector beside it (`image`)."""
+        return self._model
+
+    @property
+    def context(self) -> Any:
+        """`llama_context *`, likewise."""
+        return self._context
 
     @property
     def bos_text(self) -> str:
@@ -173,8 +199,8 @@ class LoadedModel:
             raise UsageError(f"logits: the model was opened with max_outputs = {self.options.max_outputs}")
         ids = self._checked_ids(token_ids)
         self.clear()
-        for start in range(0, len(ids), self.options.n_batch):
-            chunk = ids[start : start + self.options.n_batch]
+        for start in range(0, len(ids), self._n_batch):
+            chunk = ids[start : start + self._n_batch]
             wanted = (np.arange(start, start + len(chunk)) >= first).astype(np.int8)
             self._decode(chunk, wanted)
             if (n_rows := int(wanted.sum())) == 0:
@@ -196,9 +222,17 @@ class LoadedModel:
         ids = self._checked_ids(token_ids)
         kept = min(common_prefix(self._evaluated, ids.tolist()), len(ids) - 1)
         kept = self._drop_after(kept)
-        for start in range(kept, len(ids), self.options.n_batch):
-            self._decode(ids[start : start + self.options.n_batch])
+        for start in range(kept, len(ids), self._n_batch):
+            self._decode(ids[start : start + self._n_batch])
         return len(ids) - kept
+
+    def adopt(self, token_ids: Sequence[int]) -> None:
+        """Take note of what another evaluator (`image`) brought into the empty KV cache.
+
+        Args:
+            token_ids: an id for each cell, a negative one for what no token gave.
+        """
+        self._evaluated = list(token_ids)
 
     def extend(self, token_ids: Sequence[int] | NDArray[np.integer[Any]]) -> None:
         """Evaluate tokens after those in the KV cache.
@@ -208,8 +242,8 @@ class LoadedModel:
             ModelRuntimeError: they do not fit.
         """
         ids = self._checked_ids(token_ids)
-        for start in range(0, len(ids), self.options.n_batch):
-            self._decode(ids[start : start + self.options.n_batch])
+        for start in range(0, len(ids), self._n_batch):
+            self._decode(ids[start : start + self._n_batch])
         self._c.llama_synchronize(self._context)
 
     def generate(
@@ -223,7 +257,7 @@ class LoadedModel:
         """Continue `token_ids` until the model ends its turn, the context is full or `max_tokens` came.
 
         Args:
-            token_ids: the prompt, 1 to `n_ctx` tokens.
+            token_ids: the prompt, 1 to `n_ctx` tokens, or one that evaluates itself.
             sampling: how tokens are chosen.
             max_tokens: not more than these; -1 is as many as the context holds.
             context_shift: when the context is full, forget the older half of what follows its first tokens and go on.
@@ -241,9 +275,14 @@ class LoadedModel:
         decoder = getincrementaldecoder("utf-8")("replace")
         self.abort.clear()
         try:
-            self.evaluate(token_ids)
-            chain.remember([int(token) for token in token_ids[-chosen.repeat_last_n :]] if chosen.repeat_last_n else [])
+            if isinstance(token_ids, PreparedPrompt):
+                token_ids.evaluate()
+            else:
+                self.evaluate(token_ids)
+            last = token_ids[-chosen.repeat_last_n :] if chosen.repeat_last_n else []
+            chain.remember([int(token) for token in last if token >= 0])
             token = -1
+            pace = ThreadPace(self.threads, self._set_threads) if self.options.adapt_threads else None
             for _ in count() if context_shift and max_tokens < 0 else range(self._room(max_tokens, context_shift)):
                 if self.abort:
                     return
@@ -252,6 +291,8 @@ class LoadedModel:
                 if token >= 0:
                     self._decode(np.array([token], np.int32))
                 token = chain.sample(self._context)
+                if pace is not None:
+                    pace.token()
                 if self.vocabulary.is_end(token):
                     return
                 yield GeneratedToken(token, decoder.decode(self.vocabulary.piece(token)))
@@ -259,6 +300,9 @@ class LoadedModel:
             return
         finally:
             chain.close()
+
+    def _set_threads(self, threads: int) -> None:
+        self._c.llama_set_n_threads(self._context, threads, threads)
 
     def embed(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """The pooled embedding of `token_ids`, float32, shape [n_embd]; the model's pooling, else the mean.
@@ -299,13 +343,18 @@ class LoadedModel:
         """
         if not self.options.reranking:
             raise UsageError("reranking: the model was opened without it")
-        self._evaluated_whole(self.vocabulary.pair(query, document))
+        form = self._c.llama_model_chat_template(self._model, b"rerank")
+        if form:
+            text = form.decode("utf-8", "replace").replace("{document}", document).replace("{query}", query)
+            self._evaluated_whole(self.tokenize(text, add_special=False, parse_special=True))
+        else:
+            self._evaluated_whole(self.vocabulary.pair(query, document))
         return float(self._c.llama_get_embeddings_seq(self._context, 0)[0])
 
     def _evaluated_whole(self, token_ids: Sequence[int]) -> NDArray[np.int32]:
         """Evaluate a text at once, every position wanted, as pooling needs it."""
         ids = self._checked_ids(token_ids)
-        most = min(self.options.n_ubatch, self.options.n_batch)
+        most = int(self._c.llama_n_ubatch(self._context))
         if len(ids) > most:
             raise UsageError(f"text has {len(ids)} tokens, embeddings take at most n_ubatch = {most}")
         self.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Any
 
-from edgepack.edge.llama.constraint_check import followed_constraint
+from edgepack.edge.llama.constraints.check import followed_constraint
 from edgepack.edge.llama.log import runtime_log
 from edgepack.errors import UsageError
 

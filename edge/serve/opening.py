@@ -14,17 +14,16 @@ from edgepack.edge.fit.choice import Fitter, FitWish
 from edgepack.edge.fit.memory import MemoryRequest
 from edgepack.edge.fit.opening import running_device
 from edgepack.edge.fit.shape import read_shape
+from edgepack.edge.llama.check_projector import tokens_together
 from edgepack.edge.llama.cpu_threads import cores_are_shared, free_cores
 from edgepack.edge.llama.options import kv_type
 from edgepack.edge.serve.engine.settings import EngineSettings, Task
 from edgepack.edge.serve.protocol.facts import ServedFacts
-from edgepack.errors import UnsupportedModelError, UsageError
+from edgepack.errors import UnsupportedModelError
 from edgepack.gguf import keys
 from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from edgepack.edge.install.model_file import ModelFile
     from edgepack.edge.llama.options import RuntimeOptions
     from edgepack.gguf.reader import GGUFHeader
@@ -109,6 +108,7 @@ def served_facts(source: ModelFile, name: str, n_ctx: int, slots: int, *, has_te
         n_embd=int(width or 0),
         slots=slots,
         has_template=has_template,
+        sentencepiece=header.get(keys.TOKENIZER_MODEL) != "gpt2",
     )
 
 
@@ -142,21 +142,15 @@ def engine_settings(
     opened: RuntimeOptions,
     facts: ServedFacts,
     template: tuple[str, bool],
-    mmproj: Path | None = None,
 ) -> dict[Task, EngineSettings]:
-    """How each task's engine opens the model.
-
-    Raises:
-        UsageError: the projector is no file.
-    """
-    if mmproj is not None and not mmproj.is_file():
-        raise UsageError(f"'{mmproj}': no such file")
+    """How each task's engine opens the model, with the projector that belongs to it."""
+    mmproj = source.projector
     text = EngineSettings(
         model=str(source.path.resolve()),
         name=facts.name,
         n_ctx=facts.n_ctx,
         slots=facts.slots,
-        n_batch=batch_tokens(source.header, opened),
+        n_batch=max(batch_tokens(source.header, opened), tokens_together(mmproj)),
         threads=opened.threads or free_cores(),
         poll=0 if cores_are_shared() else _POLL,
         kv_type=int(kv_type(opened.kv_type_k)),

@@ -22,6 +22,7 @@ from edgepack.export.rules.decoder import (
 from edgepack.export.rules.experts import expert_rules
 from edgepack.export.rules.family import Family, Requirement, TensorRule, standard_dimensions
 from edgepack.export.rules.metadata import common_metadata, layer_kinds
+from edgepack.export.rules.text_part import text_part
 from edgepack.gguf.types import Value, ValueType, array, u32
 
 if TYPE_CHECKING:
@@ -197,4 +198,15 @@ EXPERTS = replace(
         ),
     ),
 )
-FAMILIES = (DENSE, EXPERTS)
+_WITH_EYES = "Lfm2VlForConditionalGeneration"
+_EXPERTS_WITH_EYES = text_part(EXPERTS, _WITH_EYES)
+
+
+def _by_text(config: ModelConfig) -> Family | None:
+    """LFM 2 VL, dense or with experts."""
+    return _EXPERTS_WITH_EYES if config.model_type == "lfm2_moe" else None
+
+
+WITH_EYES = text_part(DENSE, _WITH_EYES, instead=_by_text)
+
+FAMILIES = (DENSE, EXPERTS, WITH_EYES)

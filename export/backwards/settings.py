@@ -18,7 +18,7 @@ _SHARED: dict[str, tuple[str, ...]] = {
     "block_count": ("num_hidden_layers",),
     "context_length": ("max_position_embeddings",),
     "embedding_length": ("hidden_size",),
-    "feed_forward_length": ("intermediate_size",),
+    "feed_forward_length": ("intermediate_size", "n_inner"),
     "attention.head_count": ("num_attention_heads",),
     "attention.head_count_kv": ("num_key_value_heads", "num_kv_heads"),
     "attention.key_length": ("head_dim",),

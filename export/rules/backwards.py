@@ -41,6 +41,11 @@ class Header:
         found = self.metadata.get(f"{self.name}.{key}")
         return None if found is None else _plain(found.value)
 
+    def exact(self, key: str, default: float) -> float:
+        """The value as the file has it, for what is computed of it."""
+        found = self.metadata.get(f"{self.name}.{key}")
+        return default if found is None else float(found.value)
+
     def count(self, key: str) -> int:
         """The value as a count; 0 where it is absent, of a list the largest."""
         value = self.get(key)

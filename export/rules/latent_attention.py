@@ -173,12 +173,12 @@ def _rope_parameters(header: Header, turned: int) -> dict[str, Any]:
     found = rope_settings(header, turned)
     if found["rope_type"] != "yarn":
         return found
-    stated, factor = header.get("rope.scaling.attn_factor"), found["factor"]
+    stated, factor = header.exact("rope.scaling.attn_factor", 1.0), found["factor"]
     logarithm = math.log(factor) if factor > 1 else 0.0
     multiplier = header.get("rope.scaling.yarn_log_multiplier")
-    growth = (1.0 if stated is None else stated) * (yarn_magnitude(factor) if multiplier is None else 1.0)
+    growth = stated * (yarn_magnitude(factor) if multiplier is None else 1.0)
     wanted = growth if multiplier is None else growth * (1 + multiplier * logarithm)
-    found["attention_factor"] = growth
+    found["attention_factor"] = float(f"{growth:.7g}")
     if wanted != 1 and logarithm:
         found["mscale_all_dim"] = (wanted - 1) / (0.1 * logarithm)
     return found

@@ -56,9 +56,9 @@ def _yarn(header: Header) -> dict[str, Any]:
     for key in ("beta_fast", "beta_slow"):
         if header.get(f"rope.scaling.yarn_{key}") is not None:
             found[key] = header.get(f"rope.scaling.yarn_{key}")
-    growth = header.get("rope.scaling.attn_factor")
-    if growth not in (None, 1.0):
-        found["attention_factor"] = growth * yarn_magnitude(factor)
+    growth = header.exact("rope.scaling.attn_factor", 1.0)
+    if growth != 1:
+        found["attention_factor"] = float(f"{growth * yarn_magnitude(factor):.7g}")  # a product of two floats
     return found
 
 

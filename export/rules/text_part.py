@@ -15,8 +15,9 @@ _RENAMES = (
     ("model.", "model.language_model."),  # as transformers 5 writes them
     ("model.", "language_model.model."),  # as they were published before
     ("", "language_model."),
+    ("model.", "model.text_model."),  # Idefics 3 and SmolVLM
 )
-_OTHER_MODALITIES = r"^(model\.)?(vision_tower|multi_modal_projector|visual|vision_model)\."
+_OTHER_MODALITIES = r"^(model\.)?(vision_tower|multi_modal_projector|visual|vision_model|connector)\."
 
 
 def text_part(family: Family, *classes: str, **changes: object) -> Family:

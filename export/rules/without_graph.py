@@ -22,3 +22,14 @@ _PHI_MOE = (
 )
 OTHER_GRAPH = {"PhimoeForCausalLM": _PHI_MOE, "PhiMoEForCausalLM": _PHI_MOE}
 """Classes that llama.cpp's converter takes, with what its graph computes in place of the model."""
+
+WITHOUT_PROJECTOR = frozenset((
+    "AriaForConditionalGeneration", "AyaVisionForConditionalGeneration", "Blip2ForConditionalGeneration",
+    "ChameleonForConditionalGeneration", "Cohere2VisionForConditionalGeneration", "Emu3ForConditionalGeneration",
+    "FastVlmForConditionalGeneration", "Florence2ForConditionalGeneration", "FuyuForCausalLM",
+    "Idefics2ForConditionalGeneration", "InstructBlipForConditionalGeneration", "Kosmos2ForConditionalGeneration",
+    "MllamaForConditionalGeneration", "Molmo2ForConditionalGeneration", "Ovis2ForConditionalGeneration",
+    "PaliGemmaForConditionalGeneration", "PerceptionLMForConditionalGeneration", "T5Gemma2ForConditionalGeneration",
+    "VideoLlavaForConditionalGeneration",
+))  # fmt: skip
+"""Classes that see, of which the clip.cpp of the same version has no projector: none of its types is theirs."""

@@ -49,19 +49,24 @@ class MatrixCurvatures:
         return all(part.name in self.store for part in self._parts(info))
 
     def outputs(self, info: TensorInfo) -> torch.Tensor:
-        """Diagonal of G, float32 [rows]; of experts one behind the other."""
+        """Diagonal of G, float32 [rows]; of experts one behind the other.
+
+        A row that was multiplied on its way into the file counts as much less as its errors are larger there.
+        """
         found = [self.store.outputs(part.name).numpy()[part.rows] for part in self._parts(info)]
+        origin = self.origins.of(info.name)
         if len(info.shape) == 3 or len(found) == 1:
-            return torch.from_numpy(np.concatenate(found))
-        joined = np.empty(info.rows, np.float32)
-        parts = self.origins.of(info.name).parts
-        for number, values in enumerate(found):
-            joined[parts == number] = values
-        return torch.from_numpy(joined)
+            joined = np.concatenate(found)
+        else:
+            joined = np.empty(info.rows, np.float32)
+            for number, values in enumerate(found):
+                joined[origin.parts == number] = values
+        return torch.from_numpy(joined if origin.factors is None else joined / np.square(origin.factors))
 
     def inputs(self, info: TensorInfo, expert: int = 0) -> torch.Tensor:
         """H of what a matrix, or one expert of a stack, reads: float32 [in, in]."""
-        return self.store.inputs(self._parts(info)[expert].name)
+        found, columns = self.store.inputs(self._parts(info)[expert].name), self.origins.of(info.name).columns
+        return found if columns is None else found[columns][:, columns]
 
     def inputs_of(self, info: TensorInfo, expert: int = 0) -> str:
         """What tells these inputs from others."""
@@ -69,7 +74,8 @@ class MatrixCurvatures:
 
     def squares(self, info: TensorInfo) -> NDArray[np.float64]:
         """H's diagonal, float64 [in]."""
-        return self.store.squares(self._parts(info)[0].name)
+        found, columns = self.store.squares(self._parts(info)[0].name), self.origins.of(info.name).columns
+        return found if columns is None else found[columns]
 
     def _parts(self, info: TensorInfo) -> list[_Part]:
         """The matrices of the store that a tensor's rows are of: of experts one each, in order."""

@@ -34,11 +34,11 @@ class Origins:
         """The origin of GGUF matrix `name`.
 
         Raises:
-            UnsupportedModelError: its rows are not rows of the checkpoint (a transposed, scaled or computed matrix).
+            UnsupportedModelError: its rows are not rows of the checkpoint (a transposed or computed matrix).
         """
         if name not in self._known:
             origin = self._tensors[name].origin
-            if not origin.is_plain:
+            if not origin.is_linear or origin.transposed:
                 raise UnsupportedModelError(f"wire: rows of '{name}' are not rows of the checkpoint")
             self._known[name] = origin
         return self._known[name]

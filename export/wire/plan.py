@@ -131,6 +131,11 @@ class WireModel:
                     f"wire: '{tensor.info.name}' {list(tensor.info.shape)} is not a linear layer's matrix that "
                     "calibration can watch: use a gguf-* target for this model"
                 )
+            if quantised and self.settings.drift and not self._origins.of(tensor.info.name).is_plain:
+                raise UnsupportedModelError(
+                    f"wire: '{tensor.info.name}' is not as the checkpoint has it (its columns stand in another order,"
+                    " or its rows are scaled), which --drift cannot follow"
+                )
 
     def round(
         self, scale: float, scratch: Path, about: dict[str, Value] | None = None, progress: Progress = silent

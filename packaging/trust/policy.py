@@ -7,6 +7,7 @@ under every policy. Where signatures stand is left to `records`, what each of th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import date, datetime, timezone
 from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckFailedError, IntegrityError, UsageError
@@ -34,15 +35,18 @@ class TrustPolicy:
     only_signed: bool = False
 
     def judge(self, index_record: bytes, signatures: Sequence[tuple[bytes, bytes]]) -> SignatureReport:
-        """What the signatures of an index record say under this policy."""
-        return judge_record(index_record, signatures, [key.raw for key in self.keys])
+        """What the signatures of an index record say under this policy; expired and revoked keys do not count."""
+        valid = [key.raw for key in self.keys if not key.reason_against(today())]
+        return judge_record(index_record, signatures, valid, asked=bool(self.keys))
 
     def refusal(self, report: SignatureReport) -> str | None:
         """Why an archive with these signatures is not taken, or None."""
         if report.state is SignatureState.INVALID:
             return f"the archive is {report.state.value}"
         if self.keys and report.state is not SignatureState.TRUSTED:
-            return f"the archive is {report.state.value}, expected a signature by a key of {self.source}"
+            reasons = [why for key in self.keys if key.key in report.keys and (why := key.reason_against(today()))]
+            because = f" ({'; '.join(reasons)})" if reasons else ""
+            return f"the archive is {report.state.value}{because}, expected a signature by a key of {self.source}"
         return None
 
     def check(self, index_record: bytes, signatures: Sequence[tuple[bytes, bytes]]) -> SignatureReport:
@@ -70,6 +74,11 @@ class TrustPolicy:
         """
         if self.only_signed:
             raise CheckFailedError(f"'{path}': a GGUF cannot be signed, expected an archive signed by {self.source}")
+
+
+def today() -> date:
+    """The day on which keys are judged, UTC."""
+    return datetime.now(timezone.utc).date()
 
 
 ANYONE = TrustPolicy()  # wrongly signed archives are refused even so

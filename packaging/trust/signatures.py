@@ -72,7 +72,11 @@ def signed_message(index_record: bytes) -> bytes:
 
 
 def judge_record(
-    index_record: bytes, signatures: Sequence[tuple[bytes, bytes]], trusted: Sequence[bytes] = ()
+    index_record: bytes,
+    signatures: Sequence[tuple[bytes, bytes]],
+    trusted: Sequence[bytes] = (),
+    *,
+    asked: bool = False,
 ) -> SignatureReport:
     """What signatures of an index record say.
 
@@ -80,6 +84,7 @@ def judge_record(
         index_record: the whole record, already checked.
         signatures: (public key, signature) pairs.
         trusted: public keys of 32 bytes; none when nobody said whom to trust.
+        asked: whether somebody said whom to trust, though none of the keys counts any more.
 
     Returns:
         `INVALID` if any signature is wrong, whoever else signed.
@@ -91,7 +96,7 @@ def judge_record(
     keys = tuple(key.hex() for key in valid)
     if len(valid) < len(signatures):
         return SignatureReport(SignatureState.INVALID, keys)
-    if not trusted:
+    if not trusted and not asked:
         return SignatureReport(SignatureState.SIGNED, keys)
     state = SignatureState.TRUSTED if set(trusted) & set(valid) else SignatureState.STRANGER
     return SignatureReport(state, keys)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,31 @@ class TrustedKey:
         key: the 32 bytes of the public key, hexadecimal.
         name: what people call it.
         added: when it was added, UTC, as ISO 8601; empty for a key that was given on the command line.
+        identity: whose it is, as people check it: an address, a page, a repository.
+        expires: the last day (UTC, YYYY-MM-DD) on which what it signed is taken; empty for no end.
+        revoked: when it was revoked, UTC, as ISO 8601; empty while it counts. A revoked key stays in the store, so that
+            it is told apart from a stranger's.
     """
 
     key: str
     name: str
     added: str = ""
+    identity: str = ""
+    expires: str = ""
+    revoked: str = ""
 
     @property
     def raw(self) -> bytes:
         """The key's 32 bytes."""
         return bytes.fromhex(self.key)
+
+    def reason_against(self, today: date) -> str:
+        """Why the key does not count on a day; empty while it does."""
+        if self.revoked:
+            return f"key '{self.name}' was revoked on {self.revoked[:10]}"
+        if self.expires and today > date.fromisoformat(self.expires):
+            return f"key '{self.name}' expired on {self.expires}"
+        return ""
 
 
 def store_path() -> Path:
@@ -102,7 +118,19 @@ def _entry(item: Any, where: str) -> TrustedKey:
         raw = b""
     if len(raw) != KEY_BYTES:
         raise UsageError(f"{where}.key: expected {KEY_BYTES} bytes in hexadecimal")
+    if item.get("expires"):
+        check_day(item["expires"], f"{where}.expires")
     return TrustedKey(**{**item, "key": raw.hex()})
+
+
+def check_day(text: str, where: str) -> str:
+    """`text` where it is a day as YYYY-MM-DD; raises UsageError."""
+    try:
+        if date.fromisoformat(text).isoformat() == text:
+            return text
+    except ValueError:
+        pass
+    raise UsageError(f"{where}: expected a day as YYYY-MM-DD, got '{text:.40}'")
 
 
 def write_store(keys: tuple[TrustedKey, ...], path: Path | None = None) -> Path:
@@ -136,7 +164,31 @@ def added(keys: tuple[TrustedKey, ...], new: TrustedKey) -> tuple[TrustedKey, ..
 
 
 def removed(keys: tuple[TrustedKey, ...], which: str) -> tuple[tuple[TrustedKey, ...], TrustedKey]:
-    """The keys without one, and that one.
+    """The keys without one, and that one; raises as `named_key`."""
+    gone = named_key(keys, which)
+    return tuple(key for key in keys if key is not gone), gone
+
+
+def revoked(keys: tuple[TrustedKey, ...], which: str, when: str) -> tuple[tuple[TrustedKey, ...], TrustedKey]:
+    """The keys with one revoked, and that one.
+
+    Args:
+        keys: of the store.
+        which: as in `named_key`.
+        when: UTC, ISO 8601.
+
+    Raises:
+        UsageError: none or several are meant, or it was revoked before.
+    """
+    old = named_key(keys, which)
+    if old.revoked:
+        raise UsageError(f"trust store: '{old.name}' was revoked on {old.revoked[:10]} already")
+    new = replace(old, revoked=when)
+    return tuple(new if key is old else key for key in keys), new
+
+
+def named_key(keys: tuple[TrustedKey, ...], which: str) -> TrustedKey:
+    """The key that is meant.
 
     Args:
         keys: of the store.
@@ -150,4 +202,4 @@ def removed(keys: tuple[TrustedKey, ...], which: str) -> tuple[tuple[TrustedKey,
     if len(found) != 1:
         names = ", ".join(key.name for key in keys) or "none"
         raise UsageError(f"trust store: '{which}' names {len(found)} keys; there are {names}")
-    return tuple(key for key in keys if key is not found[0]), found[0]
+    return found[0]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from edgepack.errors import CalibrationError, NumericError
+from edgepack.errors import CalibrationError, NumericError, UnsupportedModelError
 from edgepack.progress import silent
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.checkpoint_names import expert_parts
@@ -102,14 +102,34 @@ def measure(
 
     Raises:
         CalibrationError: the text is one line repeated.
+        UnsupportedModelError: layers that read what earlier ones keep.
         NumericError: NaN or infinity.
     """
     check_tokens(tokens)
+    refuse_shared_keys(checkpoint.config)
     kept = CurvatureProgress(scratch, (tokens, seed, sorted(checkpoint.tensors.specs)))
     run = _Run(BlockwiseModel(checkpoint, device), torch.from_numpy(tokens), kept, batch, seed)
     yield from run.blocks(progress)
     yield run.tables()
     kept.clear()
+
+
+def refuse_shared_keys(config: Mapping[str, Any]) -> None:
+    """Refuse models whose last layers read keys and values of earlier ones: blocks are run back one by one.
+
+    Args:
+        config: of config.json.
+
+    Raises:
+        UnsupportedModelError: there are such layers.
+    """
+    text = config.get("text_config")
+    shared = (text if isinstance(text, dict) else config).get("num_kv_shared_layers")
+    if shared:
+        raise UnsupportedModelError(
+            f"wire: {shared} layers share keys and values of earlier ones, and curvature is measured block by block:"
+            " use a gguf-* target for this model"
+        )
 
 
 class _Squares:

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from inspect import Signature
 
     from edgepack import errors, progress
-    from edgepack.api.analysis import analyze
+    from edgepack.api.analysis import analyze, architecture_of
     from edgepack.api.archives import estimate_pack, extract, pack, unpack, unpack_native
     from edgepack.api.bundling import bundle
     from edgepack.api.checking import generate_key, inspect, sign, verify
+    from edgepack.api.embedders import validate_embeddings
     from edgepack.api.export import export
     from edgepack.api.fetching import fetch, update
     from edgepack.api.fidelity import certify, compare, evaluate, replay, validate
@@ -45,6 +46,7 @@ _NAMES = {
     "SamplingOptions": "edge.llama.options",
     "ScoringOptions": "edge.fidelity.scoring",
     "analyze": "api.analysis",
+    "architecture_of": "api.analysis",
     "bench": "api.speed",
     "bundle": "api.bundling",
     "certify": "api.fidelity",
@@ -74,6 +76,7 @@ _NAMES = {
     "unpack_native": "api.archives",
     "update": "api.fetching",
     "validate": "api.fidelity",
+    "validate_embeddings": "api.embedders",
     "verify": "api.checking",
 }
 __all__ = [
@@ -83,6 +86,7 @@ __all__ = [
     "ScoringOptions",
     "__version__",
     "analyze",
+    "architecture_of",
     "bench",
     "bundle",
     "certify",
@@ -112,6 +116,7 @@ __all__ = [
     "unpack_native",
     "update",
     "validate",
+    "validate_embeddings",
     "verify",
 ]
 

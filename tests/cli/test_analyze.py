@@ -79,7 +79,7 @@ def test_the_command_prints_saves_and_draws(tmp_path: Path, capsys: pytest.Captu
     assert set(printed["activations"][0]["spectra"]) >= {"raw", "centred", "standardised"}
     assert 0.05 < printed["weights"][0]["spectra"]["centred"]["variance_at"]["9"] < 0.6
     html = page.read_text()
-    assert html.count("<svg") == 3
+    assert html.count("<svg") == 1 + 7 + 1  # the map, a panel for each of seven kinds, activations
     assert "http" not in html.replace("http-equiv", "")
 
 
@@ -93,3 +93,61 @@ def test_weights_alone_need_no_text(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_text_and_own_samples_contradict_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["analyze", str(BOOKS), "--text", "x", "--own-samples"]) == 2
     assert "expected one of them, got both" in capsys.readouterr().err
+
+
+def test_the_architecture_is_the_configurations_and_sizes_are_the_plans(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["analyze", str(BOOKS), "--architecture", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    config = json.loads((BOOKS / "config.json").read_text())
+    for ours, theirs in {"hidden_size": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+                         "kv_heads": "num_key_value_heads", "vocabulary": "vocab_size",
+                         "feed_forward": "intermediate_size", "context": "max_position_embeddings"}.items():  # fmt: skip
+        assert told[ours] == config[theirs]
+    assert (told["architecture"], told["kind"]) == ("llama", "decoder")
+    assert sum(told["parts"].values()) == told["parameters"]
+    assert told["memory"][-1]["ctx"] == config["max_position_embeddings"]
+    # two caches of 4 heads of 32 in F16, a cell a token, in each of 6 layers
+    assert told["memory"][-1]["kv"] == 2 * 4 * 32 * 2 * 6 * config["max_position_embeddings"]
+    assert run(["export", str(BOOKS), "--target", "gguf-q4km", "-o", str(tmp_path / "m.gguf")]) == 0
+    sizes = {each["target"]: each["bytes"] for each in told["targets"]}
+    assert sizes["gguf-q4km"] == (tmp_path / "m.gguf").stat().st_size
+    capsys.readouterr()
+    assert run(["analyze", str(tmp_path / "m.gguf"), "--architecture"]) == 0
+    assert "Q4_K_M" in capsys.readouterr().out
+
+
+def test_the_summary_recommends_what_half_of_the_matrices_need() -> None:
+    from edgepack.quant.passes.lowrank.summary import summarise
+
+    rng = np.random.default_rng(0)
+    narrow = rng.standard_normal((64, 4)) @ rng.standard_normal((4, 48))
+    full = rng.standard_normal((64, 48))
+    matrices = [((64, 48), weight_spectrum(w.astype(np.float32), centred=True)) for w in (narrow, narrow, full)]
+    found = summarise(matrices)
+    assert found is not None
+    assert found.recommended_k <= 4
+    assert found.saves
+    assert next(size for size in found.sizes if size.k == 8).bytes == 3 * 8 * (64 + 48) * 2
+    all_full = summarise(matrices[2:])
+    assert all_full is not None
+    assert not all_full.saves
+    assert "saves nothing" in all_full.meaning
+    assert summarise([]) is None
+
+
+def test_weights_of_any_architecture_are_analysed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.numpy import save_file
+
+    (tmp_path / "config.json").write_text('{"model_type": "unheard-of", "architectures": ["NewForCausalLM"]}')
+    rng = np.random.default_rng(0)
+    tensors = {f"body.{i}.mix.weight": rng.standard_normal((16, 24)).astype(np.float32) for i in range(11)}
+    tensors |= {"body.0.norm.weight": np.ones(24, np.float32), "table.weight": np.ones((99, 24), np.float32)}
+    tensors["body.2.experts.up"] = rng.standard_normal((3, 16, 24)).astype(np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert run(["analyze", str(tmp_path), "--json"]) == 0
+    names = [each["name"] for each in json.loads(capsys.readouterr().out)["weights"]]
+    assert len(names) == 11 + 3
+    assert names.index("body.2.mix.weight") < names.index("body.10.mix.weight")
+    assert "body.2.experts.up[2]" in names

@@ -51,6 +51,8 @@ TAKES = {
     "diff": ["{archive} {gguf} -o {out}/d", "{gguf} {archive} -o {out}/d"],
     "patch": ["{archive} {patch_from} -o {out}/p", "{gguf} {patch_to} -o {out}/p"],
     "pack": ["{gguf} --base {archive} -o {out}/b.edgepack"],
+    "provenance": ["{archive}", "{archive} --check {gguf}"],
+    "release": ["{archive} -o {out}/r", "{archive} -o {out}/r --gguf --key {key}"],
 }
 # These tell what signatures say, or mend them: they refuse what is wrongly signed, and trust nobody.
 TELL = {"inspect": ["{archive}"], "sign": ["{archive} --key {key} -o {out}/signed"]}

@@ -278,7 +278,7 @@ def test_a_chat_without_a_template_says_so_before_loading(tiny: Path, capfd: pyt
 def test_one_question_is_answered_through_the_template(tiny_chat: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["run", str(tiny_chat), "--prompt", "hi", "--chat", "--json", *ARGUMENTS]) == 0
     chat = json.loads(capfd.readouterr().out)
-    assert run(["run", str(tiny_chat), "--prompt", "<|user|>hi\n<|assistant|>", "--json", *ARGUMENTS]) == 0
+    assert run(["run", str(tiny_chat), "--raw", "--prompt", "<|user|>hi\n<|assistant|>", "--json", *ARGUMENTS]) == 0
     raw = json.loads(capfd.readouterr().out)
     assert chat["text"] == raw["text"].split("\n<|user|>")[0]
     assert chat["prompt"] == "hi"

@@ -238,6 +238,13 @@ def test_a_flag_ends_an_answer_and_the_next_is_whole(model: OpenModel) -> None:
     assert [t.text for t in model.generate(ids, GREEDY, 20)] == whole
 
 
+def test_the_flag_that_is_given_is_the_one_that_is_read(trained: Path) -> None:
+    for engine in ENGINES:
+        flag = AbortFlag()
+        with open_model(trained, options(engine), flag) as opened:
+            assert opened.abort is flag
+
+
 def test_an_answer_may_be_closed_early(model: OpenModel) -> None:
     answer = model.generate(model.tokenize(TEXT), GREEDY, 400)
     next(answer)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAMES = (
-    "ministral-3", "qwen-2.5-vl", "qwen-3-vl-moe", "deepseek-2-lite", "glm-4.7-flash", "olmo-3", "olmoe", "exaone-4",
-    "hunyuan", "hunyuan-moe", "ernie-4.5", "ernie-4.5-moe", "cohere-2", "seed-oss", "phi-2", "stablelm-12b", "apertus",
+    "qwen-2-moe-wide", "ministral-3", "qwen-2.5-vl", "qwen-3-vl-moe", "deepseek-2-lite", "glm-4.7-flash", "olmo-3", "olmoe",
+    "exaone-4", "hunyuan", "hunyuan-moe", "ernie-4.5", "ernie-4.5-moe", "cohere-2", "seed-oss", "phi-2", "stablelm-12b", "apertus",
     "arcee", "nemotron", "llama-4", "minicpm-3", "bitnet", "falcon-40b", "bert", "xlm-roberta", "embedding-gemma",
     "modern-bert", "nomic-bert", "jina-3",
 )  # fmt: skip

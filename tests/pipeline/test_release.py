@@ -116,3 +116,17 @@ def test_nothing_is_left_of_what_fails(certified: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="empty or not there"):
         edgepack.release(certified, tmp_path / "taken")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.edgepack", "taken"]
+
+
+def test_the_folder_is_signed_in_openssfs_format_too(certified: Path, tmp_path: Path) -> None:
+    pytest.importorskip("model_signing")
+    from edgepack.packaging.trust.openssf import SIGNATURE, Signer, generate_ec_key, verify
+
+    generate_ec_key(tmp_path / "ec")
+    edgepack.release(certified, tmp_path / "out", openssf_key=tmp_path / "ec")
+    verify(tmp_path / "out", tmp_path / "out" / SIGNATURE, Signer(tmp_path / "ec.pub"))
+    assert SIGNATURE in (tmp_path / "out" / "README.md").read_text()
+    with (tmp_path / "out" / "README.md").open("a") as card:
+        card.write("more")
+    with pytest.raises(CheckFailedError, match=r"README\.md"):
+        verify(tmp_path / "out", tmp_path / "out" / SIGNATURE, Signer(tmp_path / "ec.pub"))

@@ -6,12 +6,14 @@ import contextlib
 import io
 from typing import TYPE_CHECKING
 
+from wire_models import varied_text
+
 from edgepack.cli import execute
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-CELLS = ("dry-run", "q4km", "imatrix", "gptq", "fit", "validate")
+CELLS = ("dry-run", "q4km", "imatrix", "gptq", "wire", "fit", "validate", "checkpoint")
 SENTENCES = ("The quick brown fox jumps over the lazy dog. " * 3 + "\n") * 12
 
 
@@ -21,12 +23,16 @@ def run_cell(cell: str, model: Path, scratch: Path) -> str:
     Args:
         cell: one of `CELLS`.
         model: a checkpoint.
-        scratch: a folder that cells of the same model share: `fit` and `validate` take the file of `q4km`.
+        scratch: a folder that cells of the same model share: `fit`, `validate` and `checkpoint` take the file of `q4km`.
     """
     text = scratch / "text.txt"
-    text.write_text(SENTENCES, encoding="utf-8")
+    text.write_text(SENTENCES if cell != "wire" else varied_text(1500), encoding="utf-8")  # which wants varied text
     file = scratch / "q4km.gguf"
-    if cell in ("fit", "validate") and not file.is_file() and (reason := run_cell("q4km", model, scratch)):
+    if (
+        cell in ("fit", "validate", "checkpoint")
+        and not file.is_file()
+        and (reason := run_cell("q4km", model, scratch))
+    ):
         return reason
     export = ["export", str(model), "--target", "gguf-q4km"]
     arguments = {
@@ -34,6 +40,11 @@ def run_cell(cell: str, model: Path, scratch: Path) -> str:
         "q4km": [*export, "-o", str(file)],
         "imatrix": [*export, "--calibration", str(text), "-o", str(scratch / "imatrix.gguf")],
         "gptq": [*export, "--pass", "gptq", "--calibration", str(text), "-o", str(scratch / "gptq.gguf")],
+        "wire": [
+            "export", str(model), "--target", "wire", "--bits", "12", "--host-type", "q8", "--calibration", str(text),
+            "--sequences", "2", "--length", "64", "--trellis", "0", "-o", str(scratch / "wire.edgepack"),
+        ],
+        "checkpoint": ["checkpoint", str(file), "-o", str(scratch / "back"), "--dry-run"],
         "fit": ["fit", str(file), "--device", "cpu", "--kv-type", "f16", "--ctx", "128"],
         "validate": [
             "validate", str(file), "--reference", str(model), "--text", str(text), "--ctx", "64",

@@ -40,6 +40,13 @@ PIXTRAL: dict[str, Any] = {
     "num_attention_heads": 2,
     "head_dim": 8,
 }
+SIGLIP: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+LFM2_TEXT = SIZES | {
+    "model_type": "lfm2",
+    "layer_types": ["conv", "full_attention"],
+    "tie_word_embeddings": True,
+    "norm_eps": 0.01,
+}
 MISTRAL_TEXT = SIZES | {"model_type": "mistral", "sliding_window": None}
 MINISTRAL3_TEXT = SIZES | MINISTRAL3 | {"model_type": "ministral3", "tie_word_embeddings": True}
 QWEN_EYES: dict[str, Any] = {
@@ -202,6 +209,9 @@ DECODERS = (
         "ForConditionalGeneration",
         fused_experts=True,
     ),
+    TinyModel(
+        "qwen-2-moe-wide", "Qwen2Moe", QWEN3_VL_EXPERTS | {"shared_expert_intermediate_size": 1024}
+    ),  # the shared expert decides the compute buffer
     TinyModel("deepseek-2", "DeepseekV2", LATENT),
     TinyModel(
         "deepseek-2-lite",
@@ -291,5 +301,18 @@ DECODERS = (
     TinyModel("falcon-7b", "Falcon", FALCON, tolerance=GELU_TABLE),
     TinyModel("falcon-40b", "Falcon", FALCON | FALCON_40B | {"tie_word_embeddings": False}, tolerance=GELU_TABLE),
     TinyModel("falcon-11b", "Falcon", FALCON | FALCON_40B | {"num_ln_in_parallel_attn": 1}, tolerance=GELU_TABLE),
+    *(
+        TinyModel(
+            name, family, {"text_config": text, "vision_config": eyes}, "ForConditionalGeneration", fused_experts=new
+        )
+        for name, family, text, eyes, new in (
+            ("smolvlm", "SmolVLM", SIZES | {"model_type": "llama"}, SIGLIP, False),
+            ("idefics-3", "Idefics3", SIZES | {"model_type": "llama"}, SIGLIP, True),
+            ("llava", "Llava", SIZES | {"model_type": "llama"}, SIGLIP | {"model_type": "siglip_vision_model"}, False),
+            ("llava-mistral", "Llava", MISTRAL_TEXT, PIXTRAL, True),
+            ("llava-qwen-2", "Llava", SIZES | {"model_type": "qwen2"}, PIXTRAL, False),
+            ("lfm-2-vl", "Lfm2Vl", LFM2_TEXT, SIGLIP | {"model_type": "siglip2_vision_model"}, False),
+        )
+    ),
     TinyModel("bitnet", "BitNet", {"hidden_act": "silu", "tie_word_embeddings": True}),
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgepack.edge.llama.constraint_check import Constraint, followed_constraint
+from edgepack.edge.llama.constraints.check import Constraint, followed_constraint
 from edgepack.edge.llama.engine import UNTOLD_TOKEN, GeneratedToken
 from edgepack.edge.llama.interrupt import AbortFlag
 from edgepack.edge.llama.options import RuntimeOptions, SamplingOptions
@@ -49,7 +49,7 @@ class ServerModel:
 
         self.path = path
         self.options = options or RuntimeOptions()
-        self.abort = abort or AbortFlag()
+        self.abort = AbortFlag() if abort is None else abort
         if is_archive(path):
             raise UsageError("an archive that is not installed: expected the engine llama-cpp-python, got xllamacpp")
         self._header = read_header(path)
@@ -198,7 +198,8 @@ class ServerModel:
         return float(answer["results"][0]["relevance_score"])
 
     def _check_batch(self, count: int) -> None:
-        most = min(self.options.n_ubatch, self.n_ctx)
+        given = self.options
+        most = min(given.n_ubatch, given.n_batch, given.n_ctx or self.n_ctx)  # as llama.cpp clamps them
         if count > most:
             raise UsageError(f"text has {count} tokens, embeddings take at most n_ubatch = {most}")
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgepack.edge.llama.options import RuntimeOptions
     from edgepack.gguf.reader import GGUFHeader
 
+_CONTEXT_STEP = 256
 _SILENT = -1  # below LOG_LEVEL_OUTPUT of common/log.h: nothing reaches the terminal
 
 
@@ -60,7 +61,8 @@ def _check(options: RuntimeOptions) -> None:
 
 
 def _size(parameters: Any, options: RuntimeOptions) -> None:
-    parameters.n_ctx = options.n_ctx
+    # llama.cpp rounds a context up itself, but its server asserts things of the batch that a very small one breaks.
+    parameters.n_ctx = -(-options.n_ctx // _CONTEXT_STEP) * _CONTEXT_STEP
     parameters.n_batch = options.n_batch
     parameters.n_ubatch = min(options.n_ubatch, options.n_batch)
     threads = options.threads or free_cores()

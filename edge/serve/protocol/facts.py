@@ -25,6 +25,7 @@ class ServedFacts:
         vision, audio: what it takes besides text.
         has_template: it can chat.
         takes_tools: its chat template shows tools to it.
+        sentencepiece: its vocabulary is one of SentencePiece, whose tokens llguidance misreads.
     """
 
     name: str
@@ -39,3 +40,4 @@ class ServedFacts:
     audio: bool = False
     has_template: bool = True
     takes_tools: bool = False
+    sentencepiece: bool = False

@@ -5,11 +5,15 @@ Pictures and sounds come inside the request (`data:`): this server fetches nothi
 
 from __future__ import annotations
 
+import base64
+import binascii
 from typing import TYPE_CHECKING, Any
 
+from edgepack.edge.llama.image_file import picture_of
 from edgepack.edge.serve.protocol import fields
 from edgepack.edge.serve.protocol.errors import RequestError
 from edgepack.edge.serve.protocol.schema import check_schema
+from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
     from edgepack.edge.serve.protocol.facts import ServedFacts
@@ -109,16 +113,28 @@ def _address(part: dict[str, Any]) -> Any:
     """Where a picture is, in any of the three protocols' words."""
     source = part.get("source")
     if isinstance(source, dict):
-        return "data:" if source.get("type") == "base64" and isinstance(source.get("data"), str) else source.get("url")
+        coded = source.get("data")
+        inside = source.get("type") == "base64" and isinstance(coded, str)
+        return f"data:;base64,{coded}" if inside else source.get("url")
     given = part.get("image_url")
     return given.get("url") if isinstance(given, dict) else given
 
 
 def _check_inside(address: Any, where: str) -> None:
+    """The picture must come with the request, and be one of a size that may be decoded."""
     if not isinstance(address, str):
         raise RequestError(f"{where}: expected an image", where)
     if not address.startswith("data:"):
         raise RequestError(f"{where}: expected a data: URL; this server opens no address for a client", where)
+    head, _comma, coded = address.partition(",")
+    if not head.endswith(";base64"):
+        raise RequestError(f"{where}: expected a data: URL in base64", where)
+    try:
+        picture_of(base64.b64decode(coded, validate=True), "of the request")
+    except binascii.Error:
+        raise RequestError(f"{where}: expected a data: URL in base64", where) from None
+    except UsageError as error:
+        raise RequestError(f"{where}: {error}", where) from None
 
 
 def check_tools(body: dict[str, Any], facts: ServedFacts) -> None:

@@ -16,7 +16,7 @@ from edgepack.edge.serve.protocol.sampling import (
     check_sampling,
     check_stops,
 )
-from edgepack.edge.serve.protocol.schema import check_schema
+from edgepack.edge.serve.protocol.schema import check_schema, schema_as_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,7 @@ def _check_generation(body: dict[str, Any], facts: ServedFacts, *, chat: bool) -
     check_choices(body, facts)
     check_probabilities(body, chat=chat)
     check_bias(body, facts)
-    check_form(body)
+    check_form(body, facts)
     check_sampling(body)
 
 
@@ -107,6 +107,7 @@ def check_response(body: dict[str, Any], facts: ServedFacts) -> None:
     fields.text(body, "instructions", 1 << 24)
     _check_text_form(body)
     check_tools(body, facts)
+    schema_as_grammar(body, facts)
     check_length(body, "max_output_tokens")
     check_choices(body, facts)
     check_sampling(body)

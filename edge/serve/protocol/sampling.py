@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgepack.edge.llama.options import SamplingOptions
 from edgepack.edge.serve.protocol import fields
 from edgepack.edge.serve.protocol.errors import RequestError
-from edgepack.edge.serve.protocol.schema import check_schema
+from edgepack.edge.serve.protocol.schema import check_schema, schema_as_grammar
 
 if TYPE_CHECKING:
     from edgepack.edge.serve.protocol.facts import ServedFacts
@@ -142,13 +142,18 @@ def _bias(pair: Any, facts: ServedFacts) -> list[Any]:
     return [token, strength]
 
 
-def check_form(body: dict[str, Any]) -> None:
+def check_form(body: dict[str, Any], facts: ServedFacts) -> None:
     """What the answer must look like: a grammar, or JSON of a schema; changes `body`."""
     fields.text(body, "grammar", _MOST_GRAMMAR)
     if body.get("json_schema") is None:
         body.pop("json_schema", None)
     else:
         check_schema(body["json_schema"], "json_schema")
+    _check_response_format(body)
+    schema_as_grammar(body, facts)
+
+
+def _check_response_format(body: dict[str, Any]) -> None:
     form = body.get("response_format")
     if form is None:
         body.pop("response_format", None)

@@ -5,13 +5,19 @@ llama.cpp says whether it can express one; here is refused what would cost it mi
 
 from __future__ import annotations
 
+import json
+import re
 from typing import TYPE_CHECKING, Any
 
+from edgepack.edge.llama.constraints.schema_grammar import UnsupportedSchemaError, schema_to_gbnf
 from edgepack.edge.serve.protocol.errors import RequestError
 from edgepack.edge.serve.protocol.fields import wrong
+from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from edgepack.edge.serve.protocol.facts import ServedFacts
 
 _MOST_PARTS = 10_000
 _DEEPEST = 64
@@ -36,6 +42,40 @@ def check_schema(schema: Any, param: str) -> None:
         if isinstance(part, dict):
             _check_part(part, path, param)
     _check_references(schema, param)
+    _check_sense(schema, param)
+
+
+def _check_sense(schema: Any, param: str) -> None:
+    """Refuse what nothing can satisfy: the engine would let every answer pass and say nothing."""
+    try:
+        schema_to_gbnf(json.dumps(schema))
+    except UnsupportedSchemaError:
+        return  # the engine's own converter knows more keywords
+    except UsageError as error:
+        raise RequestError(f"{param}: {error}", param) from error
+
+
+def schema_as_grammar(body: dict[str, Any], facts: ServedFacts) -> None:
+    """Put GBNF in the place of a checked schema where llguidance would misread the vocabulary; changes `body`.
+
+    It reads each token of a SentencePiece vocabulary without its leading space (llama_detokenize of one token), finds
+    that the text breaks the schema, and lets everything pass.
+
+    Raises:
+        RequestError: the schema has a keyword that GBNF is not made of.
+    """
+    form = body.get("response_format")
+    kind = form.get("type") if isinstance(form, dict) else None
+    if not facts.sentencepiece or body.get("tools") or (kind in (None, "text") and body.get("json_schema") is None):
+        return
+    schema = body.pop("json_schema", None)
+    if isinstance(form, dict) and kind != "text":
+        del body["response_format"]
+        schema = form["json_schema"]["schema"] if kind == "json_schema" else form.get("schema", {"type": "object"})
+    try:
+        body["grammar"] = schema_to_gbnf(json.dumps(schema))
+    except UsageError as error:
+        raise RequestError(f"response_format: {error}", "response_format") from error
 
 
 def _parts(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -56,6 +96,11 @@ def _check_part(part: dict[str, Any], path: str, param: str) -> None:
     pattern = part.get("pattern")
     if isinstance(pattern, str) and len(pattern) > _MOST_PATTERN:
         raise RequestError(f"{path}: pattern: expected at most {_MOST_PATTERN} characters, got {len(pattern)}", param)
+    if isinstance(pattern, str):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise RequestError(f"{path}: pattern: {error}", param) from error
     properties = part.get("properties")
     if isinstance(properties, dict) and len(properties) > _MOST_OPTIONAL:
         raise RequestError(f"{path}: expected at most {_MOST_OPTIONAL} properties, got {len(properties)}", param)

@@ -5,22 +5,30 @@ Mathematics is in `spectrum`; printing and pages are left to the command and to 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.errors import NumericError
+from edgepack.progress import silent
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.sweep import sweep
 from edgepack.quant.passes.lowrank.spectrum import Moments, activation_spectra, compression_at, weight_spectrum
+from edgepack.quant.passes.lowrank.summary import summarise
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
     from edgepack.model import Checkpoint
+    from edgepack.progress import Progress
     from edgepack.quant.calibration.blocks import Block
     from edgepack.quant.calibration.sweep import BlockVisit
     from edgepack.quant.passes.lowrank.spectrum import Spectrum
+    from edgepack.quant.passes.lowrank.summary import Summary
     from edgepack.quant.passes.run import PassRun
 
 
@@ -71,11 +79,17 @@ class ModelAnalysis:
     weights: tuple[WeightAnalysis, ...]
     activations: tuple[ActivationAnalysis, ...]
 
+    @property
+    def summary(self) -> Summary | None:
+        """What all weights together say."""
+        return summarise([(layer.shape, layer.spectra["centred"]) for layer in self.weights])
+
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "weights": [layer.as_json() for layer in self.weights],
             "activations": [block.as_json() for block in self.activations],
+            "summary": None if self.summary is None else self.summary.as_json(),
         }
 
 
@@ -85,16 +99,11 @@ def analyse(checkpoint: Checkpoint, run: PassRun) -> ModelAnalysis:
     Raises:
         NumericError: NaN or infinity; the text names the layer.
     """
+    if run.tokens is None:
+        return ModelAnalysis(tuple(analyse_weights(checkpoint, run.progress)), ())
     model = BlockwiseModel(checkpoint, run.device)
     weights: list[WeightAnalysis] = []
     activations: list[ActivationAnalysis] = []
-    if run.tokens is None:
-        with run.progress("analysing", model.block_count, " blocks") as advance:
-            for index in range(model.block_count):
-                with model.block(index) as block:
-                    weights += _weights(block, {})
-                advance(1)
-        return ModelAnalysis(tuple(weights), ())
 
     def visitor(visit: BlockVisit) -> torch.Tensor:
         statistics, outputs = visit.observe(list(visit.block.linears), True)
@@ -107,11 +116,47 @@ def analyse(checkpoint: Checkpoint, run: PassRun) -> ModelAnalysis:
     return ModelAnalysis(tuple(weights), tuple(activations))
 
 
+def analyse_weights(checkpoint: Checkpoint, progress: Progress = silent) -> Iterator[WeightAnalysis]:
+    """Spectra of every matrix inside the blocks, of any architecture: nothing but the tensors' shapes is asked.
+
+    Embeddings, heads and vectors are left out; stacks of experts are taken matrix by matrix.
+    """
+    chosen = [(name, spec) for name, spec in checkpoint.tensors.specs.items() if is_block_matrix(name, spec.shape)]
+    with progress("analysing", len(chosen), " matrices") as advance:
+        for name, spec in sorted(chosen, key=lambda each: _natural(each[0])):
+            out, columns = spec.shape[-2:]
+            count = spec.rows // out
+            for number in range(count):
+                weight = checkpoint.tensors.read_rows(name, number * out, (number + 1) * out)
+                label = name if count == 1 else f"{name}[{number}]"
+                yield WeightAnalysis(label, (out, columns), _spectra(weight, label))
+            advance(1)
+
+
+def is_block_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a checkpoint's tensor is a matrix of a numbered block with something to factorise."""
+    return len(shape) in (2, 3) and min(shape[-2:]) >= _LEAST_SIDE and bool(re.search(r"\.\d+\.", name))
+
+
+_LEAST_SIDE = 8  # narrower ones are convolutions, gates and tables
+
+
+def _natural(name: str) -> tuple[tuple[int, str], ...]:
+    """Sorts block 2 before block 10."""
+    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in name.split("."))
+
+
+def _spectra(weight: Any, name: str) -> dict[str, Spectrum]:
+    if not np.isfinite(weight).all():
+        raise NumericError(f"{name}: NaN or infinity among the weights")
+    return {"raw": weight_spectrum(weight, centred=False), "centred": weight_spectrum(weight, centred=True)}
+
+
 def _weights(block: Block, hessians: dict[str, Any]) -> list[WeightAnalysis]:
     found = []
     for name in block.linears:
         weight = block.weight(name).cpu().numpy()
-        spectra = {"raw": weight_spectrum(weight, centred=False), "centred": weight_spectrum(weight, centred=True)}
+        spectra = _spectra(weight, name)
         hessian = hessians.get(name)
         sensitivity = None if hessian is None else rounding_sensitivity(weight, hessian)
         found.append(WeightAnalysis(name, (weight.shape[0], weight.shape[1]), spectra, sensitivity))

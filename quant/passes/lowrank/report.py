@@ -8,6 +8,8 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
+from edgepack.quant.passes.lowrank.plots import matrices_by_kind, rank_map, variance_panels
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -19,6 +21,7 @@ _COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a")
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1f2328}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.2rem .6rem;text-align:right}
+.panels{display:flex;flex-wrap:wrap}figcaption{overflow-wrap:anywhere;max-width:15rem}
 td:first-child,th:first-child{text-align:left}tr:nth-child(even){background:#f6f8fa}figure{display:inline-block;margin:1rem}
 text{font:11px system-ui,sans-serif;fill:#57606a}
 """
@@ -49,12 +52,27 @@ def _weights_section(analysis: ModelAnalysis) -> str:
         for layer in analysis.weights
     ]  # fmt: skip
     columns = ["weight", "shape", *_SUMMARY, "compression at 95 %", "4-bit output error"]
-    bars = [(layer.name, layer.spectra["centred"].effective_rank / layer.spectra["centred"].dimensions)
-            for layer in analysis.weights]  # fmt: skip
-    curves = {layer.name: layer.spectra["centred"] for layer in analysis.weights[:6]}
-    plots = _figure("Cumulative variance, first block's weights, centred", _curves(curves))
-    plots += _figure("Effective rank over full rank, by layer", _bars(bars))
-    return f"<h2>Weights</h2>{plots}{_table(columns, rows)}"
+    by_kind = matrices_by_kind(analysis)
+    plots = f"<h3>Effective rank over full rank, of every matrix</h3>{rank_map(by_kind)}"
+    plots += f"<h3>Cumulative variance, centred: a panel a kind, a curve a block</h3>{variance_panels(by_kind)}"
+    return f"<h2>Weights</h2>{_overall(analysis)}{plots}<h3>Figures</h3>{_table(columns, rows)}"
+
+
+def _overall(analysis: ModelAnalysis) -> str:
+    summary = analysis.summary
+    if summary is None:
+        return "<p>No matrix inside the blocks.</p>"
+    told = (
+        f"Degrees of freedom of {summary.matrices} matrices: mean {summary.mean_df:.1f}, "
+        f"median {summary.median_df:.1f} ({summary.mean_share:.0%} and {summary.median_share:.0%} of full rank). "
+        f"Recommended: {summary.meaning}."
+    )
+    rows = [
+        [f"{size.k}{' (recommended)' if size.k == summary.recommended_k else ''}", f"{size.bytes / 1e6:.2f} MB",
+         f"{size.ratio:.0%}", f"{size.kept:.1%}"]
+        for size in summary.sizes
+    ]  # fmt: skip
+    return f"<p>{escape(told)}</p>{_table(['k', 'factors, F16', 'of the matrices', 'variance kept'], rows)}"
 
 
 def _activations_section(analysis: ModelAnalysis, text: str) -> str:
@@ -93,41 +111,27 @@ def _figure(title: str, drawing: str) -> str:
 
 
 def _curves(spectra: Mapping[str, Spectrum]) -> str:
-    """Share of the variance in the first k directions; k relative to all."""
+    """Share of the variance in the first k directions; k relative to all. The legend stands below the axis."""
     lines = []
     for number, (name, spectrum) in enumerate(spectra.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         points = " ".join(f"{_x(k / spectrum.dimensions):.1f},{_y(share):.1f}" for k, share in spectrum.curve)
         lines.append(f"<polyline points='{points}' fill='none' stroke='{colour}' stroke-width='1.5'/>")
-        y = _HEIGHT - _MARGIN - 14 * (len(spectra) - number)
-        lines.append(
-            f"<text x='{_WIDTH - _MARGIN - 4}' y='{y}' text-anchor='end' style='fill:{colour}'>{escape(name)}</text>"
-        )
+        y = _HEIGHT + 16 * number
+        lines.append(f"<line x1='{_MARGIN}' x2='{_MARGIN + 24}' y1='{y - 4}' y2='{y - 4}' stroke='{colour}'/>")
+        lines.append(f"<text x='{_MARGIN + 30}' y='{y}'>{escape(name)}</text>")
     for share in (0.0, 0.5, 0.9, 1.0):
         lines.append(f"<line x1='{_x(0)}' x2='{_x(1)}' y1='{_y(share)}' y2='{_y(share)}' stroke='#d0d7de'/>")
         lines.append(f"<text x='4' y='{_y(share) + 4}'>{share:.0%}</text>")
-        lines.append(f"<text x='{_x(share)}' y='{_HEIGHT - 14}' text-anchor='middle'>{share:.0%} of k</text>")
-    return _svg(lines)
+    lines += [
+        f"<text x='{_x(share)}' y='{_HEIGHT - 24}' text-anchor='middle'>{share:.0%} of k</text>"
+        for share in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ]
+    return _svg(lines, _HEIGHT + 16 * len(spectra))
 
 
-def _bars(values: Sequence[tuple[str, float]]) -> str:
-    """One bar a layer, 0 to 1; the name is told where a pointer rests."""
-    width = (_WIDTH - 2 * _MARGIN) / max(len(values), 1)
-    lines = []
-    for number, (name, value) in enumerate(values):
-        x, y = _MARGIN + number * width, _y(value)
-        height = _HEIGHT - _MARGIN - y
-        title = f"<title>{escape(name)}: {value:.2f}</title>"
-        size = f"width='{width * 0.85:.1f}' height='{height:.1f}'"
-        lines.append(f"<rect x='{x:.1f}' y='{y:.1f}' {size} fill='#1f6feb'>{title}</rect>")
-    lines += [f"<text x='4' y='{_y(share) + 4}'>{share:.0%}</text>" for share in (0.0, 0.5, 1.0)]
-    return _svg(lines)
-
-
-def _svg(lines: Iterable[str]) -> str:
-    return (
-        f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' width='{_WIDTH}' height='{_HEIGHT}' role='img'>{''.join(lines)}</svg>"
-    )
+def _svg(lines: Iterable[str], height: int) -> str:
+    return f"<svg viewBox='0 0 {_WIDTH} {height}' width='{_WIDTH}' height='{height}' role='img'>{''.join(lines)}</svg>"
 
 
 def _x(share: float) -> float:

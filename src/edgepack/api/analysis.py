@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgepack.model import Checkpoint
+    from edgepack.pipeline.architecture import Architecture
     from edgepack.progress import Progress
     from edgepack.quant.passes.lowrank.analysis import ModelAnalysis
 
@@ -87,6 +88,20 @@ def analyze(
         found = analyse(checkpoint, PassRun(Path(), tokens, device=device, progress=progress))
     origin = file.name if file else f"{sequences} samples of the model" if own_samples else ""
     return Analysis(path, origin, found)
+
+
+def architecture_of(model: FilePath) -> Architecture:
+    """What a model is: shape, parameters by part, memory by context length, sizes by target. Reads no weights.
+
+    Args:
+        model: a Hugging Face folder or a GGUF.
+
+    Raises:
+        EdgepackError: the source is not sound, or no architecture that is known.
+    """
+    from edgepack.pipeline.architecture import read_architecture
+
+    return read_architecture(Path(model))
 
 
 def _tokens(

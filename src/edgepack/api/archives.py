@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.values import FilePath, optional_path, paths
+from edgepack.edge.llama.check_projector import check_projector, is_projector
 from edgepack.errors import UsageError
 from edgepack.files.output import check_output
+from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import Archive, is_archive, open_archive
 from edgepack.packaging.coding.streams import DEFAULT_LEVEL
 from edgepack.packaging.estimate import Estimate, estimate_archive
-from edgepack.packaging.format import Role
 from edgepack.packaging.pack import PackResult, pack_archive
+from edgepack.packaging.plain_gguf import is_gguf
 from edgepack.packaging.restore.stream import unpack_stream
 from edgepack.packaging.restore.unpack import UnpackResult, extract_tensor, unpack_archive
 from edgepack.progress import silent
@@ -38,7 +40,9 @@ def pack(
     level: int = DEFAULT_LEVEL,
     dictionary: bool = True,
     include: Sequence[FilePath] = (),
+    projector: FilePath | None = None,
     base: FilePath | None = None,
+    release: str | None = None,
     trusted: Trusted = (),
     threads: int | None = None,
     progress: Progress = silent,
@@ -51,7 +55,9 @@ def pack(
         level: zstd level, 1 to 19.
         dictionary: train dictionaries where they gain.
         include: other files to put in, under their own names.
+        projector: a GGUF of what sees, that `run` and `serve` use with the model.
         base: an older archive, to take chunks and dictionaries from.
+        release: the model's version, such as `1.2`, so that devices tell an older one.
         trusted: files of public keys, one of which must have signed the base (by default: of the trust store), or a
             policy.
         threads: workers; None for one a core.
@@ -59,21 +65,31 @@ def pack(
 
     Raises:
         GGUFError: `file` is not a whole GGUF.
-        UsageError: a file is not there, a name occurs twice, the output folder is absent.
+        UsageError: a file is not there, a name occurs twice, the output folder is absent, or a projector is none or was
+            made for another model.
         ResourceError: the disk is full.
     """
-    file = Path(file)
+    file, included = Path(file), paths(include)
+    _check_projectors(file, included, optional_path(projector))
     return pack_archive(
         file,
         file.with_suffix(".edgepack") if output is None else Path(output),
         level=level,
         dictionary=dictionary,
-        include=paths(include),
+        include=(*included, *([] if projector is None else paths([projector]))),
         base=optional_path(base),
+        release=release,
         trust=policy_for(trusted),
         threads=threads,
         progress=progress,
     )
+
+
+def _check_projectors(model: Path, included: Sequence[Path], given: Path | None) -> None:
+    """Refuse what sees for another model, whichever option brings it."""
+    eyes = [path for path in included if is_gguf(path) and is_projector(read_header(path))]
+    for path in (*eyes, *([] if given is None else [given])):
+        check_projector(path, read_header(model))
 
 
 def estimate_pack(file: FilePath, *, include: Sequence[FilePath] = (), level: int = DEFAULT_LEVEL) -> Estimate:
@@ -142,9 +158,8 @@ def _restore_beside(
 def _beside(file: Path, target: Path, trust: TrustPolicy) -> list[tuple[str, Path]]:
     """The archive's other GGUFs, and where each one goes when the model becomes `target`."""
     with open_archive(file, trust) as archive:
-        main = archive.main
-        stem = PurePosixPath(main.name).stem
-        others = [member.name for member in archive.members if member.role is Role.GGUF and member is not main]
+        stem = PurePosixPath(archive.main.name).stem
+        others = [member.name for member in archive.beside]
     return [(name, target.with_name(_renamed(PurePosixPath(name).name, stem, target.stem))) for name in others]
 
 

@@ -12,6 +12,7 @@ from edgepack.packaging import signing
 from edgepack.packaging.archive import open_unjudged
 from edgepack.packaging.inspection import Inspection, inspect_archive
 from edgepack.packaging.plain_gguf import inspect_gguf, is_gguf, verify_gguf
+from edgepack.packaging.trust.releases import rollback
 from edgepack.packaging.verify import Problem, verify_archive
 from edgepack.progress import silent
 
@@ -27,10 +28,12 @@ class VerifyResult:
     Attributes:
         problems: every one that was found; none for a sound file.
         signature: who signed; None for a GGUF, and for an archive whose structure is broken.
+        rollback: a sentence where the archive is older than one that this machine has taken before; empty else.
     """
 
     problems: tuple[Problem, ...]
     signature: SignatureReport | None
+    rollback: str = ""
 
     @property
     def ok(self) -> bool:
@@ -43,6 +46,7 @@ class VerifyResult:
         return {
             "ok": self.ok,
             "problems": [{"where": problem.where, "what": problem.what} for problem in self.problems],
+            "rollback": self.rollback,
             "signature": None if signed is None else {"state": signed.state.value, "keys": list(signed.keys)},
         }
 
@@ -70,9 +74,10 @@ def verify(file: FilePath, *, deep: bool = False, trusted: Trusted = (), progres
         return VerifyResult(tuple(problems), None)
     with open_unjudged(file) as archive:
         report = trust.judge(archive.index_record, archive.signatures)
+        older = rollback(archive, trust) or ""
     if complaint := trust.refusal(report):
         problems.append(Problem("signature", f"{complaint}{key_list(report)}"))
-    return VerifyResult(tuple(problems), report)
+    return VerifyResult(tuple(problems), report, older)
 
 
 def key_list(report: SignatureReport) -> str:

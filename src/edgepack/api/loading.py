@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 from edgepack.api.model import Model
 from edgepack.api.opening import OpenOptions, adapters_of, ignore, open_file
 from edgepack.api.trust import Trusted, policy_for
+from edgepack.api.values import optional_path
 from edgepack.edge.fit.opening import runtime_options
+from edgepack.edge.llama.check import generates
+from edgepack.edge.llama.check_projector import with_room_for_images
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ def load(
     threads: int | None = None,
     adapters: Sequence[Adapter | FilePath] = (),
     own_adapters: bool = True,
+    projector: FilePath | None = None,
     template: str | None = None,
     embeddings: bool = False,
     engine: EngineWish = "auto",
@@ -50,8 +54,10 @@ def load(
         threads: of the CPU; by default physical cores, one for very small models.
         adapters: GGUF LoRAs to apply; `edgepack.Adapter(path, scale)` for another strength than as trained.
         own_adapters: apply those that the archive brings too.
+        projector: a GGUF of what sees, for `images`; by default the one that the archive brings.
         template: a chat template by a name that llama.cpp knows, or a Jinja file; by default the model's own.
-        embeddings: open it for `embed` first; what is not opened now is opened when it is first asked for.
+        embeddings: open it for `embed` (a cross-encoder: for `rerank`) first, as encoders always are; what is not
+            opened now is opened when it is first asked for.
         engine: `llama-cpp-python`, `xllamacpp`, or `auto`: the first of the two that is installed.
         verify: check every byte of an installed archive first.
         trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
@@ -68,13 +74,13 @@ def load(
     """
     options = OpenOptions(
         ctx, device, n_gpu_layers, kv_type, threads, adapters_of(adapters), own_adapters, verify,
-        engine=engine, trust=policy_for(trusted),
+        engine=engine, trust=policy_for(trusted), projector=optional_path(projector),
     )  # fmt: skip
     model = prepare_model(file, options, template, progress=progress, note=note)
     try:
         if template is not None:
             model.chat_template()
-        model.open(embeddings=embeddings)
+        model.open(embeddings=embeddings or not generates(model.source.header))
     except BaseException:
         model.close()
         raise
@@ -91,4 +97,5 @@ def prepare_model(
 ) -> Model:
     """As `load`, but llama.cpp opens nothing before it is needed (or `open` asks for it)."""
     source, wish = open_file(file, options, progress, note)
-    return Model(source, wish, runtime_options(source.header, wish), str(file), template)
+    opened = with_room_for_images(runtime_options(source.header, wish), source.projector)
+    return Model(source, wish, opened, str(file), template)

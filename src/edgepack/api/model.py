@@ -11,9 +11,12 @@ import numpy as np
 from edgepack.api.questions import checked_message, sampling_of
 from edgepack.edge.chat.completion import Completion, CompletionStream, complete
 from edgepack.edge.chat.conversation import Conversation
+from edgepack.edge.chat.sight import Sight
 from edgepack.edge.fit.opening import runtime_options
+from edgepack.edge.install.projector import require_projector
 from edgepack.edge.llama.check import check_generates
-from edgepack.edge.llama.engines import open_model
+from edgepack.edge.llama.engines import open_model, with_logits
+from edgepack.edge.llama.image_file import read_picture
 from edgepack.edge.llama.interrupt import AbortFlag
 from edgepack.edge.llama.options import SamplingOptions
 from edgepack.errors import UnsupportedModelError, UsageError
@@ -26,10 +29,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from edgepack.api.values import ImageFile
     from edgepack.edge.chat.template import ChatTemplate, JinjaTemplate, NamedTemplate
     from edgepack.edge.fit.opening import OpenWish
     from edgepack.edge.install.model_file import ModelFile
     from edgepack.edge.llama.engine import OpenModel
+    from edgepack.edge.llama.image import Eyes
     from edgepack.edge.llama.options import RuntimeOptions
 
 _RANK_POOLING = 4  # LLAMA_POOLING_TYPE_RANK
@@ -60,6 +65,7 @@ class Model:
         self._template: JinjaTemplate | NamedTemplate | None = None
         self._abort = AbortFlag()
         self._text: OpenModel | None = None
+        self._eyes: Eyes | None = None
         self._embedder: OpenModel | None = None
         self._ranker: OpenModel | None = None
 
@@ -71,10 +77,10 @@ class Model:
 
     def close(self) -> None:
         """Free everything; a second call does nothing."""
-        for opened in (self._text, self._embedder, self._ranker, self._template):
+        for opened in (self._eyes, self._text, self._embedder, self._ranker, self._template):
             if opened is not None:
                 opened.close()
-        self._text = self._embedder = self._ranker = self._template = None
+        self._eyes = self._text = self._embedder = self._ranker = self._template = None
 
     @property
     def path(self) -> Path:
@@ -97,12 +103,14 @@ class Model:
         return self._abort
 
     def open(self, *, embeddings: bool = False) -> None:
-        """Let llama.cpp open the model now, for text or for embeddings.
+        """Let llama.cpp open the model now, for text, or for embeddings (scores, where it is a cross-encoder).
 
         Raises:
             ModelRuntimeError: llama.cpp refuses it.
         """
-        if embeddings:
+        if embeddings and self._ranks:
+            self._ranking_model()
+        elif embeddings:
             self._embedding_model()
         else:
             self._text_model()
@@ -125,10 +133,14 @@ class Model:
             self._embedder = self._opened(runtime_options(self.source.header, wish))
         return self._embedder
 
+    @property
+    def _ranks(self) -> bool:
+        header = self.source.header
+        return bool(header.get(f"{header.get(keys.ARCHITECTURE)}.pooling_type") == _RANK_POOLING)
+
     def _ranking_model(self) -> OpenModel:
         if self._ranker is None:
-            kind = self.source.header.get(f"{self.source.header.get(keys.ARCHITECTURE)}.pooling_type")
-            if kind != _RANK_POOLING:
+            if not self._ranks:
                 raise UnsupportedModelError(f"{self.label}: it is no cross-encoder, so it cannot rank documents")
             wish = replace(self._wish, reranking=True)
             self._ranker = self._opened(runtime_options(self.source.header, wish))
@@ -157,13 +169,15 @@ class Model:
     def complete(
         self, prompt: str, *, max_tokens: int = ..., temperature: float | None = ..., seed: int | None = ...,
         stop: Sequence[str] = ..., json_schema: str | None = ..., sampling: SamplingOptions | None = ...,
-        context_shift: bool = ..., stream: Literal[False] = ...,
+        context_shift: bool = ...,
+        images: Sequence[ImageFile] = ..., stream: Literal[False] = ...,
     ) -> Completion: ...  # fmt: skip
     @overload
     def complete(
         self, prompt: str, *, max_tokens: int = ..., temperature: float | None = ..., seed: int | None = ...,
         stop: Sequence[str] = ..., json_schema: str | None = ..., sampling: SamplingOptions | None = ...,
-        context_shift: bool = ..., stream: Literal[True],
+        context_shift: bool = ...,
+        images: Sequence[ImageFile] = ..., stream: Literal[True],
     ) -> CompletionStream: ...  # fmt: skip
     def complete(
         self,
@@ -176,6 +190,7 @@ class Model:
         json_schema: str | None = None,
         sampling: SamplingOptions | None = None,
         context_shift: bool = False,
+        images: Sequence[ImageFile] = (),
         stream: bool = False,
     ) -> Completion | CompletionStream:
         """Continue a text.
@@ -189,28 +204,36 @@ class Model:
             json_schema: the answer is JSON of this schema (its text).
             sampling: everything else about how tokens are chosen.
             context_shift: cut the middle out of a prompt that is too long, and forget when the context is full.
+            images: files (PNG, JPEG, GIF, BMP), or their bytes, that stand before the text.
             stream: give back an iterator over pieces of text, whose `result` is the completion once it has ended.
 
         Raises:
-            UsageError: the prompt is longer than the context, or the schema cannot be followed.
+            UsageError: the prompt is longer than the context, the schema cannot be followed, a file is no image, or
+                images are given to a model without a projector.
             ModelRuntimeError: llama.cpp fails.
         """
         chosen = sampling_of(sampling, temperature, seed, json_schema)
+        asked: str | Sequence[int] = prompt
+        if images:
+            seen = self._sight(images, context_shift=context_shift)
+            asked = seen.prompt(seen.markers + prompt)
         if stream:
-            return CompletionStream(self.runtime, prompt, chosen, max_tokens, stops=stop, context_shift=context_shift)
-        return complete(self.runtime, prompt, chosen, max_tokens, stops=stop, context_shift=context_shift)
+            return CompletionStream(self.runtime, asked, chosen, max_tokens, stops=stop, context_shift=context_shift)
+        return complete(self.runtime, asked, chosen, max_tokens, stops=stop, context_shift=context_shift)
 
     @overload
     def chat(
         self, messages: str | Sequence[Mapping[str, str]], *, max_tokens: int = ..., temperature: float | None = ...,
         seed: int | None = ..., stop: Sequence[str] = ..., json_schema: str | None = ...,
-        sampling: SamplingOptions | None = ..., context_shift: bool = ..., stream: Literal[False] = ...,
+        sampling: SamplingOptions | None = ..., context_shift: bool = ...,
+        images: Sequence[ImageFile] = ..., stream: Literal[False] = ...,
     ) -> Completion: ...  # fmt: skip
     @overload
     def chat(
         self, messages: str | Sequence[Mapping[str, str]], *, max_tokens: int = ..., temperature: float | None = ...,
         seed: int | None = ..., stop: Sequence[str] = ..., json_schema: str | None = ...,
-        sampling: SamplingOptions | None = ..., context_shift: bool = ..., stream: Literal[True],
+        sampling: SamplingOptions | None = ..., context_shift: bool = ...,
+        images: Sequence[ImageFile] = ..., stream: Literal[True],
     ) -> CompletionStream: ...  # fmt: skip
     def chat(
         self,
@@ -223,6 +246,7 @@ class Model:
         json_schema: str | None = None,
         sampling: SamplingOptions | None = None,
         context_shift: bool = False,
+        images: Sequence[ImageFile] = (),
         stream: bool = False,
     ) -> Completion | CompletionStream:
         """Answer a conversation through the chat template.
@@ -237,11 +261,13 @@ class Model:
             json_schema: the answer is JSON of this schema.
             sampling: everything else about how tokens are chosen.
             context_shift: forget the oldest questions and answers when the context is full.
+            images: files (PNG, JPEG, GIF, BMP), or their bytes, that the question is about.
             stream: give back an iterator over pieces of text.
 
         Raises:
             TemplateError: the model has no chat template, or it refuses the messages.
-            UsageError: a message lacks a role or content, or the conversation is longer than the context.
+            UsageError: a message lacks a role or content, the conversation is longer than the context, or as in
+                `complete`.
             ModelRuntimeError: llama.cpp fails.
         """
         chosen = sampling_of(sampling, temperature, seed, json_schema)
@@ -249,13 +275,47 @@ class Model:
         turns = (
             [{"role": "user", "content": messages}] if isinstance(messages, str) else [*map(checked_message, messages)]
         )
+        if images and not (turns and turns[-1]["role"] == "user"):
+            raise UsageError("images: expected a question of the user as the last message")
         if turns and turns[0]["role"] == "system":
             conversation.system = turns.pop(0)["content"]
         conversation.turns = turns
-        prompt, stops = conversation.fitting_prompt(), conversation.all_stops
+        prompt: Sequence[int] = ()
+        if images:
+            seen = self._sight(images, context_shift=context_shift)
+            turns[-1]["content"] = seen.markers + turns[-1]["content"]
+            text, add_special = conversation.text(conversation.messages)
+            prompt = seen.prompt(text, add_special=add_special, parse_special=True)
+        else:
+            prompt = conversation.fitting_prompt()
+        stops = conversation.all_stops
         if stream:
             return CompletionStream(self.runtime, prompt, chosen, max_tokens, stops=stops)
         return complete(self.runtime, prompt, chosen, max_tokens, stops=stops)
+
+    def check_sight(self, images: Sequence[ImageFile]) -> None:
+        """Refuse images that cannot be looked at, before anything is opened.
+
+        Raises:
+            UsageError: a file is no image, or the model has no projector.
+        """
+        require_projector(self.source, self.source.projector, self.label)
+        for image in images:
+            read_picture(image)
+
+    def _sight(self, images: Sequence[ImageFile], *, context_shift: bool) -> Sight:
+        """The images, ready to stand in a prompt."""
+        if context_shift:
+            raise UsageError("context shift: images cannot be forgotten in part: expected none of the two")
+        projector = require_projector(self.source, self.source.projector, self.label)
+        pictures = [read_picture(image) for image in images]
+        if self._eyes is None:
+            from edgepack.edge.llama.image import Eyes
+
+            started = time.perf_counter()
+            self._eyes = Eyes(projector, with_logits(self.runtime, "images"))
+            self.load_seconds += time.perf_counter() - started
+        return Sight(self._eyes, pictures)
 
     def conversation(
         self,

@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING
 from edgepack.edge.fit.opening import OpenWish
 from edgepack.edge.install.in_place import FromArchive
 from edgepack.edge.install.model_file import ModelFile, prepare
+from edgepack.edge.install.projector import projector_of
 from edgepack.edge.llama.check import check_adapter
+from edgepack.edge.llama.cpu_threads import first_look
 from edgepack.edge.llama.engines import choose_engine
 from edgepack.edge.llama.options import Adapter
 from edgepack.errors import UsageError
+from edgepack.gguf import keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from edgepack.api.values import FilePath
     from edgepack.edge.llama.engine import EngineWish
+    from edgepack.gguf.reader import GGUFHeader
     from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
 
@@ -38,6 +42,7 @@ class OpenOptions:
         threads: of the CPU; by default physical cores, one for very small models.
         adapters: GGUF LoRAs to apply.
         own_adapters: apply those that an archive brings too.
+        projector: a GGUF of what sees, in place of the one that an archive brings.
         verify: check every byte of an installed archive first.
         engine: which package runs it; `auto` takes llama-cpp-python where it is installed, else xllamacpp.
         from_archive: when an archive's model is decoded into memory instead of being installed.
@@ -55,6 +60,7 @@ class OpenOptions:
     from_archive: FromArchive = FromArchive.NEVER
     trust: TrustPolicy | None = None
     engine: EngineWish = "auto"
+    projector: Path | None = None
 
 
 def ignore(text: str) -> None:
@@ -67,11 +73,12 @@ def open_file(
     """The model in `file`, installed where it is an archive, and what `edge.fit` is asked for.
 
     Raises:
-        UsageError: there is no such file, or an adapter is none.
+        UsageError: there is no such file, an adapter is none, or a projector is none or another model's.
         DependencyError: the engine is not installed.
         GGUFError, ArchiveError, IntegrityError: the file is not sound.
         CheckFailedError: nobody trusted signed it.
     """
+    first_look()
     if choose_engine(options.engine).name != "llama-cpp-python" and options.from_archive is not FromArchive.NEVER:
         if options.from_archive is FromArchive.ALWAYS:
             note("only llama-cpp-python reads a model out of its archive; it is installed")
@@ -80,6 +87,8 @@ def open_file(
         Path(file), verify=options.verify, from_archive=options.from_archive, trust=options.trust,
         progress=progress, note=note,
     )  # fmt: skip
+    source = replace(source, projector=projector_of(source, options.projector))
+    _tell_context(source.header, options.ctx, note)
     own = tuple(Adapter(path) for path in source.adapters) if options.own_adapters else ()
     adapters = own + options.adapters
     for adapter in adapters:
@@ -94,6 +103,17 @@ def open_file(
         trust=options.trust,
         engine=options.engine,
     )
+
+
+def _tell_context(header: GGUFHeader, wanted: int | None, note: Callable[[str], object]) -> None:
+    """A note where the context asked for is beyond what the model states; its rope scaling is within that number."""
+    name = header.get(keys.ARCHITECTURE)
+    trained = header.get(f"{name}.context_length")
+    if wanted is None or not isinstance(trained, int) or wanted <= trained:
+        return
+    scaling = header.get(f"{name}.rope.scaling.type", "none")
+    reach = "" if scaling == "none" else f" (its {scaling} rope scaling counted)"
+    note(f"--ctx {wanted}: the model was made for {trained} tokens{reach}; beyond them answers get worse")
 
 
 def adapters_of(given: Sequence[Adapter | FilePath]) -> tuple[Adapter, ...]:

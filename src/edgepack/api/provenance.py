@@ -5,30 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepack.api.trust import policy_for
 from edgepack.api.values import FilePath, optional_path
 from edgepack.packaging.derivation import read_derivation
 from edgepack.pipeline.rederive import Inputs, rederive
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
+    from edgepack.api.trust import Trusted
     from edgepack.packaging.derivation import Derivation
     from edgepack.pipeline.rederive import DerivationCheck
     from edgepack.progress import Progress
 
 
-def provenance(file: FilePath) -> Derivation:
+def provenance(file: FilePath, *, trusted: Trusted = ()) -> Derivation:
     """How a file was made: its derivation, which an export puts into every archive.
-
-    Whether the archive is signed, and by whom, is `edgepack.verify`'s question.
 
     Args:
         file: an `.edgepack`, or a GGUF with NAME.intoto.json beside it.
+        trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
 
     Raises:
         UsageError: no such file, or it has no derivation.
         ArchiveError, IntegrityError: the file is not sound.
+        CheckFailedError: nobody trusted signed it.
     """
-    return read_derivation(Path(file))
+    return read_derivation(Path(file), policy_for(trusted))
 
 
 def check_provenance(
@@ -39,6 +41,7 @@ def check_provenance(
     imatrix: FilePath | None = None,
     adapter: FilePath | None = None,
     text: FilePath | None = None,
+    trusted: Trusted = (),
     threads: int | None = None,
     progress: Progress = silent,
 ) -> DerivationCheck:
@@ -51,6 +54,7 @@ def check_provenance(
         imatrix: the importance matrix, likewise.
         adapter: the PEFT folder, likewise.
         text: what a wire's gate was judged on, likewise.
+        trusted: as in `provenance`.
         threads: workers; None for one a core.
         progress: told of every stretch of work.
 
@@ -59,4 +63,4 @@ def check_provenance(
         EdgepackError: whatever the export finds wrong.
     """
     inputs = Inputs(*map(optional_path, (calibration, imatrix, adapter, text)))
-    return rederive(Path(file), Path(model), inputs, threads, progress)
+    return rederive(Path(file), Path(model), inputs, policy_for(trusted), threads, progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.edge.llama.constraint_check import check_schema
+from edgepack.edge.llama.constraints.check import check_schema
 from edgepack.edge.llama.options import SamplingOptions
 from edgepack.errors import UsageError
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgepack.api.opening import OpenOptions, adapters_of, open_file
 from edgepack.api.trust import Trusted, policy_for
 from edgepack.edge.fit.choice import HOST_MEMORY, Fit, Fitter, FitWish
+from edgepack.edge.fit.contexts import ContextFit, by_context
 from edgepack.edge.fit.devices import cpu_features, find_device
 from edgepack.edge.fit.memory import mapped_weights
 from edgepack.edge.fit.opening import running_device, runtime_options
@@ -68,6 +69,7 @@ class FitResult:
         layers: of the model, the output layer counted.
         ctx_train: the context that the model was trained with.
         on_gpu: whether the device is a GPU.
+        contexts: how it is opened at one context after another.
     """
 
     device: str
@@ -92,6 +94,7 @@ class FitResult:
     layers: int
     ctx_train: int
     on_gpu: bool
+    contexts: tuple[ContextFit, ...] = ()
 
     def json(self) -> JsonObject:
         """The object that `edgepack fit --json` prints."""
@@ -130,10 +133,12 @@ def fit(
     shape = read_shape(header)
     on_cpu = where.id == "cpu"
     weights = mapped_weights(header, cpu_features()) if on_cpu else None
-    found = Fitter(shape, where, FitWish(ctx, kv_type, host_memory or HOST_MEMORY, cpu_weights=weights)).choose()
+    wish = FitWish(ctx, kv_type, host_memory or HOST_MEMORY, cpu_weights=weights)
+    found = Fitter(shape, where, wish).choose()
     if on_cpu and found.fits and probe and can_probe():
         found = replace(found, tokens_per_second=probed_tokens_per_second(shape, probe_cpu(header, shape)))
-    return _fit_result(found, shape, file.stat().st_size, header.file_bytes)
+    result = _fit_result(found, shape, file.stat().st_size, header.file_bytes)
+    return replace(result, contexts=by_context(shape, where, wish))
 
 
 def _fit_result(fit: Fit, shape: ModelShape, file_bytes: int, model_bytes: int) -> FitResult:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgepack.pipeline.outline import Json
 
 FilePath: TypeAlias = Union[str, "os.PathLike[str]"]
+ImageFile: TypeAlias = str | Path | bytes
 JsonObject: TypeAlias = "dict[str, Json]"
 
 

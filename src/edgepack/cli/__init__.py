@@ -6,11 +6,14 @@ It turns errors into one line and an exit code; all work is left to the parts.
 from __future__ import annotations
 
 import importlib
+import io
+import os
 import sys
 from typing import Any, NoReturn
 
 import click
 
+from edgepack.cli.heartbeat import beating
 from edgepack.cli.quiet import quiet_libraries
 from edgepack.errors import EdgepackError
 from edgepack.version import __version__
@@ -51,6 +54,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+_INTERRUPTED = 130
+
+
 class LazyGroup(click.Group):
     """A group that imports a command's module only when that command runs: `--help` stays quick."""
 
@@ -75,19 +81,34 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgepack")
-def root() -> None:
+@click.pass_context
+def root(context: click.Context) -> None:
     """From a Hugging Face checkpoint to one verified file that runs offline.
 
     Exit codes: 0 success, 1 a check that failed, 2 wrong usage, 3 checkpoint, 4 unsupported model,
     5 tokenizer, 6 GGUF, 7 archive, 8 NaN or infinity, 9 disk or memory, 10 llama.cpp, 11 missing package,
     12 calibration, 13 codec, 14 network, 130 interrupted.
     """
+    context.obj = context.with_resource(beating(context.invoked_subcommand, watched=sys.stderr.isatty()))
 
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code that `edgepack.errors` documents."""
     quiet_libraries()
-    sys.exit(execute(args))
+    _speak_utf8()
+    code = execute(args)
+    if code == _INTERRUPTED:  # llama.cpp may still be reading a model in a thread of its own: nobody waits for it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _speak_utf8() -> None:
+    """Text in and out is UTF-8 whatever the console's encoding is; what a terminal cannot show is replaced."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
 
 
 def execute(args: list[str] | None = None) -> int:
@@ -102,7 +123,7 @@ def execute(args: list[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("edgepack: interrupted", err=True)
-        return 130
+        return _INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 141

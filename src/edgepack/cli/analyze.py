@@ -29,6 +29,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--device", default="cpu", show_default=True, metavar="D", help="Torch device.")
 @click.option("--report", type=_PATH, metavar="OUT.html", help="Write a page with plots.")
 @click.option("-o", "--output", type=_PATH, metavar="OUT.json", help="Write all figures.")
+@click.option("--architecture", is_flag=True, help="Print the model's shape, memory and sizes; read no weights.")
 @json_option
 def command(
     model: Path,
@@ -39,9 +40,16 @@ def command(
     device: str,
     report: Path | None,
     output: Path | None,
+    architecture: bool,
     as_json: bool,
 ) -> None:
-    """Print spectra of MODEL's weights (a Hugging Face folder or a GGUF), and of its activations over a text."""
+    """Print spectra of MODEL's weights (a Hugging Face folder or a GGUF), and of its activations over a text.
+
+    With --architecture, print what MODEL is instead: its parts, memory by context length, targets and their sizes.
+    """
+    if architecture:
+        _architecture(model, as_json=as_json)
+        return
     from edgepack.api.analysis import analyze
     from edgepack.files.output import atomic_output, check_output
 
@@ -66,19 +74,49 @@ def command(
         _print(found)
 
 
+def _architecture(model: Path, *, as_json: bool) -> None:
+    from edgepack.api.analysis import architecture_of
+
+    found = architecture_of(model)
+    if as_json:
+        print_json(found.json())
+        return
+    from edgepack.cli.architecture import lines
+
+    click.echo("\n".join(lines(found)))
+
+
 def _print(found: ModelAnalysis) -> None:
     """Two tables on stdout."""
     head = f"{'eff. rank':>10} {'of':>6} {'k 90%':>6} {'95%':>6} {'99%':>6} {'at k=9':>8} {'k=22':>8}"
-    width = max(len(layer.name) for layer in found.weights)
+    width = max((len(layer.name) for layer in found.weights), default=20)
     click.echo(f"{'weight (centred)':<{width}} {head} {'× at 95%':>9} {'4-bit err':>10}")
     for layer in found.weights:
         error = "" if layer.sensitivity is None else f"{layer.sensitivity:10.5f}"
         compression = layer.as_json()["compression"]["95%"]
         click.echo(f"{layer.name:<{width}} {_line(layer.spectra['centred'])} {compression:9.2f} {error:>10}")
+    _print_summary(found)
     for block in found.activations:
         click.echo(f"\n{f'activations after block {block.block}':<{width}} {head}")
         for name, spectrum in block.spectra.items():
             click.echo(f"{name:<{width}} {_line(spectrum)}")
+
+
+def _print_summary(found: ModelAnalysis) -> None:
+    from edgepack.quantities import format_size
+
+    if (summary := found.summary) is None:
+        return
+    click.echo(
+        f"\ndegrees of freedom: mean {summary.mean_df:.1f}, median {summary.median_df:.1f} "
+        f"({summary.mean_share:.0%} and {summary.median_share:.0%} of full rank), {summary.matrices} matrices"
+    )
+    click.echo(f"recommended rank: {summary.meaning}")
+    click.echo(f"\ndense, F16: {format_size(summary.dense_bytes)}")
+    click.echo(f"{'k':>6} {'factors':>10} {'of dense':>9} {'variance':>9}")
+    for size in summary.sizes:
+        mark = "  recommended" if size.k == summary.recommended_k else ""
+        click.echo(f"{size.k:>6} {format_size(size.bytes):>10} {size.ratio:>9.0%} {size.kept:>9.1%}{mark}")
 
 
 def _line(spectrum: Spectrum) -> str:

@@ -31,6 +31,9 @@ def report(result: ExportResult) -> None:
     _tell_of_making(result.made)
     for path in result.adapters:
         note(f"{path}: {format_size(path.stat().st_size)}, a LoRA for llama.cpp to apply at run time")
+    if result.projector is not None:
+        size = format_size(result.projector.stat().st_size)
+        note(f"{result.projector}: {size}, what sees: llama.cpp takes it as --mmproj")
     outline = result.outline
     note(
         f"{result.output}: {format_size(result.bytes)} as {outline.label}, from {format_size(outline.source_bytes)},"

@@ -88,3 +88,15 @@ def _print(fit: FitResult, file: Path) -> None:
         rows.append(("speed", f"about {fit.tokens_per_second:,.{decimals}f} tokens/s ({how})"))
     for name, text in rows:
         click.echo(f"  {name:<18} {text}")
+    _print_contexts(fit)
+
+
+def _print_contexts(fit: FitResult) -> None:
+    """One line a context."""
+    layers = "  layers on the GPU" if fit.on_gpu else ""
+    click.echo(f"\n  {'context':>9}  {'KV cache':>16}  {'in all':>9}{layers}")
+    for row in fit.contexts:
+        cache = f"{format_size(row.kv)} as {row.kv_type}"
+        on_gpu = f"  {row.n_gpu_layers} of {fit.layers}" if fit.on_gpu else ""
+        verdict = "" if row.fits else "  DOES NOT FIT"
+        click.echo(f"  {row.ctx:>9,}  {cache:>16}  {format_size(row.total):>9}{on_gpu}{verdict}")

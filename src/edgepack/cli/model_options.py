@@ -76,6 +76,7 @@ def open_options(values: Mapping[str, Any]) -> OpenOptions:
         threads=values["threads"],
         adapters=tuple(parse_adapter(text) for text in values["adapters"]),
         own_adapters=not values["no_adapters"],
+        projector=values.get("mmproj"),  # of `run` and `serve`
         verify=values["verify"],
         engine=values["engine"],
         from_archive=FromArchive(values.get("from_archive", "never")),  # only `run` has the option

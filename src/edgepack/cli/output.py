@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgepack.cli.heartbeat import Heartbeat
 from edgepack.errors import UsageError
 from edgepack.quantities import parse_size
 
@@ -23,9 +24,15 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 @contextmanager
 def terminal_progress(label: str, total: int, unit: str = "B") -> Iterator[Callable[[int], object]]:
-    """A bar on stderr for work over half a second; nothing when stderr is not a terminal."""
+    """A bar on stderr for work over half a second; a line each minute when stderr is not a terminal."""
     if not sys.stderr.isatty():
-        yield lambda _amount: None
+        context = click.get_current_context(silent=True)
+        beating = None if context is None else context.find_object(Heartbeat)
+        if beating is None:
+            yield lambda _amount: None
+            return
+        with beating.stretch(label, total, unit) as advance:
+            yield advance
         return
     from tqdm import tqdm
 

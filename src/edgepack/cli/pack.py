@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @click.option("--level", type=click.IntRange(1, 19), default=10, show_default=True, help="zstd level.")
 @click.option("--no-dictionary", is_flag=True, help="Train no dictionaries.")
 @click.option("--include", multiple=True, type=click.Path(path_type=Path), help="Another file to put in; repeatable.")
+@click.option("--mmproj", type=click.Path(path_type=Path), metavar="FILE", help="The model's projector: what sees.")
 @click.option("--base", type=click.Path(path_type=Path), help="An older archive, to take chunks and dictionaries from.")
+@click.option("--release", metavar="N.N", help="The model's version: devices tell of one older than they have taken.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
 @click.option("--dry-run", is_flag=True, help="Only estimate the archive's size, from a sample.")
 @trust_options
@@ -32,7 +34,9 @@ def command(
     level: int,
     no_dictionary: bool,
     include: tuple[Path, ...],
+    mmproj: Path | None,
     base: Path | None,
+    release: str | None,
     trusted: TrustPolicy,
     threads: int | None,
     dry_run: bool,
@@ -47,7 +51,7 @@ def command(
     if as_json and output == STANDARD_STREAM:
         raise UsageError("--json and -o - both want standard output")
     if dry_run:
-        _estimate(file, output, include, level, as_json)
+        _estimate(file, output, (*include, *([] if mmproj is None else [mmproj])), level, as_json)
         return
     beside = file.with_name(f"{file.stem}-lora.gguf")
     if beside.is_file() and beside not in include:
@@ -58,7 +62,9 @@ def command(
         level=level,
         dictionary=not no_dictionary,
         include=include,
+        projector=mmproj,
         base=base,
+        release=release,
         trusted=trusted,
         threads=threads,
         progress=terminal_progress,

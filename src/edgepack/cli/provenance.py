@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.trust_options import trust_options
 from edgepack.errors import CheckFailedError
 
 if TYPE_CHECKING:
     from edgepack.packaging.derivation import Derivation
+    from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.pipeline.rederive import DerivationCheck
 
 _PATH = click.Path(path_type=Path)
@@ -27,22 +29,25 @@ _SHOWN = 20
 @click.option("--adapter", type=_PATH, metavar="DIR", help="Likewise the PEFT adapter.")
 @click.option("--text", type=_PATH, metavar="FILE", help="Likewise the text that a wire's gate was judged on.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
+@trust_options
 @json_option
-def command(file: Path, model: Path | None, threads: int | None, as_json: bool, **inputs: Path | None) -> int:
+def command(
+    file: Path, model: Path | None, threads: int | None, trusted: TrustPolicy, as_json: bool, **inputs: Path | None
+) -> int:
     """Show what FILE (an archive, or a GGUF with NAME.intoto.json beside it) was made from.
 
     With --check it is made again, in a temporary folder: the same bytes, or tensor by tensor what differs (exit 1).
     """
     from edgepack.api.provenance import check_provenance, provenance
 
-    derivation = provenance(file)
+    derivation = provenance(file, trusted=trusted)
     if model is None:
         if as_json:
             print_json(derivation.statement)
         else:
             click.echo("\n".join(_lines(file, derivation)))
         return 0
-    found = check_provenance(file, model, threads=threads, progress=terminal_progress, **inputs)
+    found = check_provenance(file, model, trusted=trusted, threads=threads, progress=terminal_progress, **inputs)
     if as_json:
         print_json({**asdict(found), "same": found.same})
     else:

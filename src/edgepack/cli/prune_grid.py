@@ -41,7 +41,7 @@ def command(
     ctx: int | None, max_chunks: int | None, blockwise: bool | None, threads: int, device: str,
     min_agreement: float, dry_run: bool, as_json: bool,
 ) -> int:  # fmt: skip
-    """Prune MODEL, a Hugging Face folder, to each sparsity; print perplexity, agreement and archive size of each.
+    """Prune MODEL, a folder or a GGUF, to each sparsity; print perplexity, agreement and archive size of each.
 
     Picked is the smallest archive whose first choices equal MODEL's in --min-agreement of all tokens or more; of
     equal archives the one that agrees more. Exits with 1 when no level agrees that much. No file is kept: the line

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--prompt", help="Text to continue; - reads it from the input. Without it: a chat.")
-@click.option("--chat", is_flag=True, help="Ask --prompt as a question, through the chat template.")
+@click.option("--prompt", help="A question (where there is a chat template); - reads the input. Without it: a chat.")
+@click.option("--raw", is_flag=True, help="Continue --prompt as it stands.")
+@click.option("--chat", is_flag=True, help="Ask --prompt through the chat template, or fail where there is none.")
 @click.option("--system", default="", help="A system message for the chat.")
 @click.option("--template", metavar="NAME|FILE", help="Chat template: one that llama.cpp knows, or a Jinja file.")
 @click.option("--max-tokens", "-n", type=click.IntRange(min=-1), default=-1, help="Stop after these.  [default: none]")
@@ -36,19 +37,38 @@ if TYPE_CHECKING:
     help="Decode an archive's model into memory instead of installing it; auto: when the disk has no room for it.",
 )  # fmt: skip
 @click.option("--prompt-cache", type=click.Path(path_type=Path), help="Keep the evaluated system prompt in this file.")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="An image that --prompt is about: PNG, JPEG, GIF or BMP; repeatable.",
+)
+@click.option(
+    "--mmproj",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The projector for --image.  [default: the archive's own]",
+)
 @opening_options
 @sampling_options
 @json_option
 def command(file: Path, **values: Any) -> None:
     """Run the model in FILE, a GGUF or an archive (which is installed first).
 
-    With --prompt the text is continued; without it you chat, where the model has a chat template.
+    With --prompt it answers once: a question where the model has a chat template, else the text is continued. Without
+    it you chat.
     """
     chosen = sampling(values)
     with prepared(file, values, values["template"]) as model:
-        wants_chat = values["chat"] or values["prompt"] is None
+        if values["raw"] and (values["chat"] or values["prompt"] is None):
+            raise UsageError("--raw: expected --prompt and no --chat with it")
+        wants_chat = not values["raw"] and (values["chat"] or values["prompt"] is None or model.can_chat)
         if values["as_json"] and values["prompt"] is None:
             raise UsageError("--json: expected --prompt with it")
+        if values["images"]:
+            _check_images(model, values)
         if wants_chat:  # whatever can be wrong with the template is told before a large model is loaded
             model.chat_template()
         model.open()
@@ -56,6 +76,13 @@ def command(file: Path, **values: Any) -> None:
             _chat(model, values, chosen)
         else:
             _complete(model, values, chosen)
+
+
+def _check_images(model: Model, values: Mapping[str, Any]) -> None:
+    """Whatever can be wrong with images is told before a large model is loaded."""
+    if values["prompt"] is None:
+        raise UsageError("--image: expected --prompt with it, the question about the image")
+    model.check_sight(values["images"])
 
 
 def _prompt(text: str) -> str:
@@ -73,11 +100,9 @@ def _complete(model: Model, values: Mapping[str, Any], chosen: SamplingOptions) 
         _show(prompt)
     answer = model.complete(
         prompt, max_tokens=values["max_tokens"], stop=values["stops"], sampling=chosen,
-        context_shift=values["ctx_shift"], stream=True,
+        context_shift=values["ctx_shift"], images=values["images"], stream=True,
     )  # fmt: skip
     _tell(model, prompt, answer, as_json=as_json)
-    if model.can_chat and not as_json:
-        note("(the model has a chat template: --chat asks the prompt as a question)")
     if model.abort:
         raise KeyboardInterrupt
 
@@ -125,7 +150,7 @@ def _ask(model: Model, values: Mapping[str, Any], chosen: SamplingOptions) -> No
     system = [{"role": "system", "content": values["system"]}] if values["system"] else []
     answer = model.chat(
         [*system, {"role": "user", "content": question}], max_tokens=values["max_tokens"], stop=values["stops"],
-        sampling=chosen, context_shift=values["ctx_shift"], stream=True,
+        sampling=chosen, context_shift=values["ctx_shift"], images=values["images"], stream=True,
     )  # fmt: skip
     _tell(model, question, answer, as_json=values["as_json"])
     if model.abort:

@@ -21,7 +21,12 @@ from edgepack.errors import UsageError
 @click.option("--allow-origin", "origins", multiple=True, metavar="URL", help="Let this website use it; repeatable.")
 @click.option("--parallel", type=click.IntRange(1, 64), help="Requests answered at once.  [default: 4 where they fit]")
 @click.option("--template", metavar="NAME|FILE", help="Chat template: one that llama.cpp knows, or a Jinja file.")
-@click.option("--mmproj", type=click.Path(path_type=Path), metavar="FILE", help="Projector: the model sees images.")
+@click.option(
+    "--mmproj",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Projector: the model sees images.  [default: the archive's own]",
+)
 @opening_options
 @json_option
 def command(file: Path, **values: Any) -> None:
@@ -34,8 +39,8 @@ def command(file: Path, **values: Any) -> None:
     options = ServerOptions(values["host"], values["port"], values["api_key"], file.stem, values["origins"])
     check_address(options)
     if values["engine"] == "llama-cpp-python":
-        raise UsageError("--engine llama-cpp-python: it has no server of its own; expected auto or xllamacpp")
-    values["engine"] = "xllamacpp"
+        raise UsageError("--engine: serve runs on xllamacpp")
+    values["engine"] = "xllamacpp"  # what fits is that engine's business, GPUs included
     source, wish = open_file(file, open_options(values), terminal_progress, note)
     template = opening.served_template(source, values["template"], str(file))
     if not template[0] and "text" in opening.tasks_of(source.header):
@@ -44,7 +49,7 @@ def command(file: Path, **values: Any) -> None:
         opened = runtime_options(source.header, wish)
         slots = opening.slots_that_fit(source.header, opened, wish.device, values["parallel"])
         facts = opening.served_facts(source, options.name, opened.n_ctx, slots, has_template=bool(template[0]))
-        settings = opening.engine_settings(source, opened, facts, template, values["mmproj"])
+        settings = opening.engine_settings(source, opened, facts, template)
         address = f"http://{options.host}:{listener.getsockname()[1]}"
 
         def ready(served: Any) -> None:

@@ -23,6 +23,7 @@ def command() -> None:
 @json_option
 def list_keys(as_json: bool) -> None:
     """Print every trusted key."""
+    from edgepack.packaging.trust.policy import today
     from edgepack.packaging.trust.store import read_store, store_path
 
     keys = read_store()
@@ -30,21 +31,29 @@ def list_keys(as_json: bool) -> None:
         print_json({"store": str(store_path()), "keys": [asdict(key) for key in keys]})
         return
     for key in keys:
-        click.echo(f"ed25519 {key.key}  {key.added}  {key.name}")
+        against = key.reason_against(today())
+        until = f"  until {key.expires}" if key.expires and not against else ""
+        whose = f" <{key.identity}>" if key.identity else ""
+        refused = f"  NOT TRUSTED: {against}" if against else ""
+        click.echo(f"ed25519 {key.key}  {key.added}  {key.name}{whose}{until}{refused}")
     note(f"{len(keys)} keys in {store_path()}{'' if keys else ': archives of anybody are taken'}")
 
 
 @command.command("add")
 @click.argument("key", type=click.Path(path_type=Path))
 @click.option("--name", help="What you call it [the file's name].")
+@click.option("--identity", default="", help="Whose it is: an address, a page, a repository.")
+@click.option("--expires", default="", metavar="YYYY-MM-DD", help="The last day on which what it signed is taken.")
 @json_option
-def add_key(key: Path, name: str | None, as_json: bool) -> None:
+def add_key(key: Path, name: str | None, identity: str, expires: str, as_json: bool) -> None:
     """Trust archives that KEY (keygen's KEY.pub) signed."""
     from edgepack.packaging.trust.signatures import load_public_key
-    from edgepack.packaging.trust.store import TrustedKey, added, read_store, write_store
+    from edgepack.packaging.trust.store import TrustedKey, added, check_day, read_store, write_store
 
+    if expires:
+        check_day(expires, "--expires")
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    new = TrustedKey(load_public_key(key).hex(), name or key.stem, now)
+    new = TrustedKey(load_public_key(key).hex(), name or key.stem, now, identity, expires)
     store = write_store(added(read_store(), new))
     if as_json:
         print_json({"store": str(store), "key": asdict(new)})
@@ -65,3 +74,19 @@ def remove_key(which: str, as_json: bool) -> None:
         print_json({"store": str(store), "key": asdict(gone)})
         return
     note(f"{store}: no longer trusts ed25519 {gone.key} ('{gone.name}')")
+
+
+@command.command("revoke")
+@click.argument("which", metavar="NAME|KEY")
+@json_option
+def revoke_key(which: str, as_json: bool) -> None:
+    """Take no archive of a key any more, and say so by its name: it stays in the store, unlike one that is removed."""
+    from edgepack.packaging.trust.store import read_store, revoked, write_store
+
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    keys, gone = revoked(read_store(), which, now)
+    store = write_store(keys)
+    if as_json:
+        print_json({"store": str(store), "key": asdict(gone)})
+        return
+    note(f"{store}: ed25519 {gone.key} ('{gone.name}') is revoked")

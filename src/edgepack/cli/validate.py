@@ -62,6 +62,10 @@ def command(
         if gates.judges_weights:
             raise UsageError("--max-mean-error and --max-tensor-error compare weights: give --reference")
         return _replay(candidate, gates, options, as_json=as_json)
+    from edgepack.api.embedders import gives_embeddings
+
+    if reference.suffix != ".edgeref" and gives_embeddings(candidate, options.trust or ()):
+        return _embeddings(candidate, reference, text_path, gates, options, as_json=as_json)
     result = validate(
         candidate, reference, text=text_path, min_agreement=min_agreement, max_kl=max_kl,
         max_perplexity_ratio=max_perplexity_ratio, max_mean_error=max_mean_error, max_tensor_error=max_tensor_error,
@@ -79,6 +83,32 @@ def command(
     else:
         _suggest(result.candidate.bytes, reference, text_path, result.gates, options)
     return CheckFailedError.exit_code
+
+
+def _embeddings(
+    candidate: Path, reference: Path, text: Path | None, gates: Gates, options: ScoringOptions, *, as_json: bool
+) -> int:
+    """An embedder has no next token: its embeddings are compared."""
+    from edgepack.api.embedders import validate_embeddings
+
+    if gates.max_kl or gates.max_perplexity_ratio or gates.judges_weights:
+        raise UsageError(f"'{candidate}' gives embeddings: expected no gate but --min-agreement")
+    found = validate_embeddings(
+        candidate, reference, text=text, min_agreement=gates.min_agreement, threads=options.threads or None,
+        trusted=options.trust or (), progress=terminal_progress,
+    )  # fmt: skip
+    if as_json:
+        print_json(found.json())
+    else:
+        told, (low, high) = found.agreement, found.agreement.retrieval_interval
+        click.echo(f"{candidate.name} against {found.reference}: {told.texts} texts, {found.origin}")
+        click.echo(f"\ncosine            mean {told.mean_cosine:.6f}   5 % below {told.low_cosine:.6f}   "
+                   f"least {told.least_cosine:.6f}")  # fmt: skip
+        click.echo(f"nearest text      {told.retrieval_agreement:.2%} the same   95 % interval {low:.2%} to {high:.2%}")
+        click.echo(f"ten nearest       {told.overlap:.2%} of them shared")
+    for gate in found.gates:
+        note(f"{'passed' if gate.passed else 'FAILED'} {gate.name}: {gate.detail}")
+    return 0 if found.passed else CheckFailedError.exit_code
 
 
 def _may_help(candidate: Candidate) -> bool:

@@ -43,6 +43,12 @@ CHAT_TEMPLATES = "tokenizer.chat_templates"  # names of further ones, each under
 ADAPTER_TYPE = "adapter.type"
 ADAPTER_ALPHA = "adapter.lora.alpha"
 
+# Of projectors: what sees, beside the model that reads (llama.cpp's tools/mtmd/clip-impl.h).
+PROJECTOR_ARCHITECTURE = "clip"
+PROJECTOR_TYPE = "clip.projector_type"
+PROJECTOR_TYPE_OF_VISION = "clip.vision.projector_type"  # where a file hears too
+PROJECTOR_WIDTH = "clip.vision.projection_dim"  # of the embeddings that the model reads
+
 # Of files quantised with an importance matrix.
 QUANTIZE = "quantize."
 IMATRIX = "quantize.imatrix."

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _EXPECTED = {(GGUF,): "a gguf target", (CODED,): "an edge target", (WIRE,): "--target wire",
              (GGUF, CODED): "a gguf or an edge target"}  # fmt: skip
 
+# What a projector takes that is written alone.
+_OF_PROJECTORS = frozenset({"mmproj", "mmproj_type", "output", "dry_run", "threads"})
+
 
 @dataclass(frozen=True)
 class Conflict:
@@ -63,11 +66,16 @@ CONFLICTS: tuple[Conflict, ...] = (
              "--skip-harmful: coding shows which stages help; expected no --dry-run with it"),
     Conflict(lambda r: r.target is None and r.is_gated and (r.max_size or r.shard_size) is not None,
              "--min-agreement and its like choose the target: expected no --max-size or --shard-size"),
+    Conflict(lambda r: r.mmproj_type is not None and not r.mmproj, "--mmproj-type: expected --mmproj with it"),
+    Conflict(lambda r: r.mmproj and _from_file(r),
+             "--mmproj: expected a Hugging Face folder, got the file '{model}'"),
+    Conflict(lambda r: r.only_sees and r.packs,
+             "--mmproj with --pack: an archive holds a model, expected --target with them"),
     Conflict(lambda r: r.target is None and r.judges_weights,
              "--max-mean-error and --max-tensor-error judge one file: expected --target"),
     Conflict(lambda r: r.dry_run and r.judges_weights,
              "--max-mean-error and --max-tensor-error look at weights: expected no --dry-run with them"),
-    Conflict(lambda r: r.target is None and r.max_size is None and (not r.is_gated or r.dry_run),
+    Conflict(lambda r: not r.only_sees and r.target is None and r.max_size is None and (not r.is_gated or r.dry_run),
              "export: expected --target, or --max-size to take the largest that fits"),
 )  # fmt: skip
 
@@ -85,6 +93,10 @@ def check_request(request: ExportRequest) -> None:
     for conflict in CONFLICTS:
         if conflict.holds(request):
             raise UsageError(conflict.text.format(model=request.model, target=request.target, output=request.output))
+    if request.only_sees:
+        for name, declared in given.items():
+            if name not in _OF_PROJECTORS:
+                raise UsageError(f"{declared.name}: expected --target with it: --mmproj alone writes what sees")
     for declared in given.values():
         if request.has_passes and not declared.beside_passes:
             raise UsageError(f"{declared.name}: not together with --recipe or --pass")

@@ -51,7 +51,7 @@ class Recorder:
 
     def write(self, made: Made, path: Path) -> Path:
         """Write the derivation of what was made to `path`; gives `path`."""
-        path.write_bytes(encode(self.derivation(made.outline, (*made.files, *made.adapters))))
+        path.write_bytes(encode(self.derivation(made.outline, (*made.files, *made.beside))))
         return path
 
     def derivation(self, outline: Outline, made: tuple[Path, ...]) -> Derivation:

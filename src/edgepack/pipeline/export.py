@@ -6,13 +6,15 @@ import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from edgepack.files.output import check_output
 from edgepack.pipeline.accepted import check_request
 from edgepack.pipeline.goals.ladder import Reached, fitting, reach_gates, reach_given, reach_size
 from edgepack.pipeline.makers.opened import opened_checkpoint, separate_adapter, with_original, work_of
 from edgepack.pipeline.makers.separate import SUFFIX, SeparateAdapter, WithAdapter
 from edgepack.pipeline.options import CODED, WIRE
+from edgepack.pipeline.outline import Made
 from edgepack.pipeline.ship import Shipment
 
 if TYPE_CHECKING:
@@ -25,11 +27,14 @@ if TYPE_CHECKING:
     from edgepack.export.recipe.work import Passes
     from edgepack.pipeline.goals.judging import Judge, Rung
     from edgepack.pipeline.goals.ladder import Maker
+    from edgepack.pipeline.makers.projector import ProjectorFile
     from edgepack.pipeline.makers.wire import WireMaker
-    from edgepack.pipeline.outline import Json, Made, Outline
+    from edgepack.pipeline.outline import Json, Outline
     from edgepack.pipeline.request import ExportRequest
     from edgepack.quant.codecs.targets import EdgeTarget
     from edgepack.quant.types.targets import Target
+
+Step = TypeVar("Step")
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class ExportResult:
         outline: of the file.
         made: what was written; None of a dry run.
         adapters: LoRA files beside the output.
+        projector: the file of what sees beside the output, or None.
         tried: what a search judged, in order.
         validation: the file held against its original, where that was asked for.
         gates: the bars that it had to clear.
@@ -54,9 +60,15 @@ class ExportResult:
     outline: Outline
     made: Made | None
     adapters: tuple[Path, ...]
+    projector: Path | None
     tried: tuple[Rung, ...]
     validation: FidelityRun | None
     gates: Gates
+
+    @property
+    def beside(self) -> tuple[Path, ...]:
+        """Every file that belongs to the model: adapters, and what sees."""
+        return (*self.adapters, *([] if self.projector is None else [self.projector]))
 
     @property
     def passed(self) -> bool:
@@ -74,6 +86,8 @@ class ExportResult:
             found["limits"] = list(self.outline.limits)
         if SUFFIX in self.outline.beside and self.output.suffix != ".edgepack":
             found["adapter"] = str(self.output.with_name(f"{self.output.stem}{SUFFIX}.gguf"))
+        if self.outline.projector is not None and self.output.suffix != ".edgepack":
+            found["projector"] = str(self.output.with_name(self.outline.projector))
         if self.made is not None:
             found["passes"] = [dict(figures) for figures in self.made.figures]
             found["notes"] = list(self.made.notes)
@@ -110,6 +124,8 @@ def run_export(request: ExportRequest) -> ExportResult:
     """
     check_request(request)
     started = time.monotonic()
+    if request.only_sees:
+        return _projector_alone(request, started)
     with with_original(request) as opened:
         return _exported(opened, started)
 
@@ -125,8 +141,22 @@ def _exported(request: ExportRequest, started: float) -> ExportResult:
     judged = _verdict(request, reached) if request.judges_weights or (asked and not reached.tried) else None
     return ExportResult(
         shipped.path, shipped.bytes, time.monotonic() - started, shipped.made.outline, shipped.made, shipped.adapters,
-        reached.tried, judged, gates_of(request),
+        shipped.projector, reached.tried, judged, gates_of(request),
     )  # fmt: skip
+
+
+def _projector_alone(request: ExportRequest, started: float) -> ExportResult:
+    """The projector's file, under its own name."""
+    from edgepack.pipeline.makers.projector import ProjectorFile
+
+    if request.path is not None:
+        check_output(request.path, force=True)
+    projector = ProjectorFile(request)
+    path, outline = request.path or Path(projector.name), projector.outline
+    check_output(path, None if request.dry_run else outline.bytes, force=True)
+    made = None if request.dry_run else Made(outline, (projector.write(path),))
+    seconds = time.monotonic() - started
+    return ExportResult(path, outline.bytes, seconds, outline, made, (), None, (), None, gates_of(request))
 
 
 @contextmanager
@@ -144,7 +174,7 @@ def _planned(request: ExportRequest, passes: Passes | None, started: float) -> E
     outline, shipment = _outline(request, passes), Shipment(request)
     shipment.check(outline)
     path, seconds = shipment.path_for(outline), time.monotonic() - started
-    return ExportResult(path, outline.bytes, seconds, outline, None, (), (), None, gates_of(request))
+    return ExportResult(path, outline.bytes, seconds, outline, None, (), None, (), None, gates_of(request))
 
 
 def _outline(request: ExportRequest, passes: Passes | None) -> Outline:
@@ -186,7 +216,7 @@ def _gguf(request: ExportRequest, passes: Passes | None) -> tuple[Maker[Target],
     maker = open_gguf(request, passes)
     ladder = maker.ladder if given is None else (given,)
     adapter = _beside(request)
-    return (maker if adapter is None else WithAdapter(maker, adapter)), ladder
+    return _seeing(maker if adapter is None else WithAdapter(maker, adapter), request), ladder
 
 
 def _coded(request: ExportRequest, passes: Passes | None) -> tuple[Maker[EdgeTarget], EdgeTarget]:
@@ -196,13 +226,28 @@ def _coded(request: ExportRequest, passes: Passes | None) -> tuple[Maker[EdgeTar
 
     target = find_edge_target(request.target or "")
     maker, adapter = open_coded(request, passes), _beside(request)
-    return (maker if adapter is None else WithAdapter(maker, adapter)), target
+    return _seeing(maker if adapter is None else WithAdapter(maker, adapter), request), target
 
 
 def _wire(request: ExportRequest, passes: Passes | None) -> WireMaker:
     from edgepack.pipeline.makers.wire import WireMaker
 
-    return WireMaker(request, passes, _beside(request))
+    return WireMaker(request, passes, _beside(request), _eyes(request))
+
+
+def _seeing(maker: Maker[Step], request: ExportRequest) -> Maker[Step]:
+    """The maker, with what sees beside its files where that was asked for."""
+    from edgepack.pipeline.makers.projector import WithProjector
+
+    eyes = _eyes(request)
+    return maker if eyes is None else WithProjector(maker, eyes)
+
+
+def _eyes(request: ExportRequest) -> ProjectorFile | None:
+    """What sees, where that was asked for."""
+    from edgepack.pipeline.makers.projector import ProjectorFile
+
+    return ProjectorFile(request) if request.mmproj else None
 
 
 def _beside(request: ExportRequest) -> SeparateAdapter | None:

@@ -62,6 +62,7 @@ class Outline:
         least_packed_share: no archive of such a file was ever a smaller share of it (tools/bench_archive.py).
         is_exact: whether `shipped_bytes` is exact.
         beside: ends of the names of adapters beside the file, after its stem.
+        projector: name of the file beside it that holds what sees; None where there is none.
         limits: a line each on what the source's files say differently or the file cannot hold.
     """
 
@@ -75,6 +76,7 @@ class Outline:
     least_packed_share: float = 0.0
     is_exact: bool = True
     beside: tuple[str, ...] = ()
+    projector: str | None = None
     limits: tuple[str, ...] = ()
 
 
@@ -86,6 +88,7 @@ class Made:
         outline: of the file that was made.
         files: the GGUF, or its shards.
         adapters: LoRA files that belong to it.
+        projector: the file of what sees that belongs to it, or None.
         archive: the GGUF packed, where making it had to pack it.
         figures: what passes measured, one mapping a pass.
         notes: a line each on what was skipped and why.
@@ -96,6 +99,7 @@ class Made:
     outline: Outline
     files: tuple[Path, ...]
     adapters: tuple[Path, ...] = ()
+    projector: Path | None = None
     archive: Path | None = None
     figures: tuple[Mapping[str, Json], ...] = ()
     notes: tuple[str, ...] = ()
@@ -108,9 +112,14 @@ class Made:
         return self.files[0]
 
     @property
+    def beside(self) -> tuple[Path, ...]:
+        """What belongs to the model: adapters, and what sees."""
+        return (*self.adapters, *([] if self.projector is None else [self.projector]))
+
+    @property
     def shipped_bytes(self) -> int:
-        """Of the files and adapters."""
-        return sum(path.stat().st_size for path in (*self.files, *self.adapters))
+        """Of the files and what belongs to them."""
+        return sum(path.stat().st_size for path in (*self.files, *self.beside))
 
 
 def rows_of(plan: ExportPlan) -> tuple[TensorRow, ...]:

@@ -19,7 +19,7 @@ from edgepack.errors import UsageError
 from edgepack.pipeline.accepted import check_request
 from edgepack.pipeline.export import run_export
 from edgepack.pipeline.fidelity import open_reference
-from edgepack.pipeline.makers.opened import opened_checkpoint, read_request_recipe
+from edgepack.pipeline.makers.opened import opened_checkpoint, read_request_recipe, with_original
 from edgepack.pipeline.request import ExportRequest
 from edgepack.progress import Progress, silent
 from edgepack.quant.passes.prune.grid import Level
@@ -70,6 +70,7 @@ class GridRequest:
         return ExportRequest(
             self.model, self.target, progress=self.progress, calibration=self.calibration, device=self.device,
             passes=(self.pass_for(sparsity),), threads=self.scoring.threads or None,
+            allow_requantize=self.model.is_file(),  # an experiment: what is kept is made by `edgepack export`
         )  # fmt: skip
 
 
@@ -80,7 +81,7 @@ class PruneGrid:
         request: what is asked for.
 
     Raises:
-        UsageError: a target that is none of ggml's types, a model that is no folder, a text that cannot be read.
+        UsageError: a target that is none of ggml's types, a text that cannot be read.
     """
 
     def __init__(self, request: GridRequest) -> None:
@@ -129,7 +130,9 @@ class PruneGrid:
         from edgepack.export.recipe.work import Passes, RecipeOptions
         from edgepack.pipeline.makers.gguf import open_gguf
 
-        export, (checkpoint, tokens) = self._request.export_of(sparsity), self._calibration
+        checkpoint, tokens = self._calibration
+        original = checkpoint if self._request.model.is_file() else None
+        export = replace(self._request.export_of(sparsity), original=original)
         options = RecipeOptions(folder, device=export.device, tokens=tokens, progress=export.progress)
         passes = Passes(checkpoint, read_request_recipe(export), options)
         made = open_gguf(export, passes).make(find_target(self._request.target), folder / "model.gguf")
@@ -140,7 +143,7 @@ class PruneGrid:
     def _calibration(self) -> tuple[Checkpoint, NDArray[np.int64]]:
         from edgepack.export.recipe.calibration import calibration_tokens
 
-        export = self._request.export_of(0.0)
+        export = self._opened.enter_context(with_original(self._request.export_of(0.0)))
         checkpoint = opened_checkpoint(export)
         return checkpoint, calibration_tokens(checkpoint, read_request_recipe(export), export.device)
 

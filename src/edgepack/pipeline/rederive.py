@@ -17,7 +17,7 @@ from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import is_archive, open_archive
 from edgepack.packaging.derivation import read_derivation
-from edgepack.packaging.format import Role
+from edgepack.packaging.trust.policy import ANYONE
 from edgepack.pipeline.derivation import FILES, RECIPE, model_files, versions
 from edgepack.pipeline.export import run_export
 from edgepack.pipeline.options import WIRE
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgepack.gguf.reader import GGUFHeader
     from edgepack.gguf.types import Value
     from edgepack.packaging.derivation import Derivation, Digested
+    from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
 
 _SAFE_NAME = re.compile(r"[^/\\\0]+")
@@ -81,7 +82,12 @@ class Inputs:
 
 
 def rederive(
-    file: Path, model: Path, inputs: Inputs | None = None, threads: int | None = None, progress: Progress = silent
+    file: Path,
+    model: Path,
+    inputs: Inputs | None = None,
+    trust: TrustPolicy | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
 ) -> DerivationCheck:
     """Make `file` again from `model` as its derivation says, in a temporary folder, and compare.
 
@@ -89,23 +95,25 @@ def rederive(
         file: an archive, or a GGUF with its derivation beside it.
         model: a second copy of what it was made from: a Hugging Face folder or a GGUF.
         inputs: what else the derivation names.
+        trust: whose archives are taken; the user's trust store by default.
         threads: workers; their number changes no byte.
         progress: told of every stretch of work.
 
     Raises:
         UsageError: no derivation, or an input that it names was not given.
         ArchiveError, IntegrityError: the file is not sound.
+        CheckFailedError: nobody trusted signed it.
         EdgepackError: whatever the export finds wrong.
     """
     inputs = inputs or Inputs()
-    derivation = read_derivation(file)
+    derivation = read_derivation(file, trust)
     files = {role: path for name, role in FILES.items() if (path := getattr(inputs, name)) is not None}
     _check_given(derivation, files)
     sources = tuple(_source_differences(derivation, model, files))
     with tempfile.TemporaryDirectory(prefix="edgepack-check-") as folder:
         request = _request(derivation, model, files, Path(folder), threads, progress)
         made = run_export(request)
-        again, others = _contents(made.output), _others(made.output, made.adapters)
+        again, others = _contents(made.output), _others(made.output, made.beside)
     there = _contents(file)
     if there.sha256 != derivation.subjects[0].sha256:
         sources = (f"the derivation is of another file: it says {derivation.subjects[0].sha256}", *sources)
@@ -231,7 +239,7 @@ def _contents(file: Path) -> _Contents:
     if not is_archive(file):
         header = read_header(file)
         return _Contents(file_sha256(file), header.metadata, _tensors(header, _digests(file, header)))
-    with open_archive(file) as archive:  # its index has every digest: nothing is restored
+    with open_archive(file, ANYONE) as archive:  # its index has every digest: nothing is restored
         header, main = archive.gguf_header(), archive.main
         digests = {segment.entry.name: segment.entry.sha256 for segment in main.segments if segment.entry.name}
         return _Contents(main.sha256, header.metadata, _tensors(header, digests))
@@ -265,22 +273,21 @@ def _differences(there: _Contents, again: _Contents) -> Iterator[str]:
             yield f"tensor '{name}': {ours[0]}, other bytes"
 
 
-def _others(output: Path, adapters: tuple[Path, ...]) -> dict[str, str]:
+def _others(output: Path, beside: tuple[Path, ...]) -> dict[str, str]:
     """Name → SHA-256 of the other GGUFs that were made."""
     if not is_archive(output):
-        return {path.name: file_sha256(path) for path in adapters}
+        return {path.name: file_sha256(path) for path in beside}
     return _members(output)
 
 
 def _members(file: Path) -> dict[str, str]:
     """Name → SHA-256 of an archive's GGUFs beside the model."""
-    with open_archive(file) as archive:
-        found = [member for member in archive.members if member.role is Role.GGUF and member is not archive.main]
-        return {PurePosixPath(member.name).name: member.sha256 for member in found}
+    with open_archive(file, ANYONE) as archive:
+        return {PurePosixPath(member.name).name: member.sha256 for member in archive.beside}
 
 
 def _other_differences(derivation: Derivation, file: Path, again: Mapping[str, str]) -> Iterator[str]:
-    """A line for each adapter that differs between what is said, what lies in the archive, and what was made again."""
+    """A line for each other file that differs between what is said, what the archive holds, what is made."""
     there = _members(file) if is_archive(file) else None
     for said in derivation.subjects[1:]:
         if there is not None and there.get(said.name) != said.sha256:

@@ -159,6 +159,17 @@ class ExportRequest:
         Option("--for-device", "For wire: a device that must hold the host, such as gtx-1660.", (WIRE,), "text", "D"),
     )
 
+    # What sees, beside the model that reads.
+    mmproj: bool = option(
+        False,
+        Option(
+            "--mmproj", "Also write what sees: a projector GGUF for llama.cpp; without --target it alone.", value="flag"
+        ),
+    )
+    mmproj_type: str | None = option(
+        None, Option("--mmproj-type", "Its type: f16 (default), bf16, q8_0 or f32.", value="text", metavar="TYPE")
+    )
+
     # What is done to the weights before they are written.
     recipe: StrPath | None = option(None, Option("--recipe", "Passes on the weights, in order.", metavar="TOML"))
     passes: tuple[str, ...] = option(
@@ -274,6 +285,11 @@ class ExportRequest:
     def has_passes(self) -> bool:
         """Whether weights are changed first."""
         return self.recipe is not None or bool(self.passes)
+
+    @property
+    def only_sees(self) -> bool:
+        """Whether the projector alone is written."""
+        return self.mmproj and self.target is None and self.max_size is None and not self.is_gated
 
     @property
     def needs_checkpoint(self) -> bool:

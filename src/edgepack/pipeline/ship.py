@@ -33,12 +33,14 @@ class Shipped:
         path: the GGUF, its first shard, or the archive.
         files: every file of the model.
         adapters: LoRA files beside it; an archive holds its own.
+        projector: the file of what sees beside it, likewise.
     """
 
     made: Made
     path: Path
     files: tuple[Path, ...]
     adapters: tuple[Path, ...] = ()
+    projector: Path | None = None
 
     @property
     def bytes(self) -> int:
@@ -48,7 +50,8 @@ class Shipped:
     @property
     def total_bytes(self) -> int:
         """Of everything."""
-        return self.bytes + sum(path.stat().st_size for path in self.adapters)
+        beside = (*self.adapters, *([] if self.projector is None else [self.projector]))
+        return self.bytes + sum(path.stat().st_size for path in beside)
 
 
 class Shipment:
@@ -74,7 +77,7 @@ class Shipment:
             check_output(self._request.path, force=True)
 
     def check(self, outline: Outline) -> None:
-        """Check before long work that the output can be written; raises as `atomic_file.check_output`."""
+        """Check before long work that the output can be written; raises as `files.output.check_output`."""
         check_output(self.path_for(outline), None if self._request.dry_run else outline.bytes, force=True)
 
     @contextmanager
@@ -102,7 +105,7 @@ class Shipment:
         files = _moved(made, self.scratch_name(made.outline, folder))  # members have the names that files would have
         archive, threads = folder / "archive.edgepack", self._request.threads
         origin = self._recorder.write(files, folder / MEMBER)
-        include = (*files.adapters, origin)
+        include = (*files.beside, origin)
         pack_archive(files.gguf, archive, include=include, threads=threads, progress=self._request.progress)
         return replace(files, archive=archive)
 
@@ -121,13 +124,14 @@ class Shipment:
         moved = made if made.gguf == path or len(made.files) > 1 else _moved(made, path)
         if self._request.provenance:
             with atomic_output(beside_path(moved.gguf)) as stream:
-                stream.write(encode(self._recorder.derivation(moved.outline, (*moved.files, *moved.adapters))))
-        return Shipped(moved, moved.gguf, moved.files, moved.adapters)
+                stream.write(encode(self._recorder.derivation(moved.outline, (*moved.files, *moved.beside))))
+        return Shipped(moved, moved.gguf, moved.files, moved.adapters, moved.projector)
 
 
 def _moved(made: Made, path: Path) -> Made:
-    """The same files with the GGUF at `path` and its adapters beside it."""
+    """The same files with the GGUF at `path`, its adapters and what sees beside it."""
     adapters = tuple(
         each.replace(path.with_name(each.name.replace(made.gguf.stem, path.stem, 1))) for each in made.adapters
     )
-    return replace(made, files=(made.gguf.replace(path),), adapters=adapters)
+    projector = None if made.projector is None else made.projector.replace(path.with_name(made.projector.name))
+    return replace(made, files=(made.gguf.replace(path),), adapters=adapters, projector=projector)

@@ -2,81 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
-from typing import TYPE_CHECKING
 
 import pytest
 import sentencepiece
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from references.trained_tokenizers import (
+    BYTE_TOKENS,
+    as_merge_list,
+    llama_style_model,
+    train_sentencepiece,
+    write_escaped,
+)
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from edgepack.errors import TokenizerError
 from edgepack.export.tokenizer.sentencepiece_model import parse_sentencepiece
 from edgepack.export.tokenizer.vocabulary import read_vocabulary
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-BYTE_TOKENS = [f"<0x{value:02X}>" for value in range(256)]
-
-
-def train_sentencepiece(text: str, **options) -> bytes:
-    stream = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text.split("\n") * 4),
-        model_writer=stream,
-        vocab_size=options.pop("vocab_size", 600),
-        character_coverage=0.99,
-        minloglevel=2,
-        num_threads=1,
-        **options,
-    )
-    return stream.getvalue()
-
-
-def llama_style_model(text: str, **options) -> bytes:
-    return train_sentencepiece(
-        text,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        **options,
-    )
-
-
-def as_merge_list(model: bytes) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges as transformers derives them: every pair of pieces that makes a piece, best first."""
-    pieces = parse_sentencepiece(model).pieces
-    vocab = {piece.text: index for index, piece in enumerate(pieces)}
-    merges = []
-    for piece in sorted(pieces, key=lambda piece: -piece.score):
-        splits = [(piece.text[:at], piece.text[at:]) for at in range(1, len(piece.text))]
-        merges += sorted(
-            (pair for pair in splits if pair[0] in vocab and pair[1] in vocab),
-            key=lambda pair: (vocab[pair[0]], vocab[pair[1]]),
-        )
-    return vocab, merges
-
 
 def check_ids(llama, text: str, expected: list[int]) -> None:
     assert llama.tokenize(text.encode(), add_bos=False) == expected
-
-
-def write_escaped(folder: Path, vocab, merges, *, prefix: bool) -> Tokenizer:
-    """A tokenizer.json as Llama 2 and Phi-3 (with a prefix) or Gemma (without) publish it."""
-    model = models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    tokenizer = Tokenizer(model)
-    spaces = normalizers.Replace(" ", "▁")
-    if prefix:
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
-    else:
-        tokenizer.normalizer = spaces
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return tokenizer
 
 
 @pytest.mark.parametrize("dummy_prefix", [True, False], ids=["llama-2", "gemma"])

@@ -15,6 +15,7 @@ from edgepack.gguf import keys
 from edgepack.packaging.derivation import MEMBER, encode
 from edgepack.pipeline.derivation import Recorder
 from edgepack.pipeline.makers.opened import changed_by, opened_checkpoint, read_request_recipe, unworked
+from edgepack.pipeline.makers.projector import seeing
 from edgepack.pipeline.makers.separate import SUFFIX
 from edgepack.pipeline.makers.wire_host import check_host, choose_host
 from edgepack.pipeline.makers.wire_run import SEQUENCES, WireRun, read_calibration
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from edgepack.export.plan import ExportPlan
     from edgepack.export.recipe.work import Passes
     from edgepack.export.wire.plan import WireResult
+    from edgepack.pipeline.makers.projector import ProjectorFile
     from edgepack.pipeline.makers.separate import SeparateAdapter
     from edgepack.pipeline.makers.wire_run import Trial
     from edgepack.pipeline.outline import Json
@@ -42,14 +44,21 @@ class WireMaker:
         request: names host, goal and calibration.
         passes: what comes in front, or None.
         beside: an adapter that stays a file of its own, or None.
+        eyes: what sees, or None.
 
     Raises:
         CheckFailedError: no host fits the device.
         EdgepackError: whatever the source finds wrong.
     """
 
-    def __init__(self, request: ExportRequest, passes: Passes | None, beside: SeparateAdapter | None) -> None:
-        self._request, self._passes, self._beside = request, passes, beside
+    def __init__(
+        self,
+        request: ExportRequest,
+        passes: Passes | None,
+        beside: SeparateAdapter | None,
+        eyes: ProjectorFile | None = None,
+    ) -> None:
+        self._request, self._passes, self._beside, self._eyes = request, passes, beside, eyes
         self.host = _host(request)
         self._recorder = Recorder(request)
 
@@ -65,14 +74,18 @@ class WireMaker:
     def outline(self) -> Outline:
         """The file that llama.cpp will run, exact to the byte but for what the making adds to its metadata."""
         from edgepack.export.wire.plan import host_target
+        from edgepack.quant.calibration.curvature import refuse_shared_keys
 
+        refuse_shared_keys(opened_checkpoint(self._request).config)
         plan = plan_export(self._mapped, host_target(self.host), PlanOptions(Overrides(pure=True)))
         label = f"wire-{self.host.kind.name}"
         extra = 0 if self._beside is None else self._beside.bytes_for(self._mapped)
-        return Outline(
+        extra += 0 if self._eyes is None else self._eyes.bytes
+        outline = Outline(
             "wire", label, plan.total_bytes, plan.total_bytes + extra, plan.source_bytes, rows_of(plan), plan.metadata,
             is_exact=False, beside=() if self._beside is None else (SUFFIX,), limits=self._mapped.notes,
         )  # fmt: skip
+        return outline if self._eyes is None else seeing(outline, self._eyes)
 
     def open(self, output: Path) -> WireRun:
         """Run the passes and measure curvature; scratch lies beside `output`.
@@ -95,7 +108,8 @@ class WireMaker:
         self._notes = changed.notes
         return WireRun(
             changed.checkpoint, output, settings, found, pre=request.pre, about=changed.metadata,
-            beside=self._beside, threads=request.threads, origin=self._write_origin, resume=request.resume,
+            beside=self._beside, eyes=self._eyes, threads=request.threads, origin=self._write_origin,
+            resume=request.resume,
             progress=request.progress,
         )  # fmt: skip
 
@@ -119,12 +133,14 @@ class WireMaker:
             "raised_rows": dict(trial.result.raised_rows),
         }  # fmt: skip
         lines = _lines(trial, trial.result, run.host, bits, len(run.trials))
-        return Made(outline, (run.gguf,), run.adapters, archive=run.archive, notes=self._notes, lines=lines, more=more)
+        return Made(
+            outline, (run.gguf,), run.adapters, run.projector, run.archive, notes=self._notes, lines=lines, more=more
+        )
 
     def _outline_of(self, size: int, plan: ExportPlan) -> Outline:
         return Outline(
             "wire", self.outline.label, size, size, plan.source_bytes, rows_of(plan),
-            plan.metadata, beside=self.outline.beside, limits=self.outline.limits,
+            plan.metadata, beside=self.outline.beside, projector=self.outline.projector, limits=self.outline.limits,
         )  # fmt: skip
 
 

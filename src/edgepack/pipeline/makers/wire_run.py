@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edgepack.gguf.types import Value
     from edgepack.model import Checkpoint
     from edgepack.pipeline.goals.judging import Judge, Rung
+    from edgepack.pipeline.makers.projector import ProjectorFile
     from edgepack.pipeline.makers.separate import SeparateAdapter
     from edgepack.progress import Progress
     from edgepack.quant.calibration.curvature_store import CurvatureStore
@@ -93,6 +94,7 @@ class WireRun:
         pre: the pre-tokenizer's name where its structure is not known.
         about: metadata to add to the file.
         beside: an adapter that goes into the archive.
+        eyes: what sees, likewise.
         threads: of rounding and packing; None for all.
         origin: writes the derivation of what a try made into its scratch folder; None to pack none.
         resume: whether to go on with what an interrupted run of the same model, text and settings left.
@@ -109,6 +111,7 @@ class WireRun:
         pre: str | None = None,
         about: Mapping[str, Value] | None = None,
         beside: SeparateAdapter | None = None,
+        eyes: ProjectorFile | None = None,
         threads: int | None = None,
         origin: Callable[[ExportPlan, WireRun], Path] | None = None,
         resume: bool = False,
@@ -118,6 +121,7 @@ class WireRun:
         self.checkpoint, self.threads, self.progress = checkpoint, threads, progress
         self.calibration, self._pre, self._about = calibration, pre, dict(about or {})
         self.adapters: tuple[Path, ...] = ()
+        self.projector: Path | None = None
         self._origin = origin
         self._kept = WireScratch(output, (calibration.tokens, settings, pre), checkpoint, resume=resume)
         self.scratch = self._kept.folder
@@ -129,6 +133,8 @@ class WireRun:
             self.model: WireModel = self._opened(settings, self._measured(settings.device))
             if beside is not None:
                 self.adapters = (beside.write(self.model.model, self.gguf),)
+            if eyes is not None:
+                self.projector = eyes.write(self.gguf.with_name(eyes.name))
 
     def _measured(self, device: str) -> CurvatureStore:
         from edgepack.quant.calibration.curvature import measure
@@ -182,7 +188,7 @@ class WireRun:
         }
         result = self.model.round(scale, self.scratch / "blocks", about, self.progress)
         written = write_gguf(result.plan, self.gguf, threads=self.threads, progress=self.progress)
-        include = self.adapters if self._origin is None else (*self.adapters, self._origin(result.plan, self))
+        include = self._beside if self._origin is None else (*self._beside, self._origin(result.plan, self))
         packed = pack_archive(self.gguf, self.archive, include=include, threads=self.threads, progress=self.progress)
         trial = Trial(scale, packed.bytes, written, result)
         self._kept.note(Tried(scale, packed.bytes, written, self.model.trellises))
@@ -197,8 +203,13 @@ class WireRun:
 
     def predicted_bytes(self, scales: Sequence[float]) -> list[float]:
         """About what archives at some scales take, without making any."""
-        beside = sum(path.stat().st_size for path in self.adapters)
+        beside = sum(path.stat().st_size for path in self._beside)
         return [size + beside for size in self.model.predicted_bytes(scales)]
+
+    @property
+    def _beside(self) -> tuple[Path, ...]:
+        """What goes into the archive behind the model."""
+        return (*self.adapters, *([] if self.projector is None else [self.projector]))
 
     @property
     def weights(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from edgepack.packaging.trust.openssf import SIGNATURE
 from edgepack.pipeline.release.plots import AGREEMENT, DIVERGENCE
 from edgepack.quantities import format_size
 
@@ -162,6 +163,8 @@ def _checking(facts: ReleaseFacts, files: Sequence[str], key: str) -> str:
         if key
         else ("This release is not signed.")
     )
+    if SIGNATURE in files:
+        commands.append("edgepack verify . --openssf-key PUBLISHER.pub   # or: model_signing verify key .")
     listed = "\n".join(f"- `{name}`" for name in files)
     return f"## How to check it\n\n```sh\n{chr(10).join(commands)}\n```\n\n{told}\n\n{listed}"
 

@@ -132,7 +132,7 @@ def read_facts(archive: Archive, stem: str) -> ReleaseFacts:
 
 
 def _other_names(archive: Archive) -> list[str]:
-    found = [member.name for member in archive.members if member.role is Role.GGUF and member is not archive.main]
+    found = [member.name for member in archive.beside]
     if len({PurePosixPath(name).name for name in found}) != len(found):
         raise UsageError(f"'{archive.path}': two GGUFs of it have one name in different folders")
     return found

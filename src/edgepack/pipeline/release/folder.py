@@ -20,6 +20,7 @@ from edgepack.packaging.archive import open_archive
 from edgepack.packaging.derivation import MEMBER as DERIVATION
 from edgepack.packaging.derivation import encode
 from edgepack.packaging.restore.unpack import unpack_archive
+from edgepack.packaging.trust import openssf
 from edgepack.packaging.verify import verify_archive
 from edgepack.pipeline.release.card import model_card, modelfile
 from edgepack.pipeline.release.facts import read_facts
@@ -30,6 +31,7 @@ from edgepack.text_file import read_text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.pipeline.release.facts import ReleaseFacts
     from edgepack.progress import Progress
 
@@ -48,6 +50,8 @@ class ReleaseRequest:
         key: signs the archive and the sums; None leaves them as they are.
         licence: a file with the licence's text; by default the archive's own.
         base: the original's repository on the hub, where the archive does not say it.
+        trust: whose archives are taken; the user's trust store by default.
+        openssf_key: signs the whole folder in OpenSSF's format, into `model.sig`.
     """
 
     archive: Path
@@ -56,6 +60,8 @@ class ReleaseRequest:
     key: Path | None = None
     licence: Path | None = None
     base: str | None = None
+    trust: TrustPolicy | None = None
+    openssf_key: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -85,11 +91,11 @@ def release(request: ReleaseRequest, progress: Progress = silent) -> Released:
         CheckFailedError: the archive is damaged or wrongly signed; nothing is written.
         EdgepackError: whatever opening or restoring finds wrong; nothing is left behind.
     """
-    _check_sound(request.archive, progress)
+    _check_sound(request, progress)
     with _whole_folder(request.folder) as scratch:
         key = _copy_archive(request, scratch)
         stem = request.archive.stem
-        with open_archive(request.archive) as archive:
+        with open_archive(request.archive, request.trust) as archive:
             facts = read_facts(archive, stem)
             if facts.licence_member and request.licence is None:
                 (scratch / "LICENSE").write_bytes(archive.read_member(facts.licence_member))
@@ -102,19 +108,22 @@ def release(request: ReleaseRequest, progress: Progress = silent) -> Released:
         if request.key is not None:
             (scratch / _PUBLIC).write_bytes(signing.public_pem(signing.load_private_key(request.key)))
         named = sorted(path.name for path in scratch.iterdir())
-        extra = [SUMS, *([_SIGNATURE] if key else [])]
+        extra = [SUMS, *([_SIGNATURE] if key else []), *([openssf.SIGNATURE] if request.openssf_key else [])]
         card = model_card(facts, sorted([*named, "README.md", *extra]), plain=request.plain, key=key)
         (scratch / "README.md").write_text(card, encoding="utf-8")
         sums = _write_sums(scratch, request.key)
+        if request.openssf_key is not None:
+            openssf.sign(scratch, request.openssf_key, scratch / openssf.SIGNATURE)
         total = sum(path.stat().st_size for path in scratch.iterdir())
         missing = tuple(_missing(facts, scratch))
     return Released(request.folder, sums, total, key, missing)
 
 
-def _check_sound(archive: Path, progress: Progress) -> None:
-    problems = verify_archive(archive, progress=progress)
+def _check_sound(request: ReleaseRequest, progress: Progress) -> None:
+    with open_archive(request.archive, request.trust):
+        problems = verify_archive(request.archive, progress=progress)
     if problems:
-        raise CheckFailedError(f"'{archive}': {problems[0].where}: {problems[0].what}")
+        raise CheckFailedError(f"'{request.archive}': {problems[0].where}: {problems[0].what}")
 
 
 @contextmanager
@@ -147,18 +156,20 @@ def _copy_archive(request: ReleaseRequest, folder: Path) -> str:
 def _restore(request: ReleaseRequest, facts: ReleaseFacts, folder: Path, progress: Progress) -> None:
     """The archive's other GGUFs, and the model's own where it is wanted."""
     for name in facts.others:
-        unpack_archive(request.archive, folder / PurePosixPath(name).name, member=name, progress=progress)
+        unpack_archive(
+            request.archive, folder / PurePosixPath(name).name, member=name, trust=request.trust, progress=progress
+        )
     if not request.plain:
         return
     target = folder / f"{facts.stem}.gguf"
     if not facts.variant:
-        unpack_archive(request.archive, target, progress=progress)
+        unpack_archive(request.archive, target, trust=request.trust, progress=progress)
         return
     from edgepack.edge.install.native import plan_native, write_native
 
     with tempfile.TemporaryDirectory(prefix=".edgepack-", dir=folder.parent) as place:
         variant = Path(place) / "variant.gguf"
-        unpack_archive(request.archive, variant, progress=progress)
+        unpack_archive(request.archive, variant, trust=request.trust, progress=progress)
         write_native(plan_native(variant, None), target, progress=progress)
 
 

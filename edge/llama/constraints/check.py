@@ -1,6 +1,6 @@
 """Whether an engine can follow a grammar or a JSON schema, found out before it is asked to, with the reason if not.
 
-Trying it is `constraint_worker`'s, in a process of its own; what is generated is left to the engines.
+Trying it is `worker`'s, in a process of its own; what is generated is left to the engines.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgepack.edge.llama.constraints.schema_grammar import UnsupportedSchemaError, schema_to_gbnf
 from edgepack.edge.llama.libraries import llama_library_path
-from edgepack.edge.llama.schema_grammar import UnsupportedSchemaError, schema_to_gbnf
 from edgepack.errors import UsageError
 from edgepack.gguf import keys
 
@@ -104,7 +104,7 @@ def _tried(engine: EngineName, grammar: str | None, schema: str | None) -> str |
     request = {"engine": engine, "grammar": grammar, "schema": schema, "library": str(llama_library_path(engine))}
     try:
         done = subprocess.run(
-            [sys.executable, "-X", "utf8", str(Path(__file__).with_name("constraint_worker.py"))],
+            [sys.executable, "-X", "utf8", str(Path(__file__).with_name("worker.py"))],
             input=json.dumps(request).encode(), capture_output=True, check=False, timeout=_SECONDS,
         )  # fmt: skip
     except subprocess.TimeoutExpired:

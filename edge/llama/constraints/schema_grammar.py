@@ -1,6 +1,6 @@
 """A JSON schema as GBNF, llama.cpp's grammar notation: what both engines follow alike, whatever their vocabulary.
 
-Whether llama.cpp can follow the grammar is tried by `constraint_check`. Rules are those of JSON Schema 2020-12;
+Whether llama.cpp can follow the grammar is tried by `check`. Rules are those of JSON Schema 2020-12;
 properties come in the order in which the schema names them, and others only where it says so, as llama.cpp has it.
 """
 
@@ -9,31 +9,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from edgepack.edge.llama.constraints.json_rules import FORMATS, PRIMITIVES
 from edgepack.errors import UsageError
 
-_PRIMITIVES = {
-    "space": r'| " " | "\n"{1,2} [ \t]{0,20}',  # bounded: a model may not fill the context with it
-    "boolean": '("true" | "false") space',
-    "null": '"null" space',
-    "integer": '"-"? ("0" | [1-9] [0-9]{0,15}) space',
-    "number": '"-"? ("0" | [1-9] [0-9]{0,15}) ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,3})? space',
-    "char": r'[^"\\\x7F\x00-\x1F] | "\\" (["\\bfnrt] | "u" [0-9a-fA-F]{4})',
-    "string": r'"\"" char* "\"" space',
-    "value": "object | array | string | number | boolean | null",
-    "pair": 'string ":" space value',
-    "object": '"{" space (pair ("," space pair)*)? "}" space',
-    "array": '"[" space (value ("," space value)*)? "]" space',
-    "date": '[0-9]{4} "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | [1-2] [0-9] | "3" [0-1])',
-    "time": '([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9] ("." [0-9]{1,6})? '
-    '("Z" | [+-] [0-9]{2} ":" [0-9]{2})',
-    "hex": "[0-9a-fA-F]",
-}
-_FORMATS = {
-    "date": "date",
-    "time": "time",
-    "date-time": 'date "T" time',
-    "uuid": 'hex{8} "-" hex{4} "-" hex{4} "-" hex{4} "-" hex{12}',
-}
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 # Keywords that say nothing of what an answer looks like, or that are read elsewhere.
 _ANNOTATIONS = frozenset(
@@ -44,7 +22,7 @@ _READ = {
     "object": {"properties", "required", "additionalProperties"},
     "array": {"items", "prefixItems", "minItems", "maxItems"},
     "string": {"minLength", "maxLength"},
-    "integer": {"minimum", "maximum"},
+    "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
 }
 _MOST_CASES = 256  # integers of a range that are spelled out
 _MOST_RULES = 20_000
@@ -84,9 +62,9 @@ class _Builder:
     def _use(self, name: str) -> str:
         """A primitive, with what it names in turn."""
         if name not in self.rules:
-            self.rules[name] = _PRIMITIVES[name]
-            for other in _PRIMITIVES:
-                if other in _words(_PRIMITIVES[name]):
+            self.rules[name] = PRIMITIVES[name]
+            for other in PRIMITIVES:
+                if other in _words(PRIMITIVES[name]):
                     self._use(other)
         return name
 
@@ -194,7 +172,9 @@ class _Builder:
         if kinds is None:
             known = (kind for kind, names in _READ.items() if names & schema.keys() and kind != "integer")
             kinds = next(known, None)
-            if kinds is None and not schema.keys() - _ANNOTATIONS:
+            if kinds is None and (unknown := sorted(schema.keys() - _ANNOTATIONS)):
+                raise UnsupportedSchemaError(f"JSON schema: {path}/{unknown[0]}: this keyword is not followed")
+            if kinds is None:
                 return self._use("value")
         if isinstance(kinds, list) and kinds:
             cases = [self._typed({**schema, "type": kind}, path, depth + 1) for kind in kinds]
@@ -213,9 +193,10 @@ class _Builder:
     @staticmethod
     def _check_keywords(schema: dict[str, Any], kind: str, path: str) -> None:
         """Keywords of other types do not apply; those of this one must be known."""
-        elsewhere = set().union(*(names for other, names in _READ.items() if other != kind))
+        known = {"type", *_ANNOTATIONS, *(key for names in _READ.values() for key in names)}
+        others = set().union(*(names for other, names in _READ.items() if other != kind)) - _READ.get(kind, set())
         for key in schema:
-            if key != "type" and key not in _READ.get(kind, ()) and key not in _ANNOTATIONS and key not in elsewhere:
+            if key not in known or (key in others and kind == "number"):
                 raise UnsupportedSchemaError(f"JSON schema: {path}/{key}: this keyword is not followed")
 
     def _object(self, schema: dict[str, Any], path: str, depth: int) -> str:
@@ -263,7 +244,7 @@ class _Builder:
         return self._new(f'"[" {space} {body if least else f"({body})?"} "]" {space}')
 
     def _string(self, schema: dict[str, Any], path: str) -> str:
-        space, named = self._use("space"), _FORMATS.get(str(schema.get("format")))
+        space, named = self._use("space"), FORMATS.get(str(schema.get("format")))
         if named is not None:
             for name in ("date", "time", "hex"):
                 if name in _words(named):
@@ -275,14 +256,30 @@ class _Builder:
         return self._new(f'"\\"" {self._use("char")}{{{least},{"" if most is None else most}}} "\\"" {space}')
 
     def _integer(self, schema: dict[str, Any], path: str) -> str:
-        least, most = schema.get("minimum"), schema.get("maximum")
+        least, most = _integer_bounds(schema)
         if least is None and most is None:
             return self._use("integer")
-        if not isinstance(least, int) or not isinstance(most, int) or not 0 <= most - least < _MOST_CASES:
-            raise UnsupportedSchemaError(
-                f"JSON schema: {path}: only a range of at most {_MOST_CASES} integers is followed"
-            )
+        if most is None and least in (0, 1):
+            return self._use("natural" if least == 0 else "positive")
+        if least is None or most is None or not 0 <= most - least < _MOST_CASES:
+            raise UnsupportedSchemaError(f"JSON schema: {path}: at most {_MOST_CASES} integers of a range are followed")
         return self._enumeration(list(range(least, most + 1)), path)
+
+
+def _integer_bounds(schema: dict[str, Any]) -> tuple[int | None, int | None]:
+    """The least and the greatest integer, both included; what is no integer is no bound that is followed."""
+    least, most = schema.get("minimum"), schema.get("maximum")
+    for name, step in (("exclusiveMinimum", 1), ("exclusiveMaximum", -1)):
+        bound = schema.get(name)
+        if isinstance(bound, int) and not isinstance(bound, bool):
+            least, most = (bound + step, most) if step == 1 else (least, bound + step)
+        elif bound is not None:
+            raise UnsupportedSchemaError(f"JSON schema: {name}: only integers are followed, got {bound!r:.60}")
+    if not all(bound is None or isinstance(bound, int) for bound in (least, most)):
+        raise UnsupportedSchemaError(
+            f"JSON schema: minimum and maximum: only integers are followed, got {least}, {most}"
+        )
+    return least, most
 
 
 def _words(text: str) -> set[str]:

@@ -1,7 +1,7 @@
 """Tries one grammar or JSON schema in a process of its own, which may die of it: a JSON request in, an answer out.
 
 llama.cpp's parsers recurse without a bound and print to standard error; here that costs nobody a model or a terminal.
-Started by `constraint_check`; it imports nothing of edgepack.
+Started by `check`; it imports nothing of edgepack.
 """
 
 from __future__ import annotations
