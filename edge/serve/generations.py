@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgepack.edge.serve.protocol import anthropic, requests, responses
 from edgepack.edge.serve.protocol.events import Event, events
 from edgepack.edge.serve.protocol.forced_calls import force_call, with_calls
+from edgepack.edge.serve.protocol.schema import schema_as_grammar
 from edgepack.edge.serve.protocol.streams import (
     Whole,
     WholeCompletion,
@@ -83,6 +84,8 @@ class Asked:
         self._path, self._facts, self._given = path, facts, body
         self._usage = not self.streamed or bool((body.get("stream_options") or {}).get("include_usage"))
         self._forced = self.engine_path == _CHAT and force_call(self.body, shown=facts.takes_tools)
+        if self._forced:
+            schema_as_grammar(self.body, facts)
         # Each batch of the prompt is told of, so that the engine notices a client that left: it writes to nobody.
         self.body |= {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
 
