@@ -162,6 +162,8 @@ def chunk(**delta: Any) -> dict[str, Any]:
     return {"id": "chatcmpl-x", "object": "chat.completion.chunk", "model": "name", "choices": [choice]}
 
 
+# A red one.
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 USAGE = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
 CALL = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "paint", "arguments": '{"red"'}}
 MORE = {"index": 0, "function": {"arguments": ": true}"}}
@@ -319,7 +321,7 @@ def test_addresses_of_pictures_are_not_opened() -> None:
         body = {"messages": [{"role": "user", "content": [source]}], "max_tokens": 1}
         with pytest.raises(RequestError, match=r"messages\[0\]"):
             Asked("/v1/messages", body, seeing)
-    inside = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
+    inside = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}}
     body = {"messages": [{"role": "user", "content": [inside]}], "max_tokens": 1}
     told = Asked("/v1/messages", body, seeing).body["messages"][0]["content"]
-    assert told == [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]
+    assert told == [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}]
