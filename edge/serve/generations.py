@@ -86,12 +86,14 @@ class Asked:
         self._forced = self.engine_path == _CHAT and force_call(self.body, shown=facts.takes_tools)
         if self._forced:
             schema_as_grammar(self.body, facts)
+        # A client may ask for them too (the chat page does), as llama.cpp's own server tells them.
+        self._progress = path == "/v1/messages" or (self.streamed and self.body.get("return_progress") is True)
         # Each batch of the prompt is told of, so that the engine notices a client that left: it writes to nobody.
         self.body |= {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
 
     def answer(self, pieces: AsyncIterator[bytes], secrets: Secrets) -> Stream:
         """Names and values of the events that the client gets, of the bytes that the engine sends."""
-        told = values(events(pieces), secrets, progress=self._path == "/v1/messages")
+        told = values(events(pieces), secrets, progress=self._progress)
         if self._forced:
             told = with_calls(told)
         if self._path == "/v1/messages":

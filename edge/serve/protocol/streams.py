@@ -40,7 +40,7 @@ async def values(
     Args:
         stream: the engine's.
         secrets: that no message may show.
-        progress: keep those that tell how far the prompt is.
+        progress: keep those that tell how far the prompt has been read (llama.cpp's `return_progress`).
 
     Raises:
         RequestError: the engine gave up in the middle.
