@@ -12,7 +12,7 @@ from tiny_models import Shape, write_random
 
 from edgepack.cli import execute
 from edgepack.cli.output import note, print_json, say
-from edgepack.printable import printable
+from edgepack.cli.printable import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ def test_messages_are_printable_and_json_keeps_its_content(capsys: pytest.Captur
     note(CLEAR)
     print_json({"name": CLEAR})
     out, err = capsys.readouterr()
-    assert "\\x1b[2J" in err
+    assert "␛[2J" in err
     assert not set(CLEAR) & set("\x1b\x07\x9b\u202e") & set(out + err)
     assert json.loads(out)["name"] == CLEAR
 

@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 import click
 
 from edgepack.cli.heartbeat import beating
+from edgepack.cli.printable import printable
 from edgepack.cli.quiet import quiet_libraries
 from edgepack.errors import EdgepackError, ResourceError
-from edgepack.printable import printable
 from edgepack.version import __version__
 
 # command → (module under edgepack.cli, one line for --help); the module's click command is `command`.

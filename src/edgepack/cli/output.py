@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.heartbeat import Heartbeat
+from edgepack.cli.printable import printable
 from edgepack.errors import UsageError
-from edgepack.printable import printable
 from edgepack.quantities import parse_size
 
 if TYPE_CHECKING:
