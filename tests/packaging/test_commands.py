@@ -83,7 +83,7 @@ def test_inspect_prints_the_keys_that_scripts_rely_on(archive: Path, call: Any) 
 
 def test_verify_tells_damage_by_its_place_and_exits_with_1(archive: Path, call: Any) -> None:
     assert json_of(call("verify", archive, "--json")) == {
-        "ok": True, "problems": [], "signature": {"state": "unsigned", "keys": []},
+        "ok": True, "problems": [], "signature": {"state": "unsigned", "keys": []}, "rollback": "",
     }  # fmt: skip
     content = bytearray(archive.read_bytes())
     content[len(content) // 2] ^= 8

@@ -132,7 +132,7 @@ def test_a_gguf_has_it_beside_itself_on_request(books: Path, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
     with pytest.raises(UsageError, match="no derivation"):
         edgepack.provenance(tmp_path / "m.gguf")
-    edgepack.export(books, target="gguf-q8", output=tmp_path / "m.gguf", provenance=True)
+    edgepack.export(books, target="gguf-q8", output=tmp_path / "m.gguf", provenance=True, force=True)
     assert edgepack.check_provenance(tmp_path / "m.gguf", books).same
     (tmp_path / "m.gguf").write_bytes((tmp_path / "m.gguf").read_bytes()[:-1] + b"\xff")
     found = edgepack.check_provenance(tmp_path / "m.gguf", books)

@@ -91,16 +91,17 @@ class Shipment:
         path = self.path_for(outline)
         self._claim(path)
         for suffix in () if self._request.packs else outline.beside:
-            self._claim(path.with_name(f"{path.stem}{suffix}.gguf"))
+            self._claim(path.with_name(f"{path.stem}{suffix}.gguf"), again=self._request.resume)
         if outline.projector is not None and not self._request.packs:
-            self._claim(path.with_name(outline.projector))
+            self._claim(path.with_name(outline.projector), again=self._request.resume)
         if self._request.provenance and not self._request.packs:
-            self._claim(beside_path(path))
+            self._claim(beside_path(path), again=self._request.resume)
         check_output(path, outline.bytes, force=True)
 
-    def _claim(self, path: Path) -> None:
+    def _claim(self, path: Path, *, again: bool = False) -> None:
+        """Claim a name; `again` takes what an interrupted run may have left under it."""
         if path not in self._claimed:
-            claim = claimed_output(path, inputs=self._request.inputs, force=self._request.force)
+            claim = claimed_output(path, inputs=self._request.inputs, force=self._request.force or again)
             self._claims.enter_context(claim)
             self._claimed.add(path)
 
