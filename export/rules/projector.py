@@ -220,6 +220,8 @@ CLIP_COLOURS = {
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
 """transformers' OPENAI_CLIP_MEAN and _STD."""
+SIGLIP_FLOATS = (r"^v\.(patch|position)_embd\.",)
+"""Of towers whose embeddings llama.cpp's converter never rounds."""
 SIGLIP_DEFAULTS = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
     "image_size": 224, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,

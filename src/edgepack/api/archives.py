@@ -164,7 +164,8 @@ def _beside(file: Path, target: Path, trust: TrustPolicy) -> list[tuple[str, Pat
 
 
 def _renamed(name: str, stem: str, new: str) -> str:
-    return f"{new}{name.removeprefix(stem)}" if name.startswith(stem) else name
+    """A name that says which model it belongs to, with the model's new one: `STEM-lora.gguf`, not `mmproj-….gguf`."""
+    return f"{new}{name.removeprefix(stem)}" if name.startswith((f"{stem}-", f"{stem}.")) else name
 
 
 def _free_output(file: Path, trust: TrustPolicy) -> Path:

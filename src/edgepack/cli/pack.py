@@ -53,9 +53,7 @@ def command(
     if dry_run:
         _estimate(file, output, (*include, *([] if mmproj is None else [mmproj])), level, as_json)
         return
-    beside = file.with_name(f"{file.stem}-lora.gguf")
-    if beside.is_file() and beside not in include:
-        note(f"{beside.name} lies beside it and stays out: --include it where the model answers with it")
+    _tell_of_neighbours(file, include, mmproj)
     result = pack(
         file,
         output,
@@ -85,6 +83,16 @@ def command(
         f"{output}: {format_size(result.bytes)}, {share:.1f} % of {format_size(result.original_bytes)}, "
         f"in {format_duration(result.seconds)}"
     )
+
+
+def _tell_of_neighbours(file: Path, include: tuple[Path, ...], mmproj: Path | None) -> None:
+    """What lies beside the model and does not go in without being named."""
+    adapter = file.with_name(f"{file.stem}-lora.gguf")
+    if adapter.is_file() and adapter not in include:
+        note(f"{adapter.name} lies beside it and stays out: --include it where the model answers with it")
+    for projector in sorted(file.parent.glob("mmproj*.gguf")):
+        if mmproj is None and projector not in include:
+            note(f"{projector.name} lies beside it and stays out: --mmproj packs what sees")
 
 
 def _estimate(file: Path, output: Path, include: tuple[Path, ...], level: int, as_json: bool) -> None:
