@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.llama.cpu_threads import cores_are_shared, free_cores
 from edgepack.edge.llama.engine import StoppedError
+from edgepack.edge.llama.interrupt import held_signals
 from edgepack.edge.llama.log import runtime_log
 from edgepack.edge.llama.options import kv_type
 from edgepack.errors import ModelRuntimeError, UsageError
@@ -19,7 +20,7 @@ from edgepack.errors import ModelRuntimeError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgepack.edge.llama.interrupt import AbortFlag
+    from edgepack.edge.llama.interrupt import AbortFlag, HeldSignals
     from edgepack.edge.llama.options import RuntimeOptions
     from edgepack.packaging.trust.policy import TrustPolicy
 
@@ -54,9 +55,9 @@ def open_model(path: Path, options: RuntimeOptions, abort: AbortFlag | None = No
     go_on = c.llama_progress_callback(lambda _progress, _user_data: not abort)
     if abort is not None:
         parameters.progress_callback = go_on
-    with runtime_log().recording() as log:
+    with held_signals(abort) as held, runtime_log().recording() as log:
         if is_archive(path):
-            model = _load_from_archive(path, options.trust, parameters)
+            model = _load_from_archive(path, options.trust, parameters, held)
         else:
             model = c.llama_model_load_from_file(str(path).encode(), parameters)
     if not model and abort:
@@ -70,7 +71,7 @@ def open_model(path: Path, options: RuntimeOptions, abort: AbortFlag | None = No
         raise
 
 
-def _load_from_archive(path: Path, trust: TrustPolicy | None, parameters: Any) -> Any:
+def _load_from_archive(path: Path, trust: TrustPolicy | None, parameters: Any, held: HeldSignals) -> Any:
     """A `llama_model *`, or nothing where llama.cpp refuses it; every chunk is verified before llama.cpp sees it.
 
     llama.cpp has a function for tensors out of a callback too (`llama_model_init_from_user`), but that one makes every
@@ -85,7 +86,7 @@ def _load_from_archive(path: Path, trust: TrustPolicy | None, parameters: Any) -
     parameters.load_mode = _LOAD_MODE_NONE
     parameters.lazy_mode = _LAZY_MODE_OFF
     with open_archive(path, trust) as archive, closing(MemberReader(archive, archive.main)) as reader:
-        with virtual_file(reader) as file:
+        with virtual_file(reader, held.__bool__) as file:
             model = c.llama_model_load_from_file_ptr(file.pointer, parameters)
         if file.problem is not None:
             if model:
@@ -106,7 +107,7 @@ def _start_backend() -> None:
 def _open_adapter(model: Any, path: Path) -> Any:
     from llama_cpp import llama_cpp as c
 
-    with runtime_log().recording() as log:
+    with held_signals(), runtime_log().recording() as log:
         adapter = c.llama_adapter_lora_init(model, str(path).encode())
     if not adapter:
         raise ModelRuntimeError(f"{path}: llama.cpp refuses the adapter: {log.last_errors() or 'no reason given'}")
@@ -126,7 +127,7 @@ def open_context(path: Path, model: Any, adapters: list[Any], options: RuntimeOp
         raise UsageError(f"expected n_batch >= 1 and n_ctx >= 0, got {options.n_batch} and {options.n_ctx}")
     parameters = context_parameters(options)
     abort.install(parameters)
-    with runtime_log().recording() as log:
+    with held_signals(), runtime_log().recording() as log:
         context = c.llama_init_from_model(model, parameters)
     if not context:
         raise ModelRuntimeError(f"{path}: llama.cpp cannot open a context: {log.last_errors() or 'no reason given'}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
 from edgepack.cli.trust_options import trust_options
 from edgepack.errors import UsageError
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
 @click.option("--dry-run", is_flag=True, help="Only estimate the archive's size, from a sample.")
 @trust_options
+@force_option
 @json_option
 def command(
     file: Path,
@@ -40,6 +41,7 @@ def command(
     trusted: TrustPolicy,
     threads: int | None,
     dry_run: bool,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Pack FILE (a GGUF) into one verified archive that restores bit for bit."""
@@ -64,6 +66,7 @@ def command(
         base=base,
         release=release,
         trusted=trusted,
+        force=force,
         threads=threads,
         progress=terminal_progress,
     )
