@@ -116,6 +116,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _events(self, question: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         finish, count = "stop", 0
+        if question.startswith("slow"):
+            progress = {"total": 200, "cache": 0, "processed": 90, "time_ms": 1}
+            yield {"choices": [{"index": 0, "delta": {}, "finish_reason": None}], "prompt_progress": progress}
+            self.page_server.go.wait(30)
         for delta in self.answer(question, body):
             if "finish" in delta:
                 finish = delta["finish"]

@@ -64,6 +64,8 @@ def test_the_wheel_has_the_kernels_and_every_package(wheel: zipfile.ZipFile) -> 
         folder = package.replace(".", "/")
         assert any(Path(name).parent.as_posix() == folder and name.endswith(".py") for name in names), package
     assert {"edgepack/py.typed", "edgepack/packaging/FORMAT.md"} <= names
+    page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "edge/serve/page").rglob("*") if path.is_file()}
+    assert {f"edgepack/{path}" for path in page} <= names
 
 
 @pytest.mark.slow

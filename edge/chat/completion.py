@@ -60,7 +60,7 @@ class CompletionStream:
         stops: Sequence[str] = (),
         context_shift: bool = False,
     ) -> None:
-        self._clock = _Clock()
+        self._clock = TokenClock()
         ids = model.tokenize(prompt) if isinstance(prompt, str) else prompt
         self._ids = without_middle(list(ids), model.n_ctx) if context_shift else ids
         self._tokens = model.generate(self._ids, sampling, max_tokens, context_shift=context_shift)
@@ -121,7 +121,7 @@ def without_middle(ids: list[int], n_ctx: int) -> list[int]:
     return ids[:head] + ids[-tail:]
 
 
-class _Clock:
+class TokenClock:
     """Counts tokens and notes when the first and the last came."""
 
     def __init__(self) -> None:
@@ -138,8 +138,10 @@ class _Clock:
 
     @property
     def first_token_seconds(self) -> float:
+        """From the beginning to the first token, prompt evaluation included."""
         return self._first - self._start
 
     @property
     def tokens_per_second(self) -> float:
+        """Of generation after the first token; 0.0 where fewer than two came."""
         return (self.tokens - 1) / (self._last - self._first) if self._last > self._first else 0.0

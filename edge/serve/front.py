@@ -184,6 +184,7 @@ class Front:
         kind, engines = GENERATIONS[path], self._engines
         if "text" not in engines.facts.tasks:
             raise RequestError(f"model: '{engines.facts.name}' generates no text", "model")
+        progress = body.get("return_progress") is True
         kind.check(body, engines.facts)
         wanted, body["stream"] = bool(body.get("stream")), True
         usage = not wanted or bool((body.get("stream_options") or {}).get("include_usage"))
@@ -192,7 +193,7 @@ class Front:
 
         async def work() -> None:
             async with engines.ask("text", path, body) as answer:
-                told = values(events(engines.pieces("text", answer)), engines.secrets)
+                told = values(events(engines.pieces("text", answer)), engines.secrets, progress=progress and wanted)
                 if wanted:
                     await send_stream(path, send, passed_on(told, usage=usage), done=kind.done)
                     return

@@ -213,6 +213,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(models: Path, tmp_path: Pat
         [sys.executable, "-m", "edgepack", "run", str(path), "--ctx", "60000", "--threads", "1", "--temperature", "2",
          "--ctx-shift", "--grammar", "root ::= [a-z] root"],  # it never ends of itself
         stdin=child, stdout=child, stderr=child, start_new_session=True,
+        env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "EDGEPACK_STATE": str(tmp_path)},
     )  # fmt: skip
     os.close(child)
     seen = b""
@@ -230,17 +231,17 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(models: Path, tmp_path: Pat
         seen = seen.split(text, 1)[1]
 
     try:
-        read_until(b"> ")
-        os.write(parent, b"tell me everything\n")
-        read_until(b"everything\r\n")
-        while len(seen) < 20:
+        read_until(b"[?2004h")  # the prompt asks the terminal to mark what is pasted
+        os.write(parent, b"tell me everything\r")
+        read_until(b"[?2004l")  # and stops it when the question is sent
+        while len(seen) < 40:
             read_more()
         process.send_signal(signal.SIGINT)
-        read_until(b"(stopped)")
-        read_until(b"> ")
-        os.write(parent, f"/save {tmp_path / 'kept.json'}\n".encode())
+        read_until(b"(stopped;")
+        read_until(b"[?2004h")
+        os.write(parent, f"/save {tmp_path / 'kept.json'}\r".encode())
         read_until(b"written to")
-        os.write(parent, b"/bye\n")
+        os.write(parent, b"/bye\r")
         assert process.wait(timeout=60) == 0
     finally:
         process.kill()

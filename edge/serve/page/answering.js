@@ -71,7 +71,7 @@ export class Answers {
   async run(message, body, context) {
     const entry = { message, controller: new AbortController(), forgotten: false };
     this.#running.set(message.id, entry);
-    Object.assign(message, { state: "running", error: undefined, full: undefined, updated: Date.now() });
+    Object.assign(message, { state: "running", error: undefined, full: undefined, read: 0, updated: Date.now() });
     await withLock(lockName(message.id), async () => {
       await this.#keep(entry);
       const timer = setInterval(() => this.#keep(entry), SAVE_EVERY);
@@ -100,6 +100,7 @@ export class Answers {
       finish = piece.finish ?? finish;
       if (piece.usage) message.usage = piece.usage;
       if (piece.timings) clock.told = piece.timings;
+      if (piece.progress?.total) message.read = piece.progress.processed / piece.progress.total;
       Object.assign(message, joined(before, heard), { speed: clock.speed });
       this.#show(message);
     }

@@ -31,6 +31,8 @@ export class ChatView {
     const path = pathTo(messages, tip);
     const busy = path.some((message) => message.state === "running");
     const wanted = new Set(path.map((message) => message.id));
+    const branches = new Map();
+    for (const { parent } of messages.values()) branches.set(parent ?? null, (branches.get(parent ?? null) ?? 0) + 1);
     for (const [id, view] of this.#views) {
       if (!wanted.has(id)) {
         view.root.remove();
@@ -40,7 +42,7 @@ export class ChatView {
     path.forEach((message, at) => {
       let view = this.#views.get(message.id);
       if (!view) this.#views.set(message.id, (view = new MessageView(message, this.acts)));
-      view.show(message, messages, busy);
+      view.show(message, messages, branches.get(message.parent ?? null), busy);
       if (this.list.children[at] !== view.root) this.list.insertBefore(view.root, this.list.children[at] ?? null);
     });
     byId("welcome").hidden = path.length > 0;

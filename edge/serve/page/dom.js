@@ -101,18 +101,20 @@ export function saveFile(name, text, type) {
 }
 
 /**
- * Ask yes or no in a dialog.
+ * Ask in a dialog; Escape chooses nothing.
  * @param {string} question
- * @param {string} yes what the button says that does it
- * @returns {Promise<boolean>}
+ * @param {Record<string, string>} answers value → what its button says; the last one is the main one
+ * @returns {Promise<string>} the value that was chosen, or ""
  */
-export function confirmed(question, yes) {
-  const dialog = byId("confirm");
-  byId("confirm-question").textContent = question;
-  byId("confirm-yes").textContent = yes;
+export function chosen(question, answers) {
+  const dialog = byId("choice");
+  byId("choice-question").textContent = question;
+  const buttons = Object.entries(answers).map(([value, text]) => element("button", { value }, text));
+  buttons.at(-1).className = "primary";
+  byId("choice-answers").replaceChildren(element("button", { value: "" }, "Cancel"), ...buttons);
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+    dialog.addEventListener("close", () => resolve(dialog.returnValue), { once: true });
   });
 }

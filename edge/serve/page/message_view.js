@@ -31,23 +31,25 @@ export class MessageView {
     this.buttons = element("div.actions", { role: "group", "aria-label": mine ? "Your message" : "This answer" });
     this.root = element(
       `article.message.${message.role}`, { "data-id": message.id },
-      element("h2.offscreen", {}, mine ? "You" : "Model"), this.fold, this.body, this.foot, this.buttons,
+      element("h2.offscreen", {}, mine ? "You" : "Model"), mine ? null : this.fold, this.body, this.foot, this.buttons,
     );
   }
 
   /**
-   * Show the message as it is now.
+   * Show the message as it is now; what has not changed is not drawn again.
    * @param {object} message
    * @param {Map<string, object>} messages of the conversation, for the branches
+   * @param {number} branches how many there are at this message
    * @param {boolean} busy whether the conversation has a running answer
    */
-  show(message, messages, busy) {
+  show(message, messages, branches, busy) {
     this.message = message;
     this.root.dataset.state = message.state;
     this.root.setAttribute("aria-busy", String(message.state === "running"));
-    this.markdown?.show(message.content);
+    if (this.shown !== message.content) this.markdown?.show(message.content);
+    this.shown = message.content;
     this.#showThinking();
-    const key = [message.state, message.error, message.speed?.tokens ?? 0, busy, siblings(messages, message).length].join();
+    const key = [message.state, message.error, message.speed?.tokens ?? 0, busy, branches].join();
     if (key === this.key && message.state !== "running") return;
     this.key = key;
     this.foot.replaceChildren(...this.#footer());
@@ -58,7 +60,8 @@ export class MessageView {
   #showThinking() {
     const { thinking, content, state } = this.message;
     this.fold.hidden = !thinking;
-    if (!thinking) return;
+    if (!thinking || (thinking === this.shownThinking && state !== "running" && state === this.shownState)) return;
+    Object.assign(this, { shownThinking: thinking, shownState: state });
     this.thought.textContent = thinking;
     this.thoughtHead.textContent = state === "running" && !content ? "Thinking …" : "Thought";
   }
@@ -66,7 +69,7 @@ export class MessageView {
   #footer() {
     const { state, content, thinking, error, speed, left } = this.message;
     if (this.message.role === "user") return [];
-    if (state === "running") return content || thinking ? [] : [element("span.waiting", {}, "Reading …")];
+    if (state === "running") return content || thinking ? [] : [element("span.waiting", {}, readText(this.message.read))];
     const parts = [];
     if (state === "failed") parts.push(element("p.problem", { role: "alert" }, `This question failed: ${error ?? "no reason given"}`));
     if (ENDINGS[state]) parts.push(element("p.cut", {}, ENDINGS[state]));
@@ -126,8 +129,10 @@ export class MessageView {
   }
 }
 
+const readText = (share) => (share > 0 && share < 1 ? `Reading: ${Math.round(100 * share)} %` : "Reading …");
+
 const speedText = (speed) =>
-  `${speed.tokens} tokens${speed.perSecond ? ` · ${speed.perSecond.toFixed(1)} tokens/s` : ""}`;
+  `${speed.tokens} token${speed.tokens === 1 ? "" : "s"}${speed.perSecond ? ` · ${speed.perSecond.toFixed(1)} tokens/s` : ""}`;
 
 function fileView(file) {
   if (file.kind === "image") return element("img.attached", { src: file.data, alt: file.name });

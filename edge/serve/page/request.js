@@ -105,6 +105,7 @@ function chosen(settings) {
   const body = {};
   const fields = { temperature: "temperature", length: "max_tokens", topP: "top_p", minP: "min_p", seed: "seed" };
   for (const [own, theirs] of Object.entries(fields)) if (Number.isFinite(settings[own])) body[theirs] = settings[own];
+  if (settings.thinking === "off") body.chat_template_kwargs = { enable_thinking: false };
   if (settings.schema) {
     body.response_format = { type: "json_schema", json_schema: { name: "answer", strict: true, schema: JSON.parse(settings.schema) } };
   }

@@ -56,7 +56,7 @@ export async function modelFacts() {
  * Ask for an answer, piece by piece.
  * @param {object} body OpenAI's request, without `stream`
  * @param {AbortSignal} signal ends it
- * @yields {{content: string, thinking: string, finish: string|null, usage?: object, timings?: object}}
+ * @yields {{content: string, thinking: string, finish: string|null, usage?: object, timings?: object, progress?: object}}
  * @throws {ServerError} the server refuses it, or fails while it answers
  */
 export async function* streamAnswer(body, signal) {
@@ -64,7 +64,7 @@ export async function* streamAnswer(body, signal) {
     method: "POST",
     headers: { "Content-Type": "application/json", ...headers() },
     signal,
-    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true }, return_progress: true }),
   });
   if (!answer.ok) throw errorOf(await answer.json().catch(() => null), answer.status, answer.statusText);
   for await (const data of events(answer.body)) {
@@ -76,6 +76,7 @@ export async function* streamAnswer(body, signal) {
       finish: choice.finish_reason ?? null,
       usage: data.usage ?? undefined,
       timings: data.timings,
+      progress: data.prompt_progress,
     };
   }
 }

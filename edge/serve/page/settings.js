@@ -6,7 +6,7 @@ import { apiKey, setApiKey } from "./server.js";
 const DEFAULTS = "edgepack-settings";
 const THEME = "edgepack-theme";
 const NUMBERS = ["temperature", "length", "topP", "minP", "seed"];
-const TEXTS = ["system", "schema"];
+const TEXTS = ["system", "schema", "thinking"];
 
 /** What new conversations begin with. @returns {object} */
 export function defaultSettings() {

@@ -1,6 +1,6 @@
 // The list of conversations: search, rename, export, delete. What is opened is the page's matter.
 
-import { byId, confirmed, element, iconButton, notice, saveFile } from "./dom.js";
+import { byId, chosen, element, iconButton, notice, saveFile } from "./dom.js";
 import { closeSidebarWhereNarrow } from "./shell.js";
 import { asJson, asMarkdown, fromJson, ImportError } from "./transfer.js";
 
@@ -91,7 +91,7 @@ export class Sidebar {
   }
 
   async #delete(chat) {
-    if (!(await confirmed(`Delete “${chat.name}” and all its messages?`, "Delete"))) return;
+    if (!(await chosen(`Delete “${chat.name}” and all its messages?`, { delete: "Delete" }))) return;
     this.answers.forget(chat.id);
     await this.store.deleteChat(chat.id);
     this.acts.deleted(chat.id);
@@ -99,11 +99,10 @@ export class Sidebar {
   }
 
   async #export(chat) {
+    const form = await chosen(`Export “${chat.name}”`, { md: "Markdown, to read", json: "JSON, to import again" });
     const messages = await this.store.messages(chat.id);
-    saveFile(`${fileName(chat.name)}.json`, asJson([{ chat, messages }]), "application/json");
-    if (await confirmed("The conversation is saved as JSON, to be imported again. As Markdown to read, too?", "Markdown too")) {
-      saveFile(`${fileName(chat.name)}.md`, asMarkdown(chat, messages), "text/markdown");
-    }
+    if (form === "md") saveFile(`${fileName(chat.name)}.md`, asMarkdown(chat, messages), "text/markdown");
+    if (form === "json") saveFile(`${fileName(chat.name)}.json`, asJson([{ chat, messages }]), "application/json");
   }
 
   async #exportAll() {

@@ -80,7 +80,7 @@ function checkedSettings(settings) {
   for (const field of ["temperature", "length", "topP", "minP", "seed"]) {
     if (Number.isFinite(settings?.[field])) kept[field] = settings[field];
   }
-  for (const field of ["system", "schema"]) if (typeof settings?.[field] === "string") kept[field] = settings[field];
+  for (const field of ["system", "schema", "thinking"]) if (typeof settings?.[field] === "string") kept[field] = settings[field];
   return kept;
 }
 
@@ -131,7 +131,7 @@ function transcript(records) {
   const chat = newChatOf(nameFrom(string(turns[0]?.content ?? "", "messages[0].content")), system ? { system } : {});
   let parent = null;
   const messages = turns.map((turn, at) => {
-    const made = checkedMessage({ ...turn, id: "", parent: null, created: at }, chat, new Map([["", newId()]]), `messages[${at}]`);
+    const made = checkedMessage({ ...turn, thinking: turn.reasoning_content, id: "", parent: null, created: at }, chat, new Map([["", newId()]]), `messages[${at}]`);
     made.parent = parent;
     parent = made.id;
     return made;

@@ -15,6 +15,7 @@
  * @property {"done"|"running"|"stopped"|"length"|"context"|"lost"|"failed"} state how an answer ended
  * @property {string} [error]
  * @property {object} [usage] OpenAI's token counts
+ * @property {number} [read] the share of the prompt that has been read
  * @property {object} [speed] tokens, perSecond and first (seconds to the first token)
  */
 

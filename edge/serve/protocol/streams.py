@@ -32,8 +32,15 @@ class Whole(Protocol):
         ...
 
 
-async def values(stream: AsyncIterator[Event], secrets: Secrets) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+async def values(
+    stream: AsyncIterator[Event], secrets: Secrets, *, progress: bool = False
+) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     """Name and data of each event that is the client's business.
+
+    Args:
+        stream: what the engine writes.
+        secrets: hidden in errors.
+        progress: pass on how far the prompt has been read, too (llama.cpp's `return_progress`).
 
     Raises:
         RequestError: the engine gave up in the middle.
@@ -46,7 +53,7 @@ async def values(stream: AsyncIterator[Event], secrets: Secrets) -> AsyncIterato
             told = value["error"]
             message = str(told.get("message", told)) if isinstance(told, dict) else str(told)
             raise RequestError(secrets.hide(message), status=500)
-        if value.pop("prompt_progress", None) is None:
+        if progress or "prompt_progress" not in value:
             yield event.name, value
 
 
@@ -57,7 +64,7 @@ async def passed_on(stream: AsyncIterator[tuple[str, dict[str, Any]]], *, usage:
     """
     last: dict[str, Any] | None = None
     async for name, value in stream:
-        if value.get("object") != "chat.completion.chunk" or value.get("choices"):
+        if value.get("object") != "chat.completion.chunk" or value.get("choices") or "prompt_progress" in value:
             yield Event(json.dumps(value, ensure_ascii=False), name)
             continue
         last = value if last is None else {**value, "usage": _sum(last.get("usage"), value.get("usage"))}

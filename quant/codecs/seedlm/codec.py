@@ -29,15 +29,15 @@ from edgepack.quant.codecs.codec import (
 )
 from edgepack.quant.codecs.pieces import runs
 from edgepack.quant.codecs.seedlm import lfsr
+from edgepack.quant.codecs.seedlm.found import COEFFICIENT_BITS, pack_coefficients
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from edgepack.quant.codecs.seedlm.search import Found
+    from edgepack.quant.codecs.seedlm.found import Found
 
-COEFFICIENT_BITS = 4
 EXPONENT_BITS = 4
 MAX_BLOCK = 64
 _LOWEST_BIAS = -200
@@ -136,11 +136,6 @@ def _geometry(parameters: Mapping[str, Parameter]) -> tuple[int, int, int]:
     coefficients = integer(parameters, "coefficients", 1, block)
     integer(parameters, "exponent_bias", _LOWEST_BIAS, -_LOWEST_BIAS)
     return block, coefficients, integer(parameters, "register_bits", 2, 16)
-
-
-def pack_coefficients(coefficients: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Coefficients, -8 … 7, as four bits each."""
-    return bits.pack(coefficients.reshape(-1) & 15, COEFFICIENT_BITS)
 
 
 def store(shape: tuple[int, int], codec: SeedLM, found: list[Found]) -> Encoded:

@@ -15,7 +15,7 @@ import torch
 
 from edgepack.quant.codecs.seedlm.basis import GROUP, Basis, outer_products, seed_basis
 from edgepack.quant.codecs.seedlm.best import Best, improve, tile_workers
-from edgepack.quant.codecs.seedlm.codec import pack_coefficients
+from edgepack.quant.codecs.seedlm.found import Found, pack_coefficients
 from edgepack.quant.codecs.seedlm.rounding import quantise
 
 if TYPE_CHECKING:
@@ -34,21 +34,6 @@ _BLOCK_TILE_ACCELERATOR = 16384
 _NO_EXPONENT = np.iinfo(np.int16).min
 # Seeds below which every one is tried, whatever was asked for.
 _FEWEST_PRUNED = 4096
-
-
-@dataclass(frozen=True)
-class Found:
-    """The best seed of every block of a run of weights.
-
-    Attributes:
-        seeds: [blocks], 1 … 2^K - 1.
-        exponents: int16 [blocks], of any size; blocks without a coefficient have the lowest.
-        coefficients: packed, four bits each, as they are stored: [blocks, P], -8 … 7.
-    """
-
-    seeds: NDArray[np.uint16]
-    exponents: NDArray[np.int16]
-    coefficients: NDArray[np.uint8]
 
 
 def search_seeds(

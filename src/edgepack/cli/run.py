@@ -11,6 +11,7 @@ import click
 
 from edgepack.cli.model_options import opening_options, prepared, sampling, sampling_options
 from edgepack.cli.output import json_option, note, print_json
+from edgepack.cli.printable import printable
 from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     help="Decode an archive's model into memory instead of installing it; auto: when the disk has no room for it.",
 )  # fmt: skip
 @click.option("--prompt-cache", type=click.Path(path_type=Path), help="Keep the evaluated system prompt in this file.")
+@click.option("--verbose", is_flag=True, help="In a chat: tokens/s and context use after each answer.")
 @click.option(
     "--image",
     "images",
@@ -90,7 +92,8 @@ def _prompt(text: str) -> str:
 
 
 def _show(text: str) -> None:
-    click.echo(text, nl=False)
+    """A piece of text on stdout; on a terminal without control characters."""
+    click.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
     sys.stdout.flush()
 
 
@@ -119,7 +122,7 @@ def _tell(model: Model, prompt: str, answer: CompletionStream, *, as_json: bool)
 
 
 def _chat(model: Model, values: Mapping[str, Any], chosen: SamplingOptions) -> None:
-    from edgepack.cli.chat_screen import converse
+    from edgepack.cli.chat.session import converse
 
     conversation = model.conversation(
         chosen, system=values["system"], max_tokens=values["max_tokens"],
@@ -128,7 +131,7 @@ def _chat(model: Model, values: Mapping[str, Any], chosen: SamplingOptions) -> N
     if values["prompt_cache"] is not None:
         _use_prompt_cache(conversation, values["prompt_cache"])
     if values["prompt"] is None:
-        converse(conversation)
+        converse(conversation, verbose=values["verbose"])
     else:
         _ask(model, values, chosen)
 

@@ -16,15 +16,17 @@ if TYPE_CHECKING:
 _TIMEOUT = 30_000  # milliseconds; a busy machine is no failure
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The system's Chromium, without a window."""
+    """The system's Chromium, without a window; playwright's event loop runs as long, so it ends with the module."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no Chromium on this machine")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        started = playwright.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        )
         yield started
         started.close()
 
@@ -46,7 +48,7 @@ def server(_running: PageServer) -> Iterator[PageServer]:
 @pytest.fixture
 def profile(browser: Browser) -> Iterator[BrowserContext]:
     """A browser profile that nobody has used; what its pages complain of fails the test."""
-    context = browser.new_context(viewport={"width": 1000, "height": 700})
+    context = browser.new_context(viewport={"width": 1000, "height": 700}, reduced_motion="reduce")  # frames cost time
     context.set_default_timeout(_TIMEOUT)
     problems: list[str] = []
     context.on("weberror", lambda error: problems.append(str(error.error)))

@@ -108,11 +108,11 @@ def test_rename_and_delete(page: Page) -> None:
     page.get_by_role("link", name="A <b>better</b> name").wait_for()
     page.locator("#chats li").hover()
     page.locator("#chats [data-act=delete]").click()
-    page.click("#confirm >> text=No")
+    page.click("#choice >> text=Cancel")
     assert names(page) == ["A <b>better</b> name"]
     page.locator("#chats li").hover()
     page.locator("#chats [data-act=delete]").click()
-    page.click("#confirm-yes")
+    page.locator("#choice .primary").click()
     page.get_by_text("No conversations yet.").wait_for()
     assert page.locator(".message").count() == 0
 
@@ -121,6 +121,19 @@ def exported(page: Page) -> dict[str, Any]:
     with page.expect_download() as download:
         page.click("#export-all")
     return json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+
+
+def test_one_conversation_is_exported_to_read_or_to_import(page: Page) -> None:
+    ask(page, "say **bold**")
+    saved = {}
+    for form in ("Markdown", "JSON"):
+        page.locator("#chats li").hover()
+        page.locator("#chats [data-act=export]").click()
+        with page.expect_download() as download:
+            page.locator(f"#choice >> text={form}").click()
+        saved[download.value.suggested_filename] = Path(download.value.path()).read_text(encoding="utf-8")
+    assert saved["say _bold_.md"] == "# say **bold**\n\n## You\n\nsay **bold**\n\n## Model\n\n**bold**\n"
+    assert len(json.loads(saved["say _bold_.json"])["conversations"][0]["messages"]) == 2
 
 
 def imports(page: Page, tmp_path: Path, text: str) -> str:
@@ -151,12 +164,14 @@ def test_what_is_exported_is_imported_again_branches_and_all(page: Page, tmp_pat
 
 def test_a_transcript_of_the_terminal_becomes_a_conversation(page: Page, tmp_path: Path, server: PageServer) -> None:
     messages = [
-        {"role": "system", "content": "Be kind"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"},
+        {"role": "system", "content": "Be kind"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho", "reasoning_content": "hm"},
     ]  # fmt: skip
     assert "1 conversation imported" in imports(page, tmp_path, json.dumps({"messages": messages}))
     page.get_by_text("ho", exact=True).wait_for()
     ask(page, "and now")
-    assert server.asked[-1]["messages"] == [*messages, {"role": "user", "content": "and now"}]
+    said_before = [{"role": message["role"], "content": message["content"]} for message in messages]
+    assert server.asked[-1]["messages"] == [*said_before, {"role": "user", "content": "and now"}]
+    assert page.locator(".thinking pre").first.text_content() == "hm"
 
 
 MESSAGE = {"id": "a", "parent": None, "role": "user", "content": "x"}
@@ -167,9 +182,7 @@ def export_of(*messages: dict[str, Any]) -> str:
     return json.dumps({"format": "edgepack-conversations", "version": 1, "conversations": [chat]})
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
+NO_EXPORTS = [
         ("{", "not JSON"),
         ("[]", "expected an export"),
         ('{"format": "edgepack-conversations", "version": 2}', "version 1 expected, got 2"),
@@ -181,8 +194,10 @@ def export_of(*messages: dict[str, Any]) -> str:
         (export_of(MESSAGE, MESSAGE), "two messages have one id"),
         (export_of({**MESSAGE, "files": [{"kind": "image", "name": "x", "data": "https://evil.example/x.png"}]}), "an image"),
         ('{"messages": [{"role": "user"}]}', "content: expected a text"),
-    ],
-)  # fmt: skip
-def test_a_file_that_is_no_export_is_refused_with_the_place(page: Page, tmp_path: Path, text: str, reason: str) -> None:
-    assert reason in imports(page, tmp_path, text)
-    assert names(page) == []
+]  # fmt: skip
+
+
+def test_a_file_that_is_no_export_is_refused_with_the_place(page: Page, tmp_path: Path) -> None:
+    for text, reason in NO_EXPORTS:
+        assert reason in imports(page, tmp_path, text)
+        assert names(page) == []

@@ -136,7 +136,46 @@ def test_a_conversation_with_a_real_model(opened: Callable[..., Page], url: str)
     assert "<b>at length</b>" in page.locator(".message.user").nth(1).inner_text()
     assert answer.get_attribute("data-state") in ("stopped", "length", "done")
     ask(page, "é" * 600)
-    assert "512" in page.inner_text(".problem")  # the context's size
+    assert "the context holds 512" in page.inner_text(".problem")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [True, False])
+def test_how_far_a_prompt_is_read_is_streamed_where_it_is_asked_for(url: str, asked: bool) -> None:
+    messages = [{"role": "user", "content": f"{asked} {'long ' * 30}"}]
+    body = {"messages": messages, "stream": True, "max_tokens": 2, "stream_options": {"include_usage": True}}
+    body |= {"return_progress": True} if asked else {}
+    request = urllib.request.Request(
+        f"{url}v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    told = [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
+    assert bool(told) is asked
+    assert all(0 <= one["processed"] <= one["total"] for one in told)
+    assert chunks[-1]["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.slow
+def test_a_real_answer_fills_the_context_and_goes_on(opened: Callable[..., Page], url: str) -> None:
+    page = opened(url)
+    page.click("#open-settings")
+    page.fill("#setting-schema", '{"type": "array", "items": {"enum": [true]}, "minItems": 300, "maxItems": 301}')
+    page.click("text=Keep")
+    answer = ask(page, "as many as you like")
+    assert said(answer).startswith("[")  # the schema is followed
+    assert "Cut: the model's context is full" in answer.inner_text()
+    assert page.locator("#meter").inner_text() in ("511 of 512 tokens", "512 of 512 tokens")
+    before = said(answer)
+    page.click("#open-settings")
+    page.fill("#setting-schema", "")
+    page.fill("#setting-length", "6")
+    page.click("text=Keep")
+    answer.locator("[data-act=resume]").click()
+    until_state(page, value="length")
+    assert said(answer).startswith(before.strip()[:100])
+    assert len(said(answer)) >= len(before)
 
 
 AXE = ROOT / "tests/data/axe-core/axe.min.js"
@@ -144,26 +183,29 @@ AXE = ROOT / "tests/data/axe-core/axe.min.js"
 RULES = '{ runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"] }'
 
 
-def violations(page: Page) -> list[str]:
-    found = page.evaluate(f"axe.run(document, {RULES})")["violations"]
+def violations(page: Page, rules: str = RULES) -> list[str]:
+    found = page.evaluate(f"axe.run(document, {rules})")["violations"]
     return [f"{one['id']}: {[node['html'][:120] for node in one['nodes']]}" for one in found]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("colours", ["light", "dark"])
-def test_axe_finds_no_barrier(profile: BrowserContext, server: PageServer, colours: str) -> None:
+def test_axe_finds_no_barrier(profile: BrowserContext, server: PageServer) -> None:
     profile.add_init_script(path=AXE)  # the page's own policy would not let it in
     page = profile.new_page()
-    page.emulate_media(color_scheme=colours, reduced_motion="reduce")
+    page.emulate_media(color_scheme="light", reduced_motion="reduce")
     page.goto(server.url)
     page.wait_for_selector("body[data-ready=yes]")
-    assert violations(page) == []
     ask(page, "say # Title\n\n```python\nprint(1)\n```\n\n- [ ] task\n\n| a |\n|---|\n| [1](https://example.org) |\n")
     ask(page, "think")
     page.locator(".message summary").last.click()
     ask(page, "fail please")
     ask(page, "say x full")
     assert violations(page) == []
+    page.emulate_media(color_scheme="dark")
+    colours = '{ runOnly: ["color-contrast"] }'
+    assert violations(page, colours) == []
+    page.click("#new-chat")  # the greeting
+    assert violations(page, colours) == []
     page.click("#open-settings")
     assert violations(page) == []
 

@@ -55,6 +55,30 @@ def test_markdown_is_shown_and_html_stays_text(page: Page) -> None:
     assert page.evaluate("navigator.clipboard.readText()") == "print(1)"
 
 
+HOSTILE = [
+    "<script>window.hacked = 1</script>",
+    "<svg onload='window.hacked = 1'><iframe src='javascript:window.hacked = 1'>",
+    "[a](<javascript:window.hacked=1>) [b](data:text/html,<script>window.hacked=1</script>)",
+    '![c](x" onerror="window.hacked=1)',
+    '```html" onclick="window.hacked=1\n<img src=x onerror=window.hacked=1>\n```',
+    "<math><mtext><table><mglyph><style><!--</style><img title='--&gt;&lt;img src=1 onerror=window.hacked=1&gt;'>",
+    "[d]: javascript:window.hacked=1\n[d] <a href='javascript:window.hacked=1'>e</a> <form action=/x><input></form>",
+]
+
+
+def test_no_markup_of_a_models_does_anything(page: Page) -> None:
+    for text in HOSTILE:
+        body = ask(page, f"say {text}").locator(".said")
+        assert (
+            body.locator("script, iframe, svg:not(.icon), img, style, form, math, a[href^=j], a[href^=d]").count() == 0
+        )
+        for link in body.locator("a").all():
+            link.dispatch_event("click")
+        assert body.inner_text().strip()
+    page.wait_for_timeout(50)
+    assert page.evaluate("window.hacked") is None
+
+
 def test_thinking_is_folded_and_not_sent_again(page: Page, server: PageServer) -> None:
     for question, thought, answer in (("think", "Let me see.", "Seen."), ("inline", "Hidden thought", "Plain answer.")):
         shown = ask(page, question)
@@ -126,6 +150,15 @@ def test_a_connection_that_ends_leaves_what_came_and_offers_more(page: Page) -> 
     assert said(answer).startswith("An answer to drop it")
     assert "Cut: the connection ended" in answer.inner_text()
     assert answer.locator("[data-act=resume]").is_visible()
+
+
+def test_how_far_a_long_prompt_is_read_is_told(page: Page, server: PageServer) -> None:
+    answer = ask(page, "slow", wait=False)
+    answer.get_by_text("Reading: 45 %").wait_for()
+    assert server.asked[-1]["return_progress"] is True
+    server.go.set()
+    until_state(page)
+    assert "Reading" not in answer.inner_text()
 
 
 def test_stop_ends_the_answer_here_and_at_the_server(page: Page, server: PageServer) -> None:
@@ -211,12 +244,14 @@ def test_settings_are_sent_and_belong_to_the_conversation(page: Page, server: Pa
     page.fill("#setting-temperature", "0.3")
     page.fill("#setting-seed", "7")
     page.fill("#setting-schema", schema)
+    page.select_option("#setting-thinking", "off")
     page.click("text=Keep")
     ask(page, "one")
     sent = server.asked[-1]
     assert sent["messages"][0] == {"role": "system", "content": "Be kind"}
     assert (sent["temperature"], sent["seed"]) == (0.3, 7)
     assert "max_tokens" not in sent
+    assert sent["chat_template_kwargs"] == {"enable_thinking": False}
     assert sent["response_format"]["json_schema"]["schema"] == json.loads(schema)
     page.click("#new-chat")
     page.click("#open-settings")

@@ -1,0 +1,12 @@
+"""Text that a model wrote, made fit for a terminal: control characters would move the cursor, or worse."""
+
+from __future__ import annotations
+
+# C0 without tab and line feed, and DEL, as Unicode's own pictures of them; C1 (which some terminals obey) as U+FFFD.
+_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
+_TABLE = {**_PICTURES, 0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
+
+
+def printable(text: str) -> str:
+    """The text with a picture in place of each control character; CR LF becomes LF."""
+    return text.replace("\r\n", "\n").translate(_TABLE)
