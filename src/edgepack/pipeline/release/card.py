@@ -27,9 +27,10 @@ def model_card(facts: ReleaseFacts, files: Sequence[str], *, plain: bool, key: s
         plain: whether the GGUF itself is among them.
         key: the publisher's public key in hexadecimal; empty for an unsigned release.
     """
+    licensed = "LICENSE" in files
     sections = [
-        _front_matter(facts, licensed="LICENSE" in files), f"# {facts.name}", _what(facts, licensed="LICENSE" in files), _fidelity(facts), _types(facts), _usage(facts, plain),
-        _origin(facts), _checking(facts, files, key),
+        _front_matter(facts, licensed=licensed), f"# {facts.name}", _what(facts, licensed=licensed), _fidelity(facts),
+        _types(facts), _usage(facts, plain), _origin(facts), _checking(facts, files, key),
     ]  # fmt: skip
     return "\n\n".join(section.strip("\n") for section in sections if section) + "\n"
 
