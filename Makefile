@@ -3,10 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TORCH := torch==2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint typecheck pytest test-asan figures figures-run wheel clean
+.PHONY: demo test lint typecheck pytest test-asan figures figures-run lock sbom fuzz attack wheel clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python tools/demo.py
@@ -34,17 +33,44 @@ figures: $(VENV)/.installed
 figures-run: $(VENV)/.installed
 	$(BIN)/python tools/figures.py run $(TABLE)
 
-# llama-cpp-python is compiled here the first time (about 8 minutes on two cores).
-# torch is taken from the configured index if it has a CPU build, else from PyTorch's own CPU index.
-$(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard src/edgepack/kernels/*.[ch] src/edgepack/kernels/build.py)
+# llama-cpp-python is compiled here the first time (about 8 minutes on two cores). Everything is installed from two files
+# that name every package's version and hashes, build backends first: `make lock` writes them. torch's hash is that of
+# its CPU build, which PyTorch's own index has where the configured one does not. They are made for one Python and
+# system; on others, LOCKED=0 takes the same versions of whatever the index gives, without hashes.
+LOCKED ?= 1
+PIP_LOCKED := -m pip install -qq --no-deps --require-hashes --no-build-isolation
+
+$(VENV)/.installed: pyproject.toml constraints.txt constraints-build.txt setup.py $(wildcard src/edgepack/kernels/*.[ch] src/edgepack/kernels/build.py)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); the first time llama-cpp-python is compiled (about 8 minutes on two cores) ..."
-	$(BIN)/python -m pip install -qq --upgrade pip
-	$(BIN)/python -c "import torch" 2>/dev/null \
-	  || $(BIN)/python -m pip install -qq --no-deps "$(TORCH)+cpu" 2>/dev/null \
-	  || $(BIN)/python -m pip install -qq --no-deps "$(TORCH)" --index-url $(TORCH_CPU_INDEX)
-	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[compress,serve,dev]"
+ifeq ($(LOCKED),1)
+	$(BIN)/python $(PIP_LOCKED) -r constraints-build.txt
+	$(BIN)/python $(PIP_LOCKED) -r constraints.txt \
+	  || $(BIN)/python $(PIP_LOCKED) -r constraints.txt --extra-index-url $(TORCH_CPU_INDEX)
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+else
+	mkdir -p build && sed -n 's/^\([A-Za-z0-9._-]*==[^ +;\\]*\).*/\1/p' constraints.txt > build/versions.txt
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -qq --no-deps torch -c build/versions.txt \
+	  --extra-index-url $(TORCH_CPU_INDEX)
+	$(BIN)/python -m pip install -qq -c build/versions.txt -e ".[compress,clients,sigstore,dev]"
+endif
 	touch $@
+
+# Resolves the dependencies anew, keeping what is installed here; needs uv (pip install uv).
+lock: $(VENV)/.installed
+	$(BIN)/python tools/lock.py $(if $(UPGRADE),--upgrade)
+
+# What the installed edgepack consists of, as CycloneDX: dist/edgepack-VERSION.cdx.json.
+sbom: $(VENV)/.installed
+	$(BIN)/python tools/sbom.py
+
+# Hours of fuzzing, new examples each time; SECONDS for each target.
+fuzz: $(VENV)/.installed
+	$(BIN)/python tools/fuzz.py --seconds $(or $(SECONDS),3600)
+
+# Everything that attacks edgepack, with counts, worst time and memory; SECURITY.md has its table.
+attack: $(VENV)/.installed
+	$(BIN)/python tools/attack.py
 
 # Kernels with the address and undefined-behaviour sanitisers, in a build of their own, under everything that hands
 # them hostile bytes. Clones for instruction sets are left out: their resolvers run before the sanitiser does.

@@ -24,9 +24,10 @@ SHARED = ROOT.parent / "shared"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_trust_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test sees, or writes, the trust store of who runs it."""
+def _as_on_a_fresh_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test sees, or writes, the trust store of who runs it; no model is tried in a process of its own first."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEPACK_PROBE", "off")  # a process for each file; tests of what it does turn it on
         patch.setenv("EDGEPACK_TRUST", str(tmp_path_factory.mktemp("trust") / "trust.json"))
         yield
 

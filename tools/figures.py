@@ -29,7 +29,7 @@ _NUMBER = re.compile(r"\**[-+]?[\d.,]*\d[\d.,]*(e[-+]?\d+)?\**( ?(%|MB|GB|kB|s))
 
 def documents() -> list[Path]:
     """Every document that may hold figures."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def rendered(figure: Figure) -> str:

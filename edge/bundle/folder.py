@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from edgepack.edge.bundle.wheels import PLATFORMS, Platform, gather
 from edgepack.errors import IntegrityError, ResourceError, UsageError
 from edgepack.file_digest import file_sha256
+from edgepack.packaging.archive import open_archive
 from edgepack.packaging.index.member_names import check_member_name
 from edgepack.packaging.verify import verify_archive
 from edgepack.progress import Progress, silent
@@ -23,6 +24,8 @@ from edgepack.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 _WHEELS_BYTES = 250 << 20  # about what the wheels of one Python take, unpacked nowhere
 
@@ -53,6 +56,7 @@ def make_bundle(
     platform: str,
     pythons: Sequence[str],
     wheels: Path | None = None,
+    trust: TrustPolicy | None = None,
     progress: Progress = silent,
 ) -> BundleResult:
     """Make the folder `output` for `archive`.
@@ -63,15 +67,18 @@ def make_bundle(
         platform: a name of `PLATFORMS`.
         pythons: versions of Python that the other machine may have, such as `3.12`.
         wheels: a folder with all wheels, so that nothing is fetched.
+        trust: whose archives are taken; the user's trust store by default.
         progress: told of bytes checked.
 
     Raises:
         UsageError: the folder is there, or the platform is unknown.
-        IntegrityError: the archive is damaged.
+        IntegrityError: the archive is damaged, or wrongly signed.
+        CheckFailedError: nobody trusted signed it.
         NetworkError: a wheel cannot be had.
         ResourceError: the disk is too small.
     """
     target = _checked(archive, output, platform)
+    open_archive(archive, trust).close()
     for problem in verify_archive(archive, progress=progress):
         raise IntegrityError(f"'{archive}': {problem.where}: {problem.what}")
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from edgepack.edge.fit.twin_metadata import twin_metadata
 from edgepack.edge.llama.handles import open_context, open_model
 from edgepack.edge.llama.interrupt import AbortFlag
+from edgepack.edge.llama.loads import ensure_loads
 from edgepack.edge.llama.log import runtime_log
 from edgepack.edge.llama.options import RuntimeOptions
+from edgepack.gguf.reader import read_header
 from edgepack.gguf.writer import GGUFWriter
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ class SimulatedModel:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "twin.gguf"
             self._write(path)
+            ensure_loads(read_header(path))
             return open_model(path, RuntimeOptions(simulated=True))[0]
 
     def _write(self, path: Path) -> None:

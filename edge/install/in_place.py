@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.edge.install.cache import read_template
 from edgepack.edge.llama.check import check_runnable
+from edgepack.edge.llama.loads import ensure_loads
 from edgepack.edge.llama.virtual_file import can_open_virtual_files
 from edgepack.gguf.variant import is_variant
 from edgepack.packaging.archive import open_archive
@@ -85,6 +86,7 @@ def read_in_place(
             note(f"'{file}' cannot be run where it is: {reason}; it is installed")
             return None
         check_runnable(header)
+        ensure_loads(header, archive.read_range(archive.main, 0, header.data_start))
         template = read_template(archive)
     adapters = cache.install_adapters(file, trust=trust, progress=progress)
     projector = cache.install_projector(file, trust=trust, progress=progress)

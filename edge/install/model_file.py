@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.edge.install.in_place import FromArchive, read_in_place
 from edgepack.edge.llama.check import check_runnable, read_runnable
+from edgepack.edge.llama.loads import ensure_loads
 from edgepack.errors import UsageError
 from edgepack.gguf import keys
 
@@ -64,7 +65,7 @@ def prepare(
 
     Raises:
         UsageError: the file does not exist.
-        GGUFError, ArchiveError, IntegrityError: it is not sound.
+        GGUFError, ArchiveError, IntegrityError: it is not sound, or llama.cpp does not survive it.
         CheckFailedError: nobody trusted signed it.
     """
     from edgepack.packaging.archive import is_archive
@@ -78,7 +79,10 @@ def prepare(
         header = read_runnable(file)
         if is_variant(header):
             native = native_form(file, ModelCache(note=note), progress)
-            return ModelFile(native, read_runnable(native), template=_own_template(header))
+            runs = read_runnable(native)
+            ensure_loads(runs)
+            return ModelFile(native, runs, template=_own_template(header))
+        ensure_loads(header)
         return ModelFile(file, header, template=_own_template(header))
     cache = ModelCache(note=note)
     if (found := read_in_place(file, from_archive, cache, trust, progress, note)) is not None:
@@ -87,6 +91,7 @@ def prepare(
     installed = cache.install(file, verify=verify, trust=trust, progress=progress)
     header = installed.header
     check_runnable(header)
+    ensure_loads(header)
     template = installed.template if installed.template is not None else _own_template(header)
     return ModelFile(installed.model, header, installed.adapters, installed.projector, template, fresh=installed.fresh)
 

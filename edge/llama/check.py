@@ -7,9 +7,10 @@ architecture is left to llama.cpp.
 from __future__ import annotations
 
 import re
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
+from edgepack.edge.llama.check_vocabulary import check_vocabulary
 from edgepack.errors import GGUFError, UnsupportedModelError, UsageError
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
@@ -39,14 +40,34 @@ _RANGES: dict[str, tuple[int, int]] = {
     "expert_group_used_count": (0, _MAX_EXPERTS),
     "nextn_predict_layers": (0, 8),
     "vocab_size": (0, 2**24),
+    "pooling_type": (0, 4),  # enum llama_pooling_type; llama.cpp aborts on others
+    "full_attention_interval": (1, _MAX_LAYERS),  # llama.cpp divides by these
+    "interleave_moe_layer_step": (1, _MAX_LAYERS),
+    "ssm.conv_kernel": (1, 2**10),
+    "ssm.inner_size": (1, 2**24),
+    "ssm.state_size": (1, 2**16),
+    "ssm.time_step_rank": (1, 2**20),
+    "ssm.group_count": (0, 2**16),
+    "wkv.head_size": (1, 2**16),
 }
 # Per-layer lists are allowed for these (as many values as layers), a single number for all.
 _PER_LAYER = {"feed_forward_length", "attention.head_count", "attention.head_count_kv"}
 _ROPE_SCALING = ("none", "linear", "yarn", "longrope")  # LLAMA_ROPE_SCALING_TYPES; llama.cpp aborts on others
 _REQUIRED = ("block_count", "context_length", "embedding_length")
-_FINITE = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon", "rope.freq_base", "attention.scale")
-_PER_TOKEN = (keys.VOCABULARY_SCORES, keys.VOCABULARY_TYPES)
-_MAX_TEMPLATE = 256 * 1024  # characters; the longest published templates have about 20,000
+# key → least value; ggml asserts that an epsilon is not negative when it computes a norm.
+_FINITE = {
+    "attention.layer_norm_epsilon": 0.0,
+    "attention.layer_norm_rms_epsilon": 0.0,
+    "attention.group_norm_epsilon": 0.0,
+    "rope.freq_base": 0.0,
+    "rope.scaling.factor": 0.0,
+    "attention.scale": -inf,
+    "attention.max_alibi_bias": 0.0,
+    "attention.clamp_kqv": 0.0,
+    "logit_scale": -inf,
+    "attn_logit_softcapping": 0.0,
+    "final_logit_softcapping": 0.0,
+}
 
 
 def read_runnable(path: Path) -> GGUFHeader:
@@ -114,15 +135,16 @@ def check_runnable(header: GGUFHeader) -> None:
             raise GGUFError(f"{header.path}: metadata key '{architecture}.{name}' is missing")
     for name, (least, most) in _RANGES.items():
         _check_range(header, f"{architecture}.{name}", least, most, per_layer=name in _PER_LAYER)
-    for name in _FINITE:
+    for name, bound in _FINITE.items():
         value = header.get(f"{architecture}.{name}")
-        if value is not None and not (isinstance(value, (int, float)) and isfinite(value)):
-            raise GGUFError(f"{header.path}: {architecture}.{name}: expected a finite number, got {value!r:.80}")
+        if value is not None and not (isinstance(value, (int, float)) and isfinite(value) and value >= bound):
+            rule = "a finite number" if bound == -inf else f"a finite number of at least {bound}"
+            raise GGUFError(f"{header.path}: {architecture}.{name}: expected {rule}, got {value!r:.80}")
     _check_heads(header, architecture)
     _check_experts(header, architecture)
     _check_rope(header, architecture)
     _check_layers(header, int(header.get(f"{architecture}.block_count")))
-    _check_vocabulary(header)
+    check_vocabulary(header)
 
 
 def _is_count(value: Any) -> bool:
@@ -177,22 +199,3 @@ def _check_layers(header: GGUFHeader, layers: int) -> None:
         raise GGUFError(
             f"{header.path}: block_count says {layers} layers, but only {len(present)} have tensors in the file"
         )
-
-
-def _check_vocabulary(header: GGUFHeader) -> None:
-    tokens = header.get(keys.TOKENS)
-    if tokens is None:
-        return
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise GGUFError(f"{header.path}: tokenizer.ggml.tokens: expected a list of strings")
-    for key in _PER_TOKEN:
-        values = header.get(key)
-        if values is not None and (not isinstance(values, list) or len(values) != len(tokens)):
-            got = len(values) if isinstance(values, list) else values
-            raise GGUFError(f"{header.path}: {key}: expected {len(tokens)} values, got {got!r:.80}")
-    for key in header.metadata:
-        if re.fullmatch(r"tokenizer\.ggml\.\w+_token_id", key):
-            _check_range(header, key, 0, len(tokens) - 1, per_layer=False)
-    template = header.get(keys.CHAT_TEMPLATE, "")
-    if not isinstance(template, str) or len(template) > _MAX_TEMPLATE:
-        raise GGUFError(f"{header.path}: tokenizer.chat_template: expected at most {_MAX_TEMPLATE} characters of text")

@@ -1,6 +1,6 @@
 """The one place that opens llama.cpp's model, adapters and context from options.
 
-What is done with handles is `runtime`'s, with llama-cpp-python's own object `edge.serve`'s.
+What is done with handles is `runtime`'s.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from edgepack.edge.llama.options import kv_type
 from edgepack.errors import ModelRuntimeError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from edgepack.edge.llama.interrupt import AbortFlag
@@ -148,49 +147,6 @@ def _apply_adapters(path: Path, context: Any, adapters: list[Any], options: Runt
     scales = (ctypes.c_float * len(adapters))(*(adapter.scale for adapter in options.adapters))
     if c.llama_set_adapters_lora(context, pointers, len(adapters), scales):
         raise ModelRuntimeError(f"{path}: llama.cpp cannot apply the adapters")
-
-
-def open_bindings(path: Path, options: RuntimeOptions, chat_handler: Callable[..., Any]) -> tuple[Any, list[Any]]:
-    """llama-cpp-python's `Llama`, for those who need that object, and its adapters; the caller closes the former.
-
-    Args:
-        path: the GGUF.
-        options: how it is opened; `auto` for flash attention is on, as that library knows no third way.
-        chat_handler: makes prompts of messages, as `llama_cpp.llama_chat_format` has it.
-
-    Raises:
-        ModelRuntimeError: llama.cpp refuses the file, the options or an adapter.
-        UsageError: an option is out of range.
-    """
-    import llama_cpp
-
-    runtime_log().install()  # importing llama_cpp's classes put their own callback in its place
-    _start_backend()
-    with runtime_log().recording() as log:
-        try:
-            llama = llama_cpp.Llama(
-                str(path), **_bindings_parameters(options), chat_handler=chat_handler, logits_all=False, verbose=False
-            )
-        except (ValueError, RuntimeError) as error:
-            raise ModelRuntimeError(f"{path}: llama.cpp refuses it: {log.last_errors() or error}") from error
-    try:
-        adapters = [_open_adapter(llama.model, adapter.path) for adapter in options.adapters]
-        _apply_adapters(path, llama.ctx, adapters, options)
-    except BaseException:
-        llama.close()
-        raise
-    return llama, adapters
-
-
-def _bindings_parameters(options: RuntimeOptions) -> dict[str, Any]:
-    """What `context_parameters` says, in the words of `llama_cpp.Llama`."""
-    known = context_parameters(options)
-    same = ("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "type_k", "type_v", "swa_full")
-    return {
-        **{name: getattr(known, name) for name in same},
-        "n_gpu_layers": options.n_gpu_layers,
-        "flash_attn": options.flash_attention != "off",
-    }
 
 
 def context_parameters(options: RuntimeOptions) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from edgepack.errors import UsageError
 from edgepack.export.coded.file import VariantLayout, draft_tensor
 from edgepack.export.plan import stored_bytes
+from edgepack.expressions import ExpressionError, expression
 from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, u32
 from edgepack.quant.codecs.chain import settle
@@ -126,11 +127,19 @@ def parse_tensor_codecs(texts: Sequence[str]) -> tuple[tuple[str, EdgeTarget], .
         if match is None:
             raise UsageError(f"--tensor-codec '{text}': expected REGEX=CODEC, such as 'attn_.*=vptq3'")
         try:
-            re.compile(match[1])
-        except re.error as error:
-            raise UsageError(f"--tensor-codec '{text}': not a regular expression: {error}") from error
+            expression(match[1])
+        except ExpressionError as error:
+            raise UsageError(f"--tensor-codec '{text}': {error}") from error
         parsed.append((match[1], find_edge_target(match[2])))
     return tuple(parsed)
+
+
+def _found(pattern: str, name: str) -> bool:
+    """Whether the option's expression is found in a name; raises UsageError where that takes too long."""
+    try:
+        return expression(pattern).search(name)
+    except ExpressionError as error:
+        raise UsageError(f"--tensor-codec '{pattern}': {error}") from None
 
 
 def plan_variant(
@@ -150,13 +159,13 @@ def plan_variant(
         name for name, rows in model.tensors.items() if may_be_quantised(Candidate(name, rows.shape, GGMLType.F32))
     ]
     for pattern, _ in overrides:
-        if not any(re.search(pattern, name) for name in matrices):
+        if not any(_found(pattern, name) for name in matrices):
             raise UsageError(f"--tensor-codec '{pattern}': matches no matrix; they are such as '{min(matrices)}'")
 
     def chosen(name: str, rows: Rows) -> EdgeTarget | None:
         if not may_be_quantised(Candidate(name, rows.shape, GGMLType.F32)):
             return None
-        return next((codecs for pattern, codecs in overrides if re.search(pattern, name)), target)
+        return next((codecs for pattern, codecs in overrides if _found(pattern, name)), target)
 
     tensors = tuple(
         PlannedMatrix(name, model.tensors[name], chosen(name, model.tensors[name]))

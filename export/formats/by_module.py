@@ -7,13 +7,15 @@ what they mean is left to each format.
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import CheckpointError, UnsupportedModelError
+from edgepack.expressions import ExpressionError, expression
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 _EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|word_embeddings|wte|wpe|embed_in)$")
 
@@ -30,12 +32,38 @@ def objects(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
-def compiled(pattern: str, where: str) -> re.Pattern[str]:
-    """A regular expression of a configuration; raises CheckpointError where it is none."""
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise CheckpointError(f"quantization_config: {where} {pattern!r}: not a regular expression: {error}") from None
+class ModulePattern:
+    """A regular expression of a configuration, matched against names of modules within a limit of time.
+
+    Args:
+        pattern: the expression.
+        where: names it in messages.
+
+    Raises:
+        CheckpointError: it is none; from `match` and `search`: it takes too long.
+    """
+
+    def __init__(self, pattern: str, where: str) -> None:
+        self._where = f"quantization_config: {where} {pattern!r:.200}"
+        with self._named():
+            self._expression = expression(pattern)
+
+    def match(self, module: str) -> bool:
+        """Whether it matches from the beginning of the name."""
+        with self._named():
+            return self._expression.match(module)
+
+    def search(self, module: str) -> bool:
+        """Whether it matches anywhere in the name."""
+        with self._named():
+            return self._expression.search(module)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except ExpressionError as error:
+            raise CheckpointError(f"{self._where}: {error}") from None
 
 
 def gptqmodel_settings(config: Mapping[str, Any], module: str) -> Mapping[str, Any]:
@@ -45,7 +73,7 @@ def gptqmodel_settings(config: Mapping[str, Any], module: str) -> Mapping[str, A
     (`_resolve_dynamic_override` of GPTQModel).
     """
     for pattern, own in objects(config, "dynamic").items():
-        if compiled(pattern.removeprefix("+:").removeprefix("-:"), "dynamic").match(module):
+        if ModulePattern(pattern.removeprefix("+:").removeprefix("-:"), "dynamic").match(module):
             return config if pattern.startswith("-:") else {**config, **own}
     return config
 
@@ -59,7 +87,7 @@ def auto_round_settings(config: Mapping[str, Any], module: str) -> Mapping[str, 
     if module in extra:
         return {**config, **extra[module]}
     for pattern, own in extra.items():
-        if own and compiled(pattern, "extra_config").search(module):
+        if own and ModulePattern(pattern, "extra_config").search(module):
             return {**config, **own}
     return gptqmodel_settings(config, module)
 
@@ -102,7 +130,7 @@ class Groups:
             self._by_target |= dict.fromkeys(targets, Group(weights, layout))
         self._named = sorted(target for target in self._by_target if not target.startswith("re:"))
         self._patterns = [
-            (compiled(target.removeprefix("re:"), "target"), target)
+            (ModulePattern(target.removeprefix("re:"), "target"), target)
             for target in sorted(self._by_target)
             if target.startswith("re:")
         ]

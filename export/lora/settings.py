@@ -6,12 +6,12 @@ Settings: `LoraConfig` and `PeftConfig` of peft 0.21. Reading the tensors is lef
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import AdapterError
 from edgepack.export.json_file import read_json
+from edgepack.expressions import ExpressionError, expression
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,9 +117,9 @@ class AdapterSettings:
 
     def _matches(self, pattern: str, module: str) -> bool:
         try:
-            return re.match(rf"(.*\.)?({pattern})$", module) is not None
-        except re.error as error:
-            raise self.error(f"alpha_pattern {pattern!r}: not a regular expression: {error}") from None
+            return expression(rf"(.*\.)?({pattern})$").match(module)
+        except ExpressionError as error:
+            raise self.error(f"alpha_pattern {pattern!r:.200}: {error}") from None
 
     def _number(self, config: Mapping[str, Any], key: str, default: float | None = None) -> float:
         value = config.get(key, default)

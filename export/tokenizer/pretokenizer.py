@@ -26,6 +26,7 @@ _SPELLINGS = (
     ("{1}", ""),
 )
 _POSSESSIVE = re.compile(r"(\[(?:\\.|[^\]\\])*\]|\\.)|([?+*])\+")  # classes and escapes are left alone
+_MOST_CHARACTERS = 10_000  # of a split expression; the longest known one has about 600
 _MAX_STEPS = 32
 
 
@@ -133,7 +134,7 @@ def _read_step(entry: Mapping[str, Any]) -> tuple[str, bool]:
 def _read_split(entry: Mapping[str, Any]) -> str:
     pattern = entry.get("pattern")
     expression = pattern.get("Regex") if isinstance(pattern, Mapping) else None
-    if not isinstance(expression, str):
+    if not isinstance(expression, str) or len(expression) > _MOST_CHARACTERS:
         raise _UnknownStepError(brief(entry))
     behavior = (entry.get("behavior"), entry.get("invert") is True)
     # keeping only the matches is the same as isolating them when every character is in one

@@ -13,6 +13,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from edgepack.errors import UsageError
+from edgepack.expressions import ExpressionError, expression
 from edgepack.gguf.types import GGMLType
 from edgepack.quant.types.mixtures import Counters, ModelFacts, mixed_type
 from edgepack.quant.types.targets import find_type
@@ -108,7 +109,7 @@ class Overrides:
 
     def matching(self, name: str) -> GGMLType | None:
         """The type of the first pattern that matches, or None."""
-        return next((kind for pattern, kind in self.patterns if re.search(pattern, name)), None)
+        return next((kind for pattern, kind in self.patterns if _found(pattern, name)), None)
 
 
 def parse_overrides(
@@ -127,14 +128,22 @@ def parse_overrides(
     )
 
 
+def _found(pattern: str, name: str) -> bool:
+    """Whether an option's expression is found in a tensor's name; raises UsageError where that takes too long."""
+    try:
+        return expression(pattern).search(name)
+    except ExpressionError as error:
+        raise UsageError(f"--tensor-type '{pattern}': {error}") from None
+
+
 def _pattern(text: str) -> tuple[str, GGMLType]:
     pattern, equals, kind = text.rpartition("=")
     if not equals:
         raise UsageError(f"--tensor-type '{text}': expected REGEX=TYPE, such as ffn_down=q6_k")
     try:
-        re.compile(pattern)
-    except re.error as error:
-        raise UsageError(f"--tensor-type '{text}': not a regular expression: {error}") from error
+        expression(pattern)
+    except ExpressionError as error:
+        raise UsageError(f"--tensor-type '{text}': {error}") from error
     return pattern, find_type(kind)
 
 
@@ -205,7 +214,7 @@ def choose_types(
 def _refuse_idle_patterns(candidates: Sequence[Candidate], overrides: Overrides) -> None:
     """Raise UsageError where a pattern matches no tensor whose type can be chosen: it says what was not meant."""
     for pattern, _ in overrides.patterns:
-        matching = [candidate for candidate in candidates if re.search(pattern, candidate.name)]
+        matching = [candidate for candidate in candidates if _found(pattern, candidate.name)]
         if not matching:
             raise UsageError(f"--tensor-type '{pattern}': matches no tensor; names are such as {_examples(candidates)}")
         if not any(may_be_quantised(candidate, overrides) for candidate in matching):

@@ -53,6 +53,7 @@ TAKES = {
     "pack": ["{gguf} --base {archive} -o {out}/b.edgepack"],
     "provenance": ["{archive}", "{archive} --check {gguf}"],
     "release": ["{archive} -o {out}/r", "{archive} -o {out}/r --gguf --key {key}"],
+    "bundle": ["{archive} -o {out}/bundle --wheels {out} --offline"],
 }
 # These tell what signatures say, or mend them: they refuse what is wrongly signed, and trust nobody.
 TELL = {"inspect": ["{archive}"], "sign": ["{archive} --key {key} -o {out}/signed"]}
@@ -66,6 +67,9 @@ TAKE_NONE = {
     "trust": None,
     "cache": None,
     "doctor": None,
+    "checkpoint": "{archive} -o {out}/c",
+    "fetch": None,  # their archives come from a server: tests/edge/fetch holds them against the policy
+    "update": None,
 }
 STATES = ("unsigned", "stranger", "wrong", "trusted")
 ROWS = [(command, line) for command, lines in TAKES.items() for line in lines]

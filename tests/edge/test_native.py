@@ -176,7 +176,7 @@ def test_broken_files_are_refused_by_name(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"shape": [2**39, 2**39]}, "component 'trits'"),
+        ({"shape": [2**39, 2**39]}, "coded weights in a file of"),
         ({"shape": [48, 512]}, "component 'trits'"),
         ({"shape": []}, "expected a shape"),
         ({"shape": [-1, 4]}, "expected a shape"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.values import FilePath, optional_path, paths
 from edgepack.edge.fetch.archive_fetch import DEFAULT_CONNECTIONS, FetchRequest, FetchResult, fetch_archive
 from edgepack.edge.fetch.fetched_from import remember
@@ -14,7 +15,6 @@ from edgepack.edge.fetch.offline import require_online
 from edgepack.edge.fetch.update import UpdateResult, update_archive
 from edgepack.edge.fetch.web import DEFAULT_TIMEOUT, Web, check_url
 from edgepack.errors import UsageError
-from edgepack.packaging.trust.policy import policy_of
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def fetch(
     output: FilePath | None = None,
     *,
     mirrors: Sequence[str] = (),
-    trusted: Sequence[FilePath] = (),
+    trusted: Trusted = (),
     sha256: str | None = None,
     bases: Sequence[FilePath] = (),
     force: bool = False,
@@ -76,7 +76,7 @@ def fetch(
     if target.exists() and not force:
         raise UsageError(f"'{target}' is there already: `edgepack update` brings it up to date, --force replaces it")
     request = FetchRequest(
-        urls, target, policy_of(paths(trusted)), _checked_digest(sha256), paths(bases), connections, Web(timeout),
+        urls, target, policy_for(trusted), _checked_digest(sha256), paths(bases), connections, Web(timeout),
         note, progress,
     )  # fmt: skip
     result = fetch_archive(request)
@@ -88,7 +88,7 @@ def update(
     file: FilePath,
     *,
     sources: Sequence[str] = (),
-    trusted: Sequence[FilePath] = (),
+    trusted: Trusted = (),
     check: bool = False,
     connections: int = DEFAULT_CONNECTIONS,
     timeout: float = DEFAULT_TIMEOUT,
@@ -116,9 +116,7 @@ def update(
     """
     require_online("update", offline=offline)
     urls = tuple(check_url(url) for url in sources)
-    request = FetchRequest(
-        urls, Path(file), policy_of(paths(trusted)), None, (), connections, Web(timeout), note, progress
-    )
+    request = FetchRequest(urls, Path(file), policy_for(trusted), None, (), connections, Web(timeout), note, progress)
     result = update_archive(request, check_only=check)
     if result.fetched is not None:
         remember(result.fetched.index_sha256, result.urls)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.trust_options import trust_options
 from edgepack.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 
 @click.command("bundle")
@@ -18,6 +23,7 @@ from edgepack.errors import UsageError
 @click.option("--python", "pythons", multiple=True, metavar="3.X", help="A version it may have; repeatable [this one].")
 @click.option("--wheels", type=click.Path(path_type=Path), help="A folder that has all wheels: nothing is fetched.")
 @click.option("--offline", is_flag=True, help="Open no connection, as EDGEPACK_OFFLINE=1 says; needs --wheels.")
+@trust_options
 @json_option
 def command(
     file: Path,
@@ -26,6 +32,7 @@ def command(
     pythons: tuple[str, ...],
     wheels: Path | None,
     offline: bool,
+    trusted: TrustPolicy,
     as_json: bool,
 ) -> None:
     """Put the archive FILE, edgepack's wheels and a script into one folder, for a machine without a network.
@@ -40,7 +47,14 @@ def command(
         if not re.fullmatch(r"3\.[1-9]\d", python):
             raise UsageError(f"--python: expected a version such as 3.12, got {python!r}")
     result = bundle(
-        file, output, platform=platform, pythons=pythons, wheels=wheels, offline=offline, progress=terminal_progress
+        file,
+        output,
+        platform=platform,
+        pythons=pythons,
+        wheels=wheels,
+        offline=offline,
+        progress=terminal_progress,
+        trusted=trusted,
     )
     if as_json:
         print_json(result.json())

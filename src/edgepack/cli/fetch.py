@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.trust_options import trust_options
+
+if TYPE_CHECKING:
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 timeout_option = click.option(
     "--timeout", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, help="Seconds without a byte."
@@ -15,16 +20,12 @@ connections_option = click.option(
     "--connections", type=click.IntRange(1, 32), default=4, show_default=True, help="Requests at once."
 )
 offline_option = click.option("--offline", is_flag=True, help="Open no connection, as EDGEPACK_OFFLINE=1 says.")
-trusted_option = click.option(
-    "--trusted", multiple=True, type=click.Path(path_type=Path), help="A public key that must have signed; repeatable."
-)
 
 
 @click.command("fetch")
 @click.argument("source", metavar="URL|hf:ORG/NAME[/FILE][@REVISION]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File or folder [the address's own name, here].")
 @click.option("--mirror", "mirrors", multiple=True, metavar="URL", help="Another address of it; repeatable.")
-@trusted_option
 @click.option("--sha256", metavar="HEX", help="The archive's SHA-256, as its publisher says it.")
 @click.option("--base", "bases", multiple=True, type=click.Path(path_type=Path), help="An archive that is here.")
 @click.option("--force", is_flag=True, help="Replace another file of that name.")
@@ -32,12 +33,13 @@ trusted_option = click.option(
 @connections_option
 @timeout_option
 @offline_option
+@trust_options
 @json_option
 def command(
     source: str,
     output: Path | None,
     mirrors: tuple[str, ...],
-    trusted: tuple[Path, ...],
+    trusted: TrustPolicy,
     sha256: str | None,
     bases: tuple[Path, ...],
     force: bool,

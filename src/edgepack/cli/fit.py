@@ -66,6 +66,9 @@ def _list() -> None:
 
 
 def _print(fit: FitResult, file: Path) -> None:
+    from edgepack.edge.fit.probe import can_probe
+    from edgepack.edge.llama.engines import COMPRESS_EXTRA
+
     click.echo(f"{file.name} on {fit.device_name}: {'fits' if fit.fits else 'DOES NOT FIT'} ({fit.reason})")
     rows = [(name, format_size(size)) for name, size in asdict(fit.memory).items()]
     if fit.file_bytes != fit.model_bytes:
@@ -86,6 +89,8 @@ def _print(fit: FitResult, file: Path) -> None:
         how = "measured layers" if fit.device == "cpu" else "estimate"
         decimals = 0 if fit.tokens_per_second >= 10 else 1
         rows.append(("speed", f"about {fit.tokens_per_second:,.{decimals}f} tokens/s ({how})"))
+    elif fit.device == "cpu" and fit.fits and not can_probe():
+        rows.append(("speed", f"measured by llama-cpp-python: {COMPRESS_EXTRA}"))
     for name, text in rows:
         click.echo(f"  {name:<18} {text}")
     _print_contexts(fit)

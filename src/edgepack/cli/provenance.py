@@ -28,6 +28,7 @@ _SHOWN = 20
 @click.option("--imatrix", type=_PATH, metavar="FILE", help="Likewise the importance matrix.")
 @click.option("--adapter", type=_PATH, metavar="DIR", help="Likewise the PEFT adapter.")
 @click.option("--text", type=_PATH, metavar="FILE", help="Likewise the text that a wire's gate was judged on.")
+@click.option("--factors", type=_PATH, metavar="FILE", help="Likewise the low-rank factors that were read.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
 @trust_options
 @json_option

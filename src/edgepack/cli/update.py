@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.fetch import connections_option, offline_option, timeout_option, trusted_option
+from edgepack.cli.fetch import connections_option, offline_option, timeout_option
 from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.trust_options import trust_options
+
+if TYPE_CHECKING:
+    from edgepack.packaging.trust.policy import TrustPolicy
 
 
 @click.command("update")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--from", "sources", multiple=True, metavar="URL", help="Its addresses [where it was fetched].")
-@trusted_option
 @click.option("--check", is_flag=True, help="Only say what differs.")
 @connections_option
 @timeout_option
 @offline_option
+@trust_options
 @json_option
 def command(
     file: Path,
     sources: tuple[str, ...],
-    trusted: tuple[Path, ...],
+    trusted: TrustPolicy,
     check: bool,
     connections: int,
     timeout: float,

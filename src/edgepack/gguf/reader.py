@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
+_MAX_ALIGNMENT = 1 << 20  # a page of any machine is less; sums with it stay far from 2⁶⁴
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 _MAX_ARRAY_DEPTH = 4
 # Of all arrays of a header together: each item becomes a Python object. A vocabulary of a million tokens with scores,
@@ -250,6 +251,8 @@ def _read_metadata(cursor: _Cursor, count: int) -> dict[str, Value]:
     metadata: dict[str, Value] = {}
     for number in range(count):
         key = cursor.string(f"metadata key {number}")
+        if not key:
+            raise GGUFError(f"{cursor.label}: metadata key {number} is empty")
         if key in metadata:
             raise GGUFError(f"{cursor.label}: metadata key '{key}' occurs twice")
         kind = cursor.kind(f"metadata '{key}'")
@@ -286,7 +289,12 @@ def _alignment(metadata: Mapping[str, Value], label: Path) -> int:
     if value is None:
         return DEFAULT_ALIGNMENT
     alignment = value.value
-    if value.type is not ValueType.UINT32 or alignment == 0 or alignment & (alignment - 1):
+    if (
+        value.type is not ValueType.UINT32
+        or alignment == 0
+        or alignment & (alignment - 1)
+        or alignment > _MAX_ALIGNMENT
+    ):
         raise GGUFError(f"{label}: general.alignment: expected a power of two as uint32, got {alignment!r}")
     return int(alignment)
 

@@ -73,12 +73,14 @@ class Inputs:
         imatrix: the importance matrix.
         adapter: the PEFT folder.
         text: what a wire's gate was judged on.
+        factors: low-rank factors that were read.
     """
 
     calibration: Path | None = None
     imatrix: Path | None = None
     adapter: Path | None = None
     text: Path | None = None
+    factors: Path | None = None
 
 
 def rederive(

@@ -181,6 +181,14 @@ class ExportRequest:
             metavar="NAME:KEY=VALUE,…",
         ),
     )
+    factors: StrPath | None = option(
+        None,
+        Option(
+            "--factors",
+            "Where lowrank stores its factors (U·S, V, mean), or with method=stored reads them.",
+            metavar="SAFETENSORS",
+        ),
+    )
     device: str = option(
         "cpu",
         Option("--device", "Torch device of passes and calibration.", value="text", metavar="D", shows_default=True),
