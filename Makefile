@@ -43,7 +43,6 @@ PIP_LOCKED := -m pip install -qq --no-deps --require-hashes --no-build-isolation
 $(VENV)/.installed: pyproject.toml constraints.txt constraints-build.txt setup.py $(wildcard src/edgepack/kernels/*.[ch] src/edgepack/kernels/build.py)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); the first time llama-cpp-python is compiled (about 8 minutes on two cores) ..."
-<<<<<<< HEAD
 ifeq ($(LOCKED),1)
 	$(BIN)/python $(PIP_LOCKED) -r constraints-build.txt
 	$(BIN)/python $(PIP_LOCKED) -r constraints.txt \
@@ -53,15 +52,8 @@ else
 	mkdir -p build && sed -n 's/^\([A-Za-z0-9._-]*==[^ +;\\]*\).*/\1/p' constraints.txt > build/versions.txt
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -qq --no-deps torch -c build/versions.txt \
 	  --extra-index-url $(TORCH_CPU_INDEX)
-	$(BIN)/python -m pip install -qq -c build/versions.txt -e ".[compress,serve,sigstore,dev]"
+	$(BIN)/python -m pip install -qq -c build/versions.txt -e ".[compress,clients,sigstore,dev]"
 endif
-=======
-	$(BIN)/python -m pip install -qq --upgrade pip
-	$(BIN)/python -c "import torch" 2>/dev/null \
-	  || $(BIN)/python -m pip install -qq --no-deps "$(TORCH)+cpu" 2>/dev/null \
-	  || $(BIN)/python -m pip install -qq --no-deps "$(TORCH)" --index-url $(TORCH_CPU_INDEX)
-	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[compress,clients,dev]"
->>>>>>> wt-serve
 	touch $@
 
 # Resolves the dependencies anew, keeping what is installed here; needs uv (pip install uv).
