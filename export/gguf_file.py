@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.errors import NumericError
+from edgepack.errors import CheckpointError, NumericError
 from edgepack.export.interrupted import journaled_output, noted, plan_digest
-from edgepack.export.plan import shard_path
+from edgepack.export.plan import shard_paths
 from edgepack.export.rows import StoredBlocks
+from edgepack.files.source import open_source
 from edgepack.gguf.writer import GGUFWriter
 from edgepack.ordered_threads import ordered_map
 from edgepack.processors import default_threads
@@ -130,6 +131,7 @@ def write_gguf(
                 advance(blocks.nbytes)
                 journal.note(writer.tensors_written, writer.length_after(writer.tensors_written))
         writer.close()
+        plan.sources.check(CheckpointError)
     return plan.total_bytes
 
 
@@ -148,7 +150,7 @@ def write_shards(
     if len(shards) == 1:
         write_gguf(shards[0], path, threads=threads, progress=progress, resume=resume)
         return [path]
-    paths = [shard_path(path, number, len(shards)) for number in range(len(shards))]
+    paths = shard_paths(path, len(shards))
     for shard, name in zip(shards, paths, strict=True):
         if not (resume and _holds(name, shard)):
             write_gguf(shard, name, threads=threads, progress=progress, resume=resume)
@@ -160,5 +162,5 @@ def _holds(path: Path, plan: ExportPlan) -> bool:
     header = plan.layout.header
     if not path.is_file() or path.stat().st_size != plan.total_bytes:
         return False
-    with path.open("rb") as stream:
+    with open_source(path) as stream:
         return stream.read(len(header)) == header

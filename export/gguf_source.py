@@ -17,6 +17,7 @@ from edgepack.errors import GGUFError, UnsupportedModelError, UsageError
 from edgepack.export.facts import model_facts
 from edgepack.export.mapped import MappedModel
 from edgepack.export.rows import SourceRows
+from edgepack.files.source import FileState, WatchedFiles, check_unchanged, open_descriptor
 from edgepack.gguf import keys
 from edgepack.gguf.reader import GGUFHeader, read_header
 from edgepack.gguf.types import GGMLType
@@ -54,7 +55,7 @@ class GGUFTensors:
         self._places: dict[str, tuple[int, int, TensorInfo]] = {}
         for header in headers:
             try:
-                self._descriptors.append(os.open(header.path, os.O_RDONLY))
+                self._descriptors.append(open_descriptor(header.path, GGUFError))
             except OSError as error:
                 raise GGUFError(f"{header.path}: cannot be read: {error.strerror}") from error
             for info in header.tensors:
@@ -129,7 +130,10 @@ def map_gguf(path: Path, *, allow_requantize: bool = False) -> MappedModel:
         UnsupportedModelError: not a model (an adapter, a projector), or tensors of integers.
         UsageError: quantised tensors without `allow_requantize`.
     """
+    began = FileState.of(path)
     headers = _read_split(path)
+    sources = WatchedFiles.of(header.path for header in headers)
+    check_unchanged(path, began, GGUFError)
     first = headers[0]
     kind = first.get(keys.TYPE, "model")
     if kind != "model":
@@ -139,7 +143,7 @@ def map_gguf(path: Path, *, allow_requantize: bool = False) -> MappedModel:
         _check_type(path, tensors.info(name), allow_requantize)
     metadata = {key: value for key, value in first.metadata.items() if not _DROPPED.match(key)}
     rows: dict[str, Rows] = {name: StoredRows(tensors, name, tensors) for name in tensors.specs}
-    return MappedModel(str(path), metadata, rows, model_facts(first.metadata, path), tuple(h.path for h in headers))
+    return MappedModel(str(path), metadata, rows, model_facts(first.metadata, path), sources)
 
 
 def _check_type(path: Path, info: TensorInfo, allow_requantize: bool) -> None:

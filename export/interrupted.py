@@ -46,9 +46,7 @@ def plan_digest(plan: ExportPlan) -> str:
         digest.update(tensor.quantizer.encode())
         if tensor.importance is not None:
             digest.update(tensor.importance.tobytes())
-    for source in plan.sources:
-        state = source.stat()
-        digest.update(f"{source.name}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
+    digest.update(plan.sources.identity())
     return digest.hexdigest()
 
 

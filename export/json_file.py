@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import CheckpointError
 from edgepack.file_kinds import describe, is_pointer
+from edgepack.files.source import parse_json, read_small
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,13 +33,9 @@ def read_json_list(path: Path) -> list[Any]:
 
 
 def _read(path: Path) -> Any:
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: file not found") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: expected JSON: {error}") from error
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: expected JSON: {describe(raw) if is_pointer(raw) else error}") from error
+    if not path.exists():
+        raise CheckpointError(f"{path}: file not found")
+    raw = read_small(path, CheckpointError)
+    if is_pointer(raw):
+        raise CheckpointError(f"{path}: expected JSON: {describe(raw)}")
+    return parse_json(raw, path, CheckpointError)

@@ -5,17 +5,17 @@ Every kind of source becomes one of these (`mapped_model`, `gguf_source`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckpointError
 from edgepack.export.naming import Size
 from edgepack.export.rows import SourceRows
+from edgepack.files.source import WatchedFiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from edgepack.export.rows import Rows
     from edgepack.gguf.types import Value
@@ -42,7 +42,7 @@ class MappedModel:
     metadata: Mapping[str, Value]
     tensors: Mapping[str, Rows]
     facts: ModelFacts
-    sources: tuple[Path, ...] = ()
+    sources: WatchedFiles = field(default_factory=WatchedFiles)
     notes: tuple[str, ...] = ()
     kept: frozenset[str] = frozenset()
 

@@ -20,6 +20,7 @@ from edgepack.export.rows import StoredBlocks
 from edgepack.export.rules.mapping import completed, find_family, map_tensors, observed
 from edgepack.export.rules.pooling import dense_tensors, pooling_metadata, pooling_notes, with_lowercasing
 from edgepack.export.tokenizer.vocabulary import open_vocabulary
+from edgepack.files.source import WatchedFiles
 from edgepack.gguf import keys
 from edgepack.gguf.types import string
 
@@ -47,6 +48,7 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None, allow_requ
         UnsupportedModelError: an architecture or setting that cannot be honoured.
         TokenizerError: a vocabulary that is not recognised.
     """
+    sources = WatchedFiles.of(_weight_files(checkpoint))
     published = ModelConfig(checkpoint.config, folder=checkpoint.path)
     family = find_family(published)
     config = observed(completed(published, family), family, checkpoint.tensors.specs)
@@ -54,15 +56,19 @@ def map_checkpoint(checkpoint: Checkpoint, *, pre: str | None = None, allow_requ
     refuse_integers(tensors)
     metadata, notes = _metadata(checkpoint, family, config, size_of(tensors, config.n_experts), pre)
     facts = model_facts(metadata, str(checkpoint.path))
-    sources = tuple(sorted(p for p in checkpoint.path.iterdir() if p.suffix in _WEIGHT_SUFFIXES))
-    if checkpoint.origin is not None:
-        sources = (checkpoint.origin,)
     notes = (*checkpoint.notes, *notes, *pooling_notes(config))
     notes += limits(family, config, metadata, checkpoint.tensors)
     stored = (name for name, rows in tensors.items() if isinstance(rows, StoredBlocks) and not allow_requantize)
     return MappedModel(
         str(checkpoint.origin or checkpoint.path), metadata, tensors, facts, sources, notes, frozenset(stored)
     )
+
+
+def _weight_files(checkpoint: Checkpoint) -> list[Path]:
+    """The files that weights come from."""
+    if checkpoint.origin is not None:
+        return [checkpoint.origin]
+    return sorted(path for path in checkpoint.path.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
 
 
 def _metadata(
@@ -114,7 +120,7 @@ def open_model(
     model = map_checkpoint(open_merged(path, adapter), pre=pre, allow_requantize=allow_requantize)
     if adapter is None:
         return model
-    return replace(model, sources=(*model.sources, *sorted(adapter.glob("adapter_*"))))
+    return replace(model, sources=model.sources + WatchedFiles.of(sorted(adapter.glob("adapter_*"))))
 
 
 def open_merged(path: Path, adapter: Path | None) -> Checkpoint:

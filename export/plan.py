@@ -17,6 +17,7 @@ import numpy as np
 from edgepack.errors import CalibrationError
 from edgepack.export.formats.safetensors_file import ITEM_BYTES
 from edgepack.export.rows import StoredBlocks
+from edgepack.files.source import WatchedFiles
 from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType, u32
 from edgepack.gguf.writer import GGUFWriter
@@ -88,7 +89,7 @@ class ExportPlan:
     target: Target
     metadata: Mapping[str, Value]
     tensors: tuple[PlannedTensor, ...]
-    sources: tuple[Path, ...] = ()
+    sources: WatchedFiles = field(default_factory=WatchedFiles)
 
     @property
     def infos(self) -> list[TensorInfo]:
@@ -192,6 +193,11 @@ def split_plan(plan: ExportPlan, shard_bytes: int) -> list[ExportPlan]:
 def shard_path(path: Path, number: int, count: int) -> Path:
     """`x.gguf` → `x-00001-of-00003.gguf`; `number` counts from 0 (`llama_split_path`)."""
     return path.with_name(f"{path.stem}-{number + 1:05d}-of-{count:05d}{path.suffix}")
+
+
+def shard_paths(path: Path, count: int) -> list[Path]:
+    """The files of a model of `count` shards, in order."""
+    return [shard_path(path, number, count) for number in range(count)]
 
 
 def collectable_importance(model: MappedModel) -> Importance:

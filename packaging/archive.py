@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import ArchiveError, CheckFailedError, UsageError
+from edgepack.files.source import open_source
 from edgepack.gguf.reader import GGUFHeader, parse_header
 from edgepack.ordered_threads import ordered_map
 from edgepack.packaging import format as archive_format
@@ -294,7 +295,7 @@ def open_unjudged(path: Path) -> Archive:
 def is_archive(path: Path) -> bool:
     """Whether the file begins as an archive does."""
     try:
-        with path.open("rb") as stream:
+        with open_source(path) as stream:
             return stream.read(len(archive_format.MAGIC)) == archive_format.MAGIC
-    except OSError:
+    except (OSError, UsageError):
         return False

@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING, Protocol
 
 from edgepack.errors import ArchiveError
+from edgepack.files.source import open_descriptor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +45,7 @@ class FileSource:
     """
 
     def __init__(self, path: Path, descriptor: int | None = None) -> None:
-        self._descriptor = _open_file(path) if descriptor is None else os.dup(descriptor)
+        self._descriptor = open_descriptor(path, ArchiveError) if descriptor is None else os.dup(descriptor)
 
     @property
     def size(self) -> int:
@@ -70,14 +71,3 @@ class FileSource:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-
-def _open_file(path: Path) -> int:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
-    except OSError as error:
-        raise ArchiveError(f"'{path}': cannot be read: {error.strerror}") from error
-    if path.is_dir():
-        os.close(descriptor)
-        raise ArchiveError(f"'{path}': expected an archive, got a folder")
-    return descriptor

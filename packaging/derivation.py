@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ArchiveError, UsageError
+from edgepack.files.source import read_small
 from edgepack.packaging.archive import is_archive, open_archive
 from edgepack.packaging.trust.policy import machine_policy
 
@@ -223,9 +224,7 @@ def read_derivation(file: Path, trust: TrustPolicy | None = None) -> Derivation:
     beside = beside_path(file)
     if not beside.is_file():
         raise UsageError(f"'{file}': no derivation '{beside.name}' beside it: export with --provenance writes one")
-    if beside.stat().st_size > MAX_BYTES:
-        raise ArchiveError(f"'{beside}': expected at most {MAX_BYTES} bytes, got {beside.stat().st_size}")
-    return decode(beside.read_bytes(), f"'{beside}'")
+    return decode(read_small(beside, ArchiveError, MAX_BYTES), f"'{beside}'")
 
 
 def derivation_of(archive: Archive) -> Derivation:

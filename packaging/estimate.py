@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgepack.files.source import open_source
 from edgepack.packaging.coding import chunks
 from edgepack.packaging.coding.streams import DEFAULT_LEVEL, StreamEncoder
 from edgepack.packaging.format import CHUNK_ENTRY, MEMBER_ENTRY, SEGMENT_ENTRY
@@ -46,7 +47,7 @@ def estimate_archive(gguf: Path, include: Sequence[Path] = (), level: int = DEFA
     for places in pieces.values():
         stored = tried = 0
         for path, segment, start, size in places[:: max(1, len(places) // SAMPLED_CHUNKS)]:
-            with path.open("rb") as stream:
+            with open_source(path) as stream:
                 stream.seek(start)
                 stored += len(chunks.encode(stream.read(size), segment, encoder).record) + CHUNK_ENTRY.size
             tried += size

@@ -19,6 +19,7 @@ import numpy as np
 
 from edgepack.errors import UsageError
 from edgepack.files.output import atomic_output
+from edgepack.files.source import check_unchanged, open_source
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.ordered_threads import ordered_map
@@ -115,6 +116,8 @@ def pack_archive(
         with progress("packing", original_bytes) as advance:
             for member in members:
                 writer.add_member(member, advance)
+        for member in members:
+            check_unchanged(member.path, member.state)
         noted = {} if release is None else checked_release(_model_name(gguf), release).attributes
         writer.finish({"level": level, "producer": f"edgepack {__version__}", **noted})
         archive_format.check_expansion(original_bytes, writer.written)  # no reader would take it
@@ -197,11 +200,11 @@ class ArchiveWriter:
         """Read, compress and write a file.
 
         Raises:
-            UsageError: the file changed its length while it was read.
+            UsageError: the file became shorter while it was read.
         """
         self._write(records.encode_member(member.role, member.name, member.bytes))
         whole = hashlib.sha256()
-        with member.path.open("rb") as source:
+        with open_source(member.path) as source:
             pieces = ((segment, start, size) for segment in member.segments for start, size in segment.chunks())
             encoded = ordered_map(partial(self._encode_piece, source.fileno(), member.path), pieces, self.threads)
             for segment in member.segments:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from edgepack.errors import GGUFError
+from edgepack.errors import GGUFError, UsageError
 from edgepack.file_digest import file_sha256
+from edgepack.files.source import open_source
 from edgepack.gguf.reader import MAGIC, read_header
 from edgepack.packaging.inspection import Inspection, MemberFacts, StreamFacts, TensorFacts
 from edgepack.packaging.verify import Problem
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 def is_gguf(path: Path) -> bool:
     """Whether the file begins as a GGUF does."""
     try:
-        with path.open("rb") as stream:
+        with open_source(path) as stream:
             return stream.read(len(MAGIC)) == MAGIC
-    except OSError:
+    except (OSError, UsageError):
         return False
 
 

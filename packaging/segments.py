@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from edgepack.errors import GGUFError, UsageError
+from edgepack.files.source import FileState, open_source
 from edgepack.gguf import keys
 from edgepack.gguf.reader import MAGIC, GGUFHeader, read_header
 from edgepack.packaging.coding.layouts import BYTES, METADATA, TEXT, Layout, grid_layout_of, layout_of
@@ -67,13 +68,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class MemberPlan:
-    """A file to be packed: `name` in the archive, `path` on disk."""
+    """A file to be packed: `name` in the archive, `path` on disk, and its `state` when it was looked at."""
 
     name: str
     path: Path
     role: Role
     bytes: int
     segments: tuple[Segment, ...]
+    state: FileState
 
 
 def plan_member(path: Path, name: str | None = None, main: bool = False, grids: bool = False) -> MemberPlan:
@@ -93,21 +95,22 @@ def plan_member(path: Path, name: str | None = None, main: bool = False, grids: 
         raise UsageError(f"'{path}': no such file")
     name = path.name if name is None else name
     check_member_name(name)
-    with path.open("rb") as stream:
+    with open_source(path) as stream:
+        state = FileState.of(stream.fileno())
         is_gguf = stream.read(len(MAGIC)) == MAGIC
     if is_gguf or main:
         try:
             header = read_header(path)
             sees = not main and header.get(keys.ARCHITECTURE) == keys.PROJECTOR_ARCHITECTURE
             role = Role.PROJECTOR if sees else Role.GGUF
-            return MemberPlan(name, path, role, header.file_bytes, tuple(gguf_segments(header, grids)))
+            return MemberPlan(name, path, role, header.file_bytes, tuple(gguf_segments(header, grids)), state)
         except GGUFError:
             if main:
                 raise
-    size = path.stat().st_size
+    size = state.bytes
     role = _ROLES.get(name.rsplit("/", 1)[-1].split(".")[0].lower(), Role.FILE)
     layout = BYTES if role is Role.FILE else TEXT
-    return MemberPlan(name, path, role, size, (Segment("", layout, 0, size, size),) if size else ())
+    return MemberPlan(name, path, role, size, (Segment("", layout, 0, size, size),) if size else (), state)
 
 
 def gguf_segments(header: GGUFHeader, grids: bool = False) -> Iterator[Segment]:
@@ -144,7 +147,7 @@ def _header_cuts(header: GGUFHeader, end: int) -> list[int]:
 
     Keys are found by searching for them, one behind the other: a false find would only cut elsewhere.
     """
-    with header.path.open("rb") as stream:
+    with open_source(header.path) as stream:
         buffer = stream.read(end)
     positions, at = [], 0
     for key in header.metadata:

@@ -7,15 +7,15 @@ header. `cryptography` does the arithmetic; where the bytes stand is left to `re
 from __future__ import annotations
 
 import os
-import shutil
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from edgepack.errors import IntegrityError, UsageError
-from edgepack.files.output import atomic_output, check_output
+from edgepack.errors import ArchiveError, IntegrityError, UsageError
+from edgepack.files.output import atomic_output, claimed_output
+from edgepack.files.source import FileState, check_unchanged
 from edgepack.packaging import records
 from edgepack.packaging.archive import open_unjudged
 from edgepack.packaging.format import MAX_SIGNATURES, Footer
@@ -23,6 +23,9 @@ from edgepack.packaging.trust.signatures import SignatureState, judge_record, re
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_COPY_BYTES = 1 << 20
+_PATIENCE_SECONDS = 600.0  # of a second run that signs the same archive: copying one takes minutes at most
 
 
 def public_path(key: Path) -> Path:
@@ -33,25 +36,38 @@ def public_path(key: Path) -> Path:
 def generate_key(path: Path) -> str:
     """Write a new private key (PEM, PKCS 8, readable by its owner only) and its public half beside it.
 
+    Where a run was killed between the two, the public half of the key that is there is written.
+
     Returns:
         the public key in hexadecimal.
 
     Raises:
         UsageError: either file is there already; keys are never overwritten.
     """
-    check_output(path, force=True)
-    for target in (path, public_path(path)):
-        if target.exists():
-            raise UsageError(f"'{target}': is there already; keys are never overwritten")
+    if os.path.lexists(public_path(path)):
+        raise UsageError(f"'{public_path(path)}': is there already; keys are never overwritten")
+    with claimed_output(public_path(path)), claimed_output(path, force=True):
+        return _write_public(path, load_private_key(path)) if os.path.lexists(path) else _write_pair(path)
+
+
+def _write_pair(path: Path) -> str:
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    public = public_pem(key)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
+    with atomic_output(path, mode=0o600) as stream:
         stream.write(private)
-    public_path(path).write_bytes(public)
+    try:
+        return _write_public(path, key)
+    except BaseException:
+        path.unlink()  # nobody has seen it yet
+        raise
+
+
+def _write_public(path: Path, key: Ed25519PrivateKey) -> str:
+    """Write the public half of `key` beside the file `path`; gives it in hexadecimal."""
+    with atomic_output(public_path(path)) as stream:
+        stream.write(public_pem(key))
     return _raw(key.public_key()).hex()
 
 
@@ -79,13 +95,16 @@ def load_private_key(path: Path) -> Ed25519PrivateKey:
     return key
 
 
-def sign_archive(path: Path, key: Path, out: Path | None = None) -> str:
+def sign_archive(path: Path, key: Path, out: Path | None = None, *, force: bool = False) -> str:
     """Add a signature to an archive; one of the same key is replaced.
+
+    In place, a second run waits for the first, so that neither signature is lost; a link is followed to the archive.
 
     Args:
         path: the archive.
         key: PEM file of the private key.
         out: where the signed archive goes; in place by default, atomically.
+        force: replace another file that is there already.
 
     Returns:
         the public key in hexadecimal.
@@ -95,7 +114,25 @@ def sign_archive(path: Path, key: Path, out: Path | None = None) -> str:
         UsageError: the key cannot be read, or there are too many signatures.
     """
     private = load_private_key(key)
-    public = _raw(private.public_key())
+    if out is None:
+        path = path.resolve()
+        claim = claimed_output(path, inputs=[key], force=True, wait_seconds=_PATIENCE_SECONDS)
+    else:
+        claim = claimed_output(out, inputs=[path, key], force=force)
+    with claim:
+        return _signed(path, private, out or path)
+
+
+def _state_of(path: Path) -> FileState:
+    try:
+        return FileState.of(path)
+    except OSError as error:
+        raise ArchiveError(f"'{path}': cannot be read: {error.strerror}") from None
+
+
+def _signed(path: Path, private: Ed25519PrivateKey, out: Path) -> str:
+    """Write the archive at `path` with one more signature to `out`; the public key in hexadecimal."""
+    public, before = _raw(private.public_key()), _state_of(path)
     with open_unjudged(path) as archive:  # a wrong signature of the same key is mended by signing again
         kept = [pair for pair in archive.signatures if pair[0] != public]
         if judge_record(archive.index_record, kept).state is SignatureState.INVALID:
@@ -104,9 +141,10 @@ def sign_archive(path: Path, key: Path, out: Path | None = None) -> str:
             raise UsageError(f"'{path}': it has {len(kept)} signatures, the limit is {MAX_SIGNATURES}")
         record = records.encode_signatures([*kept, (public, private.sign(signed_message(archive.index_record)))])
         footer = Footer(archive.footer.index_offset, archive.footer.index_bytes, len(record))
-        with path.open("rb") as source, atomic_output(out or path, footer.file_bytes) as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-            target.truncate(footer.index_offset + footer.index_bytes)
-            target.seek(0, os.SEEK_END)
+        with atomic_output(out, footer.file_bytes) as target:
+            end = footer.index_offset + footer.index_bytes
+            for start in range(0, end, _COPY_BYTES):
+                target.write(archive.read_at(start, min(_COPY_BYTES, end - start)))
             target.write(record + footer.encode())
+            check_unchanged(path, before, ArchiveError)
     return public.hex()

@@ -65,7 +65,7 @@ def test_the_codecs_protocol_is_the_one_that_is_shown() -> None:
 def test_every_room_that_the_walks_name_is_there() -> None:
     """`edge/fit/graph` and its like are modules or folders."""
     text = (
-        (ROOT / "docs/architecture.md").read_text(encoding="utf-8").split("## Four walks")[1].split("## Where do I")[0]
+        (ROOT / "docs/architecture.md").read_text(encoding="utf-8").split("## Five walks")[1].split("## Where do I")[0]
     )
     named = set(re.findall(r"`((?:api|cli|pipeline|export|quant|packaging|edge)/[\w/]+)(?:\.\w+(?:\.\w+)*)?`", text))
     assert len(named) > 30

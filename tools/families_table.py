@@ -3,6 +3,7 @@
     python tools/families_table.py                    the table, from the registry and tests/data/families.json
     python tools/families_table.py --measure          measure every family first, and keep what was found there
     python tools/families_table.py --measure qwen     those whose tiny models' names contain `qwen`
+    python tools/families_table.py --missing          measure models and cells that the table does not have yet
     python tools/families_table.py --figure families  keep the table for the document (then: make figures)
 
 The oracle is transformers in float64 on tiny random checkpoints against the f32 export run by llama.cpp.
@@ -55,11 +56,19 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def _cell(reason: str | None) -> str:
-    return "-" if reason is None else f"no: {reason.partition('. ')[0]}" if reason else "yes"
+    if not reason:
+        return "-" if reason is None else "yes"
+    return f"no: {reason.rpartition('cannot be read back into a checkpoint: ')[2].partition('. ')[0]}"
 
 
-def measure(pattern: str, figures: dict[str, Any]) -> None:
-    """Measure tiny models whose names contain `pattern` and put what was found into `figures`."""
+def measure(pattern: str, figures: dict[str, Any], *, missing: bool = False) -> None:
+    """Measure tiny models whose names contain `pattern` and put what was found into `figures`.
+
+    Args:
+        pattern: part of a name.
+        figures: what was found before; changed.
+        missing: leave out what is there.
+    """
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/export")]
     import torch
     import transformers
@@ -71,12 +80,20 @@ def measure(pattern: str, figures: dict[str, Any]) -> None:
     transformers.utils.logging.set_verbosity_error()
     fresh: set[str] = set()
     for tiny in (*MODELS, *EMBEDDERS, *RANKERS, *DEFINED):
-        if pattern in tiny.name:
+        if pattern in tiny.name and not (missing and _is_complete(tiny.name, figures)):
             with tempfile.TemporaryDirectory() as folder:
-                _measure_one(tiny, Path(folder), figures, fresh)
+                _measure_one(tiny, Path(folder), figures, fresh, missing=missing)
 
 
-def _measure_one(tiny: Any, scratch: Path, figures: dict[str, Any], fresh: set[str]) -> None:
+def _is_complete(tiny: str, figures: dict[str, Any]) -> bool:
+    """Whether a model's error is known, and every cell of its architecture, for which the first model stands."""
+    from references.family_cells import CELLS
+
+    found = next((each for each in figures.values() if tiny in each["models"]), None)
+    return found is not None and set(found["cells"]) >= set(CELLS)
+
+
+def _measure_one(tiny: Any, scratch: Path, figures: dict[str, Any], fresh: set[str], *, missing: bool) -> None:
     from references.family_cells import CELLS, run_cell
 
     from edgepack.export.mapped_model import open_model
@@ -88,7 +105,12 @@ def _measure_one(tiny: Any, scratch: Path, figures: dict[str, Any], fresh: set[s
     found = figures.setdefault(name, {"models": {}, "classes": [], "cells": {}})
     if name not in fresh:  # the first of an architecture stands for it
         fresh.add(name)
-        found["cells"] = {cell: run_cell(cell, folder, scratch).replace(f"{scratch}/", "") for cell in CELLS}
+        known = found["cells"] if missing else {}
+        left = [cell for cell in CELLS if cell not in known]
+        found["cells"] = {
+            **known,
+            **{cell: run_cell(cell, folder, scratch).replace(f"{scratch}/", "") for cell in left},
+        }
     found["models"][tiny.name] = {"error": error, "tolerance": tiny.tolerance}
     found["classes"] = sorted({*found["classes"], *classes})
     refused = "; ".join(f"{cell}: {reason}" for cell, reason in found["cells"].items() if reason)
@@ -120,10 +142,11 @@ def main() -> None:
     """Command line."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--measure", nargs="?", const="", metavar="NAME", help="measure models called so")
-    pattern = parser.parse_args().measure
-    figures = read_figures()
+    parser.add_argument("--missing", action="store_true", help="measure what the table does not have")
+    asked = parser.parse_args()
+    pattern, figures = "" if asked.missing and asked.measure is None else asked.measure, read_figures()
     if pattern is not None:
-        measure(pattern, figures)
+        measure(pattern, figures, missing=asked.missing)
         FOUND.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
     print(table(figures))
 

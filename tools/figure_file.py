@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs/figures"
 OPTION = "--figure"
 NOT_KEPT = "-"
-_PACKAGES = ("edgepack", "numpy", "torch", "transformers", "llama-cpp-python", "gguf", "zstandard")
+_PACKAGES = ("edgepack", "numpy", "torch", "transformers", "llama-cpp-python", "xllamacpp", "gguf", "zstandard")
 _SOURCES = ("src", "export", "quant", "packaging", "edge", "tools")
 
 

@@ -6,15 +6,14 @@ Which wheels are needed is left to `wheels`. The folder appears under its name o
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.edge.bundle.wheels import PLATFORMS, Platform, gather
 from edgepack.errors import IntegrityError, ResourceError, UsageError
 from edgepack.file_digest import file_sha256
+from edgepack.files.output import folder_output
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.index.member_names import check_member_name
 from edgepack.packaging.verify import verify_archive
@@ -24,6 +23,7 @@ from edgepack.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from edgepack.packaging.trust.policy import TrustPolicy
 
@@ -81,15 +81,13 @@ def make_bundle(
     open_archive(archive, trust).close()
     for problem in verify_archive(archive, progress=progress):
         raise IntegrityError(f"'{archive}': {problem.where}: {problem.what}")
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-        folder = Path(scratch) / output.name
-        (folder / "wheels").mkdir(parents=True)
+    with folder_output(output, inputs=[archive]) as folder:
+        (folder / "wheels").mkdir()
         shutil.copyfile(archive, folder / archive.name)
         found = gather(folder / "wheels", target, pythons, wheels)
         _write_scripts(folder, archive.name, pythons)
         _write_digests(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        folder.rename(output)
     return BundleResult(output, archive.name, tuple(path.name for path in found), size)
 
 

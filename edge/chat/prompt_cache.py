@@ -12,8 +12,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from edgepack.edge.llama.engines import with_logits
-from edgepack.errors import ModelRuntimeError
+from edgepack.errors import ModelRuntimeError, UsageError
 from edgepack.files.output import atomic_output
+from edgepack.files.source import open_source
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +35,7 @@ def load_prompt_state(opened: OpenModel, path: Path) -> int:
     """
     model = with_logits(opened, "a prompt's state in a file")
     try:
-        with path.open("rb") as stream:
+        with open_source(path) as stream:
             magic, n_json, n_state, digest = _HEAD.unpack(stream.read(_HEAD.size))
             if magic != _MAGIC or n_json > _MOST_JSON or path.stat().st_size != _HEAD.size + n_json + n_state:
                 return 0
@@ -45,7 +46,7 @@ def load_prompt_state(opened: OpenModel, path: Path) -> int:
         if record["identity"] != _identity(model):
             return 0
         model.restore_state(state, record["tokens"])
-    except (OSError, struct.error, ValueError, KeyError, TypeError, ModelRuntimeError):
+    except (OSError, struct.error, ValueError, KeyError, TypeError, ModelRuntimeError, UsageError):
         return 0
     return len(record["tokens"])
 
@@ -68,6 +69,6 @@ def _identity(model: LoadedModel) -> str:
 
     status = model.path.stat()
     options = {key: repr(value) for key, value in asdict(model.options).items() if not key.startswith("threads")}
-    with model.path.open("rb") as stream:
+    with open_source(model.path) as stream:
         head = hashlib.sha256(stream.read(1 << 20)).hexdigest()
     return repr((status.st_size, status.st_mtime_ns, head, sorted(options.items()), c.llama_version()))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ArchiveError, DependencyError, IntegrityError, NetworkError, ResourceError, UsageError
 from edgepack.file_digest import file_sha256
+from edgepack.files.source import open_source
 from edgepack.packaging.index.member_names import check_member_name
 from edgepack.quantities import format_size
 
@@ -184,7 +185,7 @@ def _is_right(path: Path, sha256: str, file: HubFile) -> bool:
     if file.blob_id is None:
         return path.stat().st_size == file.n_bytes
     blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)  # git's name of the content
-    with path.open("rb") as stream:
+    with open_source(path) as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
             blob.update(block)
     return blob.hexdigest() == file.blob_id

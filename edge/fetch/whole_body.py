@@ -72,7 +72,7 @@ def _copy(response: Response, stream: BinaryIO, output: Path, progress: Progress
         raise NetworkError(
             "the server tells no length and gives no ranges: the file's end could not be told from a cut"
         )
-    check_output(output, total + _RESERVE_BYTES)
+    check_output(output, total + _RESERVE_BYTES, force=True)
     with progress("fetching", total) as advance:
         while stream.tell() < total:
             block = response.read(min(_BLOCK_BYTES, total - stream.tell()))

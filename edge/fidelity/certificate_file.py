@@ -14,7 +14,8 @@ from edgepack.edge.fidelity.scoring import open_candidate, open_stored
 from edgepack.edge.fidelity.stored_reference import StoredReference, decode
 from edgepack.errors import IntegrityError, UsageError
 from edgepack.file_digest import file_sha256, stream_sha256
-from edgepack.files.output import atomic_output
+from edgepack.files.output import atomic_output, move_output
+from edgepack.files.source import open_source
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.writer import GGUFWriter
@@ -54,7 +55,7 @@ def with_metadata(path: Path, added: Mapping[str, Value], out: Path) -> str:
     """
     header = read_header(path)
     tensors = sorted(header.tensors, key=lambda info: info.offset)
-    with path.open("rb") as source, out.open("w+b") as stream:
+    with open_source(path) as source, out.open("w+b") as stream:
         writer = GGUFWriter(stream, {**header.metadata, **added}, tensors)
         writer.write_header()
         for info in tensors:
@@ -125,7 +126,7 @@ def deliver(
     from edgepack.packaging.pack import pack_archive
 
     if output.suffix != _ARCHIVE_SUFFIX:
-        model.replace(output)
+        move_output(model, output)
         with atomic_output(certificate_path(output)) as stream:
             stream.write(certificate.read_bytes())
         return

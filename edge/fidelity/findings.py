@@ -14,6 +14,7 @@ import numpy as np
 
 from edgepack.edge.fidelity.run import FileFindings, WeightError
 from edgepack.errors import GGUFError
+from edgepack.files.source import open_source
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.progress import silent
@@ -113,7 +114,7 @@ def relative_error(header: GGUFHeader, info: TensorInfo, rows: WeightRows) -> fl
     step = max(1, _CHUNK_WEIGHTS // columns)
     row_bytes = info.type.row_bytes(columns)
     difference = norm = 0.0
-    with header.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with open_source(header.path) as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         start = header.data_start + info.offset
         for row in range(0, info.rows, step):
             count = min(step, info.rows - row)

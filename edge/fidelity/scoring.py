@@ -13,6 +13,7 @@ from edgepack.edge.fidelity.run import Text
 from edgepack.edge.fidelity.scorers.scorer import Chunking
 from edgepack.edge.fidelity.validate import Validation, validate
 from edgepack.errors import UsageError
+from edgepack.files.source import read_small
 from edgepack.processors import default_threads
 from edgepack.progress import silent
 from edgepack.text_file import read_text
@@ -81,7 +82,7 @@ def open_stored(path: Path) -> StoredScorer:
 
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         raise UsageError(f"stored reference '{path}': expected a file of at most {MAX_BYTES} bytes")
-    return StoredScorer(decode(path.read_bytes(), str(path)), f"{path.name} (stored)")
+    return StoredScorer(decode(read_small(path, UsageError, MAX_BYTES), str(path)), f"{path.name} (stored)")
 
 
 def open_candidate(

@@ -85,6 +85,7 @@ class FitWish:
         cpu_weights: llama.cpp's model buffers on this machine's CPU (`mapped_weights`). What they are above the
             tensors' own size are pages of the file that were copied and that the system may drop: they are told,
             but do not count when it is decided what fits.
+        beside: bytes of what else is loaded on the device, such as a projector.
         beyond_training: allow a longer context than the model was trained with, where positions are rotations.
     """
 
@@ -93,6 +94,7 @@ class FitWish:
     host_memory: int = HOST_MEMORY
     n_outputs: int = 1
     cpu_weights: int | None = None
+    beside: int = 0
     beyond_training: bool = False
 
 
@@ -119,7 +121,7 @@ class Fitter:
         self.margin = max(_MARGIN_LEAST, round(device.memory * _MARGIN_SHARE))
         reserve = 0 if device.free is not None else (_DESKTOP if device.is_gpu else _SYSTEM)
         usable = device.free if device.free is not None else device.memory - (0 if device.kind == "metal" else reserve)
-        self.available = max(usable - self.margin, 0)
+        self.available = max(usable - self.margin - self.wish.beside, 0)
 
     def choose(self) -> Fit:
         """The first request that fits, else the smallest with the reason why it does not."""

@@ -32,6 +32,7 @@ class OpenWish:
         reranking: open for scores of a cross-encoder instead.
         max_outputs, trust: as in `RuntimeOptions`.
         engine: which package runs it.
+        beside: bytes of what is loaded beside the model, such as a projector.
     """
 
     device: str = "auto"
@@ -45,6 +46,7 @@ class OpenWish:
     max_outputs: int = 1
     trust: TrustPolicy | None = None
     engine: EngineWish = "auto"
+    beside: int = 0
 
 
 def runtime_options(header: GGUFHeader, wish: OpenWish) -> RuntimeOptions:
@@ -87,7 +89,8 @@ def _fit(header: GGUFHeader, wish: OpenWish) -> Fit | None:
     except UnsupportedModelError:
         return None
     n_outputs = 0 if wish.embeddings or wish.reranking else wish.max_outputs
-    fit = Fitter(shape, device, FitWish(wish.n_ctx, wish.kv_type, n_outputs=n_outputs, beyond_training=True)).choose()
+    asked = FitWish(wish.n_ctx, wish.kv_type, n_outputs=n_outputs, beyond_training=True, beside=wish.beside)
+    fit = Fitter(shape, device, asked).choose()
     if not fit.fits and wish.n_gpu_layers is None:
         raise ResourceError(f"{header.path}: does not fit on {device.name}: {fit.reason}; try a smaller --ctx")
     return fit

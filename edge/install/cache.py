@@ -15,16 +15,18 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from edgepack.edge.install.cache_folder import cache_folder
+from edgepack.edge.install.lease import Lease
 from edgepack.edge.install.lock import locked
 from edgepack.edge.install.stamp import Stamp, describe, stamp_of
 from edgepack.errors import ArchiveError, IntegrityError, ResourceError
 from edgepack.file_digest import file_sha256
 from edgepack.files.names import partial_path
+from edgepack.files.opened import open_lock, try_lock
 from edgepack.files.output import atomic_output
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.format import Role
-from edgepack.packaging.restore.unpack import unpack_archive
+from edgepack.packaging.restore.unpack import restore_member
 from edgepack.packaging.trust.policy import machine_policy
 from edgepack.packaging.trust.releases import rollback
 from edgepack.progress import Progress, silent
@@ -97,6 +99,7 @@ class ModelCache:
         self.folder = (folder or cache_folder()) / "models"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._note = note
+        self._leases: dict[str, Lease] = {}  # on what was given out: it is in use as long as this object lives
 
     def install(
         self, archive: Path, *, verify: bool = False, trust: TrustPolicy | None = None, progress: Progress = silent
@@ -119,9 +122,10 @@ class ModelCache:
             opened.gguf_header()  # so that one out of proportion is refused before anything is written
             template = read_template(opened)
             older = rollback(opened, machine_policy() if trust is None else trust)
-        if older is not None:
-            self._note(older)
-        restored = [self._install_member(archive, m, verify, trust, progress) for m in (main, *others, *eyes)]
+            if older is not None:
+                self._note(older)
+            members = (main, *others, *eyes)
+            restored = [self._install_member(opened, member, verify, progress) for member in members]
         path = restored[0][0]
         header = read_header(path)
         model = native_form(path, self, progress, header)
@@ -143,8 +147,7 @@ class ModelCache:
             ArchiveError, IntegrityError, ResourceError: as `install`.
         """
         with open_archive(archive, trust) as opened:
-            others = _adapters(opened)
-        return tuple(self._install_member(archive, member, False, trust, progress)[0] for member in others)
+            return tuple(self._install_member(opened, member, False, progress)[0] for member in _adapters(opened))
 
     def install_projector(
         self, archive: Path, *, trust: TrustPolicy | None = None, progress: Progress = silent
@@ -152,7 +155,7 @@ class ModelCache:
         """Restore an archive's projector alone, where it holds one; raises as `install`."""
         with open_archive(archive, trust) as opened:
             eyes = _projectors(opened)
-        return self._install_member(archive, eyes[0], False, trust, progress)[0] if eyes else None
+            return self._install_member(opened, eyes[0], False, progress)[0] if eyes else None
 
     def entries(self) -> list[CacheEntry]:
         """Everything installed, the most recently used first, with what interrupted installations left."""
@@ -160,16 +163,30 @@ class ModelCache:
         found += [self._unfinished(path) for path in self.folder.glob(".*.gguf.partial")]
         return sorted((entry for entry in found if entry is not None), key=lambda entry: -entry.used)
 
-    def remove(self, entry: CacheEntry) -> None:
-        """Remove an entry; another process that has it open keeps it until it ends."""
-        with locked(self._lock_path(entry.sha256)):
-            for path in (self._record_path(entry.sha256), entry.path, partial_path(self._path(entry.sha256))):
+    def remove(self, entry: CacheEntry) -> bool:
+        """Remove an entry; False where somebody else installs or uses it, who then keeps it."""
+        self._leases.pop(entry.sha256, None)
+        descriptor = open_lock(self._lock_path(entry.sha256))
+        try:
+            if not try_lock(descriptor):
+                return False
+            lease = Lease.alone(self._use_path(entry.sha256))
+            if lease is None:
+                return False
+            file = self._path(entry.sha256)
+            for path in (self._record_path(entry.sha256), file, partial_path(file), self._use_path(entry.sha256)):
                 path.unlink(missing_ok=True)
+            lease.close()
+            return True
+        finally:
+            os.close(descriptor)
 
     def find(self, sha256: str) -> Path | None:
         """The installed file of that digest when its stamp holds; marks it as used."""
+        lease = Lease.shared(self._use_path(sha256))
         if self._problem(sha256, verify=False, progress=silent) is not None:
             return None
+        self._leases[sha256] = lease
         os.utime(self._record_path(sha256))
         return self._path(sha256)
 
@@ -187,6 +204,7 @@ class ModelCache:
             record = {"name": name, "archive": origin, "stamp": asdict(stamp_of(self._path(sha256)))}
             with atomic_output(self._record_path(sha256)) as output:
                 output.write(json.dumps(record).encode())
+            self._leases[sha256] = Lease.shared(self._use_path(sha256))
         return self._path(sha256), sha256
 
     def problem(self, entry: CacheEntry) -> str | None:
@@ -204,13 +222,15 @@ class ModelCache:
     def _lock_path(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.lock"
 
-    def _install_member(
-        self, archive: Path, member: Member, verify: bool, trust: TrustPolicy | None, progress: Progress
-    ) -> tuple[Path, bool]:
-        """(path, whether it had to be restored)."""
+    def _use_path(self, sha256: str) -> Path:
+        return self.folder / f"{sha256}.use"
+
+    def _install_member(self, archive: Archive, member: Member, verify: bool, progress: Progress) -> tuple[Path, bool]:
+        """(path, whether it had to be restored); of the archive as it was opened, whatever lies under its name now."""
         waiting = f"another process is installing '{member.name}': waiting for it"
         with locked(self._lock_path(member.sha256), lambda: self._note(waiting)):
             path = self._path(member.sha256)
+            self._leases[member.sha256] = Lease.shared(self._use_path(member.sha256))
             problem = self._problem(member.sha256, verify, progress)
             if problem is None:
                 os.utime(self._record_path(member.sha256))  # last used now, as `cache list` and `prune` see it
@@ -218,20 +238,18 @@ class ModelCache:
             if path.exists():
                 self._note(f"cache entry '{path}' is damaged ({problem}): it is rebuilt")
                 path.unlink()
-            self._restore(archive, member, path, trust, progress)
+            self._restore(archive, member, path, progress)
             return path, True
 
-    def _restore(
-        self, archive: Path, member: Member, path: Path, trust: TrustPolicy | None, progress: Progress
-    ) -> None:
+    def _restore(self, archive: Archive, member: Member, path: Path, progress: Progress) -> None:
         free, missing = shutil.disk_usage(self.folder).free, self.missing_bytes(member)
         if free < missing:
             raise ResourceError(
                 f"cache '{self.folder}': '{member.name}' needs {format_size(missing)} more, the disk has "
                 f"{format_size(free)} free; `edgepack cache prune` frees {format_size(self._installed_bytes())}"
             )
-        unpack_archive(archive, path, member=member.name, trust=trust, progress=progress)
-        record = {"name": member.name, "archive": archive.name, "stamp": asdict(stamp_of(path))}
+        restore_member(archive, path, member=member.name, progress=progress)
+        record = {"name": member.name, "archive": archive.path.name, "stamp": asdict(stamp_of(path))}
         with atomic_output(self._record_path(member.sha256)) as stream:
             stream.write(json.dumps(record).encode())
 
@@ -305,7 +323,7 @@ def native_form(path: Path, cache: ModelCache, progress: Progress = silent, head
 def prune(
     cache: ModelCache, *, older_than: float | None = None, keep_bytes: int | None = None, everything: bool = False
 ) -> list[CacheEntry]:
-    """Remove entries, those unused longest first; returns them.
+    """Remove entries, those unused longest first, but none that is being installed or used; returns the removed.
 
     Args:
         cache: where.
@@ -319,8 +337,7 @@ def prune(
     for entry in reversed(entries):
         old = older_than is not None and now - entry.used > older_than
         over = keep_bytes is not None and left > keep_bytes
-        if everything or old or over or not entry.complete:
-            cache.remove(entry)
+        if (everything or old or over or not entry.complete) and cache.remove(entry):
             removed.append(entry)
             left -= entry.bytes
     return removed

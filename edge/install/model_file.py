@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from edgepack.edge.install.cache import ModelCache
     from edgepack.gguf.reader import GGUFHeader
     from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
@@ -34,6 +35,7 @@ class ModelFile:
         projector: what sees, where the archive holds it.
         template: the chat template that counts, or None where there is none.
         fresh: whether it was installed just now.
+        held: keeps what is installed from being pruned while this object lives.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class ModelFile:
     projector: Path | None = None
     template: str | None = None
     fresh: bool = False
+    held: ModelCache | None = None
 
 
 def prepare(
@@ -78,22 +81,25 @@ def prepare(
         _check_plain(file, trust)
         header = read_runnable(file)
         if is_variant(header):
-            native = native_form(file, ModelCache(note=note), progress)
+            cache = ModelCache(note=note)
+            native = native_form(file, cache, progress)
             runs = read_runnable(native)
             ensure_loads(runs)
-            return ModelFile(native, runs, template=_own_template(header))
+            return ModelFile(native, runs, template=_own_template(header), held=cache)
         ensure_loads(header)
         return ModelFile(file, header, template=_own_template(header))
     cache = ModelCache(note=note)
     if (found := read_in_place(file, from_archive, cache, trust, progress, note)) is not None:
         template = found.template if found.template is not None else _own_template(found.header)
-        return ModelFile(file, found.header, found.adapters, found.projector, template)
+        return ModelFile(file, found.header, found.adapters, found.projector, template, held=cache)
     installed = cache.install(file, verify=verify, trust=trust, progress=progress)
     header = installed.header
     check_runnable(header)
     ensure_loads(header)
     template = installed.template if installed.template is not None else _own_template(header)
-    return ModelFile(installed.model, header, installed.adapters, installed.projector, template, fresh=installed.fresh)
+    return ModelFile(
+        installed.model, header, installed.adapters, installed.projector, template, fresh=installed.fresh, held=cache
+    )
 
 
 def peek(file: Path, trust: TrustPolicy | None = None) -> GGUFHeader:

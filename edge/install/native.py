@@ -16,6 +16,7 @@ import numpy as np
 
 from edgepack.errors import CodecError, NumericError, UsageError
 from edgepack.files.output import atomic_output
+from edgepack.files.source import open_source
 from edgepack.gguf import keys
 from edgepack.gguf.reader import GGUFHeader, read_header
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType
@@ -178,7 +179,7 @@ def _named(tensor: CodedTensor, variant: Variant) -> Iterator[None]:
 @contextmanager
 def _mapped(path: Path) -> Iterator[mmap.mmap]:
     """The file's bytes, paged in as they are read. Left to the garbage collector: arrays still point into it."""
-    with path.open("rb") as stream:
+    with open_source(path) as stream:
         yield mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgepack.files.source import open_source
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -30,7 +32,7 @@ class Stamp:
 
 def stamp_of(path: Path) -> Stamp:
     """The stamp of a file as it is now."""
-    with path.open("rb") as stream:
+    with open_source(path) as stream:
         status = os.fstat(stream.fileno())
         return Stamp(status.st_size, status.st_mtime_ns, hashlib.sha256(stream.read(_HEADER_BYTES)).hexdigest())
 

@@ -1,6 +1,6 @@
 """The one place that opens llama.cpp's model, adapters and context from options.
 
-What is done with handles is `runtime`'s, with llama-cpp-python's own object `edge.serve`'s.
+What is done with handles is `runtime`'s.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.llama.cpu_threads import cores_are_shared, free_cores
 from edgepack.edge.llama.engine import StoppedError
+from edgepack.edge.llama.interrupt import held_signals
 from edgepack.edge.llama.log import runtime_log
 from edgepack.edge.llama.options import kv_type
 from edgepack.errors import ModelRuntimeError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from edgepack.edge.llama.interrupt import AbortFlag
+    from edgepack.edge.llama.interrupt import AbortFlag, HeldSignals
     from edgepack.edge.llama.options import RuntimeOptions
     from edgepack.packaging.trust.policy import TrustPolicy
 
@@ -55,9 +55,9 @@ def open_model(path: Path, options: RuntimeOptions, abort: AbortFlag | None = No
     go_on = c.llama_progress_callback(lambda _progress, _user_data: not abort)
     if abort is not None:
         parameters.progress_callback = go_on
-    with runtime_log().recording() as log:
+    with held_signals(abort) as held, runtime_log().recording() as log:
         if is_archive(path):
-            model = _load_from_archive(path, options.trust, parameters)
+            model = _load_from_archive(path, options.trust, parameters, held)
         else:
             model = c.llama_model_load_from_file(str(path).encode(), parameters)
     if not model and abort:
@@ -71,7 +71,7 @@ def open_model(path: Path, options: RuntimeOptions, abort: AbortFlag | None = No
         raise
 
 
-def _load_from_archive(path: Path, trust: TrustPolicy | None, parameters: Any) -> Any:
+def _load_from_archive(path: Path, trust: TrustPolicy | None, parameters: Any, held: HeldSignals) -> Any:
     """A `llama_model *`, or nothing where llama.cpp refuses it; every chunk is verified before llama.cpp sees it.
 
     llama.cpp has a function for tensors out of a callback too (`llama_model_init_from_user`), but that one makes every
@@ -86,7 +86,7 @@ def _load_from_archive(path: Path, trust: TrustPolicy | None, parameters: Any) -
     parameters.load_mode = _LOAD_MODE_NONE
     parameters.lazy_mode = _LAZY_MODE_OFF
     with open_archive(path, trust) as archive, closing(MemberReader(archive, archive.main)) as reader:
-        with virtual_file(reader) as file:
+        with virtual_file(reader, held.__bool__) as file:
             model = c.llama_model_load_from_file_ptr(file.pointer, parameters)
         if file.problem is not None:
             if model:
@@ -107,7 +107,7 @@ def _start_backend() -> None:
 def _open_adapter(model: Any, path: Path) -> Any:
     from llama_cpp import llama_cpp as c
 
-    with runtime_log().recording() as log:
+    with held_signals(), runtime_log().recording() as log:
         adapter = c.llama_adapter_lora_init(model, str(path).encode())
     if not adapter:
         raise ModelRuntimeError(f"{path}: llama.cpp refuses the adapter: {log.last_errors() or 'no reason given'}")
@@ -127,7 +127,7 @@ def open_context(path: Path, model: Any, adapters: list[Any], options: RuntimeOp
         raise UsageError(f"expected n_batch >= 1 and n_ctx >= 0, got {options.n_batch} and {options.n_ctx}")
     parameters = context_parameters(options)
     abort.install(parameters)
-    with runtime_log().recording() as log:
+    with held_signals(), runtime_log().recording() as log:
         context = c.llama_init_from_model(model, parameters)
     if not context:
         raise ModelRuntimeError(f"{path}: llama.cpp cannot open a context: {log.last_errors() or 'no reason given'}")
@@ -148,49 +148,6 @@ def _apply_adapters(path: Path, context: Any, adapters: list[Any], options: Runt
     scales = (ctypes.c_float * len(adapters))(*(adapter.scale for adapter in options.adapters))
     if c.llama_set_adapters_lora(context, pointers, len(adapters), scales):
         raise ModelRuntimeError(f"{path}: llama.cpp cannot apply the adapters")
-
-
-def open_bindings(path: Path, options: RuntimeOptions, chat_handler: Callable[..., Any]) -> tuple[Any, list[Any]]:
-    """llama-cpp-python's `Llama`, for those who need that object, and its adapters; the caller closes the former.
-
-    Args:
-        path: the GGUF.
-        options: how it is opened; `auto` for flash attention is on, as that library knows no third way.
-        chat_handler: makes prompts of messages, as `llama_cpp.llama_chat_format` has it.
-
-    Raises:
-        ModelRuntimeError: llama.cpp refuses the file, the options or an adapter.
-        UsageError: an option is out of range.
-    """
-    import llama_cpp
-
-    runtime_log().install()  # importing llama_cpp's classes put their own callback in its place
-    _start_backend()
-    with runtime_log().recording() as log:
-        try:
-            llama = llama_cpp.Llama(
-                str(path), **_bindings_parameters(options), chat_handler=chat_handler, logits_all=False, verbose=False
-            )
-        except (ValueError, RuntimeError) as error:
-            raise ModelRuntimeError(f"{path}: llama.cpp refuses it: {log.last_errors() or error}") from error
-    try:
-        adapters = [_open_adapter(llama.model, adapter.path) for adapter in options.adapters]
-        _apply_adapters(path, llama.ctx, adapters, options)
-    except BaseException:
-        llama.close()
-        raise
-    return llama, adapters
-
-
-def _bindings_parameters(options: RuntimeOptions) -> dict[str, Any]:
-    """What `context_parameters` says, in the words of `llama_cpp.Llama`."""
-    known = context_parameters(options)
-    same = ("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "type_k", "type_v", "swa_full")
-    return {
-        **{name: getattr(known, name) for name in same},
-        "n_gpu_layers": options.n_gpu_layers,
-        "flash_attn": options.flash_attention != "off",
-    }
 
 
 def context_parameters(options: RuntimeOptions) -> Any:

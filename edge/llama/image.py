@@ -16,6 +16,8 @@ import numpy as np
 
 from edgepack.edge.llama.log import runtime_log
 from edgepack.errors import ModelRuntimeError, UsageError
+from edgepack.gguf.reader import read_header
+from edgepack.gguf.types import GGMLType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,11 +129,20 @@ class Eyes:
         """Evaluate a piece of text or an image at `position`; gives the position behind it."""
         behind = ctypes.c_int32(position)
         batch = min(self.model.options.n_batch, self.model.options.n_ubatch)  # an image is never cut by llama.cpp
-        self._check_fits(chunk, batch)
-        with runtime_log().recording() as log:
-            status = self._mtmd.mtmd_helper_eval_chunk_single(
-                self._context, self.model.context, chunk, position, 0, batch, is_last, ctypes.byref(behind)
-            )
+        place = (self._context, self.model.context, chunk)
+        if self._kind(chunk) == _TEXT:
+            with runtime_log().recording() as log:
+                status = self._mtmd.mtmd_helper_eval_chunk_single(
+                    *place, position, 0, batch, is_last, ctypes.byref(behind)
+                )
+        else:
+            self._check_fits(chunk, batch)
+            rows, nobody = np.ascontiguousarray(self._encoded(chunk)), self._mtmd.mtmd_helper_post_decode_callback()
+            with runtime_log().recording() as log:
+                status = self._mtmd.mtmd_helper_decode_image_chunk(
+                    *place, rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), position, 0, batch,
+                    ctypes.byref(behind), nobody, None,
+                )  # fmt: skip
         if status:
             self.model.clear()
             reason = log.last_errors() or "no reason given"
@@ -152,7 +163,25 @@ class Eyes:
             raise ModelRuntimeError(f"{self.path}: llama.cpp cannot encode the image: {log.last_errors()}")
         tokens = int(self._mtmd.mtmd_input_chunk_get_n_tokens(chunk))
         rows = np.ctypeslib.as_array(self._mtmd.mtmd_get_output_embd(self._context), (tokens, self.model.n_embd_read))
-        return rows.astype(np.float32, copy=True)  # mtmd overwrites its buffer in the next call
+        return self._mended(rows.astype(np.float32, copy=True))  # mtmd overwrites its buffer in the next call
+
+    def _mended(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rows that are no numbers as Pixtral's token between rows of patches, which they stand for.
+
+        `clip_graph_pixtral::build` clears that token's place by multiplying memory that nobody has written by zero:
+        what happens to be NaN or infinite there stays NaN.
+
+        Raises:
+            ModelRuntimeError: anything else is no number.
+        """
+        broken = ~np.isfinite(rows).all(axis=1)
+        if not broken.any():
+            return rows
+        token = row_break(self.path)
+        if token is None or len(token) != rows.shape[1]:
+            raise ModelRuntimeError(f"{self.path}: llama.cpp gives NaN for {int(broken.sum())} of {len(rows)} tokens")
+        rows[broken] = token
+        return rows
 
     def _kind(self, chunk: Any) -> int:
         return int(self._mtmd.mtmd_input_chunk_get_type(chunk))
@@ -202,6 +231,17 @@ class Eyes:
         if not made.bitmap:
             raise UsageError(f"image '{picture.label}': it is damaged: its pixels cannot be decoded")
         return made.bitmap
+
+
+def row_break(projector: Path) -> NDArray[np.float32] | None:
+    """What stands between rows of an image's patches, float32 [width]; None where a projector has no such token."""
+    header = read_header(projector)
+    for tensor in header.tensors:
+        if tensor.name == "v.token_embd.img_break" and tensor.type is GGMLType.F32:
+            with projector.open("rb") as stream:
+                stream.seek(header.data_start + tensor.offset)
+                return np.frombuffer(stream.read(tensor.nbytes), np.float32)
+    return None
 
 
 class PicturePrompt(Sequence[int]):

@@ -16,6 +16,7 @@ import numpy as np
 from edgepack.edge.llama.engines import require_logits
 from edgepack.edge.llama.ggml_tensor import Tensor, check_layout, operation, read_floats, read_ids
 from edgepack.edge.llama.handles import context_parameters, open_model
+from edgepack.edge.llama.interrupt import AbortFlag, held_signals
 from edgepack.edge.llama.log import runtime_log
 from edgepack.edge.llama.options import RuntimeOptions
 from edgepack.edge.llama.vocabulary import Vocabulary
@@ -79,12 +80,14 @@ class ImportanceCollector:
         self._model, _ = open_model(path, runtime)
         self.chunk = min(options.chunk, int(c.llama_model_n_ctx_train(self._model)))
         runtime = replace(runtime, n_ctx=self.chunk, n_batch=self.chunk, n_ubatch=self.chunk)
-        self.watch = _Watch(options.include_head)
+        self.abort = AbortFlag()
+        self.watch = _Watch(options.include_head, self.abort)
         parameters = context_parameters(runtime)
+        self.abort.install(parameters)
         # ctypes keeps no reference of its own: it must live as long as the context
         self._callback = c.ggml_backend_sched_eval_callback(self.watch.call)
         parameters.cb_eval = self._callback
-        with runtime_log().recording() as log:
+        with held_signals(), runtime_log().recording() as log:
             self._context = c.llama_init_from_model(self._model, parameters)
         if not self._context:
             c.llama_model_free(self._model)
@@ -118,8 +121,11 @@ class ImportanceCollector:
             pieces[:, 0] = self._c.llama_vocab_bos(self._vocabulary.pointer)
         return pieces
 
-    def run(self, tokens: NDArray[np.int32]) -> None:
-        """Run one piece of text; its activations are added to the sums.
+    def run(self, tokens: NDArray[np.int32]) -> bool:
+        """Run one piece of text; its activations are added to the sums, all of them or none.
+
+        Returns:
+            False where a signal stopped it; nothing is added then. Call it while signals are held.
 
         Raises:
             ModelRuntimeError: llama.cpp fails.
@@ -140,17 +146,22 @@ class ImportanceCollector:
                 c.llama_synchronize(self._context)
         finally:
             c.llama_batch_free(batch)
-        self.watch.end()
+        self.watch.raise_failure()
+        if self.abort:
+            return False
         if status:
             raise ModelRuntimeError(f"{self.path}: llama.cpp failed: {log.last_errors() or f'status {status}'}")
+        self.watch.commit()
+        return True
 
 
 class _Watch:
     """The callback: which nodes are wanted, and their inputs summed."""
 
-    def __init__(self, include_head: bool) -> None:
+    def __init__(self, include_head: bool, abort: AbortFlag) -> None:
         self.sums = ImportanceSums()
-        self._include_head = include_head
+        self._piece = ImportanceSums()  # of the piece of text that is being run
+        self._include_head, self._abort = include_head, abort
         self._kept: dict[str, NDArray[np.uint8]] = {}
         self._copied_ids: dict[str, NDArray[np.uint8]] = {}
         self._last: tuple[int, NDArray[np.float64], int] | None = None
@@ -160,10 +171,15 @@ class _Watch:
 
     def begin(self) -> None:
         """Before a piece of text: addresses of the graph before mean nothing any more."""
-        self._last = None
+        self._last, self._piece = None, ImportanceSums()
 
-    def end(self) -> None:
-        """After it: an error inside the callback, which could not cross llama.cpp, is raised."""
+    def commit(self) -> None:
+        """After a piece that ran to its end: add it to the sums."""
+        for name, entry in self._piece.entries.items():
+            self.sums.add(name, entry.sums, entry.counts)
+
+    def raise_failure(self) -> None:
+        """After a piece: an error inside the callback, which could not cross llama.cpp, is raised."""
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -178,6 +194,7 @@ class _Watch:
             return self._asked(node) if ask else self._computed(node)
         except BaseException as error:  # noqa: BLE001  nothing may unwind through C
             self._failure = error
+            self._abort.set()  # False alone would only say that this node is not wanted
             return False
 
     def _asked(self, node: Tensor) -> bool:
@@ -193,7 +210,7 @@ class _Watch:
         if self._last is None or self._last[0] != ctypes.addressof(inputs):
             return True
         # q, k and v read the same activations, so do gate and up: they are summed already
-        self.sums.add(name, self._last[1], np.array([self._last[2]]))
+        self._piece.add(name, self._last[1], np.array([self._last[2]]))
         return False
 
     def _computed(self, node: Tensor) -> bool:
@@ -206,7 +223,7 @@ class _Watch:
         sums = np.einsum("ij,ij->j", rows, rows, dtype=np.float32).astype(np.float64)[None]
         _check_finite(name, sums)
         self._last = (ctypes.addressof(node.src[1].contents), sums, len(rows))
-        self.sums.add(name, sums, np.array([len(rows)]))
+        self._piece.add(name, sums, np.array([len(rows)]))
         return True
 
     def _add_experts(self, name: str, node: Tensor) -> None:
@@ -221,7 +238,7 @@ class _Watch:
                 chosen = rows[ids[:, place] == expert]
                 sums[expert] += np.einsum("ij,ij->j", chosen, chosen, dtype=np.float32)
         _check_finite(name, sums)
-        self.sums.add(name, sums, np.bincount(ids.reshape(-1), minlength=experts).astype(np.int64))
+        self._piece.add(name, sums, np.bincount(ids.reshape(-1), minlength=experts).astype(np.int64))
 
 
 def _weight_name(node: Tensor) -> str:
@@ -244,7 +261,7 @@ def collect_importance(
     options: CollectOptions = CollectOptions(),
     *,
     start: ImportanceMatrix | None = None,
-    keep: Callable[[ImportanceMatrix], None] | None = None,
+    keep: Callable[[ImportanceMatrix, bool], object] = lambda _matrix, _last: None,
     progress: Progress = silent,
 ) -> ImportanceMatrix:
     """Run `text` through the model at `path`.
@@ -255,13 +272,14 @@ def collect_importance(
         dataset: its name, for the file.
         options: how it is run.
         start: a run of the same text that was interrupted: it goes on behind its `chunk_count`.
-        keep: called now and then with what there is so far.
+        keep: called after each piece with what there is so far, and whether that is all because a signal came.
         progress: told of each piece done.
 
     Raises:
         CalibrationError: the text is too short.
         ModelRuntimeError: llama.cpp refuses the model or fails.
         NumericError: an activation is NaN or infinite.
+        KeyboardInterrupt, SystemExit: a signal came; no piece is counted half.
     """
     with closing(ImportanceCollector(path, options)) as collector:
         pieces = collector.chunks(text)
@@ -271,10 +289,14 @@ def collect_importance(
         matrix = ImportanceMatrix(collector.watch.sums.entries, done, collector.chunk, (dataset,))
         with progress("imatrix", len(pieces)) as advance:
             advance(done)
-            for number in range(done, len(pieces)):
-                collector.run(pieces[number])
-                matrix = ImportanceMatrix(collector.watch.sums.entries, number + 1, collector.chunk, (dataset,))
-                if keep is not None:
-                    keep(matrix)
-                advance(1)
+            try:
+                for number in range(done, len(pieces)):
+                    with held_signals(collector.abort):  # sums and their count change together
+                        if collector.run(pieces[number]):
+                            matrix = replace(matrix, chunk_count=number + 1)
+                    keep(matrix, False)
+                    advance(1)
+            except (KeyboardInterrupt, SystemExit):
+                keep(matrix, True)
+                raise
         return matrix

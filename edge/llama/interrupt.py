@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+_HELD = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 class AbortFlag:
     """A flag that llama.cpp's abort callback reads without entering Python.
@@ -59,6 +61,50 @@ class AbortFlag:
 
     def __bool__(self) -> bool:
         return bool(self._bytes[0] != b"\x00")
+
+
+class HeldSignals:
+    """Signals that came while C code ran."""
+
+    def __init__(self, flag: AbortFlag | None) -> None:
+        self._flag = flag
+        self.numbers: list[int] = []
+
+    def receive(self, number: int, _frame: object) -> None:
+        """As a signal's handler: note it, and stop what is being computed."""
+        self.numbers.append(number)
+        if self._flag is not None:
+            self._flag.set()
+
+    def __bool__(self) -> bool:
+        return bool(self.numbers)
+
+
+@contextlib.contextmanager
+def held_signals(flag: AbortFlag | None = None) -> Iterator[HeldSignals]:
+    """Hold back what would be raised by a signal until the block ends; meanwhile it only sets `flag`.
+
+    Around every call of C code that calls back into Python: an exception that a signal raises inside such a callback
+    is swallowed by ctypes, and what was computed then is wrong without anybody noticing. Outside the main thread no
+    signal is handled, and there is nothing to hold.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: at the end of the block, as the handlers that stood before raise them.
+    """
+    held = HeldSignals(flag)
+    if threading.current_thread() is not threading.main_thread():
+        yield held
+        return
+    previous = {number: handler for number in _HELD if callable(handler := signal.getsignal(number))}
+    try:
+        for number in previous:
+            signal.signal(number, held.receive)
+        yield held
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for number in held.numbers[:1]:
+            previous[number](number, None)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from edgepack.errors import EdgepackError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _READ = ctypes.CFUNCTYPE(ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _SEEK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int64), ctypes.c_int)
@@ -47,17 +47,22 @@ class VirtualFile:
     """An open stream.
 
     Attributes:
+        source: what is read.
+        stopped: whether to give up, because a signal came.
         pointer: the `FILE *`.
         problem: what reading raised: C code sees only a failed read, so look here after it gave up.
     """
 
     source: RandomReader
+    stopped: Callable[[], bool] = lambda: False
     pointer: int = 0
     problem: BaseException | None = None
     _position: int = field(default=0, init=False)
 
     def on_read(self, _cookie: int, target: int, size: int) -> int:
         """As `cookie_read_function_t`: bytes that were put at `target`, 0 at the end, -1 where it failed."""
+        if self.stopped():
+            return -1
         try:
             piece = self.source.read(self._position, size)
         except (EdgepackError, OSError, MemoryError, KeyboardInterrupt) as error:
@@ -89,8 +94,8 @@ def can_open_virtual_files() -> bool:
 
 
 @contextmanager
-def virtual_file(source: RandomReader) -> Iterator[VirtualFile]:
-    """Open `source` for C code to read; closed at the end of the block.
+def virtual_file(source: RandomReader, stopped: Callable[[], bool] = lambda: False) -> Iterator[VirtualFile]:
+    """Open `source` for C code to read; closed at the end of the block. Reading fails once `stopped`.
 
     Raises:
         OSError: the C library cannot open one.
@@ -100,7 +105,7 @@ def virtual_file(source: RandomReader) -> Iterator[VirtualFile]:
     library.fopencookie.argtypes = [ctypes.c_void_p, ctypes.c_char_p, _Functions]
     library.setvbuf.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
     library.fclose.argtypes = [ctypes.c_void_p]
-    opened = VirtualFile(source)
+    opened = VirtualFile(source, stopped)
     buffer = ctypes.create_string_buffer(_BUFFER_BYTES)
     functions = _Functions(read=_READ(opened.on_read), seek=_SEEK(opened.on_seek))
     opened.pointer = library.fopencookie(None, b"rb", functions) or 0

@@ -13,19 +13,11 @@ from starlette.requests import Request
 
 from edgepack.edge.serve.answers import ClientGoneError, send_error, send_json, send_stream, unless_gone
 from edgepack.edge.serve.bodies import MOST_PICTURES, MOST_TEXT, BodyReader
+from edgepack.edge.serve.generations import GENERATIONS, Asked
 from edgepack.edge.serve.guard import Access, RequestGuard
 from edgepack.edge.serve.page_files import PAGE_HEADERS, page_files
 from edgepack.edge.serve.protocol import embeddings, requests
 from edgepack.edge.serve.protocol.errors import RequestError
-from edgepack.edge.serve.protocol.events import events
-from edgepack.edge.serve.protocol.streams import (
-    Whole,
-    WholeCompletion,
-    WholeMessage,
-    WholeResponse,
-    passed_on,
-    values,
-)
 from edgepack.edge.serve.told import model_object, models_object, props_object
 
 if TYPE_CHECKING:
@@ -41,21 +33,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Generation:
-    """A path that generates text.
-
-    Attributes:
-        check: of its body.
-        whole: puts a whole answer together.
-        done: whether its stream ends with `[DONE]`.
-    """
-
-    check: Check
-    whole: Callable[[], Whole]
-    done: bool
-
-
-@dataclass(frozen=True)
 class Question:
     """A path with one whole answer.
 
@@ -68,12 +45,6 @@ class Question:
     engine_path: str
 
 
-GENERATIONS = {
-    "/v1/chat/completions": Generation(requests.check_chat, lambda: WholeCompletion(chat=True), done=True),
-    "/v1/completions": Generation(requests.check_completion, lambda: WholeCompletion(chat=False), done=True),
-    "/v1/responses": Generation(requests.check_response, WholeResponse, done=False),
-    "/v1/messages": Generation(requests.check_anthropic, WholeMessage, done=False),
-}
 QUESTIONS = {
     "/v1/messages/count_tokens": Question(requests.check_anthropic_prompt, "/v1/messages/count_tokens"),
     "/tokenize": Question(requests.check_tokenize, "/tokenize"),
@@ -181,26 +152,20 @@ class Front:
         return extras.get(path)
 
     async def _generate(self, path: str, body: Message, receive: Receive, send: Send) -> None:
-        kind, engines = GENERATIONS[path], self._engines
+        engines = self._engines
         if "text" not in engines.facts.tasks:
             raise RequestError(f"model: '{engines.facts.name}' generates no text", "model")
-        progress = body.get("return_progress") is True
-        kind.check(body, engines.facts)
-        wanted, body["stream"] = bool(body.get("stream")), True
-        usage = not wanted or bool((body.get("stream_options") or {}).get("include_usage"))
-        if path in ("/v1/chat/completions", "/v1/completions"):
-            body["stream_options"] = {"include_usage": True}
+        asked = Asked(path, body, engines.facts)
 
         async def work() -> None:
-            async with engines.ask("text", path, body) as answer:
-                told = values(events(engines.pieces("text", answer)), engines.secrets, progress=progress and wanted)
-                if wanted:
-                    await send_stream(path, send, passed_on(told, usage=usage), done=kind.done)
+            async with engines.ask("text", asked.engine_path, asked.body) as answer:
+                pieces = engines.pieces("text", answer)
+                if asked.streamed:
+                    await send_stream(path, send, asked.events(pieces, engines.secrets), done=asked.done)
                     return
-                whole = kind.whole()
-                async for name, value in told:
-                    whole.add(name, value)
-            await send_json(send, whole.result())
+                async for name, value in asked.answer(pieces, engines.secrets):
+                    asked.whole.add(name, value)
+            await send_json(send, asked.whole.result())
 
         await unless_gone(receive, work())
 

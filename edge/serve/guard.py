@@ -6,6 +6,7 @@ What is asked is left to `front`.
 from __future__ import annotations
 
 import hmac
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     Send = Callable[[Message], Awaitable[None]]
 
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?", re.ASCII)
 _METHODS = b"GET, POST, OPTIONS"
 _PREFLIGHT_SECONDS = b"600"
 
@@ -70,7 +72,7 @@ class RequestGuard:
     def _check_host(self, headers: Mapping[str, str]) -> None:
         """A website that has its own name lead here (DNS rebinding) is not let in."""
         given = headers.get("host", "")
-        host = _host_of(f"//{given}")
+        host = _host_of(f"//{given}") if _HOST.fullmatch(given) else None
         if host is None:
             raise RequestError("expected a Host header that is a name or an address")
         if not self._access.any_host and host not in _LOCAL:

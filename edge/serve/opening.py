@@ -15,7 +15,7 @@ from edgepack.edge.fit.memory import MemoryRequest
 from edgepack.edge.fit.opening import running_device
 from edgepack.edge.fit.shape import read_shape
 from edgepack.edge.llama.check_projector import tokens_together
-from edgepack.edge.llama.cpu_threads import physical_cores
+from edgepack.edge.llama.cpu_threads import cores_are_shared, free_cores
 from edgepack.edge.llama.options import kv_type
 from edgepack.edge.serve.engine.settings import EngineSettings, Task
 from edgepack.edge.serve.protocol.facts import ServedFacts
@@ -37,6 +37,7 @@ _LONGEST_EMBEDDED = 2048
 # thread of a 2-core VM, 2026-11-28). It only has to say how long a batch takes, by a factor of two.
 _OPERATIONS_PER_SECOND = 35e9
 _BATCH_SECONDS = 0.5
+_POLL = 50  # llama.cpp's own; on shared cores a thread that polls takes from the one it waits for
 _LEAST_BATCH, _LARGEST_BATCH = 32, 512
 
 
@@ -52,7 +53,7 @@ def slots_that_fit(header: GGUFHeader, opened: RuntimeOptions, device: str, want
     if wanted is not None:
         return wanted
     try:
-        fitter = Fitter(read_shape(header), running_device(device), FitWish())
+        fitter = Fitter(read_shape(header), running_device(device, "xllamacpp"), FitWish())
     except UnsupportedModelError:
         return USUAL_SLOTS  # its memory cannot be predicted
     request = MemoryRequest(
@@ -77,7 +78,7 @@ def batch_tokens(header: GGUFHeader, opened: RuntimeOptions) -> int:
     if opened.n_gpu_layers:
         return opened.n_ubatch
     parameters = sum(math.prod(tensor.shape) for tensor in header.tensors)
-    rate = _OPERATIONS_PER_SECOND * (opened.threads or physical_cores())
+    rate = _OPERATIONS_PER_SECOND * (opened.threads or free_cores())
     tokens = int(_BATCH_SECONDS * rate / (2 * max(parameters, 1)))
     return max(_LEAST_BATCH, min(_LARGEST_BATCH, 1 << max(tokens, 1).bit_length() - 1))
 
@@ -150,7 +151,8 @@ def engine_settings(
         n_ctx=facts.n_ctx,
         slots=facts.slots,
         n_batch=max(batch_tokens(source.header, opened), tokens_together(mmproj)),
-        threads=opened.threads or physical_cores(),
+        threads=opened.threads or free_cores(),
+        poll=0 if cores_are_shared() else _POLL,
         kv_type=int(kv_type(opened.kv_type_k)),
         n_gpu_layers=opened.n_gpu_layers,
         flash_attention=_FLASH_ATTENTION[opened.flash_attention],

@@ -1,4 +1,4 @@
-"""DeepSeek 2 and 3 and GLM-4.7-Flash: attention through latents, a few dense layers, then experts and shared ones.
+"""DeepSeek 2 and 3, GLM-4.7-Flash, Mistral 4: attention through latents, some dense layers, then experts, some shared.
 
 Layers of prediction behind the last are taken over where the checkpoint has them; llama.cpp drafts with one.
 """
@@ -35,6 +35,7 @@ from edgepack.export.rules.latent_attention import (
     yarn_scales,
 )
 from edgepack.export.rules.metadata import common_metadata
+from edgepack.export.rules.rope_factors import rope_number
 from edgepack.gguf.types import Value, boolean, f32, u32
 
 if TYPE_CHECKING:
@@ -264,4 +265,47 @@ GLM = replace(
     },
 )
 
-FAMILIES = (V2, V3, GLM)
+
+def _fourth_metadata(config: ModelConfig) -> dict[str, Value]:
+    """DeepSeek's keys, softmax whose weights are normalised, and queries that grow with the position."""
+    rope = config.rope
+    keys = {
+        "expert_weights_norm": boolean(config.flag("norm_topk_prob")),
+        "rope.dimension_count": u32(config.count("qk_rope_head_dim")),  # the part is that of a whole query head
+        "attention.temperature_scale": f32(rope_number(rope, "llama_4_scaling_beta", config)),
+        "attention.temperature_length": u32(int(rope_number(rope, "original_max_position_embeddings", config))),
+    }
+    found = {key.replace("deepseek2.", "mistral4.", 1): value for key, value in _metadata(config, _SOFTMAX).items()}
+    return found | {f"mistral4.{key}": value for key, value in keys.items()}
+
+
+def _fourth_settings(header: Header) -> Settings:
+    found = _settings(header)
+    beta = {"llama_4_scaling_beta": header.get("attention.temperature_scale")}
+    return {**found, "rope_parameters": {**found["rope_parameters"], **beta}}
+
+
+MISTRAL_4 = replace(
+    V2,
+    name="mistral4",
+    classes=("Mistral4ForCausalLM",),
+    defaults={
+        **_DEFAULTS,
+        "max_position_embeddings": 1048576,
+        "q_lora_rank": 1024,
+        "kv_lora_rank": 256,
+        "qk_nope_head_dim": 64,
+        "n_routed_experts": 128,
+        "num_experts_per_tok": 4,
+        "n_shared_experts": 1,
+        "routed_scaling_factor": 1.0,
+        "moe_intermediate_size": 2048,
+        "first_k_dense_replace": 0,
+        "norm_topk_prob": True,
+    },
+    metadata=_fourth_metadata,
+    backwards=Backwards(_fourth_settings),
+    requirements=(SILU, NO_ATTENTION_BIAS),
+)
+
+FAMILIES = (V2, V3, GLM, MISTRAL_4)

@@ -1,4 +1,4 @@
-"""Mamba and Mamba 2: mixers of state spaces alone, without attention or feed-forward networks."""
+"""Mamba, Falcon Mamba and Mamba 2: mixers of state spaces alone, without attention or feed-forward networks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import SILU
 from edgepack.export.rules.family import Family, Requirement, TensorRule
 from edgepack.export.rules.state_space import NO_LIMIT, mamba2_dimensions, mamba2_metadata, mamba2_rules, mamba_rules
-from edgepack.gguf.types import Value, f32, u32
+from edgepack.gguf.types import Value, boolean, f32, u32
 
 if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
@@ -135,6 +135,34 @@ FIRST = Family(
     ),
     tensors=(*_AROUND, *mamba_rules(_LAYER + "mixer.")),
 )
+
+
+def _falcon_metadata(config: ModelConfig) -> dict[str, Value]:
+    return _metadata(config) | {"mamba.ssm.dt_b_c_rms": boolean(True)}
+
+
+def _falcon_remarks(config: ModelConfig) -> tuple[str, ...]:
+    """llama.cpp has one epsilon for all norms."""
+    ours, theirs = config.number("layer_norm_epsilon"), config.number("mixer_rms_eps")
+    if ours == theirs:
+        return ()
+    return (f"norms of steps, B and C: llama.cpp takes layer_norm_epsilon ({ours:g}), transformers {theirs:g}",)
+
+
+def _falcon_settings(header: Header) -> Settings:
+    epsilon = header.get("attention.layer_norm_rms_epsilon")
+    return {"intermediate_size": header.count("ssm.inner_size"), "mixer_rms_eps": epsilon}
+
+
+FALCON = replace(
+    FIRST,
+    classes=("FalconMambaForCausalLM",),
+    defaults={**FIRST.defaults, "mixer_rms_eps": 1e-6},
+    metadata=_falcon_metadata,
+    backwards=Backwards(_falcon_settings),
+    remarks=_falcon_remarks,
+    requirements=tuple(each for each in FIRST.requirements if each.key != "expand"),  # the width is said
+)
 SECOND = replace(
     FIRST,
     name="mamba2",
@@ -152,4 +180,4 @@ SECOND = replace(
     ),
     tensors=(*_AROUND, *mamba2_rules(_LAYER + "mixer.", _groups)),
 )
-FAMILIES = (FIRST, SECOND)
+FAMILIES = (FIRST, FALCON, SECOND)

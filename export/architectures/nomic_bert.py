@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edgepack.errors import UnsupportedModelError
 from edgepack.export.expert_rows import TransposedExperts
 from edgepack.export.rows import ReshapedRows
+from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import EQUAL_HEADS, GELU, WHOLE_HEADS, restricted
 from edgepack.export.rules.encoder import encoder_dimensions, encoder_metadata, layer_norm
 from edgepack.export.rules.family import Family, Origin, Requirement, TensorRule
@@ -130,6 +131,7 @@ FAMILY = Family(
     },
     metadata=_metadata,
     dimensions=_dimensions,
+    backwards=Backwards(architectures=(_EXPERTS_NAME,)),
     renames=(("", "nomic_bert."),),
     instead=_second_generation,
     requirements=(

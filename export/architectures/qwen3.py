@@ -27,6 +27,7 @@ from edgepack.export.rules.decoder import (
 )
 from edgepack.export.rules.family import Family, TensorRule, no_other_family, standard_dimensions
 from edgepack.export.rules.metadata import attention_window, common_metadata
+from edgepack.files.source import read_small
 from edgepack.gguf import keys
 from edgepack.gguf.types import Value, string
 
@@ -77,7 +78,7 @@ def _is_reranker(config: ModelConfig) -> bool:
     if config.folder is not None:
         names += config.folder.resolve().parts[-3:]  # the third from the end names a snapshot of a cache
         path = config.folder / "README.md"
-        card = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        card = read_small(path, CheckpointError).decode("utf-8", "replace") if path.is_file() else ""
     return "# qwen3-reranker" in card.lower() or any("qwen3-reranker" in name.lower() for name in names)
 
 

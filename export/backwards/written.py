@@ -6,22 +6,19 @@ What the checkpoint holds is `export.backwards.checkpoint`'s.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.atomic_file import atomic_output, sync_folder
-from edgepack.errors import NumericError, ResourceError, UsageError
+from edgepack.errors import NumericError, UsageError
+from edgepack.files.output import atomic_output, folder_output
 from edgepack.gguf.types import GGMLType
 from edgepack.progress import silent
 from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows
-from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -113,7 +110,7 @@ def write_folder(checkpoint: Checkpoint, folder: Path, plan: FolderPlan, *, prog
         NumericError: a weight that the type cannot hold.
     """
     check_folder(folder)
-    with _whole(folder, plan.bytes) as partial:
+    with folder_output(folder, plan.bytes) as partial:
         for path in sorted(checkpoint.path.rglob("*")):
             copy = partial / path.relative_to(checkpoint.path)
             copy.mkdir() if path.is_dir() else shutil.copyfile(path, copy)
@@ -137,23 +134,6 @@ def check_folder(folder: Path) -> None:
         raise UsageError(f"output '{folder}': expected a name that is not there yet")
     if not folder.parent.is_dir():
         raise UsageError(f"output '{folder}': folder '{folder.parent}' does not exist")
-
-
-@contextmanager
-def _whole(folder: Path, size: int) -> Iterator[Path]:
-    """A hidden neighbour that gets its final name when the block ends without an error, and else is removed."""
-    free = shutil.disk_usage(folder.parent).free
-    if free < size:
-        raise ResourceError(f"output '{folder}': needs {format_size(size)}, disk has {format_size(free)} free")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        os.rename(partial, folder)  # noqa: PTH104 -- Path.rename would replace an empty folder in silence
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _header(tensors: TensorSource, plan: FolderPlan) -> bytes:

@@ -6,7 +6,7 @@ How codecs work is left to `edgepack.quant.codecs`, bytes to `export.coded.file`
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from edgepack.errors import UsageError
 from edgepack.export.coded.file import VariantLayout, draft_tensor
 from edgepack.export.plan import stored_bytes
 from edgepack.expressions import ExpressionError, expression
+from edgepack.files.source import WatchedFiles
 from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, u32
 from edgepack.quant.codecs.chain import settle
@@ -24,7 +25,6 @@ from edgepack.quant.types.choice import Candidate, llama_order, may_be_quantised
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -92,7 +92,7 @@ class VariantPlan:
     target: EdgeTarget
     metadata: Mapping[str, Value]
     tensors: tuple[PlannedMatrix, ...]
-    sources: tuple[Path, ...] = ()
+    sources: WatchedFiles = field(default_factory=WatchedFiles)
 
     @cached_property
     def layout(self) -> VariantLayout:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.errors import CheckpointError
 from edgepack.export.coded.file import VariantWriter, fill_draft
 from edgepack.export.coded.plan import PlannedMatrix, VariantPlan, settle_plan
 from edgepack.export.interrupted import journaled_output, noted
@@ -136,7 +137,9 @@ def write_variant(
                 run.add(writer, tensor)
                 advance(prod(tensor.rows.shape))
                 journal.note_now(len(run.outcomes), writer.length, run.as_json)
-        return writer.finish(), run.reports
+        length = writer.finish()
+        plan.sources.check(CheckpointError)
+        return length, run.reports
 
 
 def _digest(plan: VariantPlan, statistics: Mapping[str, Statistics], skip_harmful: bool) -> str:
@@ -147,9 +150,7 @@ def _digest(plan: VariantPlan, statistics: Mapping[str, Statistics], skip_harmfu
         own = statistics.get(tensor.name, NO_STATISTICS)
         for array in (own.importance, own.hessian):
             digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
-    for source in plan.sources:
-        state = source.stat()
-        digest.update(f"{source.name}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
+    digest.update(plan.sources.identity())
     return digest.hexdigest()
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from edgepack.errors import CheckpointError
 from edgepack.file_kinds import HEAD_BYTES, describe, is_pointer
+from edgepack.files.source import open_descriptor
 from edgepack.gguf.types import GGMLType
 from edgepack.model import TensorSpec
 from edgepack.quant.codecs.ggml.codec import widen
@@ -74,7 +75,7 @@ class SafetensorsFile:
         self.path = path
         self._descriptor = -1
         try:
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._descriptor = open_descriptor(path, CheckpointError)
             self._bytes = os.fstat(self._descriptor).st_size
             self._entries = self._read_entries()
             self._specs = {name: entry.spec for name, entry in self._entries.items()}
@@ -104,7 +105,7 @@ class SafetensorsFile:
             raise CheckpointError(f"{self.path}: header: expected {length} bytes, file ends after {left}{got}")
         header = _parse_header(os.pread(self._descriptor, length, 8), self.path)
         entries = {name: self._entry(name, item, 8 + length) for name, item in header.items()}
-        _refuse_overlap(entries, self.path)
+        _check_cover(entries, 8 + length, self._bytes, self.path)
         return entries
 
     def _entry(self, name: str, item: Any, origin: int) -> _Entry:
@@ -189,9 +190,19 @@ def _is_counts(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
-def _refuse_overlap(entries: Mapping[str, _Entry], path: Path) -> None:
-    end = 0
+def _check_cover(entries: Mapping[str, _Entry], start: int, stop: int, path: Path) -> None:
+    """Every byte behind the header belongs to one tensor, as safetensors' own library asks.
+
+    Raises:
+        CheckpointError: tensors share bytes, or some belong to none.
+    """
+    end = start
     for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.stop)):
         if entry.start < end:
             raise CheckpointError(f"{path}: tensor '{entry.spec.name}' overlaps the tensor before it")
-        end = max(end, entry.stop)
+        if entry.start > end:
+            hole = entry.start - end
+            raise CheckpointError(f"{path}: tensor '{entry.spec.name}': {hole} bytes before it belong to no tensor")
+        end = entry.stop
+    if end != stop:
+        raise CheckpointError(f"{path}: {stop - end} bytes behind the last tensor belong to none")

@@ -16,6 +16,7 @@ import numpy as np
 
 from edgepack.errors import CheckpointError, DependencyError
 from edgepack.file_kinds import HEAD_BYTES, describe, is_pointer
+from edgepack.files.source import open_source
 from edgepack.model import TensorSpec
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _load(path: Path) -> dict[str, Any]:
     except ImportError:
         raise DependencyError(f"{path}: .bin files need torch: pip install 'edgepack[compress]'") from None
     try:
-        with path.open("rb") as stream:
+        with open_source(path, CheckpointError) as stream:
             head = stream.read(HEAD_BYTES)
         if is_pointer(head):
             raise CheckpointError(f"{path}: expected a PyTorch file, got {describe(head)}")

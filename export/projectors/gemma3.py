@@ -11,6 +11,7 @@ from edgepack.export.rules.family import TensorRule
 from edgepack.export.rules.projector import (
     HALF,
     SIGLIP_DEFAULTS,
+    SIGLIP_FLOATS,
     THREE_CHANNELS,
     TOWER_NAMES,
     Projector,
@@ -51,7 +52,8 @@ PROJECTOR = Projector(
     dimensions=tower_dimensions,
     requirements=(THREE_CHANNELS,),
     renames=TOWER_NAMES,
-    halves=(r"^v\.patch_embd\.weight", r"^mm\.input_projection\."),  # transposed by the graph, which blocks cannot be
+    floats=SIGLIP_FLOATS,
+    halves=(r"^mm\.input_projection\.",),  # transposed by the graph, which blocks cannot be
     tensors=(
         *siglip_rules("model.vision_tower."),
         TensorRule("mm.input_projection.weight", "model.multi_modal_projector.mm_input_projection_weight", "d t"),

@@ -15,9 +15,9 @@ from edgepack.export.rules.projector import (
     activation_of,
     clip_keys,
     layer_rules,
-    patches_by_pixel,
     tower_dimensions,
 )
+from edgepack.export.rules.vision_rows import patches_by_pixel
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from edgepack.errors import CheckpointError
 from edgepack.export.rules.family import TensorRule
 from edgepack.export.rules.projector import (
     HALF,
+    SIGLIP_FLOATS,
     THREE_CHANNELS,
     Projector,
     activation_of,
@@ -63,6 +64,7 @@ PROJECTOR = Projector(
     metadata=_metadata,
     dimensions=_dimensions,
     requirements=(THREE_CHANNELS,),
+    floats=SIGLIP_FLOATS,
     tensors=(
         *siglip_rules("model.vision_model."),
         TensorRule("mm.model.fc.weight", "model.connector.modality_projection.proj.weight", "t joined"),

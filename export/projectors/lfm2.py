@@ -15,10 +15,10 @@ from edgepack.export.rules.projector import (
     Projector,
     activation_of,
     clip_keys,
-    patches_by_pixel,
     siglip_rules,
     tower_dimensions,
 )
+from edgepack.export.rules.vision_rows import patches_by_pixel
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:

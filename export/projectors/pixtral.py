@@ -20,9 +20,9 @@ from edgepack.export.rules.projector import (
     activation_of,
     clip_keys,
     layer_rules,
-    token_row,
     tower_dimensions,
 )
+from edgepack.export.rules.vision_rows import token_row
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:

@@ -17,11 +17,10 @@ from edgepack.export.rules.projector import (
     Projector,
     activation_of,
     clip_keys,
-    frame_rules,
     layer_rules,
-    split_rules,
     tower_dimensions,
 )
+from edgepack.export.rules.vision_rows import frame_rules, split_rules
 from edgepack.gguf.types import Value, u32
 
 if TYPE_CHECKING:

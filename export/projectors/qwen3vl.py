@@ -14,10 +14,10 @@ from edgepack.export.rules.projector import (
     Projector,
     activation_of,
     clip_keys,
-    frame_rules,
     layer_rules,
     tower_dimensions,
 )
+from edgepack.export.rules.vision_rows import frame_rules
 from edgepack.gguf.types import Value, ValueType, array, u32
 
 if TYPE_CHECKING:

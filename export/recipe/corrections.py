@@ -11,6 +11,7 @@ import numpy as np
 
 from edgepack.errors import RecipeError
 from edgepack.export.inputs import input_statistics
+from edgepack.files.source import open_source
 from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, string
 from edgepack.progress import silent
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
     from edgepack.export.recipe.work import PreparedExport
     from edgepack.gguf.types import Value
     from edgepack.progress import Progress
-    from edgepack.quant.passes.recipe import PassStep
+    from edgepack.quant.passes.recipe import PassStep, Recipe
 
     Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 _MAX_RANK = 4096
+_FACTORS, _CORRECTION = "-factors-lora", "-correction-lora"  # ends of adapters' names
 
 
 def corrected_tensors(plan: ExportPlan) -> list[PlannedTensor]:
@@ -95,7 +97,7 @@ def _weights(model: Path, name: str) -> NDArray[np.float32]:
 
     header = read_header(model)
     info = header.tensor(name)
-    with model.open("rb") as stream:
+    with open_source(model) as stream:
         stream.seek(header.data_start + info.offset)
         return dequantize_rows(info.type, stream.read(info.nbytes), info.rows, info.shape[-1])
 
@@ -150,6 +152,13 @@ def _recipe_of(plan: ExportPlan) -> dict[str, Value]:
     return {keys.RECIPE: string(plan.metadata[keys.RECIPE].value)}
 
 
+def adapter_suffixes(recipe: Recipe) -> tuple[str, ...]:
+    """Ends of the names, after the model's stem, of the adapters that `write_adapters` may write."""
+    apart = any(step.settings.get("output") == "adapter" for step in recipe.passes)
+    corrects = any(step.is_correction for step in recipe.passes)
+    return (_FACTORS,) * apart + (_CORRECTION,) * corrects
+
+
 def write_adapters(
     prepared: PreparedExport, gguf: Path, progress: Progress = silent
 ) -> tuple[tuple[Path, ...], tuple[int, ...]]:
@@ -160,10 +169,10 @@ def write_adapters(
     """
     paths, ranks = [], []
     if prepared.low_rank:
-        paths.append(gguf.with_name(f"{gguf.stem}-factors-lora.gguf"))
+        paths.append(gguf.with_name(f"{gguf.stem}{_FACTORS}.gguf"))
         write_factors_apart(prepared, paths[-1])
     for step in prepared.corrections:
-        paths.append(gguf.with_name(f"{gguf.stem}-correction-lora.gguf"))
+        paths.append(gguf.with_name(f"{gguf.stem}{_CORRECTION}.gguf"))
         ranks.append(write_correction(prepared, step, gguf, paths[-1], progress)[1])
     return tuple(paths), tuple(ranks)
 

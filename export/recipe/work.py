@@ -50,6 +50,7 @@ class RecipeOptions:
         batch: calibration sequences at a time.
         tokens: calibration tokens [sequences, length] that are known already, in place of the recipe's.
         resumable: whether the folder stays after a kill: then what is done is kept in it.
+        factors: where low-rank factors are stored, or read from; None for neither.
         save_calibration: a `.safetensors` file for the statistics, which makes calibration resumable; or None.
         progress: told of each block done.
     """
@@ -61,6 +62,7 @@ class RecipeOptions:
     batch: int = 8
     tokens: NDArray[np.int64] | None = None
     resumable: bool = False
+    factors: Path | None = None
     save_calibration: Path | None = None
     progress: Progress = silent
 
@@ -248,6 +250,7 @@ class _Work:
             device=self.options.device,
             batch=self.options.batch,
             resumable=self.options.resumable,
+            factors=self.options.factors,
             progress=self.options.progress,
         )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import TokenizerError
 from edgepack.export.tokenizer.files import TokenizerFiles, read_json
+from edgepack.files.source import read_small
 from edgepack.gguf.types import Value, ValueType, array, string
 
 if TYPE_CHECKING:
@@ -86,10 +87,8 @@ def _check_name(name: str) -> str:
 
 
 def _read_text(path: Path) -> str:
-    size = path.stat().st_size
-    if size > MAX_TEMPLATE_BYTES:
-        raise TokenizerError(f"{path.name}: expected at most {MAX_TEMPLATE_BYTES} bytes, got {size}")
+    raw = read_small(path, TokenizerError, MAX_TEMPLATE_BYTES)
     try:
-        return path.read_text(encoding="utf-8")
+        return raw.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path.name}: expected UTF-8, got {error}") from None

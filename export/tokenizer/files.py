@@ -14,6 +14,7 @@ from edgepack.errors import TokenizerError
 from edgepack.export.tokenizer.classes import CLASSES, as_loaded, class_name, default_names
 from edgepack.export.tokenizer.tokens import AddedToken, check_id, check_text
 from edgepack.file_kinds import describe, is_pointer
+from edgepack.files.source import read_small
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -218,10 +219,7 @@ def read_json(path: Path, *, absent: Any = ()) -> Any:
 
 def read_bytes(path: Path) -> bytes:
     """A file of bounded size; raises TokenizerError where it is larger, or a pointer instead of the file."""
-    size = path.stat().st_size
-    if size > MAX_JSON_BYTES:
-        raise TokenizerError(f"{path.name}: expected at most {MAX_JSON_BYTES} bytes, got {size}")
-    content = path.read_bytes()
+    content = read_small(path, TokenizerError, MAX_JSON_BYTES)
     if is_pointer(content):
         raise TokenizerError(f"{path.name}: expected the file, got {describe(content)}")
     return content

@@ -13,6 +13,7 @@ from edgepack.errors import TokenizerError
 from edgepack.export.tokenizer.protobuf import Field, as_bytes, as_float, as_int, as_text, read_fields
 from edgepack.export.tokenizer.tokens import MAX_TOKENS, Token, TokenType, check_text
 from edgepack.file_kinds import describe, is_pointer
+from edgepack.files.source import read_small
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,10 +62,7 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
     Raises:
         TokenizerError: too large, truncated, without pieces, or of a type that is neither BPE nor unigram.
     """
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise TokenizerError(f"{path.name}: expected at most {MAX_FILE_BYTES} bytes, got {size}")
-    content = path.read_bytes()
+    content = read_small(path, TokenizerError, MAX_FILE_BYTES)
     if is_pointer(content):
         raise TokenizerError(f"{path.name}: expected a SentencePiece model, got {describe(content)}")
     try:

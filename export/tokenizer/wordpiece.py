@@ -15,6 +15,7 @@ from edgepack.export.tokenizer.files import MAX_JSON_BYTES, TokenizerFiles, kind
 from edgepack.export.tokenizer.pretokenizer import brief, flatten
 from edgepack.export.tokenizer.special_tokens import token_text
 from edgepack.export.tokenizer.tokens import Token, TokenType, check_text, fill_table, table_metadata, vocabulary_size
+from edgepack.files.source import read_small
 from edgepack.gguf.types import Value, boolean, string
 
 if TYPE_CHECKING:
@@ -93,11 +94,9 @@ def _expect_kinds(where: str, steps: list[Mapping[str, Any]], kind: str) -> None
 
 
 def _read_lines(path: Path) -> dict[str, int]:
-    size = path.stat().st_size
-    if size > MAX_JSON_BYTES:
-        raise TokenizerError(f"{path.name}: expected at most {MAX_JSON_BYTES} bytes, got {size}")
+    raw = read_small(path, TokenizerError, MAX_JSON_BYTES)
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = raw.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path.name}: expected UTF-8, got {error}") from None
     vocab: dict[str, int] = {}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import zstandard
 
+from edgepack.files.source import open_source
 from edgepack.packaging.coding import planes
 from edgepack.packaging.coding.layouts import LAYOUTS, TAIL, stream_kind
 from edgepack.packaging.coding.streams import StreamEncoder
@@ -111,7 +112,7 @@ def _collect(members: Sequence[MemberPlan], kinds: set[int], sample_bytes: int) 
             continue
         if (sample_bytes := sample_bytes - size) < 0:
             break
-        with member.path.open("rb") as source:
+        with open_source(member.path) as source:
             raw = os.pread(source.fileno(), size, start)
         for (number, _size), stream in zip(
             planes.plane_sizes(segment.layout, len(raw)), planes.split(segment.layout, raw), strict=True

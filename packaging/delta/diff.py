@@ -10,7 +10,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
-from edgepack.files.output import atomic_output, check_output
+from edgepack.files.output import atomic_output
+from edgepack.files.source import check_unchanged, open_source
 from edgepack.packaging.delta.patch_format import Operation, OperationType, PatchHead, encode_piece
 from edgepack.packaging.delta.pieces import CutFile, Piece, cut_file, fingerprint
 from edgepack.packaging.index.member_names import check_member_name
@@ -70,17 +71,18 @@ def diff_files(
         ArchiveError, IntegrityError: an archive does not hold together.
     """
     started = time.perf_counter()
-    check_output(out, force=True)
     check_member_name(new.name)
     total = sum(path.stat().st_size for path in (old, new) if path.is_file())
     with progress("comparing", total) as advance:
         before, after = cut_file(old, advance, trust), cut_file(new, advance, trust)
-    with atomic_output(out) as stream, old.open("rb") as source, new.open("rb") as target:
+    with atomic_output(out) as stream, open_source(old) as source, open_source(new) as target:
         head = PatchHead(new.name, before.bytes, after.bytes, fingerprint(source.fileno(), before.bytes), after.sha256)
         writer = _PatchWriter(stream)
         writer.write(head.encode())
         for operation, payload in _operations(before, after, source, target, level):
             writer.add(operation, payload)
+        for cut in (before, after):
+            check_unchanged(cut.path, cut.state)
         writer.close()
     return DiffResult(
         out, writer.written, after.bytes, writer.copied, after.sha256.hex(), time.perf_counter() - started

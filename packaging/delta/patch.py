@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from edgepack.errors import ArchiveError, IntegrityError, UsageError
 from edgepack.file_digest import stream_sha256
-from edgepack.files.output import atomic_output
+from edgepack.files.output import atomic_output, claimed_output
+from edgepack.files.source import open_source
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.delta.patch_format import (
     OPERATION,
@@ -57,6 +58,7 @@ def apply_patch(
     out: Path | None = None,
     *,
     trust: TrustPolicy | None = None,
+    force: bool = False,
     progress: Progress = silent,
 ) -> PatchResult:
     """Make the new file.
@@ -64,40 +66,42 @@ def apply_patch(
     Args:
         old: the file that the patch was made for.
         patch: what `diff_files` wrote.
-        out: the new file; by default the name that it had, beside `old`, if nothing is there.
+        out: the new file; by default the name that it had, beside `old`.
         trust: whose archives are taken, old and new; the user's trust store by default.
+        force: replace a file that is there already; never `old` or the patch.
         progress: told of bytes written.
 
     Raises:
         ArchiveError: the patch is not one, or hostile.
         IntegrityError: the patch is damaged, or `old` is not the file that it was made for. No output appears.
         CheckFailedError: nobody trusted signed the old archive or the new one. No output appears.
-        UsageError: a file is not there, or the default output is.
+        UsageError: a file is not there, or the output is.
     """
     started = time.perf_counter()
     trust = machine_policy() if trust is None else trust
     for path in (old, patch):
         if not path.is_file():
             raise UsageError(f"'{path}': no such file")
-    with patch.open("rb") as steps, old.open("rb") as source:
+    with open_source(patch) as steps, open_source(old) as source:
         head, start = decode_patch_head(steps.read(PATCH_HEAD.size + MAX_NAME_BYTES))
         check_expansion(head.new_bytes, os.fstat(steps.fileno()).st_size + os.fstat(source.fileno()).st_size)
         end = _check_patch(steps, patch)
         target = _output(old, head.name) if out is None else out
-        _check_old(old, source, head)
-        _check_signer(old, source, trust)
-        steps.seek(start)
-        with atomic_output(target, head.new_bytes) as stream, progress("patching", head.new_bytes) as advance:
-            whole, written = hashlib.sha256(), 0
-            for block in _new_blocks(steps, end, source, head):
-                stream.write(block)
-                whole.update(block)
-                written += len(block)
-                advance(len(block))
-            if written != head.new_bytes or whole.digest() != head.new_sha256:
-                raise IntegrityError(f"'{patch}': SHA-256 of the result differs: '{old}' is damaged")
-            stream.flush()
-            _check_signer(target, stream, trust)
+        with claimed_output(target, head.new_bytes, inputs=[old, patch], force=force):
+            _check_old(old, source, head)
+            _check_signer(old, source, trust)
+            steps.seek(start)
+            with atomic_output(target) as stream, progress("patching", head.new_bytes) as advance:
+                whole, written = hashlib.sha256(), 0
+                for block in _new_blocks(steps, end, source, head):
+                    stream.write(block)
+                    whole.update(block)
+                    written += len(block)
+                    advance(len(block))
+                if written != head.new_bytes or whole.digest() != head.new_sha256:
+                    raise IntegrityError(f"'{patch}': SHA-256 of the result differs: '{old}' is damaged")
+                stream.flush()
+                _check_signer(target, stream, trust)
     return PatchResult(target, written, head.new_sha256.hex(), time.perf_counter() - started)
 
 
@@ -113,10 +117,7 @@ def _output(old: Path, name: str) -> Path:
     check_member_name(name)
     if "/" in name:
         raise ArchiveError(f"patch: expected a name without a folder, got {name!r}")
-    target = old.with_name(name)
-    if target.exists():
-        raise UsageError(f"'{target}' is there already: name the output with -o")
-    return target
+    return old.with_name(name)
 
 
 def _check_patch(steps: BinaryIO, patch: Path) -> int:

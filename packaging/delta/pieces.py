@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgepack.errors import UsageError
+from edgepack.files.source import FileState, open_source
 from edgepack.packaging import records
 from edgepack.packaging.archive import Archive, is_archive, open_archive
 from edgepack.packaging.coding.stored_dictionaries import dictionary_places
@@ -37,12 +38,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class CutFile:
-    """A file cut into pieces: each with its SHA-256, and the SHA-256 of all."""
+    """A file cut into pieces: each with its SHA-256, the SHA-256 of all, and the file's state when it was opened."""
 
     path: Path
     pieces: tuple[tuple[Piece, bytes], ...]
     sha256: bytes
     bytes: int
+    state: FileState
 
 
 def fingerprint(descriptor: int, size: int) -> bytes:
@@ -62,7 +64,8 @@ def cut_file(path: Path, advance: Callable[[int], object], trust: TrustPolicy | 
     if not path.is_file():
         raise UsageError(f"'{path}': no such file")
     whole, pieces, size = hashlib.sha256(), [], 0
-    with path.open("rb") as stream:
+    with open_source(path) as stream:
+        state = FileState.of(stream.fileno())
         for piece in _bounded(_pieces(path, trust)):
             content = stream.read(piece.bytes)
             if len(content) != piece.bytes:
@@ -71,7 +74,7 @@ def cut_file(path: Path, advance: Callable[[int], object], trust: TrustPolicy | 
             pieces.append((piece, hashlib.sha256(content).digest()))
             size += len(content)
             advance(len(content))
-    return CutFile(path, tuple(pieces), whole.digest(), size)
+    return CutFile(path, tuple(pieces), whole.digest(), size, state)
 
 
 def _pieces(path: Path, trust: TrustPolicy | None) -> Iterator[Piece]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import zstandard
 
 from edgepack.errors import ArchiveError, IntegrityError, UsageError
-from edgepack.files.output import atomic_output
+from edgepack.files.output import atomic_output, claimed_output
 from edgepack.ordered_threads import ordered_map
 from edgepack.packaging import format as archive_format
 from edgepack.packaging import records
@@ -81,6 +81,7 @@ def unpack_stream(
     *,
     member: str | None = None,
     trust: TrustPolicy | None = None,
+    force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> UnpackResult:
@@ -91,6 +92,7 @@ def unpack_stream(
         out: the file to write, or a folder, in which the member gets its own name.
         member: its name; the first GGUF by default.
         trust: whose archives are taken; the user's trust store by default.
+        force: replace a file that is there already.
         threads: workers; None for one a core.
         progress: told of bytes restored.
 
@@ -108,8 +110,9 @@ def unpack_stream(
     archive_format.decode_header(header)
     name, size = _find_member(arrived, member)
     path = out / name.rsplit("/", 1)[-1] if out.is_dir() else out
-    with atomic_output(path, size) as target, progress("unpacking", size) as advance:
-        digest = _restore(arrived, size, target, threads, advance)
+    with claimed_output(path, size, force=force), atomic_output(path) as target:
+        with progress("unpacking", size) as advance:
+            digest = _restore(arrived, size, target, threads, advance)
         _check_end(arrived, name, digest, trust)
     return UnpackResult(path, size, digest.hex(), time.perf_counter() - started)
 

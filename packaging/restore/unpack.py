@@ -75,11 +75,21 @@ def unpack_archive(
         UsageError: no such member, or the output folder is absent.
         ResourceError: the disk is too small or became full; what was written is kept for the next run.
     """
-    started = time.perf_counter()
     with open_archive(archive, trust) as opened:
-        chosen = opened.main if member is None else opened.member(member)
-        with resumable_output(out, chosen.bytes) as stream, progress("unpacking", chosen.bytes) as advance:
-            kept = _restore(opened, chosen, stream, threads, advance)
+        return restore_member(opened, out, member=member, threads=threads, progress=progress)
+
+
+def restore_member(
+    archive: Archive, out: Path, *, member: str | None = None, threads: int | None = None, progress: Progress = silent
+) -> UnpackResult:
+    """Restore a member of an archive that is open, so that what was looked at is what is restored.
+
+    Arguments and errors are those of `unpack_archive`; signatures are not looked at.
+    """
+    started = time.perf_counter()
+    chosen = archive.main if member is None else archive.member(member)
+    with resumable_output(out, chosen.bytes) as stream, progress("unpacking", chosen.bytes) as advance:
+        kept = _restore(archive, chosen, stream, threads, advance)
     return UnpackResult(out, chosen.bytes, chosen.sha256, time.perf_counter() - started, kept)
 
 

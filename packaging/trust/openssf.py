@@ -9,14 +9,14 @@ Our own signatures, which stand inside an archive, are `signatures`'.
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from edgepack.errors import CheckFailedError, DependencyError, UsageError
+from edgepack.files.output import atomic_output, claimed_output
 from edgepack.packaging.trust.signatures import read_key_file
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SIGNATURE = "model.sig"  # of a folder, inside it; OpenSSF's own default
 MAX_BUNDLE_BYTES = 16 << 20
@@ -62,17 +62,22 @@ def generate_ec_key(path: Path) -> None:
 
     public = path.with_name(f"{path.name}.pub")
     for target in (path, public):
-        if target.exists():
+        if os.path.lexists(target):
             raise UsageError(f"'{target}': is there already; keys are never overwritten")
     key = ec.generate_private_key(ec.SECP256R1())
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(private)
     spki = serialization.PublicFormat.SubjectPublicKeyInfo
-    public.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, spki))
+    with claimed_output(public), claimed_output(path):
+        with atomic_output(public) as stream:
+            stream.write(key.public_key().public_bytes(serialization.Encoding.PEM, spki))
+        try:
+            with atomic_output(path, mode=0o600) as stream:
+                stream.write(private)
+        except BaseException:
+            public.unlink()  # nobody has seen it yet
+            raise
 
 
 def sign(target: Path, key: Path, signature: Path) -> None:
@@ -91,7 +96,13 @@ def sign(target: Path, key: Path, signature: Path) -> None:
     _check_curve(key, private=True)
     _check_target(target)
     config = library.signing.Config().use_elliptic_key_signer(private_key=key)
-    config.set_hashing_config(_hashing(library, target, signature)).sign(target, signature)
+    config.set_hashing_config(_hashing(library, target, signature))
+    with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:  # nothing may come into what is being hashed
+        made = Path(folder) / "signature"
+        config.sign(target, made)
+        content = made.read_bytes()
+    with atomic_output(signature) as stream:
+        stream.write(content)
 
 
 def verify(target: Path, signature: Path, signer: Signer) -> None:

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from edgepack.errors import UsageError
+from edgepack.files.source import read_small
 from edgepack.packaging.format import SIGNING_CONTEXT, sha256
 
 if TYPE_CHECKING:
@@ -40,11 +41,7 @@ class SignatureReport:
 
 def read_key_file(path: Path) -> bytes:
     """At most 2¹⁶ bytes of a key's file; raises UsageError where it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(MAX_KEY_FILE_BYTES)
-    except OSError as error:
-        raise UsageError(f"key '{path}': {error.strerror}") from None
+    return read_small(path, most_bytes=MAX_KEY_FILE_BYTES, label=f"key '{path}'")
 
 
 def load_public_key(path: Path) -> bytes:

@@ -127,8 +127,8 @@ def refuse_shared_keys(config: Mapping[str, Any]) -> None:
     shared = (text if isinstance(text, dict) else config).get("num_kv_shared_layers")
     if shared:
         raise UnsupportedModelError(
-            f"wire: {shared} layers share keys and values of earlier ones, and curvature is measured block by block:"
-            " use a gguf-* target for this model"
+            f"wire: {shared} layers share keys and values of earlier ones, which curvature, measured block by block,"
+            " does not follow: use a gguf-* target for this model"
         )
 
 
@@ -138,6 +138,7 @@ class _Squares:
     def __init__(self) -> None:
         self.total: torch.Tensor | None = None
         self.count = 0
+        self.gives_more = False  # than one tensor, as routers do that choose by themselves
 
     def add(self, gradients: torch.Tensor) -> None:
         """Add gradients [..., out]."""
@@ -257,7 +258,9 @@ class _Run:
                 handle.remove()
         moments = self.kept.kept_moments(block.index)
         found = {
-            name: Curvature(moments[name], total.result(name)) for name, total in squares.items() if name in moments
+            name: Curvature(moments[name], total.result(name))
+            for name, total in squares.items()
+            if name in moments and not total.gives_more
         }
         for name, of_experts in experts.items():
             outputs = of_experts.results(after.shape[0] * after.shape[1])
@@ -294,11 +297,14 @@ def draw_labels(probabilities: torch.Tensor, generator: torch.Generator) -> torc
     return torch.searchsorted(sums, levels, right=True)[:, 0].clamp_max(sums.shape[-1] - 1)
 
 
-def _observer(squares: _Squares) -> Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor], None]:
+def _observer(squares: _Squares) -> Callable[[Any, tuple[torch.Tensor, ...], Any], None]:
     """A forward hook: takes the gradient at the outputs when it comes."""
 
-    def look(_module: Any, _arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        output.register_hook(squares.add)
+    def look(_module: Any, _arguments: tuple[torch.Tensor, ...], output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            output.register_hook(squares.add)
+        else:
+            squares.gives_more = True
 
     return look
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgepack.errors import CalibrationError, GGUFError
 from edgepack.files.output import atomic_output
+from edgepack.files.source import open_source
 from edgepack.gguf import keys
 from edgepack.gguf.reader import MAGIC, GGUFHeader, read_header
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType, array, string, u32
@@ -39,7 +40,7 @@ def read_importance(path: Path) -> ImportanceMatrix:
         CalibrationError: neither form, truncated, or with numbers that cannot be.
     """
     try:
-        with path.open("rb") as stream:
+        with open_source(path, CalibrationError) as stream:
             is_gguf = stream.read(4) == MAGIC
             if not is_gguf:
                 stream.seek(0)
@@ -138,7 +139,7 @@ def _read_gguf(header: GGUFHeader) -> ImportanceMatrix:
 
 def _read_arrays(header: GGUFHeader) -> dict[str, NDArray[np.float64]]:
     arrays = {}
-    with header.path.open("rb") as stream:
+    with open_source(header.path) as stream:
         for info in header.tensors:
             if info.type not in _FLOATS:
                 raise CalibrationError(f"{header.path}: tensor '{info.name}': expected F32, got {info.type.name}")

@@ -21,11 +21,15 @@ def _corrects(settings: Settings) -> bool:
 
 
 def _needs_tokens(settings: Settings) -> bool:
-    return bool(settings["method"] != "svd")
+    return bool(settings["method"] in ("whitened", "correction"))
 
 
 def _check(settings: Settings, given: frozenset[str], path: str) -> None:
     corrects = _corrects(settings)
+    if settings["method"] == "stored":
+        for key in sorted({"rank", "variance", "size", "covariance"} & given):
+            raise RecipeError(f"{path}.{key}: method 'stored' has no such setting: the file has ranks")
+        return
     limits = [key for key in ("rank", "variance", "size") if settings[key] is not None]
     if len(limits) != 1:
         allowed = "'rank' or 'size'" if corrects else "'rank' or 'variance'"
@@ -51,7 +55,7 @@ PASS = PassDeclaration(
     name="lowrank",
     summary="layers become products of narrow factors, or a finished file gets a correction of low rank",
     settings={
-        "method": Setting("text", ("svd", "whitened", "correction"), default="svd"),
+        "method": Setting("text", ("svd", "whitened", "correction", "stored"), default="svd"),
         "rank": Setting("whole", low=1, high=65536),
         "variance": Setting("number", low=0, high=1),
         "size": Setting("size", low=1),

@@ -50,6 +50,7 @@ class PassRun:
         device: a torch device.
         batch: sequences at a time; halved when the device's memory is full.
         resumable: whether the folder stays after a kill, so that what is done is kept for a run that goes on.
+        factors: where low-rank factors are stored, or read from; None for neither.
         progress: told of each block done.
     """
 
@@ -60,6 +61,7 @@ class PassRun:
     device: str = "cpu"
     batch: int = 8
     resumable: bool = False
+    factors: Path | None = None
     progress: Progress = silent
 
     def required_tokens(self, purpose: str) -> torch.Tensor:

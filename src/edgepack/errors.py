@@ -22,7 +22,7 @@ It knows nothing of what raises them. The tree:
     ├── CodecError                 13  a codec, version or component that cannot be decoded
     └── NetworkError               14  a server that cannot be reached, or that answers something else
 
-130 is Ctrl-C, as shells have it.
+130 is Ctrl-C, 129 SIGHUP, 143 SIGTERM, as shells have it.
 """
 
 from __future__ import annotations

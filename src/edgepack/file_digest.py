@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from edgepack.files.source import open_source
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ _BLOCK_BYTES = 8 << 20
 
 def file_sha256(path: Path, label: str = "digesting", progress: Progress = silent) -> str:
     """SHA-256 of a file, hexadecimal; `progress` is told the bytes read under `label`."""
-    with path.open("rb") as stream, progress(label, path.stat().st_size) as advance:
+    with open_source(path) as stream, progress(label, path.stat().st_size) as advance:
         return stream_sha256(stream, advance=advance).hex()
 
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgepack.errors import UsageError
+from edgepack.files.source import open_source
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -53,9 +56,9 @@ def describe(head: bytes) -> str | None:
 def describe_file(path: Path) -> str | None:
     """As `describe`, of a file; None also where it cannot be read."""
     try:
-        with path.open("rb") as stream:
+        with open_source(path) as stream:
             return describe(stream.read(HEAD_BYTES))
-    except OSError:
+    except (OSError, UsageError):
         return None
 
 

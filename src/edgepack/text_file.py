@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgepack.errors import UsageError
+from edgepack.files.source import read_small
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,13 +25,9 @@ def read_text(path: Path) -> str:
     Raises:
         UsageError: absent, no file, too large, or not UTF-8.
     """
+    raw = read_small(path, UsageError, MAX_TEXT_BYTES)
     try:
-        size = path.stat().st_size
-        if size > MAX_TEXT_BYTES:
-            raise UsageError(f"{path}: expected a text of at most {MAX_TEXT_BYTES} bytes, got {size}")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        return raw.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")  # as files that are opened as text
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise UsageError(f"{path}: expected UTF-8 text, byte {error.start} is {byte:#04x}") from None

@@ -89,7 +89,7 @@ def test_inline_passes_pack_into_one_archive(tmp_path: Path, capsys: pytest.Capt
     assert code == 0, capsys.readouterr().err
     assert run(["inspect", str(out), "--json"]) == 0
     members = json.loads(capsys.readouterr().out)["members"]
-    assert [Path(member["name"]).suffix for member in members] == [".gguf", ".gguf"]
+    assert [Path(member["name"]).suffix for member in members] == [".gguf", ".gguf", ".json"]
     assert "lora" in members[1]["name"]
 
 

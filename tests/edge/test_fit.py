@@ -169,3 +169,16 @@ def test_a_line_through_two_twins_gives_the_whole_model(shapes: dict[str, ModelS
     seconds = 1e-9
     probe = CpuProbe((ProbePoint(1, 10**8, 0.01 + 10**8 * seconds), ProbePoint(3, 4 * 10**8, 0.01 + 4e8 * seconds)))
     assert probe.seconds_per_token(shape) == pytest.approx(0.01 + shape.bytes_per_token * seconds)
+
+
+def test_the_table_over_contexts_agrees_with_each_fit_alone(tiny: Path) -> None:
+    import edgepack
+
+    found = edgepack.fit(tiny, device="gtx-1660")
+    assert found.contexts
+    assert found.contexts[-1].ctx == found.ctx_train
+    assert [row.ctx for row in found.contexts] == sorted({row.ctx for row in found.contexts})
+    for row in found.contexts:
+        alone = edgepack.fit(tiny, device="gtx-1660", ctx=row.ctx)
+        assert (row.fits, row.kv_type, row.n_gpu_layers) == (alone.fits, alone.kv_type, alone.n_gpu_layers)
+        assert (row.kv, row.total) == (alone.memory.kv, alone.memory.total)

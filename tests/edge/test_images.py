@@ -10,23 +10,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from references.seen_logits import logits_behind
 from references.tiny_checkpoints import TinyModel, random_model, write_checkpoint
 from references.tiny_images import png
 from references.tiny_projectors import EYES, picture, write_eyes
 
 import edgepack
+from edgepack.api.opening import OpenOptions, open_file
 from edgepack.cli import execute
+from edgepack.edge.fit.choice import Fitter, FitWish
+from edgepack.edge.fit.opening import running_device
+from edgepack.edge.fit.shape import read_shape
 from edgepack.edge.install.model_file import prepare
 from edgepack.edge.install.projector import projector_of
 from edgepack.edge.llama.check_projector import check_projector
-from edgepack.edge.llama.image import Eyes, PicturePrompt
+from edgepack.edge.llama.image import Eyes, PicturePrompt, row_break
 from edgepack.edge.llama.image_file import MAX_SIDE, Picture, image_size, picture_of, read_picture
-from edgepack.edge.llama.options import RuntimeOptions
+from edgepack.edge.llama.options import RuntimeOptions, SamplingOptions
 from edgepack.edge.llama.runtime import LoadedModel
-from edgepack.errors import EdgepackError, GGUFError, UsageError
+from edgepack.errors import EdgepackError, GGUFError, ModelRuntimeError, UsageError
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import Value, ValueType, u32
 from edgepack.gguf.writer import GGUFWriter
@@ -47,7 +51,7 @@ class Seeing:
 
     def __init__(self, folder: Path, books: Path) -> None:
         self.folder = folder / "TinyVLM"
-        self.torch = write_eyes(EYES[0], self.folder, books)
+        write_eyes(EYES[0], self.folder, books)
         (self.folder / "chat_template.jinja").write_text(TEMPLATE)
         made = run_export(
             ExportRequest(self.folder, "gguf-f32", mmproj=True, mmproj_type="f32", output=folder / "m.gguf")
@@ -104,28 +108,67 @@ def changed(path: Path, out: Path, **settings: Value | None) -> Path:
     return out
 
 
-def test_logits_behind_an_image_are_those_of_transformers(seeing: Seeing) -> None:
-    """The same ids, with what transformers' own tower sees in the image's places."""
-    image = picture(EYES[0])
+@pytest.mark.parametrize(
+    ("name", "grid", "tolerance"),
+    [
+        ("smolvlm", None, 1e-4),
+        ("gemma-3", None, 6e-3),  # GELU
+        ("qwen-2.5-vl", (5, 6), 1e-4),
+        ("qwen-3-vl", (4, 6), 1e-4),
+        ("lfm-2-vl", None, 1e-4),
+        ("mistral-3", None, 1e-4),
+    ],
+)
+def test_what_is_generated_behind_an_image_is_what_transformers_generates(
+    name: str, grid: tuple[int, int] | None, tolerance: float, tmp_path: Path, books: Path
+) -> None:
+    """Positions, masks and deeper layers are right: each token is the most probable one behind those before it."""
+    tiny = next(each for each in EYES if each.name == name)
+    original = write_eyes(tiny, tmp_path / "m", books).double()
+    made = run_export(
+        ExportRequest(tmp_path / "m", "gguf-f32", mmproj=True, mmproj_type="f32", output=tmp_path / "m.gguf")
+    )
+    assert made.projector is not None
+    image = Picture("image", pixels=picture(tiny))
     options = RuntimeOptions(n_ctx=256, threads=1, kv_type_k="f32", kv_type_v="f32", flash_attention="off")
-    with LoadedModel(seeing.model, options) as model:
-        with Eyes(seeing.projector, model) as eyes:
-            prompt = PicturePrompt(eyes, f"{eyes.marker}\n{TEXT}", [Picture("image", pixels=image)])
-            prompt.evaluate()
-            ids = np.array(prompt)
-            pieces = eyes.embeddings(Picture("image", pixels=image))
-        got = np.ctypeslib.as_array(model._c.llama_get_logits_ith(model.context, -1), (model.n_vocab,)).copy()
-    assert (ids < 0).sum() == sum(len(piece) for piece in pieces)
-    expected_features = torch.tensor(np.concatenate(pieces)).double()
-    reader = seeing.torch.double()
-    with torch.no_grad():
-        embedded = reader.get_input_embeddings()(torch.tensor(np.maximum(ids, 0)))
-        embedded[torch.tensor(ids < 0)] = expected_features
-        expected = reader.lm_head(reader.model.text_model(inputs_embeds=embedded[None]).last_hidden_state)[
-            0, -1
-        ].numpy()
-    assert np.abs(got - expected).max() / expected.std() < 1e-4
-    assert got.argmax() == expected.argmax()
+    with LoadedModel(made.output, options) as model, Eyes(made.projector, model) as eyes:
+        prompt = PicturePrompt(eyes, f"Once {eyes.marker} upon a time", [image])
+        prompt.evaluate()
+        first = np.ctypeslib.as_array(model._c.llama_get_logits_ith(model.context, -1), (model.n_vocab,)).copy()
+        seen = np.concatenate(eyes.embeddings(image))
+        told = [token.id for token in model.generate(prompt, SamplingOptions(temperature=0), 3)]
+    ids = list(prompt)
+    assert ids.count(-1) == len(seen)
+    expected = logits_behind(original, ids, seen, grid)
+    assert np.abs(first - expected).max() / expected.std() < tolerance
+    for token in told:
+        assert token == logits_behind(original, ids, seen, grid).argmax()
+        ids.append(token)
+
+
+def test_memory_that_nobody_wrote_does_not_reach_the_model(tmp_path: Path, books: Path) -> None:
+    """What llama.cpp leaves as NaN between rows of Pixtral's patches is the token that stands there."""
+    tiny = next(each for each in EYES if each.name == "pixtral")
+    write_eyes(tiny, tmp_path / "m", books)
+    made = run_export(ExportRequest(tmp_path / "m", "gguf-q8", mmproj=True, output=tmp_path / "m.gguf"))
+    assert made.projector is not None
+    with LoadedModel(made.output, RuntimeOptions(n_ctx=256, threads=1)) as model, Eyes(made.projector, model) as eyes:
+        [rows] = eyes.embeddings(Picture("image", pixels=picture(tiny)))
+        between = np.arange(len(rows)) % 9 == 8  # eight patches a row
+        assert np.array_equal(np.unique(rows[between], axis=0), row_break(made.projector)[None])
+        broken = rows.copy()
+        broken[between] = np.nan
+        assert np.array_equal(eyes._mended(broken), rows)
+
+
+def test_embeddings_that_are_no_numbers_are_an_error(seeing: Seeing) -> None:
+    with (
+        LoadedModel(seeing.model, RuntimeOptions(n_ctx=256, threads=1)) as model,
+        Eyes(seeing.projector, model) as eyes,
+    ):
+        rows = np.full((4, 64), np.nan, np.float32)
+        with pytest.raises(ModelRuntimeError, match="gives NaN for 4 of 4 tokens"):
+            eyes._mended(rows)
 
 
 def test_an_archive_answers_about_an_image_and_another_image_changes_the_answer(
@@ -185,10 +228,26 @@ def test_pack_puts_a_projector_into_the_same_archive(seeing: Seeing, tmp_path: P
         assert found.read_bytes() == seeing.projector.read_bytes()
 
 
+def test_pack_tells_of_a_projector_that_only_lies_beside(
+    seeing: Seeing, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute(["pack", str(seeing.model), "-o", str(tmp_path / "x.edgepack")]) == 0
+    assert f"{seeing.projector.name} lies beside it and stays out: --mmproj packs" in capsys.readouterr().err
+    assert prepare(tmp_path / "x.edgepack", progress=silent).projector is None
+
+
+def test_what_a_projector_takes_is_not_free_for_the_model(seeing: Seeing) -> None:
+    source, wish = open_file(seeing.archive, OpenOptions(), silent)
+    assert source.projector is not None
+    assert wish.beside == source.projector.stat().st_size
+    device, shape = running_device("cpu"), read_shape(source.header)
+    rooms = [Fitter(shape, device, FitWish(beside=beside)).available for beside in (0, wish.beside)]
+    assert rooms[0] - rooms[1] == wish.beside
+
+
 def test_unpack_restores_what_sees_beside_the_model(seeing: Seeing, tmp_path: Path) -> None:
     result = edgepack.unpack(seeing.archive, tmp_path / "model.gguf")
-    assert result.beside == (tmp_path / seeing.projector.name,)
-    # The archive's is f16, as --mmproj has it without a type.
+    assert result.beside == (tmp_path / "mmproj-TinyVLM-F16.gguf",)
     assert {tensor.name for tensor in read_header(result.beside[0]).tensors} == {
         tensor.name for tensor in read_header(seeing.projector).tensors
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -16,9 +17,12 @@ import pytest
 from tiny_models import Shape, write_random
 
 from edgepack.cli import execute as run
+from edgepack.edge.install import native
 from edgepack.edge.install.cache import ModelCache, prune
-from edgepack.errors import ArchiveError, CheckFailedError, IntegrityError, ResourceError
+from edgepack.edge.install.native_cache import cached_native
+from edgepack.errors import ArchiveError, CheckFailedError, GGUFError, IntegrityError, ResourceError
 from edgepack.files.names import partial_path
+from edgepack.files.opened import try_lock
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.pack import pack_archive
 from edgepack.packaging.restore import unpack as unpack_module
@@ -56,7 +60,7 @@ def test_installing_restores_the_bytes_under_their_own_digest(cache: ModelCache,
 
 def test_a_second_start_restores_nothing(cache: ModelCache, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cache.install(archive)
-    monkeypatch.setattr("edgepack.edge.install.cache.unpack_archive", None)  # calling it would fail
+    monkeypatch.setattr("edgepack.edge.install.cache.restore_member", None)  # calling it would fail
     second = cache.install(archive)
     assert (second.model, second.fresh) == (first.model, False)
     assert cache.install(archive, verify=True).fresh is False
@@ -144,14 +148,14 @@ def test_a_killed_installation_is_continued(
     partial = partial_path(cache.folder / f"{digest}.gguf")
     partial.write_bytes(source.read_bytes()[: whole * 2 // 3] + b"torn")
     kept: list[int] = []
-    original = unpack_module.unpack_archive
+    original = unpack_module.restore_member
 
     def spy(*args: object, **options: object) -> object:
         result = original(*args, **options)
         kept.append(result.kept_bytes)
         return result
 
-    monkeypatch.setattr("edgepack.edge.install.cache.unpack_archive", spy)
+    monkeypatch.setattr("edgepack.edge.install.cache.restore_member", spy)
     assert cache.install(archive).model.read_bytes() == source.read_bytes()
     assert kept[0] > 0
     assert not partial.exists()
@@ -238,7 +242,7 @@ def test_prune_removes_the_longest_unused_first(cache: ModelCache, archive: Path
 def test_the_cache_commands_print_and_prune(
     cache: ModelCache, archive: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    cache.install(archive)
+    ModelCache().install(archive)
     (cache.folder / f".{'0' * 64}.gguf.partial").write_bytes(b"half")
     assert run(["cache", "list"]) == 0
     out = capfd.readouterr().out
@@ -281,3 +285,77 @@ def test_run_installs_an_archive_and_says_the_same_as_the_gguf(
                     "--threads", "1", "--json"]) == 0  # fmt: skip
         texts.append(json.loads(capfd.readouterr().out)["text"])
     assert texts[0] == texts[1] == texts[2]
+
+
+def test_what_replaces_an_archive_while_it_is_installed_does_not_get_its_name(
+    cache: ModelCache, archive: Path, source: Path, tmp_path: Path
+) -> None:
+    """The archive is opened once: what another process puts under its name while it waits is never looked at."""
+    mine, other = tmp_path / "mine.edgepack", tmp_path / "other.edgepack"
+    shutil.copy(archive, mine)
+    pack_archive(write_random(tmp_path / "other.gguf", Shape(layers=1)), other)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    descriptor = os.open(cache.folder / f"{digest}.lock", os.O_RDWR | os.O_CREAT)
+    assert try_lock(descriptor)
+
+    def replace_and_let_go(_text: str) -> None:
+        other.replace(mine)
+        os.close(descriptor)
+
+    installed = ModelCache(note=replace_and_let_go).install(mine)
+    assert installed.model.stem == digest
+    assert hashlib.sha256(installed.model.read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks are not shared there")
+def test_pruning_everything_leaves_what_is_installed_for_somebody_until_it_is_let_go(
+    cache: ModelCache, archive: Path
+) -> None:
+    held = ModelCache()
+    installed = held.install(archive)
+    assert prune(cache, everything=True) == []
+    assert installed.model.exists()
+    del held
+    gc.collect()
+    assert len(prune(ModelCache(), everything=True)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="locks are not shared there")
+def test_installing_beside_a_process_that_prunes_everything_always_gives_a_file_that_can_be_opened(
+    cache: ModelCache, archive: Path
+) -> None:
+    script = (
+        "import sys; from edgepack.edge.install.cache import ModelCache, prune\n"
+        "print('ready', flush=True)\n"
+        "while True: prune(ModelCache(), everything=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as pruning:
+        assert pruning.stdout is not None
+        pruning.stdout.readline()
+        try:
+            for _ in range(25):
+                held = ModelCache()
+                with held.install(archive).model.open("rb") as stream:
+                    assert stream.read(4) == b"GGUF"
+        finally:
+            pruning.kill()
+
+
+def test_a_variant_that_is_replaced_while_it_is_decoded_leaves_no_link(
+    cache: ModelCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden = Path(__file__).parent.parent / "golden" / "variant"
+    mine, other = tmp_path / "mine.gguf", tmp_path / "other.gguf"
+    shutil.copy(golden / "v1-nf4.gguf", mine)
+    shutil.copy(golden / "v1-seedlm4.gguf", other)
+
+    def plan(path: Path) -> native.NativePlan:
+        other.replace(path)
+        return original(path)
+
+    original = native.plan_native
+    monkeypatch.setattr(native, "plan_native", plan)
+    with pytest.raises(GGUFError, match="another file lies there now"):
+        cached_native(mine, cache)
+    assert not list(cache.folder.glob("*.native"))

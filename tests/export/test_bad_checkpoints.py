@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
 
 from edgepack.cli import execute as run
 from edgepack.errors import CheckpointError
@@ -58,6 +59,16 @@ def read_header(path: Path) -> tuple[dict[str, Any], bytes]:
 def write_safetensors(path: Path, header: dict[str, Any] | bytes, body: bytes) -> None:
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + body)
+
+
+def without(name: str, header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+    """The same file without one tensor, and without a hole."""
+    start, stop = header[name]["data_offsets"]
+    kept = {key: dict(item) for key, item in header.items() if key != name}
+    for item in kept.values():
+        if "data_offsets" in item and item["data_offsets"][0] >= stop:
+            item["data_offsets"] = [place - (stop - start) for place in item["data_offsets"]]
+    return kept, body[:start] + body[stop:]
 
 
 def split_into_shards(model: Path) -> list[str]:
@@ -188,8 +199,7 @@ def test_a_weight_that_is_no_number_is_named_with_its_position(
 def test_a_missing_tensor_and_an_unknown_one_are_named(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = model / "model.safetensors"
     header, body = read_header(path)
-    kept = {name: item for name, item in header.items() if name != "model.norm.weight"}
-    write_safetensors(path, kept, body)
+    write_safetensors(path, *without("model.norm.weight", header, body))
     assert "lacks tensor 'model.norm.weight'" in refused(model, capsys)[1]
     write_safetensors(path, header | {"model.extra": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}, body)
     assert "has tensor 'model.extra', which llama does not use" in refused(model, capsys)[1]
@@ -243,6 +253,24 @@ def test_hostile_safetensors_headers_are_refused(header: bytes, message: str, tm
     path = tmp_path / "x.safetensors"
     write_safetensors(path, header, bytes(4))
     with pytest.raises(CheckpointError, match=message):
+        SafetensorsFile(path)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "body", "said"),
+    [
+        ([4, 8], 8, "4 bytes before it belong to no tensor"),
+        ([0, 4], 9, "5 bytes behind the last tensor belong to none"),
+    ],
+)
+def test_holes_and_trailing_bytes_are_refused_as_the_format_s_own_library_does(
+    offsets: list[int], body: int, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {"a": {"dtype": "F32", "shape": [1], "data_offsets": offsets}}, bytes(body))
+    with pytest.raises(SafetensorError), safe_open(path, "numpy"):
+        pass
+    with pytest.raises(CheckpointError, match=said):
         SafetensorsFile(path)
 
 

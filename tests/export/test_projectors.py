@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ from references.tiny_projectors import (
     seen,
     write_eyes,
 )
+from safetensors.torch import load_file, save_file
 
 from edgepack.edge.llama.options import RuntimeOptions
 from edgepack.edge.llama.runtime import LoadedModel
@@ -68,6 +71,29 @@ def test_embeddings_of_an_image_equal_transformers(eyes: TinyEyes, tmp_path: Pat
             for piece in pieces:  # an image that is cut: each piece is the whole image here
                 assert error_of(piece, expected) <= largest, kind
                 assert distance_of(piece, expected) <= together, kind
+
+
+@pytest.mark.parametrize("eyes", EYES, ids=lambda each: each.name)
+def test_names_of_transformers_5_and_of_old_make_the_same_projector(
+    eyes: TinyEyes, tmp_path: Path, books: Path
+) -> None:
+    """As published: `vision_tower.vision_model.` and no `model.` in front; as transformers 5 holds them."""
+    model = write_eyes(eyes, tmp_path / "old", books)
+    write_checkpoint(model, tmp_path / "new", books, fused_experts=True)
+    for name in ("preprocessor_config.json", "tokenizer.json"):
+        (tmp_path / "new" / name).write_bytes((tmp_path / "old" / name).read_bytes())
+    shutil.copytree(tmp_path / "old", tmp_path / "older")
+    weights = load_file(tmp_path / "old/model.safetensors")
+    older = {
+        re.sub(r"^(model\.)?vision_tower\.(?=embeddings|encoder|post_l)", r"\1vision_tower.vision_model.", name): tensor
+        for name, tensor in weights.items()
+    }
+    save_file(older if eyes.model.family != "Gemma4" else weights, tmp_path / "older/model.safetensors")
+    found = [map_projector(open_checkpoint(tmp_path / name)).model.tensors for name in ("old", "new", "older")]
+    first = {name: rows.read(0, 1) for name, rows in found[0].items()}
+    for other in found[1:]:
+        assert other.keys() == first.keys()
+        assert all(np.array_equal(rows.read(0, 1), first[name]) for name, rows in other.items())
 
 
 def test_every_projector_has_a_tiny_model() -> None:

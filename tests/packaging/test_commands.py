@@ -157,7 +157,8 @@ def test_extract_takes_members_and_tensors(archive: Path, gguf: Path, tmp_path: 
     tensor = (folder / "blk.0.attn_v.weight.bin").read_bytes()
     assert tensor in gguf.read_bytes()
     assert [entry["bytes"] for entry in result["extracted"]] == [33 * 100 * 2, 11]
-    assert call("extract", archive, "--members", "-o", folder)[0] == 0
+    assert call("extract", archive, "--members", "-o", folder)[0] == 2  # LICENSE is there
+    assert call("extract", archive, "--members", "-o", folder, "--force")[0] == 0
     assert call("extract", archive, "-o", folder)[0] == 2
     assert call("extract", archive, "absent", "-o", folder)[0] == 2
     assert call("extract", archive, "LICENSE", "-o", tmp_path / "absent")[0] == 2
@@ -177,7 +178,8 @@ def test_diff_and_patch(gguf: Path, archive: Path, tmp_path: Path, call: Any) ->
 def test_mistakes_are_one_line_with_the_right_exit_code(gguf: Path, archive: Path, tmp_path: Path, call: Any) -> None:
     mistakes = [
         (("pack", tmp_path / "absent.gguf"), 2),
-        (("pack", archive), 6),
+        (("pack", archive, "-o", tmp_path / "c"), 6),
+        (("pack", archive), 2),
         (("pack", gguf, "-o", tmp_path / "absent" / "a"), 2),
         (("pack", gguf, "-o", "-", "--json"), 2),
         (("pack", gguf, "--base", gguf, "-o", tmp_path / "b"), 7),

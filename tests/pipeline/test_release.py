@@ -72,6 +72,7 @@ def test_the_cards_numbers_are_the_certificates(folder: Path, certified: Path) -
     assert f"| Tokens scored | {figures['tokens']:,} |" in card
     front = card.split("---")[1]
     assert json.loads(front.partition("base_model: ")[2].splitlines()[0]) == "org/novel"
+    assert 'license_link: "LICENSE"' in front
     for name in ("edgepack run", "llama-cli -m", "ollama create", "lms import", DIVERGENCE, AGREEMENT):
         assert name in card
     assert edgepack.provenance(certified).sources[0].sha256 in card

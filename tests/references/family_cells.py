@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CELLS = ("dry-run", "q4km", "imatrix", "gptq", "wire", "fit", "validate", "checkpoint")
-SENTENCES = ("The quick brown fox jumps over the lazy dog. " * 3 + "\n") * 12
+SENTENCES = "".join(f"{i} quick brown foxes jump over {i + 1} lazy dogs. " * 3 + "\n\n" for i in range(12))
 
 
 def run_cell(cell: str, model: Path, scratch: Path) -> str:

@@ -188,6 +188,11 @@ _OSS = (
 MAMBA2: dict[str, Any] = {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2}
 _MAMBAS = (
     TinyModel("mamba", "Mamba", {"state_size": 8, "intermediate_size": 128, "tie_word_embeddings": True}),
+    TinyModel(
+        "falcon-mamba",
+        "FalconMamba",
+        {"state_size": 8, "intermediate_size": 128, "tie_word_embeddings": True, "mixer_rms_eps": 0.01},
+    ),
     TinyModel("mamba-2", "Mamba2", MAMBA2),
     TinyModel("mamba-2-tied", "Mamba2", MAMBA2 | {"n_groups": 1, "tie_word_embeddings": True}),
 )

@@ -237,6 +237,11 @@ DECODERS = (
     TinyModel("deepseek-3-plain-yarn", "DeepseekV3", LATENT | {"rope_parameters": LATENT_YARN, "q_lora_rank": None}),
     TinyModel("deepseek-3-in-halves", "DeepseekV3", LATENT | {"rope_interleave": False}, fused_experts=True),
     TinyModel("glm-4.7-flash", "Glm4MoeLite", GLM_FLASH),
+    TinyModel(
+        "mistral-4",
+        "Mistral4",
+        LATENT | {"rope_parameters": MINISTRAL3["rope_parameters"] | {"beta_fast": 32.0, "beta_slow": 1.0}},
+    ),
     TinyModel("olmo-3", "Olmo3", {"num_hidden_layers": 5, "sliding_window": 16}),
     TinyModel(
         "olmo-3-yarn",

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.serve.engine.settings import EngineSettings, from_json
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _VERBOSITY = 1
 _HTTP_SECONDS = 24 * 3600  # the front closes what it no longer wants; a long prompt is no reason to
 _SPARE_HTTP_THREADS = 8
+_LOG_SECONDS = 0.3  # llama.cpp writes its log, which has the reason, from a thread of its own
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -119,6 +121,7 @@ def main() -> None:
 
         server = xllamacpp.Server(parameters(settings, str(more["address"]), str(more["secret"])))
     except (ImportError, RuntimeError, ValueError) as error:
+        time.sleep(_LOG_SECONDS)
         print(json.dumps({"error": str(error), "missing": isinstance(error, ImportError)}), file=output, flush=True)
         os._exit(1)
     print(json.dumps({"address": server.listening_address}), file=output, flush=True)

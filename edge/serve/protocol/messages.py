@@ -87,8 +87,7 @@ def check_content(content: Any, where: str, facts: ServedFacts) -> None:
 def _check_part(part: Any, where: str, facts: ServedFacts) -> None:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in _TEXT_PARTS:
-        if not isinstance(part.get("text", part.get("refusal")), str):
-            raise fields.wrong(f"{where}.text", "a text", part.get("text"))
+        _check_text(part, where, "refusal" if kind == "refusal" else "text")
     elif kind in _PICTURE_PARTS:
         if not facts.vision:
             raise RequestError(f"{where}: the model takes no images", where)
@@ -99,8 +98,15 @@ def _check_part(part: Any, where: str, facts: ServedFacts) -> None:
     elif kind == "tool_result":
         if part.get("content") is not None:
             check_content(part["content"], f"{where}.content", facts)
-    elif kind not in ("tool_use", "thinking", "redacted_thinking"):
+    elif kind == "thinking":
+        _check_text(part, where, "thinking")
+    elif kind not in ("tool_use", "redacted_thinking"):
         raise fields.wrong(f"{where}.type", "text, image_url or input_audio", kind)
+
+
+def _check_text(part: dict[str, Any], where: str, name: str) -> None:
+    if not isinstance(part.get(name), str):
+        raise fields.wrong(f"{where}.{name}", "a text", part.get(name))
 
 
 def _address(part: dict[str, Any]) -> Any:
@@ -147,8 +153,9 @@ def check_tools(body: dict[str, Any], facts: ServedFacts) -> None:
         raise fields.wrong("tools", f"a list of at most {_MOST_TOOLS}", tools)
     names = [_check_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
     _check_choice(choice, names)
-    if not facts.takes_tools and choice not in ("none", {"type": "none"}):
-        raise RequestError("tools: the model's chat template takes none", "tools")
+    if not facts.takes_tools and choice in (None, "auto", {"type": "auto"}):
+        why = "the model's chat template shows it none; tool_choice: required makes it call one"
+        raise RequestError(f"tools: {why}", "tools")
 
 
 def _check_tool(tool: Any, where: str) -> str:

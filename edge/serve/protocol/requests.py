@@ -55,7 +55,6 @@ def _check_generation(body: dict[str, Any], facts: ServedFacts, *, chat: bool) -
     check_bias(body, facts)
     check_form(body, facts)
     check_sampling(body)
-    body["return_progress"] = True  # each batch of the prompt is written, so that a client that left is noticed
 
 
 def check_completion(body: dict[str, Any], facts: ServedFacts) -> None:
@@ -112,7 +111,6 @@ def check_response(body: dict[str, Any], facts: ServedFacts) -> None:
     check_length(body, "max_output_tokens")
     check_choices(body, facts)
     check_sampling(body)
-    body["return_progress"] = True
 
 
 def _check_item(item: Any, where: str, facts: ServedFacts) -> None:
@@ -123,6 +121,8 @@ def _check_item(item: Any, where: str, facts: ServedFacts) -> None:
         raise fields.wrong(f"{where}.type", f"one of {', '.join(_KINDS)}", kind)
     if kind == "item_reference":
         raise RequestError(f"{where}: this server keeps no items", where)
+    if kind == "function_call_output":
+        check_content(item.get("output"), f"{where}.output", facts)
     if kind == "message":
         if item.get("role") not in ("system", "developer", "user", "assistant"):
             raise fields.wrong(f"{where}.role", "system, developer, user or assistant", item.get("role"))

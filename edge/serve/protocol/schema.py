@@ -66,7 +66,9 @@ def schema_as_grammar(body: dict[str, Any], facts: ServedFacts) -> None:
     """
     form = body.get("response_format")
     kind = form.get("type") if isinstance(form, dict) else None
-    if not facts.sentencepiece or body.get("tools") or (kind in (None, "text") and body.get("json_schema") is None):
+    none = kind in (None, "text") and body.get("json_schema") is None
+    calls = body.get("tools") and body.get("tool_choice") != "none"  # llama.cpp takes no grammar beside tools
+    if not facts.sentencepiece or none or calls:
         return
     schema = body.pop("json_schema", None)
     if isinstance(form, dict) and kind != "text":

@@ -38,9 +38,9 @@ async def values(
     """Name and data of each event that is the client's business.
 
     Args:
-        stream: what the engine writes.
-        secrets: hidden in errors.
-        progress: pass on how far the prompt has been read, too (llama.cpp's `return_progress`).
+        stream: the engine's.
+        secrets: that no message may show.
+        progress: keep those that tell how far the prompt has been read (llama.cpp's `return_progress`).
 
     Raises:
         RequestError: the engine gave up in the middle.
@@ -53,38 +53,54 @@ async def values(
             told = value["error"]
             message = str(told.get("message", told)) if isinstance(told, dict) else str(told)
             raise RequestError(secrets.hide(message), status=500)
-        if progress or "prompt_progress" not in value:
+        if progress or value.get("prompt_progress") is None:
             yield event.name, value
 
 
-async def passed_on(stream: AsyncIterator[tuple[str, dict[str, Any]]], *, usage: bool) -> AsyncIterator[Event]:
-    """OpenAI's chunks for a client: how many tokens were used, once, at the end, and only where it was asked.
+async def one_usage(
+    stream: AsyncIterator[tuple[str, dict[str, Any]]], *, kept: bool
+) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """OpenAI's chunks: how many tokens were used is told once, at the end, and only where it is to be `kept`.
 
     Each of several answers (`n`) comes with a chunk of its own that counts its tokens.
     """
     last: dict[str, Any] | None = None
     async for name, value in stream:
-        if value.get("object") != "chat.completion.chunk" or value.get("choices") or "prompt_progress" in value:
-            yield Event(json.dumps(value, ensure_ascii=False), name)
+        if value.get("object") != "chat.completion.chunk" or value.get("choices"):
+            yield name, value
             continue
         last = value if last is None else {**value, "usage": _sum(last.get("usage"), value.get("usage"))}
-    if last is not None and usage:
-        yield Event(json.dumps(last, ensure_ascii=False))
+    if last is not None and kept:
+        yield "", last
 
 
-def _sum(first: Any, second: Any) -> Any:
-    """Use of two answers to one prompt: the prompt counts once."""
+async def encoded(stream: AsyncIterator[tuple[str, dict[str, Any]]]) -> AsyncIterator[Event]:
+    """Events of names and values."""
+    async for name, value in stream:
+        yield Event(json.dumps(value, ensure_ascii=False), name)
+
+
+def _sum(first: Any, second: Any, *, another_prompt: bool = False) -> Any:
+    """Use of two answers: a prompt counts once, however many answers it has."""
     if not first or not second:
         return first or second
     completion = first["completion_tokens"] + second["completion_tokens"]
-    return {**second, "completion_tokens": completion, "total_tokens": second["prompt_tokens"] + completion}
+    prompt = first["prompt_tokens"] + (second["prompt_tokens"] if another_prompt else 0)
+    total = prompt + completion
+    return {**second, "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total}
 
 
 class WholeCompletion:
-    """A text completion or a chat, of its chunks; choices in the order of their index."""
+    """A text completion or a chat, of its chunks; choices in the order of their index.
 
-    def __init__(self, *, chat: bool) -> None:
-        self._chat = chat
+    Args:
+        chat: whether it is one.
+        answers: choices that a prompt has; several prompts have as many each, and each counts its tokens.
+    """
+
+    def __init__(self, *, chat: bool, answers: int = 1) -> None:
+        self._chat, self._answers = chat, answers
+        self._counted: set[int] = set()  # prompts whose tokens are in the sum
         self._head: dict[str, Any] = {}
         self._usage: Any = None
         self._choices: dict[int, dict[str, Any]] = {}
@@ -93,7 +109,9 @@ class WholeCompletion:
         """As `Whole.add`."""
         del name
         if value.get("usage"):
-            self._usage = _sum(self._usage, value["usage"])
+            numbers = {choice["index"] // self._answers for choice in value.get("choices", [])} - self._counted
+            self._counted |= numbers
+            self._usage = _sum(self._usage, value["usage"], another_prompt=not self._chat and bool(numbers))
         self._head |= {key: item for key, item in value.items() if key not in ("choices", "usage", "object")}
         for choice in value.get("choices", []):
             self._add_choice(choice)

@@ -12,8 +12,10 @@ import numpy as np
 
 from edgepack.errors import CodecError
 from edgepack.gguf.types import GGMLType
+from edgepack.quant.codecs.ggml import without_library
 from edgepack.quant.codecs.ggml.encoders import ENCODED_TYPES, encode_rows
-from edgepack.quant.codecs.ggml.library import convert_rows, ggml, type_traits
+from edgepack.quant.codecs.ggml.library import convert_rows, ggml, has_ggml, type_traits
+from edgepack.quant.codecs.ggml.without_library import NEED_IMPORTANCE, finite, narrow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +28,7 @@ _NARROW = {GGMLType.BF16: "ggml_fp32_to_bf16_row", GGMLType.F16: "ggml_fp32_to_f
 
 def needs_importance(kind: GGMLType) -> bool:
     """Whether ggml refuses to quantise to `kind` without an importance matrix."""
-    return bool(ggml().ggml_quantize_requires_imatrix(kind))
+    return bool(ggml().ggml_quantize_requires_imatrix(kind)) if has_ggml() else kind in NEED_IMPORTANCE
 
 
 def quantize_rows(
@@ -56,6 +58,8 @@ def quantize_rows(
     out = np.empty((len(rows), kind.row_bytes(rows.shape[1])), dtype=np.uint8)
     if kind is GGMLType.F32:
         return rows.view(np.uint8).reshape(out.shape)
+    if kind in _NARROW and not has_ggml():
+        return narrow(kind, rows)
     if kind in _NARROW:
         getattr(ggml(), _NARROW[kind])(rows.ctypes.data, out.ctypes.data, rows.size)
         return out
@@ -115,6 +119,8 @@ def dequantize_rows(kind: GGMLType, blocks: Any, rows: int, columns: int) -> NDA
         out.view(np.uint8).reshape(-1)[:] = raw
     elif kind in _WIDEN:
         widen(kind, raw, out)
+    elif not has_ggml():
+        out[:] = without_library.dequantize(kind, raw, rows).reshape(rows, columns)
     else:
         converter = type_traits(kind).to_float
         if not converter:
@@ -128,9 +134,14 @@ def widen(kind: GGMLType, raw: Any, out: NDArray[np.float32]) -> None:
     source = np.frombuffer(raw, dtype=np.uint8)
     if source.nbytes != out.size * 2:
         raise CodecError(f"type {kind.name}: expected {out.size * 2} bytes, got {source.nbytes}")
+    if not has_ggml():
+        out.reshape(-1)[:] = without_library.widen(kind, source)
+        return
     getattr(ggml(), _WIDEN[kind])(source.ctypes.data, out.ctypes.data, out.size)
 
 
 def valid_rows(kind: GGMLType, blocks: NDArray[np.uint8]) -> bool:
     """Whether every scale in `blocks` is finite (`ggml_validate_row_data`)."""
+    if not has_ggml():
+        return finite(kind, blocks.reshape(-1), len(blocks) if blocks.ndim > 1 else 1)
     return bool(ggml().ggml_validate_row_data(kind, blocks.ctypes.data, blocks.nbytes))

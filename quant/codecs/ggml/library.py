@@ -80,6 +80,16 @@ def ggml() -> ctypes.CDLL:
     return bind(found[0])
 
 
+@cache
+def has_ggml() -> bool:
+    """Whether ggml's functions can be called here."""
+    try:
+        ggml()
+    except DependencyError:
+        return False
+    return True
+
+
 def bind(library: GgmlLibrary) -> ctypes.CDLL:
     """`library`, opened and declared.
 

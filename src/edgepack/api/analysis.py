@@ -37,7 +37,7 @@ class Analysis:
 
     def json(self) -> JsonObject:
         """The object that `edgepack analyze --json` prints."""
-        return {"model": str(self.model), "text": self.text, **self.found.as_json()}
+        return {"model": self.model.name, "text": self.text, **self.found.as_json()}
 
     def html(self) -> str:
         """A self-contained page with plots."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
@@ -14,15 +13,15 @@ from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.values import FilePath, optional_path, paths
 from edgepack.edge.llama.check_projector import check_projector, is_projector
 from edgepack.errors import UsageError
-from edgepack.files.output import check_output
+from edgepack.files.output import claimed_output, inner_path, scratch_beside
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import Archive, is_archive, open_archive
 from edgepack.packaging.coding.streams import DEFAULT_LEVEL
 from edgepack.packaging.estimate import Estimate, estimate_archive
-from edgepack.packaging.pack import PackResult, pack_archive
+from edgepack.packaging.pack import STANDARD_STREAM, PackResult, pack_archive
 from edgepack.packaging.plain_gguf import is_gguf
 from edgepack.packaging.restore.stream import unpack_stream
-from edgepack.packaging.restore.unpack import UnpackResult, extract_tensor, unpack_archive
+from edgepack.packaging.restore.unpack import UnpackResult, extract_tensor, restore_member, unpack_archive
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ def pack(
     base: FilePath | None = None,
     release: str | None = None,
     trusted: Trusted = (),
+    force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> PackResult:
@@ -60,29 +60,26 @@ def pack(
         release: the model's version, such as `1.2`, so that devices tell an older one.
         trusted: files of public keys, one of which must have signed the base (by default: of the trust store), or a
             policy.
+        force: replace an archive that is there already; never an input.
         threads: workers; None for one a core.
         progress: told of bytes read.
 
     Raises:
         GGUFError: `file` is not a whole GGUF.
-        UsageError: a file is not there, a name occurs twice, the output folder is absent, or a projector is none or was
-            made for another model.
+        UsageError: a file is not there, a name occurs twice, the output cannot be written or is there already, or a
+            projector is none or was made for another model.
         ResourceError: the disk is full.
     """
-    file, included = Path(file), paths(include)
-    _check_projectors(file, included, optional_path(projector))
-    return pack_archive(
-        file,
-        file.with_suffix(".edgepack") if output is None else Path(output),
-        level=level,
-        dictionary=dictionary,
-        include=(*included, *([] if projector is None else paths([projector]))),
-        base=optional_path(base),
-        release=release,
-        trust=policy_for(trusted),
-        threads=threads,
-        progress=progress,
-    )
+    file, included, older = Path(file), paths(include), optional_path(base)
+    target = file.with_suffix(".edgepack") if output is None else Path(output)
+    every = (*included, *([] if projector is None else paths([projector])))
+    inputs = [file, *every, *([] if older is None else [older])]
+    with nullcontext() if target == STANDARD_STREAM else claimed_output(target, inputs=inputs, force=force):
+        _check_projectors(file, included, optional_path(projector))
+        return pack_archive(
+            file, target, level=level, dictionary=dictionary, include=every, base=older, release=release,
+            trust=policy_for(trusted), threads=threads, progress=progress,
+        )  # fmt: skip
 
 
 def _check_projectors(model: Path, included: Sequence[Path], given: Path | None) -> None:
@@ -112,6 +109,7 @@ def unpack(
     output: FilePath | None = None,
     *,
     trusted: Trusted = (),
+    force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> UnpackResult:
@@ -125,6 +123,7 @@ def unpack(
         output: the file to write, which appears only when it is whole; by default the member's own name beside the
             archive (for a stream, in the working folder), if no such file exists.
         trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
+        force: replace files that are there already; never the archive.
         threads: workers; None for one a core.
         progress: told of bytes restored.
 
@@ -138,20 +137,31 @@ def unpack(
     trust = policy_for(trusted)
     if not isinstance(archive, (str, os.PathLike)):
         target = Path() if output is None else Path(output)
-        return unpack_stream(archive, target, trust=trust, threads=threads, progress=progress)
+        return unpack_stream(archive, target, trust=trust, force=force, threads=threads, progress=progress)
     file = Path(archive)
-    target = _free_output(file, trust) if output is None else Path(output)
-    result = unpack_archive(file, target, trust=trust, threads=threads, progress=progress)
-    return replace(result, beside=_restore_beside(file, target, trust, threads, progress))
+    target = _default_output(file, trust) if output is None else Path(output)
+    beside = _beside(file, target, trust)
+    with _claimed([target, *(path for _name, path in beside)], file, force):
+        result = unpack_archive(file, target, trust=trust, threads=threads, progress=progress)
+        return replace(result, beside=_restore_beside(file, beside, trust, threads, progress))
+
+
+@contextmanager
+def _claimed(targets: Sequence[Path], source: Path, force: bool) -> Iterator[None]:
+    """Claim several outputs of one archive."""
+    with ExitStack() as claims:
+        for target in targets:
+            claims.enter_context(claimed_output(target, inputs=[source], force=force))
+        yield
 
 
 def _restore_beside(
-    file: Path, target: Path, trust: TrustPolicy, threads: int | None, progress: Progress
+    file: Path, beside: Sequence[tuple[str, Path]], trust: TrustPolicy, threads: int | None, progress: Progress
 ) -> tuple[Path, ...]:
-    """Restore the archive's other GGUFs beside `target`; gives where they are."""
+    """Restore members of an archive under the paths that go with them; gives where they are."""
     return tuple(
         unpack_archive(file, path, member=member, trust=trust, threads=threads, progress=progress).output
-        for member, path in _beside(file, target, trust)
+        for member, path in beside
     )
 
 
@@ -164,16 +174,14 @@ def _beside(file: Path, target: Path, trust: TrustPolicy) -> list[tuple[str, Pat
 
 
 def _renamed(name: str, stem: str, new: str) -> str:
-    return f"{new}{name.removeprefix(stem)}" if name.startswith(stem) else name
+    """A name that says which model it belongs to, with the model's new one: `STEM-lora.gguf`, not `mmproj-….gguf`."""
+    return f"{new}{name.removeprefix(stem)}" if name.startswith((f"{stem}-", f"{stem}.")) else name
 
 
-def _free_output(file: Path, trust: TrustPolicy) -> Path:
-    """The model's own name beside the archive; never a file that is there already."""
+def _default_output(file: Path, trust: TrustPolicy) -> Path:
+    """The model's own name beside the archive."""
     with open_archive(file, trust) as archive:
-        target = file.parent / Path(archive.main.name).name
-    if target.exists():
-        raise UsageError(f"'{target}' is there already: name the output with -o")
-    return target
+        return file.parent / Path(archive.main.name).name
 
 
 @dataclass(frozen=True)
@@ -207,6 +215,7 @@ def unpack_native(
     *,
     native_type: str | None = None,
     trusted: Trusted = (),
+    force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> NativeResult:
@@ -217,6 +226,7 @@ def unpack_native(
         output: the plain GGUF; by default FILE-native.gguf.
         native_type: what coded tensors become, such as `q6_k`; by default as each one says.
         trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
+        force: replace files that are there already; never `file`.
         threads: workers; None for one a core.
         progress: told of bytes.
 
@@ -233,31 +243,32 @@ def unpack_native(
     started = time.monotonic()
     file = Path(file)
     target = file.with_name(f"{file.stem}-native.gguf") if output is None else Path(output)
-    check_output(target, force=True)
     kind = find_type(native_type) if native_type else None
     trust = policy_for(trusted)
-    with _variant_file(file, target.parent, trust, threads, progress) as variant:
-        plan = plan_native(variant, kind)
+    beside = _beside(file, target, trust) if is_archive(file) else []
+    with ExitStack() as opened:
+        opened.enter_context(_claimed([target, *(path for _name, path in beside)], file, force))
+        plan = plan_native(opened.enter_context(_variant_file(file, target, trust, threads, progress)), kind)
         size = write_native(plan, target, threads=threads, progress=progress)
-    beside = _restore_beside(file, target, trust, threads, progress) if is_archive(file) else ()
+        restored = _restore_beside(file, beside, trust, threads, progress)
     seconds = time.monotonic() - started
     coded = len(list(plan.variant.coded))
-    return NativeResult(target, size, file.stat().st_size, file_sha256(target), seconds, coded, plan.infos, beside)
+    return NativeResult(target, size, file.stat().st_size, file_sha256(target), seconds, coded, plan.infos, restored)
 
 
 @contextmanager
 def _variant_file(
-    file: Path, folder: Path, trust: TrustPolicy, threads: int | None, progress: Progress
+    file: Path, target: Path, trust: TrustPolicy, threads: int | None, progress: Progress
 ) -> Iterator[Path]:
-    """The GGUF itself, or the one inside an archive, restored into a temporary folder for as long as it is needed."""
+    """The GGUF itself, or the one inside an archive, restored beside `target` for as long as it is needed."""
     if not file.is_file():
         raise UsageError(f"'{file}': no such file")
     if not is_archive(file):
         trust.check_plain(file)
         yield file
         return
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".edgepack-") as temporary:
-        restored = Path(temporary) / "variant.gguf"
+    with scratch_beside(target) as temporary:
+        restored = temporary / "variant.gguf"
         unpack_archive(file, restored, trust=trust, threads=threads, progress=progress)
         yield restored
 
@@ -278,6 +289,7 @@ def extract(
     *,
     members: bool = False,
     trusted: Trusted = (),
+    force: bool = False,
     progress: Progress = silent,
 ) -> tuple[Extracted, ...]:
     """Take members (by name) or tensors of the model (by name, into NAME.bin) out of an archive.
@@ -290,6 +302,7 @@ def extract(
         folder: to write into; it must exist.
         members: take every member but the model too.
         trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
+        force: replace files that are there already; never the archive.
         progress: told of bytes restored.
 
     Raises:
@@ -305,17 +318,16 @@ def extract(
         wanted = [*names, *(m.name for m in archive.members if members and m is not archive.main)]
         if not wanted:
             raise UsageError("name a member or a tensor, or ask for --members; `edgepack inspect --tensors` lists them")
-        return tuple(_extract(Path(file), archive, name, folder, trust, progress) for name in dict.fromkeys(wanted))
+        return tuple(_extract(archive, name, folder, force, progress) for name in dict.fromkeys(wanted))
 
 
-def _extract(
-    file: Path, archive: Archive, name: str, folder: Path, trust: TrustPolicy, progress: Progress
-) -> Extracted:
+def _extract(archive: Archive, name: str, folder: Path, force: bool, progress: Progress) -> Extracted:
     if name not in [member.name for member in archive.members]:
         target = folder / f"{name.replace('/', '_')}.bin"
-        segment = extract_tensor(archive, name, target)
+        with claimed_output(target, inputs=[archive.path], force=force):
+            segment = extract_tensor(archive, name, target)
         return Extracted(target, segment.entry.tensor_bytes, segment.entry.sha256.hex())
-    target = folder / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    result = unpack_archive(file, target, member=name, trust=trust, progress=progress)
+    target = inner_path(folder, name)
+    with claimed_output(target, inputs=[archive.path], force=force):
+        result = restore_member(archive, target, member=name, progress=progress)
     return Extracted(target, result.bytes, result.sha256)

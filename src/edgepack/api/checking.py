@@ -111,20 +111,21 @@ class Signed:
     key: str
 
 
-def sign(file: FilePath, key: FilePath, output: FilePath | None = None) -> Signed:
+def sign(file: FilePath, key: FilePath, output: FilePath | None = None, *, force: bool = False) -> Signed:
     """Add a signature to an archive; one of the same key is replaced.
 
     Args:
         file: the `.edgepack`.
         key: the private key that `generate_key` made.
         output: the signed archive; in place by default.
+        force: replace another file that is there already; never an input.
 
     Raises:
         ArchiveError, IntegrityError: the archive cannot be opened.
         UsageError: the key cannot be read, or there are too many signatures.
     """
     target = optional_path(output)
-    public = signing.sign_archive(Path(file), Path(key), target)
+    public = signing.sign_archive(Path(file), Path(key), target, force=force)
     return Signed(target or Path(file), public)
 
 

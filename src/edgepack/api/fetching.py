@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from edgepack.edge.fetch.offline import require_online
 from edgepack.edge.fetch.update import UpdateResult, update_archive
 from edgepack.edge.fetch.web import DEFAULT_TIMEOUT, Web, check_url
 from edgepack.errors import UsageError
+from edgepack.files.output import claimed_output
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -79,7 +81,8 @@ def fetch(
         urls, target, policy_for(trusted), _checked_digest(sha256), paths(bases), connections, Web(timeout),
         note, progress,
     )  # fmt: skip
-    result = fetch_archive(request)
+    with claimed_output(target, force=force):
+        result = fetch_archive(request)
     remember(result.index_sha256, urls)
     return result
 
@@ -117,7 +120,8 @@ def update(
     require_online("update", offline=offline)
     urls = tuple(check_url(url) for url in sources)
     request = FetchRequest(urls, Path(file), policy_for(trusted), None, (), connections, Web(timeout), note, progress)
-    result = update_archive(request, check_only=check)
+    with nullcontext() if check else claimed_output(Path(file), force=True):
+        result = update_archive(request, check_only=check)
     if result.fetched is not None:
         remember(result.fetched.index_sha256, result.urls)
     return result

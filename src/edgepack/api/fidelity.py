@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +12,11 @@ from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.validation import ComparisonResult, ReplayResult, ValidationResult
 from edgepack.api.values import FilePath, optional_path, paths
 from edgepack.edge.fidelity.certificate import DEFAULT_TOKENS
-from edgepack.edge.fidelity.certificate_file import run_replay
+from edgepack.edge.fidelity.certificate_file import certificate_path, run_replay
 from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.edge.fidelity.validate import Gates
 from edgepack.errors import EdgepackError
+from edgepack.files.output import claimed_output
 from edgepack.pipeline import certify as certificates
 from edgepack.pipeline.fidelity import run_validation, with_findings
 from edgepack.progress import silent
@@ -199,6 +201,7 @@ def certify(
     stored_tokens: int = DEFAULT_TOKENS,
     ctx: int | None = None,
     chunks: int | None = None,
+    force: bool = False,
     threads: int | None = None,
     scoring: ScoringOptions | None = None,
     trusted: Trusted = (),
@@ -217,6 +220,7 @@ def certify(
         stored_tokens: scored positions to store, rounded up to whole chunks.
         ctx: tokens in a chunk.
         chunks: score only the first so many.
+        force: replace files that are there already; never an input.
         threads: cores in all.
         scoring: everything else about how text is scored; the original's own noise is measured where None.
         trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
@@ -228,9 +232,13 @@ def certify(
     candidate = Path(candidate)
     target = candidate.with_name(f"{candidate.stem}-certified.edgepack") if output is None else Path(output)
     options = _scoring(scoring or ScoringOptions(floor=True), ctx, chunks, threads, trusted)
-    return certificates.certify(
-        candidate, Path(reference), optional_path(text), target, options, stored_tokens, progress
-    )  # fmt: skip
+    said = optional_path(text)
+    inputs = [candidate, Path(reference), *([] if said is None else [said])]
+    with ExitStack() as claims:
+        claims.enter_context(claimed_output(target, inputs=inputs, force=force))
+        if target.suffix != ".edgepack":
+            claims.enter_context(claimed_output(certificate_path(target), inputs=inputs, force=force))
+        return certificates.certify(candidate, Path(reference), said, target, options, stored_tokens, progress)
 
 
 def evaluate(

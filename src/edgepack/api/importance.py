@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from edgepack.api.values import FilePath, JsonObject, optional_path, paths
 from edgepack.edge.llama.importance_collect import CollectOptions
 from edgepack.errors import UsageError
-from edgepack.files.output import check_output
+from edgepack.files.output import claimed_output
 from edgepack.pipeline.importance import ImportanceRun
 from edgepack.progress import silent
 from edgepack.quant.calibration.importance import ImportanceMatrix, merge, statistics
@@ -67,6 +68,7 @@ def imatrix(
     chunks: int | None = None,
     include_head: bool = False,
     resume: bool = False,
+    force: bool = False,
     pre: str | None = None,
     threads: int | None = None,
     n_gpu_layers: int = 0,
@@ -83,6 +85,7 @@ def imatrix(
         chunks: at most this many pieces.
         include_head: watch output.weight too.
         resume: go on with an interrupted run of the same model and text.
+        force: replace a file that is there already; never an input.
         pre: the pre-tokenizer's name, where its structure is not known.
         threads: None for all processors.
         n_gpu_layers: llama.cpp's layers on the GPU; -1 is all.
@@ -98,18 +101,18 @@ def imatrix(
     if model is None and not merged:
         raise UsageError("imatrix: expected MODEL with --text, or --merge FILE")
     started = time.monotonic()
-    target = optional_path(output)
-    if target is not None:
-        check_output(target, None, force=True)
-    matrices = [read_importance(path) for path in paths(merged)]
-    if model is not None and text is not None:
-        options = CollectOptions(
-            ctx, chunks, include_head=include_head, threads=threads or 0, n_gpu_layers=n_gpu_layers
-        )
-        run = ImportanceRun(Path(model), Path(text), target or Path(DEFAULT_NAME), options, pre)
-        matrices.append(run.collect(resume=resume, progress=progress))
-    matrix = merge(matrices)
-    if target is not None:
-        (write_legacy if target.suffix == ".dat" else write_importance)(target, matrix)
+    target, others = optional_path(output), paths(merged)
+    inputs = [Path(each) for each in (model, text, *others) if each is not None]
+    with nullcontext() if target is None else claimed_output(target, inputs=inputs, force=force):
+        matrices = [read_importance(path) for path in others]
+        if model is not None and text is not None:
+            options = CollectOptions(
+                ctx, chunks, include_head=include_head, threads=threads or 0, n_gpu_layers=n_gpu_layers
+            )
+            run = ImportanceRun(Path(model), Path(text), target or Path(DEFAULT_NAME), options, pre)
+            matrices.append(run.collect(resume=resume, progress=progress))
+        matrix = merge(matrices)
+        if target is not None:
+            (write_legacy if target.suffix == ".dat" else write_importance)(target, matrix)
     size = 0 if target is None else target.stat().st_size
     return ImportanceResult(matrix, target, size, time.monotonic() - started)

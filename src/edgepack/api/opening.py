@@ -102,6 +102,7 @@ def open_file(
         adapters=adapters,
         trust=options.trust,
         engine=options.engine,
+        beside=0 if source.projector is None else source.projector.stat().st_size,
     )
 
 

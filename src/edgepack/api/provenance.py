@@ -41,6 +41,7 @@ def check_provenance(
     imatrix: FilePath | None = None,
     adapter: FilePath | None = None,
     text: FilePath | None = None,
+    factors: FilePath | None = None,
     trusted: Trusted = (),
     threads: int | None = None,
     progress: Progress = silent,
@@ -54,6 +55,7 @@ def check_provenance(
         imatrix: the importance matrix, likewise.
         adapter: the PEFT folder, likewise.
         text: what a wire's gate was judged on, likewise.
+        factors: low-rank factors that were read, likewise.
         trusted: as in `provenance`.
         threads: workers; None for one a core.
         progress: told of every stretch of work.
@@ -62,5 +64,5 @@ def check_provenance(
         UsageError: no derivation, or an input that it names is missing.
         EdgepackError: whatever the export finds wrong.
     """
-    inputs = Inputs(*map(optional_path, (calibration, imatrix, adapter, text)))
+    inputs = Inputs(*map(optional_path, (calibration, imatrix, adapter, text, factors)))
     return rederive(Path(file), Path(model), inputs, policy_for(trusted), threads, progress)

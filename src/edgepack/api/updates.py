@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.values import FilePath, optional_path
+from edgepack.files.output import claimed_output
 from edgepack.packaging.coding.streams import DEFAULT_LEVEL
 from edgepack.packaging.delta.diff import DiffResult, diff_files
 from edgepack.packaging.delta.patch import PatchResult, apply_patch
@@ -23,6 +24,7 @@ def diff(
     *,
     level: int = DEFAULT_LEVEL,
     trusted: Trusted = (),
+    force: bool = False,
     progress: Progress = silent,
 ) -> DiffResult:
     """Write a patch that makes `new` from `old`, bit for bit; both are archives, or GGUFs, or any files.
@@ -33,6 +35,7 @@ def diff(
         output: the patch; by default NEW.edgepatch.
         level: zstd level, 1 to 19.
         trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
+        force: replace a patch that is there already; never an input.
         progress: told of bytes.
 
     Raises:
@@ -41,7 +44,8 @@ def diff(
     """
     new = Path(new)
     target = new.with_name(f"{new.name}.edgepatch") if output is None else Path(output)
-    return diff_files(Path(old), new, target, level=level, trust=policy_for(trusted), progress=progress)
+    with claimed_output(target, inputs=[Path(old), new], force=force):
+        return diff_files(Path(old), new, target, level=level, trust=policy_for(trusted), progress=progress)
 
 
 def patch(
@@ -50,6 +54,7 @@ def patch(
     output: FilePath | None = None,
     *,
     trusted: Trusted = (),
+    force: bool = False,
     progress: Progress = silent,
 ) -> PatchResult:
     """Make the new file from `old` and a patch, bit for bit and verified.
@@ -60,6 +65,7 @@ def patch(
         output: the new file; by default its own name beside `old`.
         trusted: files of public keys, one of which must have signed the old and the new archive (by default: of the
             trust store), or a policy.
+        force: replace a file that is there already; never an input.
         progress: told of bytes.
 
     Raises:
@@ -67,4 +73,5 @@ def patch(
         CheckFailedError: nobody trusted signed.
         IntegrityError: `old` is another file, or bytes differ from their digest.
     """
-    return apply_patch(Path(old), Path(patch), optional_path(output), trust=policy_for(trusted), progress=progress)
+    trust, target = policy_for(trusted), optional_path(output)
+    return apply_patch(Path(old), Path(patch), target, trust=trust, force=force, progress=progress)

@@ -8,14 +8,16 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import signal
 import sys
 from typing import Any, NoReturn
 
 import click
 
 from edgepack.cli.heartbeat import beating
+from edgepack.cli.printable import printable
 from edgepack.cli.quiet import quiet_libraries
-from edgepack.errors import EdgepackError
+from edgepack.errors import EdgepackError, ResourceError
 from edgepack.version import __version__
 
 # command → (module under edgepack.cli, one line for --help); the module's click command is `command`.
@@ -93,7 +95,14 @@ def root(context: click.Context) -> None:
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit with the code that `edgepack.errors` documents."""
+    """Run the command line and exit with the code that `edgepack.errors` documents.
+
+    SIGTERM and SIGHUP end a command as Ctrl-C does, with 143 and 129: what it was writing is tidied up.
+    """
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP: so it stays
+            signal.signal(number, _end)
     quiet_libraries()
     _speak_utf8()
     code = execute(args)
@@ -111,12 +120,16 @@ def _speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors="replace")
 
 
+def _end(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
 def execute(args: list[str] | None = None) -> int:
     """Run the command line and return its exit code; never raises for a user's mistake."""
     try:
         result: Any = root.main(args=args, prog_name="edgepack", standalone_mode=False)
     except EdgepackError as error:
-        click.echo(f"edgepack: error: {error}", err=True)
+        click.echo(printable(f"edgepack: error: {error}"), err=True)
         return error.exit_code
     except click.ClickException as error:
         error.show()
@@ -127,4 +140,13 @@ def execute(args: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+    except MemoryError:
+        click.echo("edgepack: error: not enough memory", err=True)
+        return ResourceError.exit_code
+    except OSError as error:  # what no part has put into words: a folder that became read-only, a disk that failed
+        from edgepack.files.opened import system_error
+
+        told = system_error(error)
+        click.echo(printable(f"edgepack: error: {told}"), err=True)
+        return told.exit_code
     return result if isinstance(result, int) else 0

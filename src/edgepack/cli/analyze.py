@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, say, terminal_progress
 
 if TYPE_CHECKING:
     from edgepack.quant.passes.lowrank.analysis import ModelAnalysis
@@ -30,6 +30,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--report", type=_PATH, metavar="OUT.html", help="Write a page with plots.")
 @click.option("-o", "--output", type=_PATH, metavar="OUT.json", help="Write all figures.")
 @click.option("--architecture", is_flag=True, help="Print the model's shape, memory and sizes; read no weights.")
+@force_option
 @json_option
 def command(
     model: Path,
@@ -40,6 +41,7 @@ def command(
     device: str,
     report: Path | None,
     output: Path | None,
+    force: bool,
     architecture: bool,
     as_json: bool,
 ) -> None:
@@ -51,22 +53,21 @@ def command(
         _architecture(model, as_json=as_json)
         return
     from edgepack.api.analysis import analyze
-    from edgepack.files.output import atomic_output, check_output
+    from edgepack.files.output import check_output, write_output
 
+    inputs = [model] if text is None else [model, text]
     for path in (report, output):
         if path is not None:
-            check_output(path, force=True)
+            check_output(path, inputs=inputs, force=force)
     result = analyze(
         model, text=text, own_samples=own_samples, sequences=sequences, length=length, device=device,
         progress=terminal_progress,
     )  # fmt: skip
     found = result.found
     if output is not None:
-        with atomic_output(output) as stream:
-            stream.write(json.dumps(result.json(), indent=1).encode())
+        write_output(output, json.dumps(result.json(), indent=1).encode(), inputs=inputs, force=force)
     if report is not None:
-        with atomic_output(report) as stream:
-            stream.write(result.html().encode())
+        write_output(report, result.html().encode(), inputs=inputs, force=force)
         note(f"{report}: spectra of {len(found.weights)} weights and {len(found.activations)} blocks")
     if as_json:
         print_json(result.json())
@@ -83,23 +84,23 @@ def _architecture(model: Path, *, as_json: bool) -> None:
         return
     from edgepack.cli.architecture import lines
 
-    click.echo("\n".join(lines(found)))
+    say("\n".join(lines(found)))
 
 
 def _print(found: ModelAnalysis) -> None:
     """Two tables on stdout."""
     head = f"{'eff. rank':>10} {'of':>6} {'k 90%':>6} {'95%':>6} {'99%':>6} {'at k=9':>8} {'k=22':>8}"
     width = max((len(layer.name) for layer in found.weights), default=20)
-    click.echo(f"{'weight (centred)':<{width}} {head} {'× at 95%':>9} {'4-bit err':>10}")
+    say(f"{'weight (centred)':<{width}} {head} {'× at 95%':>9} {'4-bit err':>10}")
     for layer in found.weights:
         error = "" if layer.sensitivity is None else f"{layer.sensitivity:10.5f}"
         compression = layer.as_json()["compression"]["95%"]
-        click.echo(f"{layer.name:<{width}} {_line(layer.spectra['centred'])} {compression:9.2f} {error:>10}")
+        say(f"{layer.name:<{width}} {_line(layer.spectra['centred'])} {compression:9.2f} {error:>10}")
     _print_summary(found)
     for block in found.activations:
-        click.echo(f"\n{f'activations after block {block.block}':<{width}} {head}")
+        say(f"\n{f'activations after block {block.block}':<{width}} {head}")
         for name, spectrum in block.spectra.items():
-            click.echo(f"{name:<{width}} {_line(spectrum)}")
+            say(f"{name:<{width}} {_line(spectrum)}")
 
 
 def _print_summary(found: ModelAnalysis) -> None:
@@ -107,16 +108,16 @@ def _print_summary(found: ModelAnalysis) -> None:
 
     if (summary := found.summary) is None:
         return
-    click.echo(
+    say(
         f"\ndegrees of freedom: mean {summary.mean_df:.1f}, median {summary.median_df:.1f} "
         f"({summary.mean_share:.0%} and {summary.median_share:.0%} of full rank), {summary.matrices} matrices"
     )
-    click.echo(f"recommended rank: {summary.meaning}")
-    click.echo(f"\ndense, F16: {format_size(summary.dense_bytes)}")
-    click.echo(f"{'k':>6} {'factors':>10} {'of dense':>9} {'variance':>9}")
+    say(f"recommended rank: {summary.meaning}")
+    say(f"\ndense, F16: {format_size(summary.dense_bytes)}")
+    say(f"{'k':>6} {'factors':>10} {'of dense':>9} {'variance':>9}")
     for size in summary.sizes:
         mark = "  recommended" if size.k == summary.recommended_k else ""
-        click.echo(f"{size.k:>6} {format_size(size.bytes):>10} {size.ratio:>9.0%} {size.kept:>9.1%}{mark}")
+        say(f"{size.k:>6} {format_size(size.bytes):>10} {size.ratio:>9.0%} {size.kept:>9.1%}{mark}")
 
 
 def _line(spectrum: Spectrum) -> str:

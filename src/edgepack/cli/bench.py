@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.model_options import open_options, opening_options
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import json_option, note, print_json, say, terminal_progress
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ def command(file: Path, **values: Any) -> None:
 
 def _print(result: BenchResult, earlier: BenchResult | None, *, compare: bool) -> None:
     columns = ["model", "size", "device", "threads", f"pp{result.pp.n} t/s", f"tg{result.tg.n} t/s"]
-    click.echo(f"| {' | '.join(columns)} |")
-    click.echo("|" + "---|" * len(columns))
-    click.echo(_row(result))
+    say(f"| {' | '.join(columns)} |")
+    say("|" + "---|" * len(columns))
+    say(_row(result))
     if earlier is not None:
-        click.echo(_row(earlier))
+        say(_row(earlier))
         ratio = [result.pp.tokens_per_second / earlier.pp.tokens_per_second]
         ratio.append(result.tg.tokens_per_second / earlier.tg.tokens_per_second)
-        click.echo(f"| now / before | | | | {ratio[0]:.2f} | {ratio[1]:.2f} |")
+        say(f"| now / before | | | | {ratio[0]:.2f} | {ratio[1]:.2f} |")
     elif compare:
         note("no earlier result of this model on this device")
     note(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.output import SIZE, json_option, note, print_json
+from edgepack.cli.output import SIZE, json_option, note, print_json, say
 from edgepack.errors import UsageError
 from edgepack.quantities import format_duration, format_size
 
@@ -39,7 +39,7 @@ def list_entries(verify: bool, as_json: bool) -> int:
         for entry in entries:
             state = problems.get(entry.sha256) or ("" if entry.complete else "not finished")
             age = format_duration(max(time.time() - entry.used, 0))
-            click.echo(f"{entry.sha256[:12]}  {format_size(entry.bytes):>8}  {age:>14} ago  {entry.name}  {state}")
+            say(f"{entry.sha256[:12]}  {format_size(entry.bytes):>8}  {age:>14} ago  {entry.name}  {state}")
         note(f"{len(entries)} entries, {format_size(sum(entry.bytes for entry in entries))} in {cache.folder}")
     return 1 if any(problems.values()) else 0
 
@@ -66,12 +66,14 @@ def prune_entries(older_than: str | None, keep: int | None, everything: bool, as
     from edgepack.edge.install.cache import ModelCache, prune
 
     age = None if older_than is None else _seconds(older_than)
-    removed = prune(ModelCache(), older_than=age, keep_bytes=keep, everything=everything)
+    cache = ModelCache()
+    removed = prune(cache, older_than=age, keep_bytes=keep, everything=everything)
     freed = sum(entry.bytes for entry in removed)
     if as_json:
         print_json({"removed": [entry.sha256 for entry in removed], "bytes": freed})
     else:
-        note(f"{len(removed)} entries removed, {format_size(freed)} freed")
+        kept = f"; {len(cache.entries())} in use, kept" if everything and cache.entries() else ""
+        note(f"{len(removed)} entries removed, {format_size(freed)} freed{kept}")
 
 
 def _seconds(text: str) -> float:

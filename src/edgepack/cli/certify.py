@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
 from edgepack.cli.scoring_options import read_scoring, scoring_options
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--stored-tokens", type=click.IntRange(1), default=4096, show_default=True,
               help="Positions whose predictions are stored for devices to replay.")  # fmt: skip
 @scoring_options
+@force_option
 @json_option
 def command(
     candidate: Path,
@@ -31,6 +32,7 @@ def command(
     output: Path | None,
     stored_tokens: int,
     text_path: Path | None,
+    force: bool,
     as_json: bool,
     **scoring: Any,
 ) -> None:
@@ -41,7 +43,7 @@ def command(
     from edgepack.api.fidelity import certify
 
     result = certify(
-        candidate, reference, output, text=text_path, stored_tokens=stored_tokens,
+        candidate, reference, output, text=text_path, stored_tokens=stored_tokens, force=force,
         scoring=read_scoring(scoring, floor=True), progress=terminal_progress,
     )  # fmt: skip
     if as_json:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, say, terminal_progress
 from edgepack.cli.scoring_options import gate_options, read_scoring, report_option, scoring_options
-from edgepack.cli.validate import write_page
+from edgepack.cli.validate import check_page, write_page
 from edgepack.errors import CheckFailedError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ _PATH = click.Path(path_type=Path)
 @scoring_options
 @gate_options
 @report_option
+@force_option
 @json_option
 def command(
     candidates: tuple[Path, ...],
@@ -36,6 +37,7 @@ def command(
     max_mean_error: float | None,
     max_tensor_error: float | None,
     report: Path | None,
+    force: bool,
     as_json: bool,
     **scoring: Any,
 ) -> int:
@@ -45,13 +47,14 @@ def command(
     """
     from edgepack.api.fidelity import compare
 
+    check_page(report, [*candidates, reference, text_path], force)
     result = compare(
         candidates, reference, text=text_path, min_agreement=min_agreement, max_kl=max_kl,
         max_perplexity_ratio=max_perplexity_ratio, max_mean_error=max_mean_error, max_tensor_error=max_tensor_error,
         scoring=read_scoring(scoring), findings=report is not None, progress=terminal_progress, note=note,
     )  # fmt: skip
     if report is not None:
-        write_page(result, report)
+        write_page(result, report, force)
     if as_json:
         print_json(result.json())
     else:
@@ -66,10 +69,10 @@ def _print_table(run: FidelityRun, gates: Gates) -> None:
     from edgepack.edge.fidelity.outcome import table_rows
 
     tokens = run.candidates[0].validation.statistics.tokens
-    click.echo(f"against {run.reference}, {tokens} tokens of {run.text.origin} in chunks of {run.chunking.ctx}\n")
+    say(f"against {run.reference}, {tokens} tokens of {run.text.origin} in chunks of {run.chunking.ctx}\n")
     rows = table_rows(run, gates)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         first, *others = (text.rjust(width) for text, width in zip(row, widths, strict=True))
-        click.echo("  ".join([first.strip().ljust(widths[0]), *others]).rstrip())
-    click.echo("\n● no other file here is both smaller and more faithful")
+        say("  ".join([first.strip().ljust(widths[0]), *others]).rstrip())
+    say("\n● no other file here is both smaller and more faithful")

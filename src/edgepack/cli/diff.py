@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
 from edgepack.cli.trust_options import trust_options
 
 if TYPE_CHECKING:
@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The patch [NEW.edgepatch].")
 @click.option("--level", type=click.IntRange(1, 19), default=10, show_default=True, help="zstd level.")
 @trust_options
+@force_option
 @json_option
-def command(old: Path, new: Path, output: Path | None, level: int, trusted: TrustPolicy, as_json: bool) -> None:
+def command(
+    old: Path, new: Path, output: Path | None, level: int, trusted: TrustPolicy, force: bool, as_json: bool
+) -> None:
     """Write a patch that makes NEW from OLD, bit for bit; both are archives, or GGUFs, or any files."""
     from edgepack.api.updates import diff
     from edgepack.quantities import format_duration, format_size
 
-    result = diff(old, new, output, level=level, trusted=trusted, progress=terminal_progress)
+    result = diff(old, new, output, level=level, trusted=trusted, force=force, progress=terminal_progress)
     if as_json:
         print_json(
             {

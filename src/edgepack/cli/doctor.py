@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from edgepack.cli.output import json_option, print_json
+from edgepack.cli.output import json_option, print_json, say
 
 
 @click.command()
@@ -31,10 +31,10 @@ def command(device: str, as_json: bool) -> None:
         )
         return
     for finding in findings:
-        click.echo(f"{finding.what:<10} {finding.found}")
+        say(f"{finding.what:<10} {finding.found}")
         if finding.advice:
-            click.echo(f"{'':<10} → {finding.advice}")
-    click.echo(f"\nwith a context of 8192 tokens on {where.name}:")
+            say(f"{'':<10} → {finding.advice}")
+    say(f"\nwith a context of 8192 tokens on {where.name}:")
     for prospect in models:
         verdict = "fits" if prospect.fits else "does not fit"
-        click.echo(f"  {prospect.model:<13} {prospect.type:<7} {verdict}: {prospect.how}")
+        say(f"  {prospect.model:<13} {prospect.type:<7} {verdict}: {prospect.how}")

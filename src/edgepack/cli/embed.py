@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from edgepack.cli.model_options import opening_options, prepared
-from edgepack.cli.output import json_option, print_json
+from edgepack.cli.output import json_option, print_json, say
 from edgepack.errors import UsageError
 
 
@@ -40,7 +40,7 @@ def command(file: Path, texts: tuple[str, ...], **values: Any) -> None:
                 model.embed(text, normalize=values["normalize"], prompt_name=values["prompt_name"])[0].tolist()
             )
             if not values["as_json"]:
-                click.echo(json.dumps(found[-1]))
+                say(json.dumps(found[-1]))
     if values["as_json"]:
         print_json({"model": file.name, "dimensions": len(found[0]), "texts": lines, "embeddings": found})
 
@@ -55,4 +55,4 @@ def _rerank(file: Path, texts: list[str], values: dict[str, Any]) -> None:
         print_json({"model": file.name, "query": query, "results": results})
         return
     for index in order:
-        click.echo(f"{scores[index]:.4f}\t{texts[index]}")
+        say(f"{scores[index]:.4f}\t{texts[index]}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import json_option, note, print_json, say, terminal_progress
 from edgepack.cli.scoring_options import threads_option
 from edgepack.cli.trust_options import trust_options
 
@@ -73,7 +73,7 @@ def _items(measures: Mapping[str, Comparison]) -> list[dict[str, Any]]:
 
 
 def _print(task: str, measure: str, compared: Comparison) -> None:
-    click.echo(
+    say(
         f"{task} {measure}: original {100 * compared.reference:.1f} %, file {100 * compared.candidate:.1f} % of "
         f"{compared.items}; {compared.lost} lost, {compared.gained} gained, McNemar p = {compared.p_value:.2g}"
     )

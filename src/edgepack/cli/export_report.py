@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
-from edgepack.cli.output import note
+from edgepack.cli.output import note, say
 from edgepack.cli.validate import report_gates
 from edgepack.quantities import format_duration, format_size
 
@@ -49,7 +47,7 @@ def verdict(result: ExportResult, *, quiet: bool) -> None:
 
     (candidate,) = result.validation.candidates
     if not quiet:
-        click.echo("\n".join(as_lines(candidate.validation)))
+        say("\n".join(as_lines(candidate.validation)))
     report_gates(candidate, result.gates, quiet=quiet)
 
 
@@ -72,10 +70,10 @@ def _print_plan(result: ExportResult) -> None:
     outline = result.outline
     lines = [line for row in outline.tensors for line in _plan_lines(row)]
     width = max(len(line[0]) for line in lines)
-    click.echo(f"{'tensor':<{width}}  {'shape':<18} {'from':<6} {'to':<8} {'bytes':>14}")
+    say(f"{'tensor':<{width}}  {'shape':<18} {'from':<6} {'to':<8} {'bytes':>14}")
     for name, shape, source, kind, size in lines:
-        click.echo(f"{name:<{width}}  {shape:<18} {source:<6} {kind:<8} {size:>14,}")
-    click.echo(
+        say(f"{name:<{width}}  {shape:<18} {source:<6} {kind:<8} {size:>14,}")
+    say(
         f"{result.output}: {outline.bytes:,} bytes ({format_size(outline.bytes)}) as {outline.label},"
         f" from {format_size(outline.source_bytes)}; nothing was written"
     )

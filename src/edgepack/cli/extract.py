@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
 from edgepack.cli.trust_options import trust_options
 
 if TYPE_CHECKING:
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path(), help="The folder to write into [.].")
 @click.option("--members", is_flag=True, help="Every member but the model itself.")
 @trust_options
+@force_option
 @json_option
 def command(
-    file: Path, names: tuple[str, ...], output: Path, members: bool, trusted: TrustPolicy, as_json: bool
+    file: Path, names: tuple[str, ...], output: Path, members: bool, trusted: TrustPolicy, force: bool, as_json: bool
 ) -> None:
     """Take members (by name) or tensors of the model (by name, as raw blocks in NAME.bin) out of the archive FILE.
 
@@ -30,7 +31,7 @@ def command(
     """
     from edgepack.api.archives import extract
 
-    found = extract(file, names, output, members=members, trusted=trusted, progress=terminal_progress)
+    found = extract(file, names, output, members=members, trusted=trusted, force=force, progress=terminal_progress)
     if as_json:
         print_json({"extracted": [{"output": str(e.output), "bytes": e.bytes, "sha256": e.sha256} for e in found]})
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.output import SIZE, json_option, print_json
+from edgepack.cli.output import SIZE, json_option, print_json, say
 from edgepack.cli.trust_options import trust_options
 from edgepack.quantities import format_size
 
@@ -62,11 +62,14 @@ def _list() -> None:
 
     for device in profiles().values():
         speed = f"{device.bandwidth / 1e9:.0f} GB/s" if device.bandwidth else ""
-        click.echo(f"{device.id:<16} {device.name:<40} {format_size(device.memory):>8}  {speed:>8}")
+        say(f"{device.id:<16} {device.name:<40} {format_size(device.memory):>8}  {speed:>8}")
 
 
 def _print(fit: FitResult, file: Path) -> None:
-    click.echo(f"{file.name} on {fit.device_name}: {'fits' if fit.fits else 'DOES NOT FIT'} ({fit.reason})")
+    from edgepack.edge.fit.probe import can_probe
+    from edgepack.edge.llama.engines import COMPRESS_EXTRA
+
+    say(f"{file.name} on {fit.device_name}: {'fits' if fit.fits else 'DOES NOT FIT'} ({fit.reason})")
     rows = [(name, format_size(size)) for name, size in asdict(fit.memory).items()]
     if fit.file_bytes != fit.model_bytes:
         installed = f"{format_size(fit.file_bytes)} to download, {format_size(fit.model_bytes)} when installed"
@@ -86,17 +89,19 @@ def _print(fit: FitResult, file: Path) -> None:
         how = "measured layers" if fit.device == "cpu" else "estimate"
         decimals = 0 if fit.tokens_per_second >= 10 else 1
         rows.append(("speed", f"about {fit.tokens_per_second:,.{decimals}f} tokens/s ({how})"))
+    elif fit.device == "cpu" and fit.fits and not can_probe():
+        rows.append(("speed", f"measured by llama-cpp-python: {COMPRESS_EXTRA}"))
     for name, text in rows:
-        click.echo(f"  {name:<18} {text}")
+        say(f"  {name:<18} {text}")
     _print_contexts(fit)
 
 
 def _print_contexts(fit: FitResult) -> None:
     """One line a context."""
     layers = "  layers on the GPU" if fit.on_gpu else ""
-    click.echo(f"\n  {'context':>9}  {'KV cache':>16}  {'in all':>9}{layers}")
+    say(f"\n  {'context':>9}  {'KV cache':>16}  {'in all':>9}{layers}")
     for row in fit.contexts:
         cache = f"{format_size(row.kv)} as {row.kv_type}"
         on_gpu = f"  {row.n_gpu_layers} of {fit.layers}" if fit.on_gpu else ""
         verdict = "" if row.fits else "  DOES NOT FIT"
-        click.echo(f"  {row.ctx:>9,}  {cache:>16}  {format_size(row.total):>9}{on_gpu}{verdict}")
+        say(f"  {row.ctx:>9,}  {cache:>16}  {format_size(row.total):>9}{on_gpu}{verdict}")

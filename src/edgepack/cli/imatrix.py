@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, say, terminal_progress
 from edgepack.cli.scoring_options import gpu_option
 from edgepack.quantities import format_duration, format_size
 
@@ -36,6 +36,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--pre", metavar="NAME", help="The pre-tokenizer's name, where its structure is not known.")
 @click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
 @gpu_option
+@force_option
 @json_option
 def command(
     model: Path | None,
@@ -50,6 +51,7 @@ def command(
     pre: str | None,
     threads: int | None,
     n_gpu_layers: int,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Collect an importance matrix of MODEL (a Hugging Face folder or a GGUF) over a text, and merge others in.
@@ -62,7 +64,7 @@ def command(
     target = output or (None if model is None and show else Path(DEFAULT_NAME))
     result = imatrix(
         model, text, target, merged=merged, ctx=ctx, chunks=chunks, include_head=include_head, resume=resume,
-        pre=pre, threads=threads, n_gpu_layers=n_gpu_layers, progress=terminal_progress,
+        force=force, pre=pre, threads=threads, n_gpu_layers=n_gpu_layers, progress=terminal_progress,
     )  # fmt: skip
     if as_json:
         print_json(result.json())
@@ -82,13 +84,13 @@ def _print_statistics(matrix: ImportanceMatrix) -> None:
 
     found = statistics(matrix)
     width = max(len(entry.name) for entry in found)
-    click.echo(
+    say(
         f"{'tensor':<{width}}  {'sum x²':>12} {'mean':>10} {'max':>10} {'active':>7} {'even':>6} {'>1σ':>6} {'like':>6}"
     )
     for entry in found:
         like = "" if entry.likeness is None else f"{entry.likeness:.3f}"
-        click.echo(
+        say(
             f"{entry.name:<{width}}  {entry.total:>12.4f} {entry.mean:>10.4f} {entry.largest:>10.4f}"
             f" {entry.active:>7.1%} {entry.evenness:>6.3f} {entry.outliers:>6.1%} {like:>6}"
         )
-    click.echo("even: entropy of the channels' energies over the most it could be; like: cosine with the block before")
+    say("even: entropy of the channels' energies over the most it could be; like: cosine with the block before")

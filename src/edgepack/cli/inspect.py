@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.output import json_option, print_json, terminal_progress
+from edgepack.cli.output import json_option, print_json, say, terminal_progress
 from edgepack.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -47,14 +47,14 @@ def _print(file: Path, found: Inspection) -> None:
     facts = [f"format {found.format_version}"]
     if found.archive is not None:
         facts += [f"{found.archive.chunks} chunks", found.archive.signature]
-    click.echo(f"{file}: {', '.join(facts)}")
-    click.echo(_row("in all", found.bytes, found.original_bytes))
-    click.echo("members")
+    say(f"{file}: {', '.join(facts)}")
+    say(_row("in all", found.bytes, found.original_bytes))
+    say("members")
     for member in found.members:
-        click.echo(_row(member.name, member.stored_bytes, member.bytes, f"sha256 {member.sha256[:16]}…"))
-    click.echo("streams")
+        say(_row(member.name, member.stored_bytes, member.bytes, f"sha256 {member.sha256[:16]}…"))
+    say("streams")
     for stream in found.streams:
         gain = f"dictionary {stream.dictionary} gained {stream.dictionary_gain} B" if stream.dictionary else ""
-        click.echo(_row(stream.kind, stream.stored_bytes, stream.bytes, gain))
+        say(_row(stream.kind, stream.stored_bytes, stream.bytes, gain))
     for tensor in found.tensors or ():
-        click.echo(_row(f"{tensor.name} {tensor.type}", tensor.stored_bytes, tensor.bytes))
+        say(_row(f"{tensor.name} {tensor.type}", tensor.stored_bytes, tensor.bytes))

@@ -6,6 +6,7 @@ It knows nothing of any command.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.heartbeat import Heartbeat
+from edgepack.cli.printable import printable
 from edgepack.errors import UsageError
 from edgepack.quantities import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+_STEERING = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # JSON escapes the rest itself
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
+
+force_option = click.option("--force", is_flag=True, help="Replace files that are there already; never an input.")
 
 
 @contextmanager
@@ -41,13 +47,19 @@ def terminal_progress(label: str, total: int, unit: str = "B") -> Iterator[Calla
 
 
 def print_json(result: Mapping[str, Any]) -> None:
-    """One JSON object on stdout."""
-    click.echo(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    """One JSON object on stdout; characters that would steer a terminal are escaped, as JSON allows."""
+    text = json.dumps(result, ensure_ascii=False, allow_nan=False)
+    click.echo(_STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def say(text: str = "", *, nl: bool = True) -> None:
+    """Text for people on stdout, tables and answers; on a terminal without characters that would steer it."""
+    click.echo(printable(text) if sys.stdout.isatty() else text, nl=nl)
 
 
 def note(text: str) -> None:
     """A line for people, on stderr, so that stdout stays what scripts read."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 class SizeType(click.ParamType[int]):

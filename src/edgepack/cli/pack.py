@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
 from edgepack.cli.trust_options import trust_options
 from edgepack.errors import UsageError
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
 @click.option("--dry-run", is_flag=True, help="Only estimate the archive's size, from a sample.")
 @trust_options
+@force_option
 @json_option
 def command(
     file: Path,
@@ -40,6 +41,7 @@ def command(
     trusted: TrustPolicy,
     threads: int | None,
     dry_run: bool,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Pack FILE (a GGUF) into one verified archive that restores bit for bit."""
@@ -53,9 +55,7 @@ def command(
     if dry_run:
         _estimate(file, output, (*include, *([] if mmproj is None else [mmproj])), level, as_json)
         return
-    beside = file.with_name(f"{file.stem}-lora.gguf")
-    if beside.is_file() and beside not in include:
-        note(f"{beside.name} lies beside it and stays out: --include it where the model answers with it")
+    _tell_of_neighbours(file, include, mmproj)
     result = pack(
         file,
         output,
@@ -66,6 +66,7 @@ def command(
         base=base,
         release=release,
         trusted=trusted,
+        force=force,
         threads=threads,
         progress=terminal_progress,
     )
@@ -85,6 +86,16 @@ def command(
         f"{output}: {format_size(result.bytes)}, {share:.1f} % of {format_size(result.original_bytes)}, "
         f"in {format_duration(result.seconds)}"
     )
+
+
+def _tell_of_neighbours(file: Path, include: tuple[Path, ...], mmproj: Path | None) -> None:
+    """What lies beside the model and does not go in without being named."""
+    adapter = file.with_name(f"{file.stem}-lora.gguf")
+    if adapter.is_file() and adapter not in include:
+        note(f"{adapter.name} lies beside it and stays out: --include it where the model answers with it")
+    for projector in sorted(file.parent.glob("mmproj*.gguf")):
+        if mmproj is None and projector not in include:
+            note(f"{projector.name} lies beside it and stays out: --mmproj packs what sees")
 
 
 def _estimate(file: Path, output: Path, include: tuple[Path, ...], level: int, as_json: bool) -> None:

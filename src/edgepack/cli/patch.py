@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
 from edgepack.cli.trust_options import trust_options
 
 if TYPE_CHECKING:
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 @click.argument("patch", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The new file [its own name, beside OLD].")
 @trust_options
+@force_option
 @json_option
-def command(old: Path, patch: Path, output: Path | None, trusted: TrustPolicy, as_json: bool) -> None:
+def command(old: Path, patch: Path, output: Path | None, trusted: TrustPolicy, force: bool, as_json: bool) -> None:
     """Make the new file from OLD and PATCH, bit for bit and verified."""
     from edgepack.api.updates import patch as apply
     from edgepack.quantities import format_duration, format_size
 
-    result = apply(old, patch, output, trusted=trusted, progress=terminal_progress)
+    result = apply(old, patch, output, trusted=trusted, force=force, progress=terminal_progress)
     if as_json:
         print_json(
             {"output": str(result.output), "bytes": result.bytes, "sha256": result.sha256, "seconds": result.seconds}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import json_option, note, print_json, say, terminal_progress
 from edgepack.cli.trust_options import trust_options
 from edgepack.errors import CheckFailedError
 
@@ -28,6 +28,7 @@ _SHOWN = 20
 @click.option("--imatrix", type=_PATH, metavar="FILE", help="Likewise the importance matrix.")
 @click.option("--adapter", type=_PATH, metavar="DIR", help="Likewise the PEFT adapter.")
 @click.option("--text", type=_PATH, metavar="FILE", help="Likewise the text that a wire's gate was judged on.")
+@click.option("--factors", type=_PATH, metavar="FILE", help="Likewise the low-rank factors that were read.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
 @trust_options
 @json_option
@@ -45,13 +46,13 @@ def command(
         if as_json:
             print_json(derivation.statement)
         else:
-            click.echo("\n".join(_lines(file, derivation)))
+            say("\n".join(_lines(file, derivation)))
         return 0
     found = check_provenance(file, model, trusted=trusted, threads=threads, progress=terminal_progress, **inputs)
     if as_json:
         print_json({**asdict(found), "same": found.same})
     else:
-        click.echo("\n".join(_verdict(found)))
+        say("\n".join(_verdict(found)))
     return 0 if found.same else CheckFailedError.exit_code
 
 

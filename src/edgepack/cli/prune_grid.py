@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import json_option, note, print_json, say, terminal_progress
 from edgepack.cli.scoring_options import blockwise_option, chunks_option, ctx_option, text_option, threads_option
 from edgepack.errors import CheckFailedError
 from edgepack.quant.passes.prune_pass import METHODS
@@ -59,12 +59,12 @@ def command(
         if dry_run:
             return _plan(grid, request, levels, as_json=as_json)
         if not as_json:
-            click.echo(f"{'sparsity':>8} {'perplexity':>11} {'agreement':>10} {'archive bytes':>14}")
+            say(f"{'sparsity':>8} {'perplexity':>11} {'agreement':>10} {'archive bytes':>14}")
 
         def measured(level: float) -> Level:
             found = grid.measure(level)
             if not as_json:
-                click.echo(_line(found))
+                say(_line(found))
             return found
 
         found = measure_levels(levels, measured)
@@ -99,7 +99,7 @@ def _plan(grid: PruneGrid, request: GridRequest, levels: list[float], *, as_json
         })  # fmt: skip
         return 0
     for level in levels:
-        click.echo(f"{level:>8.4g} {request.pass_for(level)}: a GGUF of about {size:,} bytes, packed and scored")
+        say(f"{level:>8.4g} {request.pass_for(level)}: a GGUF of about {size:,} bytes, packed and scored")
     return 0
 
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.model_options import opening_options, prepared, sampling, sampling_options
-from edgepack.cli.output import json_option, note, print_json
-from edgepack.cli.printable import printable
+from edgepack.cli.output import json_option, note, print_json, say
 from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def _prompt(text: str) -> str:
 
 def _show(text: str) -> None:
     """A piece of text on stdout; on a terminal without control characters."""
-    click.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
+    say(text, nl=False)
     sys.stdout.flush()
 
 
@@ -174,7 +173,7 @@ def _report(prompt: str, result: Completion, load_seconds: float, *, as_json: bo
             }
         )
         return
-    click.echo()
+    say()
     note(
         f"{result.tokens} tokens, {result.tokens_per_second:.1f} tokens/s; loaded in {load_seconds:.2f} s, "
         f"first token after {result.first_token_seconds:.2f} s"

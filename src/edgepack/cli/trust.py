@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json
+from edgepack.cli.output import json_option, note, print_json, say
 
 
 @click.group()
@@ -35,7 +35,7 @@ def list_keys(as_json: bool) -> None:
         until = f"  until {key.expires}" if key.expires and not against else ""
         whose = f" <{key.identity}>" if key.identity else ""
         refused = f"  NOT TRUSTED: {against}" if against else ""
-        click.echo(f"ed25519 {key.key}  {key.added}  {key.name}{whose}{until}{refused}")
+        say(f"ed25519 {key.key}  {key.added}  {key.name}{whose}{until}{refused}")
     note(f"{len(keys)} keys in {store_path()}{'' if keys else ': archives of anybody are taken'}")
 
 

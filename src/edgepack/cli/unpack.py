@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
 from edgepack.cli.trust_options import trust_options
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--native-type", metavar="T", help="What coded tensors become, such as q6_k. Default: as each one says.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
 @trust_options
+@force_option
 @json_option
 def command(
     file: Path,
@@ -30,6 +31,7 @@ def command(
     native: bool,
     native_type: str | None,
     threads: int | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Restore the GGUF of the archive FILE (- for a pipe), verified while written; continues an interrupted run.
@@ -40,10 +42,10 @@ def command(
     from edgepack.quantities import format_duration, format_size
 
     if native or native_type:
-        _native(file, output, native_type, trusted, threads, as_json=as_json)
+        _native(file, output, native_type, trusted, threads, force=force, as_json=as_json)
         return
     archive = sys.stdin.buffer if file == Path("-") else file
-    result = unpack(archive, output, trusted=trusted, threads=threads, progress=terminal_progress)
+    result = unpack(archive, output, trusted=trusted, force=force, threads=threads, progress=terminal_progress)
     if as_json:
         print_json(
             {
@@ -76,13 +78,14 @@ def _native(
     trusted: TrustPolicy,
     threads: int | None,
     *,
+    force: bool,
     as_json: bool,
 ) -> None:
     from edgepack.api.archives import unpack_native
     from edgepack.quantities import format_duration, format_size
 
     result = unpack_native(
-        file, output, native_type=native_type, trusted=trusted, threads=threads, progress=terminal_progress
+        file, output, native_type=native_type, trusted=trusted, force=force, threads=threads, progress=terminal_progress
     )
     if as_json:
         print_json(

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.output import json_option, note, print_json, terminal_progress
+from edgepack.cli.output import force_option, json_option, note, print_json, say, terminal_progress
 from edgepack.cli.scoring_options import gate_options, read_scoring, report_option, scoring_options
 from edgepack.errors import CheckFailedError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgepack.api.validation import ComparisonResult, ValidationResult
     from edgepack.edge.fidelity.run import Candidate
     from edgepack.edge.fidelity.scoring import ScoringOptions
@@ -31,6 +33,7 @@ _PATH = click.Path(path_type=Path)
     default=False,
     help="When a gate fails, try larger types and name the one that passes.",
 )
+@force_option
 @json_option
 def command(
     candidate: Path,
@@ -43,6 +46,7 @@ def command(
     max_tensor_error: float | None,
     report: Path | None,
     suggest: bool,
+    force: bool,
     as_json: bool,
     **scoring: Any,
 ) -> int:
@@ -56,6 +60,7 @@ def command(
     from edgepack.api.fidelity import validate
     from edgepack.edge.fidelity.validate import Gates
 
+    check_page(report, [candidate, reference, text_path], force)
     options = read_scoring(scoring)
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio, max_mean_error, max_tensor_error)
     if reference is None:
@@ -72,7 +77,7 @@ def command(
         scoring=options, findings=None if report is None else True, progress=terminal_progress, note=note,
     )  # fmt: skip
     if report is not None:
-        write_page(result, report)
+        write_page(result, report, force)
     _print(result, as_json=as_json)
     if result.passed:
         return 0
@@ -101,11 +106,11 @@ def _embeddings(
         print_json(found.json())
     else:
         told, (low, high) = found.agreement, found.agreement.retrieval_interval
-        click.echo(f"{candidate.name} against {found.reference}: {told.texts} texts, {found.origin}")
-        click.echo(f"\ncosine            mean {told.mean_cosine:.6f}   5 % below {told.low_cosine:.6f}   "
+        say(f"{candidate.name} against {found.reference}: {told.texts} texts, {found.origin}")
+        say(f"\ncosine            mean {told.mean_cosine:.6f}   5 % below {told.low_cosine:.6f}   "
                    f"least {told.least_cosine:.6f}")  # fmt: skip
-        click.echo(f"nearest text      {told.retrieval_agreement:.2%} the same   95 % interval {low:.2%} to {high:.2%}")
-        click.echo(f"ten nearest       {told.overlap:.2%} of them shared")
+        say(f"nearest text      {told.retrieval_agreement:.2%} the same   95 % interval {low:.2%} to {high:.2%}")
+        say(f"ten nearest       {told.overlap:.2%} of them shared")
     for gate in found.gates:
         note(f"{'passed' if gate.passed else 'FAILED'} {gate.name}: {gate.detail}")
     return 0 if found.passed else CheckFailedError.exit_code
@@ -129,7 +134,7 @@ def _replay(candidate: Path, gates: Gates, options: ScoringOptions, *, as_json: 
     if as_json:
         print_json(result.json())
     else:
-        click.echo("\n".join([*as_lines(result.replay.validation), "", str(result.replay)]))
+        say("\n".join([*as_lines(result.replay.validation), "", str(result.replay)]))
     for gate in result.failed_gates:
         note(f"FAILED {gate.name}: {gate.detail}")
     if not result.reproduced:
@@ -147,13 +152,19 @@ def _suggest(least_bytes: int, reference: Path, text: Path | None, gates: Gates,
         note(str(error))
 
 
-def write_page(result: ValidationResult | ComparisonResult, report: Path) -> None:
-    """Write the HTML page, whole or not at all."""
-    from edgepack.files.output import atomic_output
+def write_page(result: ValidationResult | ComparisonResult, report: Path, force: bool) -> None:
+    """Write the HTML page, whole or not at all; raises UsageError for a file that is there already without `force`."""
+    from edgepack.files.output import write_output
 
-    page = result.html().encode()
-    with atomic_output(report, len(page)) as stream:
-        stream.write(page)
+    write_output(report, result.html().encode(), force=force)
+
+
+def check_page(report: Path | None, inputs: Sequence[Path | None], force: bool) -> None:
+    """Refuse a page that could not be written at the end, before the work."""
+    from edgepack.files.output import check_output
+
+    if report is not None:
+        check_output(report, inputs=[path for path in inputs if path is not None], force=force)
 
 
 def _print(result: ValidationResult, *, as_json: bool) -> None:
@@ -163,10 +174,10 @@ def _print(result: ValidationResult, *, as_json: bool) -> None:
     if as_json:
         print_json(result.json())
     else:
-        click.echo(f"{found.candidate} against {run.reference}")
-        click.echo(f"{result.tokens} tokens of {run.text.origin}, {found.chunks} chunks of {run.chunking.ctx}")
+        say(f"{found.candidate} against {run.reference}")
+        say(f"{result.tokens} tokens of {run.text.origin}, {found.chunks} chunks of {run.chunking.ctx}")
         greedy = greedy_line(result.candidate.greedy)
-        click.echo("\n".join(["", *as_lines(found), *greedy, *floor_lines(run), ""]))
+        say("\n".join(["", *as_lines(found), *greedy, *floor_lines(run), ""]))
     report_gates(result.candidate, result.gates, quiet=as_json)
 
 
@@ -185,4 +196,4 @@ def report_gates(candidate: Candidate, gates: Gates, *, quiet: bool) -> None:
         note(f"look at {line}")
     if not quiet and not failed:
         for result in results:
-            click.echo(f"passed {result.name}: {result.detail}")
+            say(f"passed {result.name}: {result.detail}")

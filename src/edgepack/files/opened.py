@@ -12,13 +12,12 @@ import io
 import os
 import stat
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from edgepack.errors import EdgepackError, ResourceError, UsageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from _typeshed import ReadableBuffer
 
 # O_NOFOLLOW: not through a link; O_NONBLOCK: a FIFO does not wait for its other end.
@@ -47,6 +46,13 @@ def output_error(path: Path, error: OSError, then: str = "nothing was left behin
         return ResourceError(f"output '{path}': the disk became full; {then}")
     kind = UsageError if error.errno in _CHOICE else ResourceError
     return kind(f"output '{path}': cannot be written: {error.strerror or error}")
+
+
+def system_error(error: OSError) -> EdgepackError:
+    """An operating system's error about any file, as one line."""
+    where = f"'{os.fsdecode(error.filename)}': " if isinstance(error.filename, (str, bytes)) else ""
+    kind = UsageError if error.errno in _CHOICE else ResourceError
+    return kind(f"{where}{error.strerror or error}")
 
 
 def raise_if_full(path: Path, error: BaseException, then: str = "nothing was left behind") -> None:
@@ -133,6 +139,21 @@ def _is_plain(status: os.stat_result) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1  # 0: it was removed since it was opened
 
 
+def private_folder(path: Path) -> None:
+    """Make the hidden folder `path`, or take the one of ours that an earlier run left there; a link is removed.
+
+    Raises OSError where something else lies there, or another user's folder.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_symlink():
+            path.unlink()
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
+        raise PermissionError(errno.EPERM, f"'{path.name}' beside it is no folder of this user")
+
+
 def is_at(descriptor: int, path: Path) -> bool:
     """Whether the file of `descriptor` is the one that lies at `path`, and no link to it."""
     try:
@@ -156,6 +177,18 @@ def try_lock(descriptor: int) -> bool:
     except OSError as error:
         return error.errno in _NO_LOCKS
     return True
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring every file of a folder to disk, and the folders themselves; raises OSError."""
+    for place, _folders, names in os.walk(folder):
+        for name in names:
+            descriptor = os.open(os.path.join(place, name), os.O_RDONLY | _SAFELY)  # noqa: PTH118  os.walk's own text
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_folder(Path(place))
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,15 +16,17 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, BinaryIO
 
 from edgepack.errors import ResourceError, UsageError
-from edgepack.files.names import is_temporary_of, lock_path, partial_path, temporary_path
+from edgepack.files.names import hidden_path, is_temporary_of, lock_path, partial_path, temporary_path
 from edgepack.files.opened import (
     buffered,
     create_new,
     is_at,
     open_lock,
     output_error,
+    private_folder,
     raise_if_full,
     sync_folder,
+    sync_tree,
     try_lock,
 )
 from edgepack.quantities import format_size
@@ -92,7 +94,7 @@ def _check_existing(path: Path, inputs: Iterable[Path], force: bool) -> None:
         if (same := next((each for each in inputs if _holds(each, found)), None)) is not None:
             raise UsageError(f"output '{path}': it is the input '{same}': expected another name")
     if not force:
-        raise UsageError(f"output '{path}': is there already; --force replaces it")
+        raise UsageError(f"output '{path}': is there already: name the output with -o, or replace it with --force")
 
 
 def _holds(place: Path, found: os.stat_result) -> bool:
@@ -257,6 +259,114 @@ def _keep_mode(path: Path, descriptor: int) -> None:
         found = path.lstat()
         if stat.S_ISREG(found.st_mode):
             os.fchmod(descriptor, found.st_mode & _MODE_BITS)
+
+
+def inner_path(folder: Path, name: str) -> Path:
+    """`folder / name`, with the folders between them made; a link among those is refused: it leads elsewhere.
+
+    Args:
+        folder: exists.
+        name: relative, checked to have no `..` in it.
+
+    Raises:
+        UsageError: a folder on the way is a link or a file, or cannot be made.
+    """
+    path = folder / name
+    for part in reversed(path.relative_to(folder).parents[:-1]):
+        inner = folder / part
+        try:
+            inner.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"output '{path}': folder '{inner}' cannot be made: {error.strerror}") from None
+        if inner.is_symlink():
+            raise UsageError(f"output '{path}': expected a folder at '{inner}', got a link")
+    return path
+
+
+def move_output(written: Path, path: Path) -> None:
+    """Give a finished file, that is on disk, its final name in another folder of the same disk.
+
+    Raises:
+        UsageError, ResourceError: it cannot be renamed.
+    """
+    try:
+        written.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+@contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """A hidden folder beside the claimed output `path`, empty at the beginning and gone at the end.
+
+    What a killed run left in it is removed by the next one.
+
+    Raises:
+        UsageError, ResourceError: as `make_scratch`.
+    """
+    folder = hidden_path(path, "scratch")
+    _remove_folder(folder)
+    make_scratch(folder, path)
+    try:
+        yield folder
+    finally:
+        _remove_folder(folder)
+
+
+@contextmanager
+def folder_output(folder: Path, expected_bytes: int | None = None, *, inputs: Iterable[Path] = ()) -> Iterator[Path]:
+    """A hidden folder that takes the name `folder` when the block ends without an error, and is gone otherwise.
+
+    Args:
+        folder: the final name: nothing may be there, or an empty folder.
+        expected_bytes: to be compared with what is free.
+        inputs: as for `check_output`.
+
+    Raises:
+        UsageError: something is there already, another run is making it, or the folder around it cannot be written to.
+        ResourceError: the disk is too small or failed.
+    """
+    if folder.is_dir() and not folder.is_symlink():
+        if any(folder.iterdir()):
+            raise UsageError(f"output '{folder}': expected a folder that is empty or not there")
+        folder.rmdir()
+    with claimed_output(folder, expected_bytes, inputs=inputs), scratch_beside(folder) as scratch:
+        yield scratch
+        try:
+            scratch.chmod(_folder_mode())
+            sync_tree(scratch)
+            if os.path.lexists(folder):
+                raise UsageError(f"output '{folder}': another program made it meanwhile")
+            scratch.rename(folder)
+            sync_folder(folder.parent)
+        except OSError as error:
+            raise output_error(folder, error) from error
+
+
+def _folder_mode() -> int:
+    """What a new folder would have."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return _MODE_BITS & ~umask
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder and all in it, as far as possible; links are not followed."""
+    if not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_scratch(folder: Path, path: Path) -> None:
+    """Make the hidden folder, or take ours from before, for what is made on the way to the output `path`.
+
+    Raises:
+        UsageError, ResourceError: it cannot be made, or belongs to somebody else.
+    """
+    try:
+        private_folder(folder)
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def write_output(path: Path, content: bytes, *, inputs: Iterable[Path] = (), force: bool = False) -> None:

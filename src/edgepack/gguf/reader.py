@@ -7,12 +7,14 @@ keys and tensors is left to the caller.
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import GGUFError
 from edgepack.file_kinds import HEAD_BYTES, describe, is_big_endian
+from edgepack.files.source import open_source
 from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType
 
@@ -196,9 +198,8 @@ def read_header(path: Path) -> GGUFHeader:
         GGUFError: not a GGUF, truncated anywhere (tensor data included), or inconsistent.
     """
     try:
-        with path.open("rb") as stream:
-            size = path.stat().st_size
-            if size == 0:
+        with open_source(path, GGUFError) as stream:
+            if os.fstat(stream.fileno()).st_size == 0:
                 raise GGUFError(f"{path}: expected a GGUF, got an empty file")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
                 return parse_header(buffer, path)
@@ -300,13 +301,16 @@ def _alignment(metadata: Mapping[str, Value], label: Path) -> int:
 
 
 def _check_ranges(tensors: list[TensorInfo], alignment: int, data_bytes: int, label: Path) -> None:
-    """Offsets are aligned, inside the file, and no two tensors share bytes."""
+    """Offsets are aligned, inside the file, without holes (llama.cpp has none), and no two tensors share bytes."""
     end = 0
     for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
         if tensor.offset % alignment:
             raise GGUFError(f"{label}: tensor '{tensor.name}': offset {tensor.offset} is not a multiple of {alignment}")
         if tensor.offset < end:
             raise GGUFError(f"{label}: tensor '{tensor.name}' overlaps the tensor before it")
+        if tensor.offset >= end + alignment:
+            hole = tensor.offset - end
+            raise GGUFError(f"{label}: tensor '{tensor.name}': {hole} bytes before it belong to no tensor")
         end = tensor.offset + tensor.nbytes
         if end > data_bytes:
             left = max(0, data_bytes - tensor.offset)

@@ -50,6 +50,8 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(lambda r: r.imatrix is not None and r.calibration is not None,
              "--imatrix and --calibration: expected one of them, got both"),
     Conflict(lambda r: r.recipe is not None and bool(r.passes), "--recipe and --pass: expected one of them, got both"),
+    Conflict(lambda r: r.factors is not None and not r.has_passes,
+             "--factors: expected a pass lowrank that makes or reads them"),
     Conflict(lambda r: r.packs and r.shard_size is not None,
              "--pack and --shard-size: an archive is one file, expected only one of them"),
     Conflict(lambda r: r.pack and r.path is not None and r.path.suffix == ".gguf",

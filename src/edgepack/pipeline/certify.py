@@ -8,8 +8,6 @@ from __future__ import annotations
 import platform
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.fidelity.certificate import DEFAULT_TOKENS, MEMBER, small_form, store
@@ -18,7 +16,7 @@ from edgepack.edge.fidelity.outcome import figures, finite
 from edgepack.edge.fidelity.scoring import choose_chunking, measure_floor, open_candidate, sample_text, text_to_score
 from edgepack.edge.fidelity.stored_reference import encode
 from edgepack.edge.fidelity.validate import validate
-from edgepack.files.output import check_output
+from edgepack.files.output import scratch_beside
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.pipeline.fidelity import open_reference
@@ -27,6 +25,7 @@ from edgepack.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.progress import Progress
@@ -78,7 +77,6 @@ def certify(
     Raises:
         EdgepackError: whatever opening, scoring or packing finds wrong; nothing is left behind.
     """
-    check_output(output, force=True)
     text = None if text_path is None else text_to_score(text_path)
     with ExitStack() as opened:
         candidate = opened.enter_context(closing(open_candidate(candidate_path, options, progress=progress)))
@@ -101,11 +99,11 @@ def certify(
         short = _small_facts(measured, facts)
         each = chunking.ctx - 1 - chunking.ctx // 2
         few = replace(chunking, max_chunks=max(1, -(-stored_tokens // each)))
-        with TemporaryDirectory(prefix=".edgepack-", dir=output.parent) as folder:
-            model = Path(folder) / f"{candidate_path.stem}.gguf"
+        with scratch_beside(output) as folder:
+            model = folder / f"{candidate_path.stem}.gguf"
             facts["gguf_sha256"] = with_metadata(candidate.path, {keys.CERTIFICATE: small_form(short)}, model)
             stored = store(reference, candidate, text.text, few, facts, progress)
-            certificate = Path(folder) / MEMBER
+            certificate = folder / MEMBER
             certificate.write_bytes(encode(stored))
             size = certificate.stat().st_size
             deliver(candidate_path, model, certificate, output, options.trust, progress)

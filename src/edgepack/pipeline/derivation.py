@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from edgepack.pipeline.request import ExportRequest
 
 # Fields of `ExportRequest` that name a file or folder → the role of what lies there.
-FILES = {"adapter": "adapter", "imatrix": "importance", "calibration": "calibration", "text": "text"}
+FILES = {"adapter": "adapter", "imatrix": "importance", "calibration": "calibration", "text": "text",
+         "factors": "factors"}  # fmt: skip
 RECIPE = "recipe_toml"  # the recipe's text, in the place of its file
 # What decides nothing about the bytes of the model.
 _ELSEWHERE = frozenset({"output", "force", "pack", "threads", "resume", "dry_run", "validate", "provenance", "recipe",
@@ -86,6 +87,8 @@ class Recorder:
     def _beside(self) -> Iterator[tuple[Path, str]]:
         """What is read beside the model."""
         taken = {name for name in FILES if name not in _GOALS or self._request.kind == WIRE}
+        if not self._reads_factors():
+            taken.discard("factors")
         for name in sorted(taken):
             value = getattr(self._request, name)
             if value is not None:
@@ -93,6 +96,15 @@ class Recorder:
         text = self._recipe_text()
         if text is not None and self._request.calibration is None:
             yield text, "calibration"
+
+    def _reads_factors(self) -> bool:
+        """Whether the file of factors is read, and not written."""
+        if self._request.factors is None:
+            return False
+        from edgepack.pipeline.makers.opened import read_request_recipe
+
+        steps = read_request_recipe(self._request).passes
+        return any(step.name == "lowrank" and step.settings["method"] == "stored" for step in steps)
 
     def _recipe_text(self) -> Path | None:
         """The calibration text that a recipe's file names."""

@@ -191,8 +191,12 @@ def _outline(request: ExportRequest, passes: Passes | None) -> Outline:
 
 def _reach(request: ExportRequest, passes: Passes | None) -> Reached:
     """Reach the request's goal with the maker of its kind."""
-    shipment = Shipment(request)
-    shipment.check_folder()
+    with Shipment(request) as shipment:
+        shipment.claim_named()
+        return _reach_in(shipment, request, passes)
+
+
+def _reach_in(shipment: Shipment, request: ExportRequest, passes: Passes | None) -> Reached:
     if request.kind == WIRE:
         return _reach_scalar(_wire(request, passes), request, shipment)
     if request.kind == CODED:
@@ -260,7 +264,7 @@ def _reach_scalar(maker: WireMaker, request: ExportRequest, shipment: Shipment) 
     """The scale that reaches a size or a gate."""
     from edgepack.pipeline.goals.scalar import scale_to_gates, scale_to_size
 
-    shipment.check(maker.outline)
+    shipment.claim(maker.outline)
     with ExitStack() as opened:
         run = opened.enter_context(maker.open(shipment.path_for(maker.outline)))
         tried: tuple[Rung, ...] = ()

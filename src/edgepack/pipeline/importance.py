@@ -71,15 +71,16 @@ class ImportanceRun:
             UsageError: the text is unreadable.
             CalibrationError: it is too short.
             EdgepackError: as `open_model` and `collect_importance`.
+            KeyboardInterrupt, SystemExit: a signal came; what there was is kept.
         """
         text = read_text(self.text)
         key = self._key(text)
         start = self._kept(key) if resume else None
         last = time.monotonic()
 
-        def keep(matrix: ImportanceMatrix) -> None:
+        def keep(matrix: ImportanceMatrix, stopped: bool) -> None:
             nonlocal last
-            if time.monotonic() - last >= self.keep_seconds:
+            if (stopped and matrix.entries) or time.monotonic() - last >= self.keep_seconds:
                 write_importance(self.partial, matrix, exact=True, extra={keys.IMATRIX_RUN: string(key)})
                 last = time.monotonic()
 

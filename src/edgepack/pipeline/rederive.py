@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ArchiveError, UsageError
 from edgepack.file_digest import file_sha256, stream_sha256
+from edgepack.files.source import open_source
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import is_archive, open_archive
@@ -73,12 +74,14 @@ class Inputs:
         imatrix: the importance matrix.
         adapter: the PEFT folder.
         text: what a wire's gate was judged on.
+        factors: low-rank factors that were read.
     """
 
     calibration: Path | None = None
     imatrix: Path | None = None
     adapter: Path | None = None
     text: Path | None = None
+    factors: Path | None = None
 
 
 def rederive(
@@ -247,7 +250,7 @@ def _contents(file: Path) -> _Contents:
 
 def _digests(file: Path, header: GGUFHeader) -> dict[str, bytes]:
     found = {}
-    with file.open("rb") as stream:
+    with open_source(file) as stream:
         for info in header.tensors:
             stream.seek(header.data_start + info.offset)
             found[info.name] = stream_sha256(stream, info.nbytes)

@@ -181,6 +181,14 @@ class ExportRequest:
             metavar="NAME:KEY=VALUE,…",
         ),
     )
+    factors: StrPath | None = option(
+        None,
+        Option(
+            "--factors",
+            "Where lowrank stores its factors (U·S, V, mean), or with method=stored reads them.",
+            metavar="SAFETENSORS",
+        ),
+    )
     device: str = option(
         "cpu",
         Option("--device", "Torch device of passes and calibration.", value="text", metavar="D", shows_default=True),
@@ -224,6 +232,9 @@ class ExportRequest:
 
     # What is written, and how.
     output: StrPath | None = option(None, Option("-o --output", "Default: by the GGUF naming convention, here."))
+    force: bool = option(
+        False, Option("--force", "Replace files that are there already; never an input.", value="flag")
+    )
     pack: bool = option(
         False, Option("--pack", "Write an archive instead; -o and --max-size mean the archive.", value="flag")
     )
@@ -265,6 +276,12 @@ class ExportRequest:
     def path(self) -> Path | None:
         """The output's place, where one was given."""
         return None if self.output is None else Path(self.output)
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every file and folder that is read: none of it may be written to."""
+        named = (self.model, self.adapter, self.imatrix, self.calibration, self.recipe, self.text)
+        return tuple(Path(each) for each in named if each is not None)
 
     @property
     def packs(self) -> bool:

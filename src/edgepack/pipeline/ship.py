@@ -6,19 +6,22 @@ What is made is the makers', which of several tries is shipped the goals'.
 from __future__ import annotations
 
 import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.export.interrupted import journal_path
 from edgepack.export.naming import file_name
-from edgepack.files.output import atomic_output, check_output
+from edgepack.files.names import hidden_path
+from edgepack.files.output import atomic_output, check_output, claimed_output, make_scratch, move_output
 from edgepack.packaging.derivation import MEMBER, beside_path, encode
 from edgepack.pipeline.derivation import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from typing_extensions import Self
 
     from edgepack.pipeline.outline import Made, Outline
     from edgepack.pipeline.request import ExportRequest
@@ -55,7 +58,7 @@ class Shipped:
 
 
 class Shipment:
-    """Where the files of one export go.
+    """Where the files of one export go; names are claimed for the length of a `with` block.
 
     Args:
         request: names the output, or leaves it to the GGUF naming convention.
@@ -63,6 +66,13 @@ class Shipment:
 
     def __init__(self, request: ExportRequest) -> None:
         self._request, self._recorder = request, Recorder(request)
+        self._claims, self._claimed = ExitStack(), set[Path]()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._claims.close()
 
     def path_for(self, outline: Outline) -> Path:
         """The final name of what is shipped."""
@@ -71,21 +81,39 @@ class Shipment:
         name = Path(file_name(outline.metadata, outline.label))
         return name.with_name(f"{name.stem}.edgepack") if self._request.packs else name
 
-    def check_folder(self) -> None:
-        """Check before anything is opened that an output that was named can be written there."""
+    def claim_named(self) -> None:
+        """Claim, before anything is opened, an output that was named; raises as `files.output.claimed_output`."""
         if self._request.path is not None:
-            check_output(self._request.path, force=True)
+            self._claim(self._request.path)
+
+    def claim(self, outline: Outline) -> None:
+        """Claim the output before long work, and check that it has room; raises as `files.output.claimed_output`."""
+        path = self.path_for(outline)
+        self._claim(path)
+        for suffix in () if self._request.packs else outline.beside:
+            self._claim(path.with_name(f"{path.stem}{suffix}.gguf"))
+        if outline.projector is not None and not self._request.packs:
+            self._claim(path.with_name(outline.projector))
+        if self._request.provenance and not self._request.packs:
+            self._claim(beside_path(path))
+        check_output(path, outline.bytes, force=True)
+
+    def _claim(self, path: Path) -> None:
+        if path not in self._claimed:
+            claim = claimed_output(path, inputs=self._request.inputs, force=self._request.force)
+            self._claims.enter_context(claim)
+            self._claimed.add(path)
 
     def check(self, outline: Outline) -> None:
-        """Check before long work that the output can be written; raises as `files.output.check_output`."""
-        check_output(self.path_for(outline), None if self._request.dry_run else outline.bytes, force=True)
+        """Check, for a dry run, that the output could be written; raises as `files.output.check_output`."""
+        check_output(self.path_for(outline), inputs=self._request.inputs, force=True)
 
     @contextmanager
     def scratch(self, outline: Outline) -> Iterator[Path]:
         """A hidden folder beside the output, so on its disk; stays only while an interrupted try can go on in it."""
         path = self.path_for(outline)
-        folder = path.with_name(f".{path.name}.scratch")
-        folder.mkdir(exist_ok=True)
+        folder = hidden_path(path, "scratch")
+        make_scratch(folder, path)
         try:
             yield folder
         finally:
@@ -119,7 +147,7 @@ class Shipment:
         if self._request.packs:
             assert made.archive is not None
             if made.archive != path:
-                made.archive.replace(path)
+                move_output(made.archive, path)
             return Shipped(made, path, (path,))
         moved = made if made.gguf == path or len(made.files) > 1 else _moved(made, path)
         if self._request.provenance:
@@ -130,8 +158,10 @@ class Shipment:
 
 def _moved(made: Made, path: Path) -> Made:
     """The same files with the GGUF at `path`, its adapters and what sees beside it."""
-    adapters = tuple(
-        each.replace(path.with_name(each.name.replace(made.gguf.stem, path.stem, 1))) for each in made.adapters
-    )
-    projector = None if made.projector is None else made.projector.replace(path.with_name(made.projector.name))
-    return replace(made, files=(made.gguf.replace(path),), adapters=adapters, projector=projector)
+    adapters = tuple(path.with_name(each.name.replace(made.gguf.stem, path.stem, 1)) for each in made.adapters)
+    for old, new in zip((*made.adapters, made.gguf), (*adapters, path), strict=True):
+        move_output(old, new)
+    projector = None if made.projector is None else path.with_name(made.projector.name)
+    if made.projector is not None and projector is not None:
+        move_output(made.projector, projector)
+    return replace(made, files=(path,), adapters=adapters, projector=projector)

@@ -12,6 +12,7 @@ import pytest
 
 from edgepack.errors import DependencyError
 from edgepack.gguf.types import GGMLType
+from edgepack.quant.codecs.ggml import codec
 from edgepack.quant.codecs.ggml import library as ggml_library
 
 if TYPE_CHECKING:
@@ -77,6 +78,42 @@ def test_without_llama_cpp_python_the_other_library_is_used(monkeypatch: pytest.
         ggml_library.importlib.util, "find_spec", lambda name: None if name == "llama_cpp" else find(name)
     )
     assert [library.package for library in ggml_library.ggml_libraries()] == ["xllamacpp"]
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows with xllamacpp alone."""
+    monkeypatch.setattr(codec, "has_ggml", lambda: False)
+    monkeypatch.setattr(codec, "ggml", lambda: pytest.fail("ggml is called"))
+
+
+@pytest.mark.parametrize(
+    "kind", [GGMLType.F16, GGMLType.BF16, GGMLType.Q8_0, GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.IQ4_XS]
+)
+def test_without_a_library_bytes_floats_and_checks_are_the_same(kind: GGMLType, request: pytest.FixtureRequest) -> None:
+    weights = rows()
+    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-8, 6.1e-5, 65520.0, 3e38, 1.0000001], np.float32)
+    if kind in (GGMLType.F16, GGMLType.BF16):
+        weights[0, : len(special)] = special
+
+    def all_of() -> tuple[NDArray[np.uint8], NDArray[np.float32], bool, bool]:
+        blocks = codec.quantize_rows(kind, weights)
+        floats = codec.dequantize_rows(kind, blocks, len(weights), COLUMNS)
+        return blocks, floats, codec.valid_rows(kind, blocks), codec.needs_importance(kind)
+
+    with_library = all_of()
+    request.getfixturevalue("no_library")
+    without = all_of()
+    np.testing.assert_array_equal(with_library[0], without[0])
+    np.testing.assert_array_equal(with_library[1], without[1])
+    assert with_library[2:] == without[2:]
+
+
+def test_broken_scales_are_seen_without_a_library(no_library: None) -> None:
+    blocks = codec.quantize_rows(GGMLType.Q8_0, rows())
+    assert codec.valid_rows(GGMLType.Q8_0, blocks)
+    blocks[1, :2] = np.frombuffer(np.float16(np.nan).tobytes(), np.uint8)
+    assert not codec.valid_rows(GGMLType.Q8_0, blocks)
 
 
 def test_without_any_engine_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ def reach_given(maker: Maker[Step], setting: Step, request: ExportRequest, shipm
     outline, limit = maker.outline(setting), request.max_bytes
     if limit is not None and not request.packs and outline.is_exact and outline.shipped_bytes > limit:
         raise too_large(maker, outline, outline.shipped_bytes, limit)
-    shipment.check(outline)
+    shipment.claim(outline)
     if not request.packs and (limit is None or outline.is_exact):
         return Reached(shipment.deliver(maker.make(setting, shipment.path_for(outline))))
     reached = _try(maker, setting, outline, request, shipment)
@@ -89,7 +89,7 @@ def reach_size(maker: Maker[Step], ladder: Sequence[Step], request: ExportReques
         UsageError: not even the smallest fits.
     """
     for setting, outline in fitting(maker, ladder, request):
-        shipment.check(outline)
+        shipment.claim(outline)
         reached = _try(maker, setting, outline, request, shipment)
         if not isinstance(reached, int):
             return reached
@@ -146,7 +146,7 @@ def reach_gates(
     by_size = {maker.outline(setting).bytes: setting for setting in reversed(ladder)}
     settings = [by_size[size] for size in sorted(by_size)]
     first = maker.outline(settings[0])
-    shipment.check(first)
+    shipment.claim(first)
     with shipment.scratch(first) as folder:
         tried, made = climb(maker, settings, judge, folder, request.tell)
         return Reached(shipment.deliver(shipment.packed(made, folder)), tried)

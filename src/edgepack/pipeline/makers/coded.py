@@ -16,6 +16,7 @@ from edgepack.export.coded.plan import parse_tensor_codecs, plan_variant, settle
 from edgepack.export.coded.write import write_variant
 from edgepack.export.inputs import input_statistics
 from edgepack.export.mapped_model import map_checkpoint
+from edgepack.files.source import WatchedFiles
 from edgepack.pipeline.makers.opened import changed_by, merged_adapter, opened_model
 from edgepack.pipeline.outline import Made, Outline, TensorRow
 from edgepack.quant.codecs.codec import Statistics
@@ -101,7 +102,7 @@ def open_coded(request: ExportRequest, passes: Passes | None) -> CodedMaker:
     mapped = map_checkpoint(changed.checkpoint, pre=request.pre)
     adapter = merged_adapter(request)
     if adapter is not None:  # an interrupted export goes on only while these are unchanged too
-        mapped = replace(mapped, sources=(*mapped.sources, *sorted(adapter.glob("adapter_*"))))
+        mapped = replace(mapped, sources=mapped.sources + WatchedFiles.of(sorted(adapter.glob("adapter_*"))))
     return CodedMaker(request, mapped, changed)
 
 

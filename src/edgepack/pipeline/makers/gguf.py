@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 from edgepack.errors import UsageError
 from edgepack.export.gguf_file import write_shards
 from edgepack.export.mapped_model import map_checkpoint
-from edgepack.export.plan import PlanOptions, plan_export, split_plan
+from edgepack.export.plan import PlanOptions, plan_export, shard_paths, split_plan
+from edgepack.export.recipe.corrections import adapter_suffixes
+from edgepack.files.output import check_output
 from edgepack.pipeline.makers.importance import with_importance
 from edgepack.pipeline.makers.opened import opened_checkpoint, opened_model, overrides_of, unworked
 from edgepack.pipeline.outline import Made, Outline, rows_of
@@ -66,6 +68,7 @@ class Planner(Protocol):
 
     mapped: MappedModel  # the model before any work
     corrects: bool  # whether adapters correct what rounding did
+    beside: tuple[str, ...]  # ends of the names of adapters that may lie beside the file, after its stem
 
     def outline(self, target: Target) -> ExportPlan:
         """The plan, types and bytes final, without the work that only this target needs."""
@@ -96,6 +99,7 @@ class PlainPlanner:
         overrides = overrides_of(request)
         _refuse_types_without_effect(request.target, overrides)
         self.corrects = False
+        self.beside: tuple[str, ...] = ()
         self.mapped, importance = with_importance(request, mapped)
         self._options = PlanOptions(overrides, importance, "ggml" if request.quantizer == "ggml" else "edgepack")
         self._plans: dict[str, ExportPlan] = {}
@@ -134,7 +138,7 @@ class PassesPlanner:
         self._passes, self._progress = passes, request.progress
         self._prepared: dict[str, PreparedExport] = {}
         self.mapped = map_checkpoint(unworked(opened_checkpoint(request), passes.recipe), pre=request.pre)
-        self.corrects = bool(passes.corrections)
+        self.corrects, self.beside = bool(passes.corrections), adapter_suffixes(passes.recipe)
 
     def outline(self, target: Target) -> ExportPlan:
         """As `Planner.outline`."""
@@ -190,13 +194,16 @@ class GgufMaker:
     def outline(self, target: Target) -> Outline:
         """As `goals.Maker.outline`."""
         plan = self.planner.outline(target)
-        return replace(outline_of(plan, self.planner.beside_bytes(plan)), limits=self.mapped.notes)
+        beside = self.planner.beside_bytes(plan)
+        return replace(outline_of(plan, beside), limits=self.mapped.notes, beside=self.planner.beside)
 
     def make(self, target: Target, path: Path) -> Made:
         """As `goals.Maker.make`."""
         request, finished = self._request, self.planner.finish(target)
         plan = finished.plan
         shards = split_plan(plan, request.shard_bytes) if request.shard_bytes else [plan]
+        for name in shard_paths(path, len(shards)) if len(shards) > 1 else ():
+            check_output(name, inputs=request.inputs, force=request.force or request.resume)
         files = write_shards(shards, path, threads=request.threads, progress=request.progress, resume=request.resume)
         adapters = self.planner.write_beside(target, files[0])
         outline = replace(outline_of(plan, 0), limits=self.mapped.notes)

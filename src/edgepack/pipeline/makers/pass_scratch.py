@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.file_digest import file_sha256
+from edgepack.files.output import atomic_output, make_scratch
 from edgepack.pipeline.makers.wire_scratch import run_digest
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ def pass_scratch(request: ExportRequest, recipe: Recipe, checkpoint: Checkpoint)
     digest, owner = _digest(request, recipe, checkpoint), folder / _OWNER
     if not (request.resume and owner.is_file() and owner.read_text() == digest):
         shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    owner.write_text(digest)
+    make_scratch(folder, output)
+    with atomic_output(owner) as stream:
+        stream.write(digest.encode())
     try:
         yield folder
     except Exception:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgepack.files.output import check_output
 from edgepack.gguf import keys
 from edgepack.gguf.types import string, u32
 from edgepack.pipeline.goals.scalar import scale_of
@@ -117,7 +116,6 @@ class WireRun:
         resume: bool = False,
         progress: Progress = silent,
     ) -> None:
-        check_output(output, None, force=True)
         self.checkpoint, self.threads, self.progress = checkpoint, threads, progress
         self.calibration, self._pre, self._about = calibration, pre, dict(about or {})
         self.adapters: tuple[Path, ...] = ()

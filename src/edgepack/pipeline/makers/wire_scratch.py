@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.files.output import atomic_output, make_scratch
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -54,17 +56,17 @@ class WireScratch:
         owner = self.folder / _OWNER
         if not resume or not owner.is_file() or owner.read_text() != digest:
             self.remove()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        owner.write_text(digest)
+        make_scratch(self.folder, output)
+        with atomic_output(owner) as stream:
+            stream.write(digest.encode())
         path = self.folder / _TRIED
         self.tried = [Tried(**item) for item in json.loads(path.read_text())] if path.is_file() else []
 
     def note(self, tried: Tried) -> None:
         """Keep what a try gave."""
         self.tried = [*(item for item in self.tried if item.scale != tried.scale), tried]
-        partial = self.folder / f"partial-{_TRIED}"
-        partial.write_text(json.dumps([asdict(item) for item in self.tried]))
-        partial.replace(self.folder / _TRIED)
+        with atomic_output(self.folder / _TRIED) as stream:
+            stream.write(json.dumps([asdict(item) for item in self.tried]).encode())
 
     def remove(self) -> None:
         """Remove the folder and all in it."""

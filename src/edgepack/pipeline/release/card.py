@@ -27,16 +27,20 @@ def model_card(facts: ReleaseFacts, files: Sequence[str], *, plain: bool, key: s
         plain: whether the GGUF itself is among them.
         key: the publisher's public key in hexadecimal; empty for an unsigned release.
     """
+    licensed = "LICENSE" in files
     sections = [
-        _front_matter(facts), f"# {facts.name}", _what(facts), _fidelity(facts), _types(facts), _usage(facts, plain),
-        _origin(facts), _checking(facts, files, key),
+        _front_matter(facts, licensed=licensed), f"# {facts.name}", _what(facts, licensed=licensed), _fidelity(facts),
+        _types(facts), _usage(facts, plain), _origin(facts), _checking(facts, files, key),
     ]  # fmt: skip
     return "\n\n".join(section.strip("\n") for section in sections if section) + "\n"
 
 
-def _front_matter(facts: ReleaseFacts) -> str:
+def _front_matter(facts: ReleaseFacts, *, licensed: bool) -> str:
     """YAML; texts are written as JSON, which YAML reads alike, so that none of them can be anything else."""
-    fields: dict[str, Any] = {"license": facts.licence or None, "base_model": facts.base or None}
+    fields: dict[str, Any] = {"license": facts.licence or ("other" if licensed else None)}
+    if licensed and not facts.licence:
+        fields["license_link"] = "LICENSE"
+    fields["base_model"] = facts.base or None
     if facts.base:
         fields["base_model_relation"] = "quantized"
     fields |= {
@@ -49,7 +53,7 @@ def _front_matter(facts: ReleaseFacts) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _what(facts: ReleaseFacts) -> str:
+def _what(facts: ReleaseFacts, *, licensed: bool) -> str:
     of = f"[{facts.base}](https://huggingface.co/{facts.base})" if facts.base else facts.name
     target = "" if facts.derivation is None else f" as `{facts.derivation.target}`"
     kind = "an embedding model" if facts.embeds else "a language model"
@@ -59,7 +63,7 @@ def _what(facts: ReleaseFacts) -> str:
         ("GGUF that runs", format_size(facts.gguf_bytes)),
         ("Context", f"{facts.context:,} tokens" if facts.context else "not stated"),
         ("Chat template", "yes" if facts.templated else "no"),
-        ("Licence", facts.licence or "not stated in the source"),
+        ("Licence", facts.licence or ("see LICENSE" if licensed else "not stated in the source")),
     ]
     rows += [("Beside it", f"`{name}`") for name in facts.others]
     return f"{of}{target}: {kind} in one verified file that runs offline.\n\n{_table(('', ''), rows)}"

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from edgepack.errors import CheckFailedError, UsageError
+from edgepack.errors import CheckFailedError
 from edgepack.file_digest import file_sha256
+from edgepack.files.output import folder_output
 from edgepack.packaging import signing
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.derivation import MEMBER as DERIVATION
@@ -92,7 +91,8 @@ def release(request: ReleaseRequest, progress: Progress = silent) -> Released:
         EdgepackError: whatever opening or restoring finds wrong; nothing is left behind.
     """
     _check_sound(request, progress)
-    with _whole_folder(request.folder) as scratch:
+    inputs = [path for path in (request.archive, request.key, request.licence) if path is not None]
+    with folder_output(request.folder, inputs=inputs) as scratch:
         key = _copy_archive(request, scratch)
         stem = request.archive.stem
         with open_archive(request.archive, request.trust) as archive:
@@ -126,24 +126,6 @@ def _check_sound(request: ReleaseRequest, progress: Progress) -> None:
         raise CheckFailedError(f"'{request.archive}': {problems[0].where}: {problems[0].what}")
 
 
-@contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A scratch folder beside `folder` that takes its name when the block ends without an error."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"output '{folder}': expected a folder that is empty or not there")
-    if not folder.parent.is_dir():
-        raise UsageError(f"output '{folder}': folder '{folder.parent}' does not exist")
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield scratch
-        scratch.chmod(0o755)
-        if folder.is_dir():
-            folder.rmdir()
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 def _copy_archive(request: ReleaseRequest, folder: Path) -> str:
     """The archive, signed where a key is given; gives the key's public half in hexadecimal, or nothing."""
     target = folder / request.archive.name
@@ -167,10 +149,10 @@ def _restore(request: ReleaseRequest, facts: ReleaseFacts, folder: Path, progres
         return
     from edgepack.edge.install.native import plan_native, write_native
 
-    with tempfile.TemporaryDirectory(prefix=".edgepack-", dir=folder.parent) as place:
-        variant = Path(place) / "variant.gguf"
-        unpack_archive(request.archive, variant, trust=request.trust, progress=progress)
-        write_native(plan_native(variant, None), target, progress=progress)
+    variant = folder / ".variant.gguf"
+    unpack_archive(request.archive, variant, trust=request.trust, progress=progress)
+    write_native(plan_native(variant, None), target, progress=progress)
+    variant.unlink()
 
 
 def _write_texts(facts: ReleaseFacts, folder: Path) -> None:
