@@ -11,7 +11,7 @@ import os
 import struct
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +24,7 @@ from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType, array, string, u32
 from edgepack.gguf.writer import GGUFWriter
 from edgepack.packaging import records
-from edgepack.packaging.coding.layouts import BYTES, TEXT, grid_layout_of, stream_kind
+from edgepack.packaging.coding.layouts import BYTES, grid_layout_of, stream_kind
 from edgepack.packaging.coding.planes import plane_sizes
 from edgepack.packaging.coding.rans import ASIDE, LEAST_LANES, LaneCoder
 from edgepack.packaging.delta.patch_format import Operation, OperationType, PatchHead
@@ -41,7 +41,7 @@ from edgepack.packaging.index.merkle import merkle_root
 from edgepack.packaging.index.table import CHUNK_DTYPE, Index, MemberEntry, SegmentEntry, merkle_leaves
 from edgepack.packaging.pack import ArchiveWriter
 from edgepack.packaging.records import StreamEntry
-from edgepack.packaging.segments import MemberPlan, Segment, plan_member
+from edgepack.packaging.segments import MemberPlan, plan_member
 from edgepack.trellis import TrellisCode
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ def zeros(folder: Path) -> Path:
 
 def template(folder: Path) -> Path:
     """An archive with a chat template of 40 MB, in proportion to a model of 470 kB."""
-    path, size = sparse(folder / "chat_template.jinja", 40 * MIB), 40 * MIB
-    plan = MemberPlan(path.name, path, Role.CHAT_TEMPLATE, size, (Segment("", TEXT, 0, size, size),))
+    plan = plan_member(sparse(folder / "chat_template.jinja", 40 * MIB))
     return archive_of(folder / "template.edgepack", [plan_member(tiny_model(folder), main=True), plan])
 
 
@@ -114,9 +113,7 @@ def header(folder: Path) -> Path:
     with path.open("wb") as stream:
         stream.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + architecture + key)
         stream.truncate(stream.tell() + count)
-    size = path.stat().st_size
-    plan = MemberPlan(path.name, path, Role.GGUF, size, (Segment("", BYTES, 0, size, size),))
-    return archive_of(folder / "header.edgepack", [plan])
+    return archive_of(folder / "header.edgepack", [replace(plan_member(path), role=Role.GGUF)])
 
 
 def many_members(folder: Path, adapters: bool) -> Path:
@@ -126,7 +123,7 @@ def many_members(folder: Path, adapters: bool) -> Path:
         path = folder / f"member{number}"
         path.write_text(str(number))
         plan = plan_member(path)
-        plans.append(MemberPlan(plan.name, path, Role.GGUF if adapters else Role.FILE, plan.bytes, plan.segments))
+        plans.append(replace(plan, role=Role.GGUF if adapters else Role.FILE))
     made = archive_of(folder / f"members-{adapters}.edgepack", plans)
     for number in range(800):
         (folder / f"member{number}").unlink()

@@ -56,7 +56,7 @@ TAKES = {
     "bundle": ["{archive} -o {out}/bundle --wheels {out} --offline"],
 }
 # These tell what signatures say, or mend them: they refuse what is wrongly signed, and trust nobody.
-TELL = {"inspect": ["{archive}"], "sign": ["{archive} --key {key} -o {out}/signed"]}
+TELL = {"inspect": ["{archive}"], "sign": ["{archive} --key {key} -o {out}/signed-{state}"]}
 # These take no archive at all, and say so when they get one.
 TAKE_NONE = {
     "export": "{archive} --target gguf-f16 -o {out}/e",
@@ -125,7 +125,7 @@ def call(
             places = {
                 "archive": archive, "gguf": files / "model.gguf", "out": tmp_path / "out", "text": files / "text.txt",
                 "items": files / "items.jsonl", "key": files / "other", "taken": listener.getsockname()[1],
-                "patch_from": files / f"{state}.from", "patch_to": files / f"{state}.to",
+                "state": state, "patch_from": files / f"{state}.from", "patch_to": files / f"{state}.to",
             }  # fmt: skip
             code = execute([command, *line.format(**places).split(), *options])
             out, err = capfd.readouterr()
