@@ -16,9 +16,12 @@ import sys
 import tempfile
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from figure_file import run_with_figure
+from figure_file import all_figures, run_with_figure
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUND = ROOT / "tests/data/families.json"
@@ -42,17 +45,54 @@ def table(figures: dict[str, Any]) -> str:
         classes.setdefault(family.name, []).append(name)
     for name in figures:  # such as Granite 4's, which share a class with others
         classes.setdefault(name, figures[name]["classes"])
-    lines = [HEADER.format(" | ".join(CELLS), "---|" * len(CELLS))]
+    kinds = _measured_projectors()
+    lines = [HEADER.format(" | ".join((*CELLS, "mmproj")), "---|" * (len(CELLS) + 1))]
     for name in sorted(classes):
         found = figures.get(name, {})
         cells = [_cell(found.get("cells", {}).get(cell)) for cell in CELLS]
-        named = ", ".join(sorted({*classes[name], *found.get("classes", [])}))
+        every = sorted({*classes[name], *found.get("classes", [])})
+        cells.append(eyes_cell(every, kinds))
+        named = ", ".join(every)
         models = found.get("models", {}).values()
         error, tolerance = (
             f"{max(each[key] for each in models):.0e}" if models else "-" for key in ("error", "tolerance")
         )
         lines.append(f"| `{name}` | {named} | {error} | {tolerance} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _measured_projectors() -> dict[str, set[str]]:
+    """Model class → the projectors that were measured of it (tools/projectors_table.py), as the document names them."""
+    found: dict[str, set[str]] = {}
+    for kind, classes, *_errors in all_figures()["projectors"].rows:
+        for name in classes.split(", "):
+            found.setdefault(name, set()).add(kind)
+    return found
+
+
+def eyes_cell(classes: list[str], measured: Mapping[str, Collection[str]]) -> str:
+    """What `--mmproj` does with a family's classes: the projectors that it writes, or why not; a dash where none sees.
+
+    Args:
+        classes: of the family.
+        measured: model class → projectors, of those whose embeddings were held against transformers'.
+    """
+    seeing = [name for name in classes if name.endswith("ForConditionalGeneration")]
+    written = sorted({kind for name in seeing for kind in measured.get(name, ())})
+    refused = [f"no: {_refusal_of_projector(name)}" for name in seeing if name not in measured]
+    return "; ".join(([f"yes: {', '.join(written)}"] if written else []) + refused) or "-"
+
+
+def _refusal_of_projector(name: str) -> str:
+    from edgepack.errors import UnsupportedModelError
+    from edgepack.export.config import ModelConfig
+    from edgepack.export.projector import find_projector
+
+    try:
+        find_projector(ModelConfig({"architectures": [name], "vision_config": {}}))
+    except UnsupportedModelError as refusal:
+        return str(refusal).removeprefix("--mmproj: ").partition(": llama.cpp's")[0]
+    return f"the projector of {name} was not measured"
 
 
 def _cell(reason: str | None) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import ROOT
-from families_table import read_figures
+from families_table import eyes_cell, read_figures
+from figure_file import all_figures
 from references.defined_models import DEFINED, DefinedModel
 from references.family_cells import CELLS, run_cell
 from references.hybrid_models import HYBRIDS
@@ -15,6 +16,7 @@ from references.tiny_checkpoints import TinyModel, random_model, write_checkpoin
 from references.tiny_decoders import DECODERS
 from references.tiny_encoders import EMBEDDERS, RANKERS
 
+from edgepack.export.projector import projectors
 from edgepack.export.rules.mapping import families
 
 if TYPE_CHECKING:
@@ -99,3 +101,19 @@ def test_every_family_stands_in_the_table_with_what_was_measured() -> None:
         assert figures[family]["models"], f"{family}: python tools/families_table.py --measure NAME"
         assert f"| `{family}` |" in document, "python tools/families_table.py --figure families; make figures"
         assert all(each["error"] <= each["tolerance"] for each in figures[family]["models"].values())
+
+
+def test_the_cell_of_eyes_names_what_is_written_and_what_is_refused() -> None:
+    measured = {"LlavaForConditionalGeneration": ("`pixtral`", "`mlp`")}
+    assert eyes_cell(["LlamaForCausalLM"], measured) == "-"
+    assert eyes_cell(["LlavaForConditionalGeneration"], measured) == "yes: `mlp`, `pixtral`"
+    both = eyes_cell(["Llama4ForConditionalGeneration", "LlavaForConditionalGeneration"], measured)
+    assert both == "yes: `mlp`, `pixtral`; no: unknown projector of 'Llama4ForConditionalGeneration'"
+    assert eyes_cell(["Gemma3ForConditionalGeneration"], {}) == (
+        "no: the projector of Gemma3ForConditionalGeneration was not measured"
+    )
+
+
+def test_every_projector_of_the_data_was_measured() -> None:
+    measured = {name for row in all_figures()["projectors"].rows for name in row[1].split(", ")}
+    assert set(projectors()) <= measured

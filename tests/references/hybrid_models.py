@@ -95,6 +95,13 @@ GEMMA4_EYES: dict[str, Any] = {
                       "num_key_value_heads": 2, "head_dim": 8, "position_embedding_size": 16},
     "audio_config": None,
 }  # fmt: skip
+GEMMA4_UNIFIED = {key: each for key, each in GEMMA4.items() if "per_layer" not in key} | {
+    key: each for key, each in GEMMA4_LARGE.items() if "per_layer" not in key
+}
+GEMMA4_EMBEDDERS: dict[str, Any] = {
+    "vision_config": {"mm_embed_dim": 16, "mm_posemb_size": 8, "patch_size": 2, "output_proj_dims": 16},
+    "audio_config": {"audio_embed_dim": 16},
+}
 # llama.cpp fixes the depth, rank and widths of Gemma 3n.
 GEMMA3N: dict[str, Any] = {
     "hidden_size": 32,
@@ -115,6 +122,12 @@ _GEMMAS = (
     TinyModel("gemma-4-26b", "Gemma4", GEMMA4 | GEMMA4_LARGE | GEMMA4_EXPERTS, config="Gemma4TextConfig"),
     TinyModel(
         "gemma-4-with-eyes", "Gemma4", GEMMA4_EYES | {"text_config": SIZES | GEMMA4, "tie_word_embeddings": True},
+        "ForConditionalGeneration",
+    ),
+    TinyModel("gemma-4-12b", "Gemma4Unified", GEMMA4_UNIFIED, config="Gemma4UnifiedTextConfig"),
+    TinyModel(
+        "gemma-4-12b-with-embedders", "Gemma4Unified",
+        GEMMA4_EMBEDDERS | {"text_config": SIZES | GEMMA4_UNIFIED, "tie_word_embeddings": True},
         "ForConditionalGeneration",
     ),
 )  # fmt: skip
