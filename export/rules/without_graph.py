@@ -20,8 +20,13 @@ _PHI_MOE = (
     "the installed llama.cpp's graph normalises by the root mean square and weighs experts by softmax, where the model"
     " has LayerNorm and a sparse mixer"
 )
-OTHER_GRAPH = {"PhimoeForCausalLM": _PHI_MOE, "PhiMoEForCausalLM": _PHI_MOE}
-"""Classes that llama.cpp's converter takes, with what its graph computes in place of the model."""
+_JINA_SCORES = "the installed llama.cpp's graph has no head of scores"
+OTHER_GRAPH = {
+    "PhimoeForCausalLM": _PHI_MOE,
+    "PhiMoEForCausalLM": _PHI_MOE,
+    "JinaEmbeddingsV3ForSequenceClassification": _JINA_SCORES,
+}
+"""Classes whose architecture llama.cpp knows, with what its graph computes in place of the model."""
 
 WITHOUT_PROJECTOR = frozenset((
     "AriaForConditionalGeneration", "AyaVisionForConditionalGeneration", "Blip2ForConditionalGeneration",

@@ -9,25 +9,30 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from references.family_oracle import error_of, exported, llama_logits, token_ids, torch_logits
 from references.tiny_checkpoints import TinyModel, random_model, rewrite_config, write_checkpoint
 
+from edgepack.edge.llama.options import RuntimeOptions
+from edgepack.edge.llama.runtime import LoadedModel
+from edgepack.errors import EdgepackError, UnsupportedModelError
 from edgepack.export import mapped_model
+from edgepack.export.config import ModelConfig
 from edgepack.export.gguf_file import write_gguf
 from edgepack.export.mapped_model import open_model
 from edgepack.export.plan import plan_export
+from edgepack.export.rules.classifier import classifier_rules, ranking_dimensions, ranking_metadata
 from edgepack.export.rules.decoder import LAYER, LLAMA_NORMS, attention_rules, embedding_rules, norm_rules, router_rule
 from edgepack.export.rules.experts import expert_rules
 from edgepack.export.rules.family import Family, TensorRule
+from edgepack.export.rules.mapping import find_family
 from edgepack.export.rules.metadata import common_metadata
 from edgepack.gguf.types import string
 from edgepack.quant.types.targets import find_target
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 OTHER = 0.05  # standard deviations of the logits: far beyond what rounding explains
 BITNET = TinyModel("bitnet-2b", "BitNet", {"hidden_act": "relu2", "tie_word_embeddings": True})
@@ -52,6 +57,7 @@ PHI_MOE_FAMILY = Family(  # llama.cpp's phimoe, whose every bias is required
         *expert_rules(LAYER + "mlp.experts.", width="ff"),
     ),
 )
+JINA_3 = TinyModel("jina-3-ranker", "JinaEmbeddingsV3", {"num_labels": 1}, "ForSequenceClassification")
 
 
 class BiasedRMSNorm(torch.nn.Module):
@@ -109,3 +115,23 @@ def test_the_graph_of_phi_moe_differs_in_its_norms_and_in_its_mixer_and_in_nothi
     assert error_of(found, torch_logits(model, ids)) < 1e-4
     again = random_model(PHI_MOE)  # the norms alone
     assert error_of(found, torch_logits(again, ids)) > OTHER
+
+
+def test_the_graph_of_jina_3_has_no_head_of_scores(
+    books: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_checkpoint(random_model(JINA_3), tmp_path / "model", books, fused_experts=True)
+    with pytest.raises(UnsupportedModelError, match="JinaEmbeddingsV3ForSequenceClassification: .* no head of scores"):
+        open_model(folder)
+    family = find_family(ModelConfig({"architectures": ["JinaEmbeddingsV3Model"]}))
+    ranker = replace(
+        family,
+        metadata=lambda config: family.metadata(config) | ranking_metadata(config, "jina-bert-v3"),
+        dimensions=lambda config: {**family.dimensions(config), **ranking_dimensions(config)},
+        renames=(("", "roberta."), ("", "model.")),
+        tensors=(*family.tensors, *classifier_rules("classifier.dense", "classifier.out_proj")),
+    )
+    monkeypatch.setattr(mapped_model, "find_family", lambda _config: ranker)
+    path = exported(folder, tmp_path / "model.gguf")
+    with pytest.raises(EdgepackError, match="wrong number of tensors"):
+        LoadedModel(path, RuntimeOptions(n_ctx=256, threads=1))
