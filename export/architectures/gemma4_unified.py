@@ -14,8 +14,12 @@ from edgepack.export.rules.family import BUFFERS
 TEXT = replace(
     WITH_LAYERS_OF_EMBEDDINGS,
     classes=("Gemma4UnifiedForCausalLM",),
-    defaults=WITH_LAYERS_OF_EMBEDDINGS.defaults
-    | {"hidden_size_per_layer_input": 0, "max_position_embeddings": 262144, "sliding_window": 1024},
+    defaults={
+        **WITH_LAYERS_OF_EMBEDDINGS.defaults,
+        "hidden_size_per_layer_input": 0,
+        "max_position_embeddings": 262144,
+        "sliding_window": 1024,
+    },
 )
 WHOLE = replace(
     TEXT,
