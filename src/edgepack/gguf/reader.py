@@ -33,6 +33,9 @@ _MAX_ARRAY_DEPTH = 4
 _MAX_ITEMS = 1 << 22
 _ITEMS_OF_AN_ARRAY = 16  # what an array in an array counts for: it becomes three objects
 _MAX_KEYS, _MAX_TENSORS = 1 << 15, 1 << 16
+MAX_TEMPLATE_CHARACTERS = 256 << 10
+"""Of the chat template that a model is run with, and so of one that is exported."""
+
 _MAX_TEMPLATE_BYTES = 1 << 20  # of a chat template; the longest published ones have about 20,000
 SCALARS: dict[ValueType, struct.Struct] = {
     ValueType.UINT8: struct.Struct("<B"),

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from edgepack.edge.llama.check import read_runnable
 from edgepack.edge.llama.importance_collect import CollectOptions, collect_importance
+from edgepack.edge.llama.loads import ensure_loads
 from edgepack.errors import EdgepackError
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
@@ -70,6 +72,7 @@ class ImportanceRun:
         Raises:
             UsageError: the text is unreadable.
             CalibrationError: it is too short.
+            GGUFError: a GGUF that llama.cpp would not survive.
             EdgepackError: as `open_model` and `collect_importance`.
             KeyboardInterrupt, SystemExit: a signal came; what there was is kept.
         """
@@ -95,6 +98,7 @@ class ImportanceRun:
     def _runnable(self, progress: Progress) -> Iterator[Path]:
         """The model itself where it is a GGUF, else one made of it, which is removed again."""
         if self.model.is_file():
+            ensure_loads(read_runnable(self.model))
             yield self.model
             return
         from edgepack.export.gguf_file import write_gguf
