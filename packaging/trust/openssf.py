@@ -62,9 +62,6 @@ def generate_ec_key(path: Path) -> None:
     Raises:
         UsageError: the public half, or something else than such a key, is there already.
     """
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     public = path.with_name(f"{path.name}.pub")
     if os.path.lexists(public):
         raise UsageError(f"'{public}': is there already; keys are never overwritten")

@@ -206,3 +206,17 @@ def test_an_archive_goes_through_a_pipe(gguf: Path, tmp_path: Path) -> None:
     with subprocess.Popen([*edgepack, "pack", gguf, "-o", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as pack:
         subprocess.run([*edgepack, "unpack", "-", "-o", out], stdin=pack.stdout, check=True, capture_output=True)
     assert out.read_bytes() == gguf.read_bytes()
+
+
+def test_bytes_behind_the_last_tensor_are_told(gguf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "more.gguf"
+    path.write_bytes(gguf.read_bytes() + bytes(-gguf.stat().st_size % 32) + b"hidden")
+    assert run(["verify", str(gguf)]) == 0
+    assert run(["verify", str(path)]) == 1
+    assert "6 bytes behind the last tensor belong to none" in capfd.readouterr().err
+    assert run(["pack", str(path), "-o", str(tmp_path / "a.edgepack")]) == 0
+    assert "6 bytes behind the last tensor belong to none; they are packed as they are" in capfd.readouterr().err
+    assert run(["unpack", str(tmp_path / "a.edgepack"), "-o", str(tmp_path / "b.gguf")]) == 0
+    assert (tmp_path / "b.gguf").read_bytes() == path.read_bytes()
+    assert run(["pack", str(gguf), "-o", str(tmp_path / "c.edgepack")]) == 0
+    assert "belong to none" not in capfd.readouterr().err

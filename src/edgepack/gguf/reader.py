@@ -75,6 +75,12 @@ class GGUFHeader:
     file_bytes: int
     _by_name: Mapping[str, TensorInfo] = field(default_factory=dict, repr=False)
 
+    @property
+    def trailing_bytes(self) -> int:
+        """Bytes behind the last tensor and its padding, which no reader looks at; safetensors' library refuses such."""
+        end = self.data_start + max((tensor.offset + tensor.nbytes for tensor in self.tensors), default=0)
+        return max(0, self.file_bytes - -(-end // self.alignment) * self.alignment)
+
     def tensor(self, name: str) -> TensorInfo:
         """The tensor called `name`; raises GGUFError when there is none."""
         try:

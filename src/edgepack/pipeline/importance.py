@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgepack.edge.llama.check import read_runnable
 from edgepack.edge.llama.importance_collect import CollectOptions, collect_importance
 from edgepack.edge.llama.loads import ensure_loads
@@ -25,7 +27,7 @@ from edgepack.quant.calibration.importance_file import read_importance, write_im
 from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from edgepack.export.mapped import MappedModel
@@ -47,6 +49,7 @@ class ImportanceRun:
         pre: the pre-tokenizer's name where its structure is not known.
         adapter: a PEFT LoRA merged into the model.
         keep_seconds: time between two saves of what there is so far.
+        note: told why an interrupted run is not gone on with.
     """
 
     model: Path
@@ -56,6 +59,7 @@ class ImportanceRun:
     pre: str | None = None
     adapter: Path | None = None
     keep_seconds: float = 20.0
+    note: Callable[[str], object] = lambda _line: None
 
     @property
     def partial(self) -> Path:
@@ -84,7 +88,8 @@ class ImportanceRun:
         def keep(matrix: ImportanceMatrix, stopped: bool) -> None:
             nonlocal last
             if (stopped and matrix.entries) or time.monotonic() - last >= self.keep_seconds:
-                write_importance(self.partial, matrix, exact=True, extra={keys.IMATRIX_RUN: string(key)})
+                extra = {keys.IMATRIX_RUN: string(f"{key} {matrix_digest(matrix)}")}
+                write_importance(self.partial, matrix, exact=True, extra=extra)
                 last = time.monotonic()
 
         with self._runnable(progress) as gguf:
@@ -126,13 +131,30 @@ class ImportanceRun:
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def _kept(self, key: str) -> ImportanceMatrix | None:
+        """What an interrupted run left, if it is whole and of the same run; None begins anew."""
         if not self.partial.is_file():
             return None
         try:
-            own = read_header(self.partial).get(keys.IMATRIX_RUN) == key
-            return read_importance(self.partial) if own else None
-        except EdgepackError:  # cut off or of another version: the run begins anew
-            return None
+            run, _, digest = str(read_header(self.partial).get(keys.IMATRIX_RUN)).partition(" ")
+            if run != key:
+                return self._begin_anew("is of another model, text or option")
+            matrix = read_importance(self.partial)
+        except EdgepackError as error:  # cut off or of another version
+            return self._begin_anew(f"cannot be read ({error})")
+        return matrix if matrix_digest(matrix) == digest else self._begin_anew("is damaged")
+
+    def _begin_anew(self, why: str) -> None:
+        self.note(f"{self.partial.name} {why}: the run begins anew")
+
+
+def matrix_digest(matrix: ImportanceMatrix) -> str:
+    """SHA-256 of everything that a run adds up, in hexadecimal: a flipped bit of a sum would stay unseen otherwise."""
+    digest = hashlib.sha256(f"{matrix.chunk_count} {matrix.chunk_size}".encode())
+    for name, entry in sorted(matrix.entries.items()):
+        digest.update(f"{name}\0{entry.sums.shape}\0".encode("utf-8", "surrogateescape"))
+        digest.update(np.ascontiguousarray(entry.sums, dtype=np.float64).tobytes())
+        digest.update(np.ascontiguousarray(entry.counts, dtype=np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def _precision(model: MappedModel) -> str:
