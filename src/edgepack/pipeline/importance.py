@@ -134,17 +134,21 @@ class ImportanceRun:
         """What an interrupted run left, if it is whole and of the same run; None begins anew."""
         if not self.partial.is_file():
             return None
+        matrix, why = self._read_partial(key)
+        if why:
+            self.note(f"{self.partial.name} {why}: the run begins anew")
+        return matrix
+
+    def _read_partial(self, key: str) -> tuple[ImportanceMatrix | None, str]:
+        """The partial matrix; or None, and what is wrong with it."""
         try:
             run, _, digest = str(read_header(self.partial).get(keys.IMATRIX_RUN)).partition(" ")
             if run != key:
-                return self._begin_anew("is of another model, text or option")
+                return None, "is of another model, text or option"
             matrix = read_importance(self.partial)
         except EdgepackError as error:  # cut off or of another version
-            return self._begin_anew(f"cannot be read ({error})")
-        return matrix if matrix_digest(matrix) == digest else self._begin_anew("is damaged")
-
-    def _begin_anew(self, why: str) -> None:
-        self.note(f"{self.partial.name} {why}: the run begins anew")
+            return None, f"cannot be read ({error})"
+        return (matrix, "") if matrix_digest(matrix) == digest else (None, "is damaged")
 
 
 def matrix_digest(matrix: ImportanceMatrix) -> str:
