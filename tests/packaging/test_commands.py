@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from edgepack.cli import execute as run
+from edgepack.errors import UsageError
+from edgepack.packaging.pack import pack_archive
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -220,3 +225,29 @@ def test_bytes_behind_the_last_tensor_are_told(gguf: Path, tmp_path: Path, capfd
     assert (tmp_path / "b.gguf").read_bytes() == path.read_bytes()
     assert run(["pack", str(gguf), "-o", str(tmp_path / "c.edgepack")]) == 0
     assert "belong to none" not in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a time that cannot be set back")
+@pytest.mark.parametrize("content", ["other", "same"])
+def test_a_source_rewritten_meanwhile_is_noticed_though_its_size_and_time_are_the_same(
+    content: str, gguf: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "a.gguf"
+    source.write_bytes(gguf.read_bytes())
+    status = source.stat()
+
+    @contextmanager
+    def rewriting(*_arguments: object) -> Iterator[Callable[[int], object]]:
+        yield lambda _amount: None
+        with source.open("r+b") as stream:  # behind what was read already
+            last = source.read_bytes()[-1]
+            stream.seek(-1, 2)
+            stream.write(bytes([last ^ (content == "other")]))
+        os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    if content == "same":
+        pack_archive(source, tmp_path / "a.edgepack", progress=rewriting)
+        return
+    with pytest.raises(UsageError, match="changed while it was read"):
+        pack_archive(source, tmp_path / "a.edgepack", progress=rewriting)
+    assert not (tmp_path / "a.edgepack").exists()

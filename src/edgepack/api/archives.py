@@ -80,7 +80,7 @@ def pack(
     every = (*included, *([] if projector is None else paths([projector])), *_derivation(file, included, note))
     inputs = [file, *every, *([] if older is None else [older])]
     with nullcontext() if target == STANDARD_STREAM else claimed_output(target, inputs=inputs, force=force):
-        if left := read_header(file).trailing_bytes:
+        if file.is_file() and (left := read_header(file).trailing_bytes):
             note(f"{file}: {left} bytes behind the last tensor belong to none; they are packed as they are")
         _check_projectors(file, included, optional_path(projector))
         return pack_archive(
