@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import edgepack
 from edgepack.cli import execute as run
-from edgepack.errors import ArchiveError, UsageError
+from edgepack.errors import ArchiveError, CheckpointError, UsageError
 from edgepack.file_digest import file_sha256
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.derivation import MEMBER, decode, encode, read_derivation
@@ -266,3 +266,23 @@ def test_options_of_a_hostile_derivation_are_refused(
 def test_encoding_is_stable_and_decodes_to_itself(archive: Path) -> None:
     said = edgepack.provenance(archive)
     assert decode(encode(said), "x") == said
+
+
+def test_a_source_that_shrinks_before_it_is_digested_is_refused(
+    books: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the export's own check and the derivation: it would name another file than the one exported."""
+    from edgepack.pipeline.derivation import Recorder
+
+    model = clone(books, tmp_path)
+    real = Recorder.derivation
+
+    def derivation(self: Recorder, *arguments: Any) -> Any:
+        with (model / "model.safetensors").open("r+b") as stream:
+            stream.truncate(1000)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Recorder, "derivation", derivation)
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        edgepack.export(model, target="gguf-q8", output=tmp_path / "m.edgepack")
+    assert not (tmp_path / "m.edgepack").exists()
