@@ -56,6 +56,9 @@ class RunningEngine:
             self.endpoint.close()
             raise
         self.endpoint.found_at(self._server.listening_address)
+        # Answered by the engine's loop, so that it runs: one that is ended before it began would run for ever, for its
+        # beginning undoes the end (server_queue::terminate before server_queue::start_loop in server-queue.cpp).
+        self.endpoint.get("/lora-adapters")
 
     def close(self) -> None:
         """End the engine and free the model; a second call does nothing."""
