@@ -143,7 +143,11 @@ def map_gguf(path: Path, *, allow_requantize: bool = False) -> MappedModel:
         _check_type(path, tensors.info(name), allow_requantize)
     metadata = {key: value for key, value in first.metadata.items() if not _DROPPED.match(key)}
     rows: dict[str, Rows] = {name: StoredRows(tensors, name, tensors) for name in tensors.specs}
-    return MappedModel(str(path), metadata, rows, model_facts(first.metadata, path), sources)
+    notes = tuple(
+        f"{header.path.name}: {header.trailing_bytes} bytes behind the last tensor belong to none and are left out"
+        for header in headers if header.trailing_bytes
+    )  # fmt: skip
+    return MappedModel(str(path), metadata, rows, model_facts(first.metadata, path), sources, notes=notes)
 
 
 def _check_type(path: Path, info: TensorInfo, allow_requantize: bool) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ArchiveError, UsageError
+from edgepack.file_digest import file_sha256
 from edgepack.files.source import read_small
 from edgepack.packaging.archive import is_archive, open_archive
 from edgepack.packaging.trust.policy import machine_policy
@@ -201,6 +202,20 @@ class _Fields:
 def beside_path(gguf: Path) -> Path:
     """Where the derivation of a GGUF that is in no archive lies."""
     return gguf.with_name(f"{gguf.stem}{SUFFIX}")
+
+
+def neighbour_of(gguf: Path) -> tuple[Derivation | None, str]:
+    """The derivation beside a GGUF, if it speaks of that file; else None, and why not ("" where there is none)."""
+    beside = beside_path(gguf)
+    if not beside.is_file():
+        return None, ""
+    try:
+        said = decode(read_small(beside, ArchiveError, MAX_BYTES), f"'{beside.name}'")
+    except ArchiveError as error:
+        return None, f"it is no derivation of edgepack's ({error})"
+    if (digest := file_sha256(gguf)) not in {each.sha256 for each in said.subjects[:1]}:
+        return None, f"it speaks of another file than '{gguf.name}', with SHA-256 {digest}"
+    return said, ""
 
 
 def read_derivation(file: Path, trust: TrustPolicy | None = None) -> Derivation:

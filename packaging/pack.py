@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from edgepack.errors import UsageError
+from edgepack.file_digest import file_sha256
 from edgepack.files.output import atomic_output
-from edgepack.files.source import check_unchanged, open_source
+from edgepack.files.source import FileState, check_unchanged, open_source
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.ordered_threads import ordered_map
@@ -116,13 +117,21 @@ def pack_archive(
         with progress("packing", original_bytes) as advance:
             for member in members:
                 writer.add_member(member, advance)
-        for member in members:
-            check_unchanged(member.path, member.state)
+        for member, entry in zip(members, writer.members, strict=True):
+            _check_source(member, entry.sha256)
         noted = {} if release is None else checked_release(_model_name(gguf), release).attributes
         writer.finish({"level": level, "producer": f"edgepack {__version__}", **noted})
         archive_format.check_expansion(original_bytes, writer.written)  # no reader would take it
     sha256 = writer.members[0].sha256.hex()
     return PackResult(out, writer.written, original_bytes, sha256, time.perf_counter() - started)
+
+
+def _check_source(member: MemberPlan, digest: bytes) -> None:
+    """The file is still the one that was packed; read again only where it was touched and its time set back."""
+    check_unchanged(member.path, member.state)
+    touched = FileState.of(member.path).ctime_ns != member.state.ctime_ns
+    if touched and file_sha256(member.path) != digest.hex():
+        raise UsageError(f"{member.path}: it changed while it was read, and its time was set back")
 
 
 def _model_name(gguf: Path) -> str:

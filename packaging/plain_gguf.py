@@ -27,12 +27,12 @@ def is_gguf(path: Path) -> bool:
 
 
 def verify_gguf(path: Path) -> tuple[Problem, ...]:
-    """What is wrong with the structure of a GGUF: truncation, overlaps, unknown types. Nothing is raised."""
+    """What is wrong with the structure of a GGUF: truncation, overlaps, bytes of no tensor. Nothing is raised."""
     try:
-        read_header(path)
+        left = read_header(path).trailing_bytes
     except GGUFError as error:
         return (Problem("structure", str(error)),)
-    return ()
+    return (Problem("end", f"{left} bytes behind the last tensor belong to none"),) if left else ()
 
 
 def inspect_gguf(path: Path, *, tensors: bool = False, progress: Progress = silent) -> Inspection:

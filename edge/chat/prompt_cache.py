@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from edgepack.edge.llama.engines import with_logits
 from edgepack.errors import ModelRuntimeError, UsageError
-from edgepack.files.output import atomic_output
+from edgepack.files.output import atomic_output, claimed_output
 from edgepack.files.source import open_source
 
 if TYPE_CHECKING:
@@ -52,15 +53,30 @@ def load_prompt_state(opened: OpenModel, path: Path) -> int:
 
 
 def save_prompt_state(opened: OpenModel, tokens: list[int], path: Path) -> None:
-    """Evaluate `tokens` and write the state to `path`, whole or not at all."""
+    """Evaluate `tokens` and write the state to `path`, whole or not at all.
+
+    Raises:
+        UsageError: something else than a prompt's state lies there, or another run is writing it.
+    """
     model = with_logits(opened, "a prompt's state in a file")
-    model.evaluate(tokens)
-    state = model.save_state()
-    text = json.dumps({"identity": _identity(model), "tokens": tokens}).encode()
-    with atomic_output(path) as stream:
-        stream.write(_HEAD.pack(_MAGIC, len(text), len(state), hashlib.sha256(text + state).digest()))
-        stream.write(text)
-        stream.write(state)
+    with claimed_output(path, inputs=[model.path], force=True):
+        _check_is_state(path)
+        model.evaluate(tokens)
+        state = model.save_state()
+        text = json.dumps({"identity": _identity(model), "tokens": tokens}).encode()
+        with atomic_output(path) as stream:
+            stream.write(_HEAD.pack(_MAGIC, len(text), len(state), hashlib.sha256(text + state).digest()))
+            stream.write(text)
+            stream.write(state)
+
+
+def _check_is_state(path: Path) -> None:
+    """Refuse to replace a file that does not begin as a prompt's state does."""
+    if not os.path.lexists(path):
+        return
+    with open_source(path) as stream:
+        if stream.read(len(_MAGIC)) != _MAGIC:
+            raise UsageError(f"--prompt-cache: {path} exists and is no prompt's state: it is not replaced")
 
 
 def _identity(model: LoadedModel) -> str:

@@ -18,6 +18,7 @@ from edgepack.files.output import atomic_output, move_output
 from edgepack.files.source import open_source
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
+from edgepack.gguf.variant import is_variant
 from edgepack.gguf.writer import GGUFWriter
 from edgepack.packaging import derivation
 from edgepack.progress import silent
@@ -118,6 +119,27 @@ def _certified(path: Path, model: Path) -> None:
     path.write_bytes(derivation.encode(replace(said, subjects=subjects, certified_from=first)))
 
 
+def has_derivation(candidate: Path) -> bool:
+    """Whether a derivation lies beside a plain GGUF, speaks of it, and can be carried on to its certified copy."""
+    from edgepack.packaging.archive import is_archive
+
+    if not derivation.beside_path(candidate).is_file() or is_archive(candidate):
+        return False
+    if is_variant(read_header(candidate)):  # a variant is certified as what it decodes to
+        return False
+    return derivation.neighbour_of(candidate)[0] is not None
+
+
+def _derivation_beside(candidate: Path, model: Path) -> Path | None:
+    """A copy, beside the certified model, of the derivation that lies beside a plain GGUF; it speaks of the model."""
+    if not has_derivation(candidate):
+        return None
+    path = model.with_name(derivation.MEMBER)
+    path.write_bytes(derivation.beside_path(candidate).read_bytes())
+    _certified(path, model)
+    return path
+
+
 def deliver(
     candidate: Path, model: Path, certificate: Path, output: Path, trust: TrustPolicy | None, progress: Progress
 ) -> None:
@@ -125,12 +147,16 @@ def deliver(
     from edgepack.packaging.archive import is_archive, open_archive
     from edgepack.packaging.pack import pack_archive
 
+    said = _derivation_beside(candidate, model)
     if output.suffix != _ARCHIVE_SUFFIX:
         move_output(model, output)
         with atomic_output(certificate_path(output)) as stream:
             stream.write(certificate.read_bytes())
+        if said is not None:
+            with atomic_output(derivation.beside_path(output)) as stream:
+                stream.write(said.read_bytes())
         return
-    others = []
+    others = [] if said is None else [said]
     if is_archive(candidate):
         with open_archive(candidate, trust) as archive:
             for member in archive.members:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import GGUFError
 from edgepack.gguf import keys
+from edgepack.gguf.reader import MAX_TEMPLATE_CHARACTERS
 from edgepack.gguf.types import ValueType
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from edgepack.gguf.reader import GGUFHeader
 
-_MAX_TEMPLATE = 256 * 1024  # characters; the longest published templates have about 20,000
 _BYTE = 6  # LLAMA_TOKEN_TYPE_BYTE
 _BYTE_TEXT = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 # Key → the type of its items: llama.cpp reads the arrays by this width, whatever the file says (#24888, #26690).
@@ -48,8 +48,10 @@ def check_vocabulary(header: GGUFHeader) -> None:
         GGUFError: llama.cpp would not survive them.
     """
     template = header.get(keys.CHAT_TEMPLATE, "")
-    if not isinstance(template, str) or len(template) > _MAX_TEMPLATE:
-        raise _error(header, "tokenizer.chat_template", f"expected at most {_MAX_TEMPLATE} characters of text")
+    if not isinstance(template, str) or len(template) > MAX_TEMPLATE_CHARACTERS:
+        raise _error(
+            header, "tokenizer.chat_template", f"expected at most {MAX_TEMPLATE_CHARACTERS} characters of text"
+        )
     tokens = header.get(keys.TOKENS)
     if tokens is None:
         return

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_MAX_DIMENSIONS = 64  # torch's and numpy's limit
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 # safetensors' dtype → (our spelling, bytes an element)
 DTYPES: dict[str, tuple[str, int]] = {
@@ -116,6 +117,8 @@ class SafetensorsFile:
         shape, offsets = item.get("shape"), item.get("data_offsets")
         if not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2:
             raise CheckpointError(f"{where}: expected a shape and two data offsets, got {shape!r} and {offsets!r}")
+        if len(shape) > _MAX_DIMENSIONS:
+            raise CheckpointError(f"{where}: expected at most {_MAX_DIMENSIONS} dimensions, got {len(shape)}")
         dtype, item_bytes = DTYPES[item["dtype"]]
         expected, got = prod(shape) * item_bytes, offsets[1] - offsets[0]
         if expected != got:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgepack.export.config import ModelConfig
     from edgepack.export.rows import Rows
 
+_MOST = 1e38  # a float32 holds no more
 LONGROPE = ("longrope", "su")  # "su" is what early Phi-3 files call it
 _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
@@ -84,8 +85,8 @@ def rope_number(rope: Mapping[str, Any], key: str, config: ModelConfig, default:
         CheckpointError: absent without a default, or something else.
     """
     value = default if rope.get(key) is None else rope[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise CheckpointError(f"{config.label}: rope_parameters.{key}: expected a positive number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _MOST:
+        raise CheckpointError(f"{config.label}: rope_parameters.{key}: expected a positive number, got {value!r:.80}")
     return float(value)
 
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from edgepack.errors import TokenizerError
 from edgepack.export.tokenizer.files import TokenizerFiles, read_json
 from edgepack.files.source import read_small
+from edgepack.gguf.reader import MAX_TEMPLATE_CHARACTERS
 from edgepack.gguf.types import Value, ValueType, array, string
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-MAX_TEMPLATE_BYTES = 1 << 24
-"""Largest template that is read; published ones have about 20 kB."""
-
+_MAX_TEMPLATE_BYTES = 4 * MAX_TEMPLATE_CHARACTERS
+_HALF = re.compile("[\ud800-\udfff]")
 _DEFAULT = "default"
 
 
@@ -29,6 +29,8 @@ def chat_template_metadata(files: TokenizerFiles) -> dict[str, Value]:
         TokenizerError: a template that is no text or too large.
     """
     templates = _read_templates(files)
+    for text in templates.values():
+        _check_text(text)
     metadata = {}
     if _DEFAULT in templates:
         metadata["tokenizer.chat_template"] = string(templates[_DEFAULT])
@@ -78,6 +80,14 @@ def _read_entry(entry: Any) -> tuple[str, str]:
     return _check_name(name), template
 
 
+def _check_text(text: str) -> None:
+    """Refuse what no device would run, and what is no text."""
+    if len(text) > MAX_TEMPLATE_CHARACTERS:
+        raise TokenizerError(f"chat_template: expected at most {MAX_TEMPLATE_CHARACTERS} characters, got {len(text)}")
+    if (half := _HALF.search(text)) is not None:
+        raise TokenizerError(f"chat_template: expected characters, got {half[0]!r}, half of a surrogate pair")
+
+
 def _check_name(name: str) -> str:
     """The name as a part of a key, as gguf-py cleans it."""
     clean = re.sub(r"[^a-zA-Z0-9_]", "_", name)
@@ -87,7 +97,7 @@ def _check_name(name: str) -> str:
 
 
 def _read_text(path: Path) -> str:
-    raw = read_small(path, TokenizerError, MAX_TEMPLATE_BYTES)
+    raw = read_small(path, TokenizerError, _MAX_TEMPLATE_BYTES)
     try:
         return raw.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ import numpy as np
 
 from edgepack.errors import ArchiveError
 from edgepack.packaging.format import HEADER_BYTES, MAX_CHUNK_BYTES
+from edgepack.packaging.index.member_names import check_folders
 from edgepack.packaging.records import encode_member
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 def check_sums(index: Index, index_offset: int) -> None:
     """Check that chunks fill segments, segments fill members and records fill the file, each exactly.
+
+    Members must be able to lie in one folder together: none is the folder of another.
 
     Raises:
         ArchiveError: they do not; the text names the place.
@@ -60,3 +63,4 @@ def _check_members(index: Index) -> None:
         names.add(member.name)
     if first != len(index.segments) or len(names) != len(index.members):
         raise ArchiveError("index: segments that belong to no member, or a member name that occurs twice")
+    check_folders(names)

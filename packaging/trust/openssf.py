@@ -12,11 +12,14 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import CheckFailedError, DependencyError, UsageError
 from edgepack.files.output import atomic_output, claimed_output
 from edgepack.packaging.trust.signatures import read_key_file
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 SIGNATURE = "model.sig"  # of a folder, inside it; OpenSSF's own default
 MAX_BUNDLE_BYTES = 16 << 20
@@ -54,30 +57,52 @@ def signature_path(target: Path) -> Path:
 def generate_ec_key(path: Path) -> None:
     """Write a new P-256 key (PEM, PKCS 8, readable by its owner only) and its public half as PATH.pub.
 
+    Where a run was interrupted between the two, the public half of the key that is there is written.
+
     Raises:
-        UsageError: either file is there already.
+        UsageError: the public half, or something else than such a key, is there already.
     """
+    public = path.with_name(f"{path.name}.pub")
+    if os.path.lexists(public):
+        raise UsageError(f"'{public}': is there already; keys are never overwritten")
+    with claimed_output(public), claimed_output(path, force=True):
+        _write_ec_public(public, _read_ec_key(path) if os.path.lexists(path) else _write_ec_key(path))
+
+
+def _write_ec_key(path: Path) -> EllipticCurvePrivateKey:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    public = path.with_name(f"{path.name}.pub")
-    for target in (path, public):
-        if os.path.lexists(target):
-            raise UsageError(f"'{target}': is there already; keys are never overwritten")
     key = ec.generate_private_key(ec.SECP256R1())
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+    with atomic_output(path, mode=0o600) as stream:
+        stream.write(private)
+    return key
+
+
+def _read_ec_key(path: Path) -> EllipticCurvePrivateKey:
+    """The key of a run that was interrupted before it wrote the public half."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        key = serialization.load_pem_private_key(read_key_file(path), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise UsageError(f"'{path}': is there already; keys are never overwritten")
+    return key
+
+
+def _write_ec_public(public: Path, key: EllipticCurvePrivateKey) -> None:
+    from cryptography.hazmat.primitives import serialization
+
     spki = serialization.PublicFormat.SubjectPublicKeyInfo
-    with claimed_output(public), claimed_output(path):
-        with atomic_output(public) as stream:
-            stream.write(key.public_key().public_bytes(serialization.Encoding.PEM, spki))
-        try:
-            with atomic_output(path, mode=0o600) as stream:
-                stream.write(private)
-        except BaseException:
-            public.unlink()  # nobody has seen it yet
-            raise
+    with atomic_output(public) as stream:
+        stream.write(key.public_key().public_bytes(serialization.Encoding.PEM, spki))
 
 
 def sign(target: Path, key: Path, signature: Path) -> None:

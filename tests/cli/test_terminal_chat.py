@@ -217,6 +217,11 @@ def test_a_saved_conversation_is_loaded_and_goes_on(
     chat(conversation, f"/save {other}")
     assert other.read_text() == '{"not": "one"}'
     assert "it is not replaced" in capfd.readouterr().err
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "nowhere")
+    chat(conversation, f"/save {link}")
+    assert "it is not replaced" in capfd.readouterr().err
+    assert link.is_symlink()
 
 
 @pytest.mark.parametrize(

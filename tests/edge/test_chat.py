@@ -299,6 +299,23 @@ def test_the_prompt_cache_is_written_once_and_used(tiny_chat: Path, tmp_path: Pa
     assert "is kept in" not in outputs[1][1]
 
 
+def test_a_prompt_cache_replaces_nothing_of_another_kind(
+    tiny_chat: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "letter.txt"
+    other.write_text("Dear Jane")
+    arguments = ["--prompt", "hi", "--chat", "--system", "You are kind", *ARGUMENTS]
+    for path in (other, tiny_chat):
+        before = path.read_bytes()
+        assert run(["run", str(tiny_chat), *arguments, "--prompt-cache", str(path)]) == 2
+        assert path.read_bytes() == before
+        assert len(capfd.readouterr().err.strip().splitlines()) == 1
+    state = tmp_path / "damaged.state"
+    state.write_bytes(b"EPPROMPT cut off")  # one of ours that cannot be used is written anew
+    assert run(["run", str(tiny_chat), *arguments, "--prompt-cache", str(state)]) == 0
+    assert state.stat().st_size > 1000
+
+
 def test_json_schema_binds_an_answer(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
     schema = '{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}'
     arguments = ["--prompt", "x", "--json-schema", schema, "--json", "--threads", "1", "--max-tokens", "60"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -145,6 +146,38 @@ def test_a_kept_run_of_another_text_is_not_gone_on_with(full, text, tmp_path):
     first.partial.write_bytes(b"GGUF")
     again = second.collect(resume=True)
     np.testing.assert_array_equal(fresh.entries["blk.0.attn_q.weight"].sums, again.entries["blk.0.attn_q.weight"].sums)
+
+
+def test_a_damaged_interrupted_run_is_begun_anew_with_a_note(full, text, tmp_path):
+    told = []
+    run = ImportanceRun(full, text, tmp_path / "i.gguf", OPTIONS, keep_seconds=0, note=told.append)
+    kept = []
+
+    def stop():
+        kept.append(run.partial.read_bytes())
+
+    @contextmanager
+    def watching(_label, _total, _unit="B"):
+        yield lambda amount: stop() if amount else None
+
+    fresh = run.collect(progress=watching)
+    header = read_header_of(tmp_path, kept[0])
+    for info in header.tensors[:2]:  # sums and counts of one weight
+        place = header.data_start + info.offset + 6
+        run.partial.write_bytes(kept[0][:place] + bytes([kept[0][place] ^ 1]) + kept[0][place + 1 :])
+        again = run.collect(resume=True)
+        for name, entry in fresh.entries.items():
+            np.testing.assert_array_equal(entry.sums, again.entries[name].sums)
+        assert len(told) == 1
+        assert told.pop().endswith("the run begins anew")
+    run.partial.write_bytes(kept[0])
+    run.collect(resume=True)
+    assert told == []
+
+
+def read_header_of(folder, content):
+    (folder / "kept.gguf").write_bytes(content)
+    return read_header(folder / "kept.gguf")
 
 
 def test_the_command_collects_merges_and_shows(books, text, tmp_path, capsys):

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from edgepack.cli import execute as run
+from edgepack.errors import UsageError
+from edgepack.packaging.pack import pack_archive
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -206,3 +211,43 @@ def test_an_archive_goes_through_a_pipe(gguf: Path, tmp_path: Path) -> None:
     with subprocess.Popen([*edgepack, "pack", gguf, "-o", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as pack:
         subprocess.run([*edgepack, "unpack", "-", "-o", out], stdin=pack.stdout, check=True, capture_output=True)
     assert out.read_bytes() == gguf.read_bytes()
+
+
+def test_bytes_behind_the_last_tensor_are_told(gguf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "more.gguf"
+    path.write_bytes(gguf.read_bytes() + bytes(-gguf.stat().st_size % 32) + b"hidden")
+    assert run(["verify", str(gguf)]) == 0
+    assert run(["verify", str(path)]) == 1
+    assert "6 bytes behind the last tensor belong to none" in capfd.readouterr().err
+    assert run(["pack", str(path), "-o", str(tmp_path / "a.edgepack")]) == 0
+    assert "6 bytes behind the last tensor belong to none; they are packed as they are" in capfd.readouterr().err
+    assert run(["unpack", str(tmp_path / "a.edgepack"), "-o", str(tmp_path / "b.gguf")]) == 0
+    assert (tmp_path / "b.gguf").read_bytes() == path.read_bytes()
+    assert run(["pack", str(gguf), "-o", str(tmp_path / "c.edgepack")]) == 0
+    assert "belong to none" not in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a time that cannot be set back")
+@pytest.mark.parametrize("content", ["other", "same"])
+def test_a_source_rewritten_meanwhile_is_noticed_though_its_size_and_time_are_the_same(
+    content: str, gguf: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "a.gguf"
+    source.write_bytes(gguf.read_bytes())
+    status = source.stat()
+
+    @contextmanager
+    def rewriting(*_arguments: object) -> Iterator[Callable[[int], object]]:
+        yield lambda _amount: None
+        with source.open("r+b") as stream:  # behind what was read already
+            last = source.read_bytes()[-1]
+            stream.seek(-1, 2)
+            stream.write(bytes([last ^ (content == "other")]))
+        os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    if content == "same":
+        pack_archive(source, tmp_path / "a.edgepack", progress=rewriting)
+        return
+    with pytest.raises(UsageError, match="changed while it was read"):
+        pack_archive(source, tmp_path / "a.edgepack", progress=rewriting)
+    assert not (tmp_path / "a.edgepack").exists()

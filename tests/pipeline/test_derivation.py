@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import edgepack
 from edgepack.cli import execute as run
-from edgepack.errors import ArchiveError, UsageError
+from edgepack.errors import ArchiveError, CheckpointError, UsageError
 from edgepack.file_digest import file_sha256
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.derivation import MEMBER, decode, encode, read_derivation
@@ -140,6 +140,38 @@ def test_a_gguf_has_it_beside_itself_on_request(books: Path, tmp_path: Path) -> 
     assert found.sources[0].startswith("the derivation is of another file")
 
 
+def test_pack_takes_what_lies_beside_a_gguf_and_notes_what_speaks_of_another(
+    books: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model, beside = tmp_path / "m.gguf", tmp_path / "m.intoto.json"
+    edgepack.export(books, target="gguf-q8", output=model, provenance=True)
+    edgepack.pack(model)
+    assert edgepack.check_provenance(tmp_path / "m.edgepack", books).same
+    with open_archive(tmp_path / "m.edgepack") as opened:
+        assert opened.read_member(beside.name) == beside.read_bytes()
+    model.write_bytes(model.read_bytes()[:-1] + b"\xff")
+    for content, why in ((beside.read_bytes(), "speaks of another file"), (b'{"a": 1}', "no derivation")):
+        beside.write_bytes(content)
+        assert run(["pack", str(model), "-o", str(tmp_path / "n.edgepack"), "--force"]) == 0
+        assert why in capfd.readouterr().err
+        with open_archive(tmp_path / "n.edgepack") as opened:
+            assert [member.name for member in opened.members] == ["m.gguf"]
+
+
+@pytest.mark.parametrize("output", ["c.edgepack", "c.gguf"])
+def test_certifying_a_gguf_carries_its_derivation_on(output: str, books: Path, tmp_path: Path) -> None:
+    model, text = tmp_path / "m.gguf", tmp_path / "words.txt"
+    text.write_text("It was a dark night, and nobody came to the door of the old house. " * 40)
+    edgepack.export(books, target="gguf-q8", output=model, provenance=True)
+    options = edgepack.ScoringOptions(ctx=32, max_chunks=2)
+    edgepack.certify(model, books, tmp_path / output, text=text, stored_tokens=16, scoring=options)
+    said = edgepack.provenance(tmp_path / output)
+    assert said.certified_from == file_sha256(model)
+    found = edgepack.check_provenance(tmp_path / output, books)
+    assert found.same
+    assert found.certificate_only
+
+
 def test_a_recipes_text_is_named_without_its_place(books: Path, text: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text(
@@ -234,3 +266,23 @@ def test_options_of_a_hostile_derivation_are_refused(
 def test_encoding_is_stable_and_decodes_to_itself(archive: Path) -> None:
     said = edgepack.provenance(archive)
     assert decode(encode(said), "x") == said
+
+
+def test_a_source_that_shrinks_before_it_is_digested_is_refused(
+    books: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the export's own check and the derivation: it would name another file than the one exported."""
+    from edgepack.pipeline.derivation import Recorder
+
+    model = clone(books, tmp_path)
+    real = Recorder.derivation
+
+    def derivation(self: Recorder, *arguments: Any) -> Any:
+        with (model / "model.safetensors").open("r+b") as stream:
+            stream.truncate(1000)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Recorder, "derivation", derivation)
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        edgepack.export(model, target="gguf-q8", output=tmp_path / "m.edgepack")
+    assert not (tmp_path / "m.edgepack").exists()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
+from edgepack.api.opening import ignore
 from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.values import FilePath, optional_path, paths
 from edgepack.edge.llama.check_projector import check_projector, is_projector
@@ -25,7 +26,7 @@ from edgepack.packaging.restore.unpack import UnpackResult, extract_tensor, rest
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from edgepack.gguf.types import TensorInfo
     from edgepack.packaging.trust.policy import TrustPolicy
@@ -46,8 +47,11 @@ def pack(
     force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
+    note: Callable[[str], object] = ignore,
 ) -> PackResult:
     """Pack a GGUF into one verified archive that restores bit for bit.
+
+    A derivation beside it (NAME.intoto.json) goes in too, where it speaks of this file.
 
     Args:
         file: the GGUF.
@@ -63,6 +67,7 @@ def pack(
         force: replace an archive that is there already; never an input.
         threads: workers; None for one a core.
         progress: told of bytes read.
+        note: told of a derivation beside the file that stays out, and of bytes that belong to no tensor.
 
     Raises:
         GGUFError: `file` is not a whole GGUF.
@@ -72,14 +77,28 @@ def pack(
     """
     file, included, older = Path(file), paths(include), optional_path(base)
     target = file.with_suffix(".edgepack") if output is None else Path(output)
-    every = (*included, *([] if projector is None else paths([projector])))
+    every = (*included, *([] if projector is None else paths([projector])), *_derivation(file, included, note))
     inputs = [file, *every, *([] if older is None else [older])]
     with nullcontext() if target == STANDARD_STREAM else claimed_output(target, inputs=inputs, force=force):
+        if file.is_file() and (left := read_header(file).trailing_bytes):
+            note(f"{file}: {left} bytes behind the last tensor belong to none; they are packed as they are")
         _check_projectors(file, included, optional_path(projector))
         return pack_archive(
             file, target, level=level, dictionary=dictionary, include=every, base=older, release=release,
             trust=policy_for(trusted), threads=threads, progress=progress,
         )  # fmt: skip
+
+
+def _derivation(file: Path, included: Sequence[Path], note: Callable[[str], object]) -> tuple[Path, ...]:
+    """What says where the file comes from, and lies beside it."""
+    from edgepack.packaging.derivation import SUFFIX, beside_path, neighbour_of
+
+    if any(path.name.endswith(SUFFIX) for path in included):
+        return ()
+    said, why = neighbour_of(file)
+    if why:
+        note(f"{beside_path(file).name} lies beside it and stays out: {why}")
+    return () if said is None else (beside_path(file),)
 
 
 def _check_projectors(model: Path, included: Sequence[Path], given: Path | None) -> None:

@@ -12,11 +12,12 @@ from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.validation import ComparisonResult, ReplayResult, ValidationResult
 from edgepack.api.values import FilePath, optional_path, paths
 from edgepack.edge.fidelity.certificate import DEFAULT_TOKENS
-from edgepack.edge.fidelity.certificate_file import certificate_path, run_replay
+from edgepack.edge.fidelity.certificate_file import certificate_path, has_derivation, run_replay
 from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.edge.fidelity.validate import Gates
 from edgepack.errors import EdgepackError
 from edgepack.files.output import claimed_output
+from edgepack.packaging.derivation import beside_path
 from edgepack.pipeline import certify as certificates
 from edgepack.pipeline.fidelity import run_validation, with_findings
 from edgepack.progress import silent
@@ -215,7 +216,7 @@ def certify(
         candidate: a GGUF or an `.edgepack`.
         reference: the original.
         output: an `.edgepack` (by default CANDIDATE-certified.edgepack); any other name gets the GGUF and, beside it,
-            the certificate.
+            the certificate. A derivation goes with it, from an archive or from beside a GGUF.
         text: what is scored, as in `validate`, and so all that follow.
         stored_tokens: scored positions to store, rounded up to whole chunks.
         ctx: tokens in a chunk.
@@ -238,6 +239,8 @@ def certify(
         claims.enter_context(claimed_output(target, inputs=inputs, force=force))
         if target.suffix != ".edgepack":
             claims.enter_context(claimed_output(certificate_path(target), inputs=inputs, force=force))
+            if has_derivation(candidate):
+                claims.enter_context(claimed_output(beside_path(target), inputs=inputs, force=force))
         return certificates.certify(candidate, Path(reference), said, target, options, stored_tokens, progress)
 
 

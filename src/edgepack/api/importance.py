@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepack.api.opening import ignore
 from edgepack.api.values import FilePath, JsonObject, optional_path, paths
 from edgepack.edge.llama.importance_collect import CollectOptions
 from edgepack.errors import UsageError
@@ -18,7 +19,7 @@ from edgepack.quant.calibration.importance import ImportanceMatrix, merge, stati
 from edgepack.quant.calibration.importance_file import read_importance, write_importance, write_legacy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from edgepack.progress import Progress
 
@@ -73,6 +74,7 @@ def imatrix(
     threads: int | None = None,
     n_gpu_layers: int = 0,
     progress: Progress = silent,
+    note: Callable[[str], object] = ignore,
 ) -> ImportanceResult:
     """Collect an importance matrix of a model over a text, and add others up with it.
 
@@ -90,6 +92,7 @@ def imatrix(
         threads: None for all processors.
         n_gpu_layers: llama.cpp's layers on the GPU; -1 is all.
         progress: told of each piece done.
+        note: told why an interrupted run is not gone on with.
 
     Raises:
         UsageError: model without text or the reverse, or nothing to do.
@@ -109,7 +112,7 @@ def imatrix(
             options = CollectOptions(
                 ctx, chunks, include_head=include_head, threads=threads or 0, n_gpu_layers=n_gpu_layers
             )
-            run = ImportanceRun(Path(model), Path(text), target or Path(DEFAULT_NAME), options, pre)
+            run = ImportanceRun(Path(model), Path(text), target or Path(DEFAULT_NAME), options, pre, note=note)
             matrices.append(run.collect(resume=resume, progress=progress))
         matrix = merge(matrices)
         if target is not None:

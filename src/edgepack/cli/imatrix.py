@@ -64,7 +64,7 @@ def command(
     target = output or (None if model is None and show else Path(DEFAULT_NAME))
     result = imatrix(
         model, text, target, merged=merged, ctx=ctx, chunks=chunks, include_head=include_head, resume=resume,
-        force=force, pre=pre, threads=threads, n_gpu_layers=n_gpu_layers, progress=terminal_progress,
+        force=force, pre=pre, threads=threads, n_gpu_layers=n_gpu_layers, progress=terminal_progress, note=note,
     )  # fmt: skip
     if as_json:
         print_json(result.json())

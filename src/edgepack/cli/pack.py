@@ -69,6 +69,7 @@ def command(
         force=force,
         threads=threads,
         progress=terminal_progress,
+        note=note,
     )
     if as_json:
         print_json(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from edgepack.errors import EdgepackError, UsageError
@@ -125,18 +125,21 @@ class FileState:
         inode: number of the file on it; another one lies there after a rename.
         bytes: length.
         mtime_ns: when it was last written.
+        ctime_ns: when anything of it last changed, which nobody can set back; a new link or mode changes it too, so
+            that it does not count as a difference.
     """
 
     device: int
     inode: int
     bytes: int
     mtime_ns: int
+    ctime_ns: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, file: Path | int) -> FileState:
         """The state of the file at a path, or of an open descriptor; raises OSError."""
         status = os.stat(file)  # noqa: PTH116  descriptors too
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def check_unchanged(path: Path, before: FileState, error: type[EdgepackError] = UsageError) -> None:

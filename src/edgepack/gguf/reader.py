@@ -33,6 +33,9 @@ _MAX_ARRAY_DEPTH = 4
 _MAX_ITEMS = 1 << 22
 _ITEMS_OF_AN_ARRAY = 16  # what an array in an array counts for: it becomes three objects
 _MAX_KEYS, _MAX_TENSORS = 1 << 15, 1 << 16
+MAX_TEMPLATE_CHARACTERS = 256 << 10
+"""Of the chat template that a model is run with, and so of one that is exported."""
+
 _MAX_TEMPLATE_BYTES = 1 << 20  # of a chat template; the longest published ones have about 20,000
 SCALARS: dict[ValueType, struct.Struct] = {
     ValueType.UINT8: struct.Struct("<B"),
@@ -71,6 +74,12 @@ class GGUFHeader:
     data_start: int
     file_bytes: int
     _by_name: Mapping[str, TensorInfo] = field(default_factory=dict, repr=False)
+
+    @property
+    def trailing_bytes(self) -> int:
+        """Bytes behind the last tensor and its padding, which no reader looks at; safetensors' library refuses such."""
+        end = self.data_start + max((tensor.offset + tensor.nbytes for tensor in self.tensors), default=0)
+        return max(0, self.file_bytes - -(-end // self.alignment) * self.alignment)
 
     def tensor(self, name: str) -> TensorInfo:
         """The tensor called `name`; raises GGUFError when there is none."""

@@ -23,7 +23,10 @@ _VERSION = 3
 
 
 def _encode_string(text: str) -> bytes:
-    raw = text.encode("utf-8", "surrogateescape")
+    try:
+        raw = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can hold and UTF-8 cannot
+        raise GGUFError(f"a text of the metadata: expected characters, got {text[error.start]!r} in it") from None
     return struct.pack("<Q", len(raw)) + raw
 
 
@@ -41,6 +44,14 @@ def _encode(kind: ValueType, value: Any, item_type: ValueType | None) -> bytes:
     return head + struct.pack(f"<{len(value)}{SCALARS[item_type].format[-1]}", *value)
 
 
+def _encode_value(key: str, value: Value) -> bytes:
+    """A value's bytes; raises GGUFError where its type cannot hold it."""
+    try:
+        return _encode(value.type, value.value, value.item_type)
+    except (OverflowError, struct.error) as error:
+        raise GGUFError(f"metadata key '{key}': {value.type.name.lower()} cannot hold its value: {error}") from None
+
+
 def padding(count: int, alignment: int) -> int:
     """Bytes from `count` to the next multiple of `alignment`."""
     return -count % alignment
@@ -56,14 +67,14 @@ def place_tensors(tensors: Sequence[TensorInfo], alignment: int = DEFAULT_ALIGNM
 
 
 def encode_header(metadata: Mapping[str, Value], tensors: Sequence[TensorInfo], alignment: int) -> bytes:
-    """Everything before the data section, padding included; offsets are written as `tensors` hold them."""
+    """Everything before the data section, padding included; offsets are written as `tensors` hold them.
+
+    Raises:
+        GGUFError: a value that its type cannot hold, or half of a surrogate pair in a text.
+    """
     parts = [MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(metadata))]
     for key, value in metadata.items():
-        parts += [
-            _encode_string(key),
-            struct.pack("<I", value.type),
-            _encode(value.type, value.value, value.item_type),
-        ]
+        parts += [_encode_string(key), struct.pack("<I", value.type), _encode_value(key, value)]
     for tensor in tensors:
         ne = tuple(reversed(tensor.shape))
         parts.append(_encode_string(tensor.name))

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import platform
 import re
+from contextlib import suppress
 from functools import cached_property
 from importlib import metadata as packages
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepack.errors import CheckpointError
 from edgepack.export.weight_files import ORDER
 from edgepack.file_digest import file_sha256
+from edgepack.files.source import FileState, check_unchanged
 from edgepack.packaging.derivation import Derivation, Digested, encode
 from edgepack.pipeline.options import CODED, WIRE
 from edgepack.pipeline.request import given_options
@@ -49,6 +52,9 @@ class Recorder:
 
     def __init__(self, request: ExportRequest) -> None:
         self._request = request
+        self._began: dict[Path, FileState] = {}
+        with suppress(OSError):  # what is not there is refused by who opens it
+            self._began = {path: FileState.of(path) for _name, path in model_files(request.source)}
 
     def write(self, made: Made, path: Path) -> Path:
         """Write the derivation of what was made to `path`; gives `path`."""
@@ -79,6 +85,8 @@ class Recorder:
         found = []
         for name, path in model_files(request.source):
             digest = file_sha256(path, "digesting the source", progress)
+            if path in self._began:  # what is digested is what was exported
+                check_unchanged(path, self._began[path], CheckpointError)
             found.append(Digested(name, digest, "model", f"{base}{name}" if base else ""))
         for path, role in self._beside():
             found += [Digested(name, file_sha256(file), role) for name, file in _files_at(path)]

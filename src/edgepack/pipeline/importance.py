@@ -13,7 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from edgepack.edge.llama.check import read_runnable
 from edgepack.edge.llama.importance_collect import CollectOptions, collect_importance
+from edgepack.edge.llama.loads import ensure_loads
 from edgepack.errors import EdgepackError
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
@@ -23,7 +27,7 @@ from edgepack.quant.calibration.importance_file import read_importance, write_im
 from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from edgepack.export.mapped import MappedModel
@@ -45,6 +49,7 @@ class ImportanceRun:
         pre: the pre-tokenizer's name where its structure is not known.
         adapter: a PEFT LoRA merged into the model.
         keep_seconds: time between two saves of what there is so far.
+        note: told why an interrupted run is not gone on with.
     """
 
     model: Path
@@ -54,6 +59,7 @@ class ImportanceRun:
     pre: str | None = None
     adapter: Path | None = None
     keep_seconds: float = 20.0
+    note: Callable[[str], object] = lambda _line: None
 
     @property
     def partial(self) -> Path:
@@ -70,6 +76,7 @@ class ImportanceRun:
         Raises:
             UsageError: the text is unreadable.
             CalibrationError: it is too short.
+            GGUFError: a GGUF that llama.cpp would not survive.
             EdgepackError: as `open_model` and `collect_importance`.
             KeyboardInterrupt, SystemExit: a signal came; what there was is kept.
         """
@@ -81,7 +88,8 @@ class ImportanceRun:
         def keep(matrix: ImportanceMatrix, stopped: bool) -> None:
             nonlocal last
             if (stopped and matrix.entries) or time.monotonic() - last >= self.keep_seconds:
-                write_importance(self.partial, matrix, exact=True, extra={keys.IMATRIX_RUN: string(key)})
+                extra = {keys.IMATRIX_RUN: string(f"{key} {matrix_digest(matrix)}")}
+                write_importance(self.partial, matrix, exact=True, extra=extra)
                 last = time.monotonic()
 
         with self._runnable(progress) as gguf:
@@ -95,6 +103,7 @@ class ImportanceRun:
     def _runnable(self, progress: Progress) -> Iterator[Path]:
         """The model itself where it is a GGUF, else one made of it, which is removed again."""
         if self.model.is_file():
+            ensure_loads(read_runnable(self.model))
             yield self.model
             return
         from edgepack.export.gguf_file import write_gguf
@@ -122,13 +131,34 @@ class ImportanceRun:
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def _kept(self, key: str) -> ImportanceMatrix | None:
+        """What an interrupted run left, if it is whole and of the same run; None begins anew."""
         if not self.partial.is_file():
             return None
+        matrix, why = self._read_partial(key)
+        if why:
+            self.note(f"{self.partial.name} {why}: the run begins anew")
+        return matrix
+
+    def _read_partial(self, key: str) -> tuple[ImportanceMatrix | None, str]:
+        """The partial matrix; or None, and what is wrong with it."""
         try:
-            own = read_header(self.partial).get(keys.IMATRIX_RUN) == key
-            return read_importance(self.partial) if own else None
-        except EdgepackError:  # cut off or of another version: the run begins anew
-            return None
+            run, _, digest = str(read_header(self.partial).get(keys.IMATRIX_RUN)).partition(" ")
+            if run != key:
+                return None, "is of another model, text or option"
+            matrix = read_importance(self.partial)
+        except EdgepackError as error:  # cut off or of another version
+            return None, f"cannot be read ({error})"
+        return (matrix, "") if matrix_digest(matrix) == digest else (None, "is damaged")
+
+
+def matrix_digest(matrix: ImportanceMatrix) -> str:
+    """SHA-256 of everything that a run adds up, in hexadecimal: a flipped bit of a sum would stay unseen otherwise."""
+    digest = hashlib.sha256(f"{matrix.chunk_count} {matrix.chunk_size}".encode())
+    for name, entry in sorted(matrix.entries.items()):
+        digest.update(f"{name}\0{entry.sums.shape}\0".encode("utf-8", "surrogateescape"))
+        digest.update(np.ascontiguousarray(entry.sums, dtype=np.float64).tobytes())
+        digest.update(np.ascontiguousarray(entry.counts, dtype=np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def _precision(model: MappedModel) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from edgepack.cli.chat import settings
 from edgepack.cli.chat.showing import show_info, show_text, show_values
 from edgepack.cli.output import note
 from edgepack.errors import UsageError
-from edgepack.files.output import atomic_output
+from edgepack.files.output import atomic_output, claimed_output
 from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
@@ -128,10 +129,11 @@ def _save(session: Session, rest: str) -> None:
     if not rest:
         raise UsageError("/save: expected a file's name behind it")
     path = Path(rest).expanduser()
-    if path.exists():
-        _check_is_transcript(path)
-    with atomic_output(path) as stream:
-        stream.write(session.conversation.transcript().encode())
+    with claimed_output(path, inputs=[session.conversation.model.path], force=True):
+        if os.path.lexists(path):
+            _check_is_transcript(path)
+        with atomic_output(path) as stream:
+            stream.write(session.conversation.transcript().encode())
     note(f"(written to {path})")
 
 
