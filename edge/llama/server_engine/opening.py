@@ -56,6 +56,8 @@ class RunningEngine:
             self.endpoint.close()
             raise
         self.endpoint.found_at(self._server.listening_address)
+        # Answered by the engine's loop: a destructor that runs before that has begun waits for ever.
+        self.endpoint.get("/lora-adapters")
 
     def close(self) -> None:
         """End the engine and free the model; a second call does nothing."""
