@@ -41,7 +41,7 @@ def _tokenise(c: Any, vocabulary: Any) -> None:
 def _with_server_engine(path: str) -> int:
     """The same in xllamacpp's engine, which answers to nobody here; 0 where it survives.
 
-    The process ends while the engine stands: its destructor waits for a loop that may not have begun, and then for ever.
+    The process ends while the engine stands: its destructor waits for a loop, for ever where that has not begun.
     """
     import xllamacpp
 
