@@ -304,6 +304,14 @@ def test_progress_hears_every_byte(gguf: Path, tmp_path: Path) -> None:
 
 ABSENT = {
     "analyze": ("absent",),
+    "architecture_of": ("absent",),
+    "bundle": ("absent.edgepack",),
+    "check_provenance": ("absent.edgepack", "absent"),
+    "checkpoint": ("absent.gguf", "absent-folder"),
+    "provenance": ("absent.edgepack",),
+    "release": ("absent.edgepack", "absent-folder"),
+    "update": ("absent.edgepack",),
+    "validate_embeddings": ("absent.gguf", "absent"),
     "bench": ("absent.gguf",),
     "certify": ("absent.gguf", "absent"),
     "compare": (["absent.gguf"], "absent"),
@@ -337,4 +345,4 @@ def test_a_file_that_is_not_there_is_an_error_of_the_tree_and_leaves_nothing(
 
 
 def test_every_function_was_tried_on_absent_files() -> None:
-    assert set(FUNCTIONS) - set(ABSENT) <= {"export", "generate_key", "verify"}
+    assert set(FUNCTIONS) - set(ABSENT) <= {"export", "fetch", "generate_key", "verify"}

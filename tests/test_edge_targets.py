@@ -44,7 +44,9 @@ def test_a_variant_is_exported_packed_run_and_decoded(
     assert texts.pop().strip()
     call(capsys, "unpack", archive, "-o", tmp_path / "back.gguf")
     assert (tmp_path / "back.gguf").read_bytes() == file.read_bytes()
-    decoded = [call(capsys, "unpack", "--native", path, "-o", tmp_path / "n.gguf") for path in (file, archive)]
+    decoded = [
+        call(capsys, "unpack", "--native", path, "-o", tmp_path / "n.gguf", "--force") for path in (file, archive)
+    ]
     assert decoded[0]["sha256"] == decoded[1]["sha256"]
     wide = call(capsys, "unpack", "--native-type", "q8_0", file, "-o", tmp_path / "wide.gguf")
     assert wide["bytes"] == (tmp_path / "wide.gguf").stat().st_size

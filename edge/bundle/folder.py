@@ -92,6 +92,8 @@ def make_bundle(
 
 
 def _checked(archive: Path, output: Path, platform: str) -> Platform:
+    if not archive.is_file():
+        raise UsageError(f"'{archive}': no such file")
     check_member_name(archive.name)
     if "'" in archive.name or "%" in archive.name:
         raise UsageError(f"'{archive}': quotes and per cent signs in the name cannot stand in the bundle's scripts")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.edge.llama.check_projector import check_projector
 from edgepack.errors import UsageError
+from edgepack.gguf import keys
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +38,7 @@ def projector_of(source: ModelFile, given: Path | None = None) -> Path | None:
 def require_projector(source: ModelFile, projector: Path | None, label: str) -> Path:
     """The projector of a model that is to look at something; raises UsageError where it has none."""
     if projector is None:
-        architecture = source.header.get("general.architecture")
+        architecture = source.header.get(keys.ARCHITECTURE)
         raise UsageError(
             f"image: '{label}' ({architecture}) has no projector: give --mmproj FILE, a projector that was made for it"
         )

@@ -162,7 +162,6 @@ REFUSED: list[tuple[list[str], str]] = [
     ([], "export: expected --target, or --max-size to take the largest that fits"),
     (["--target", "q6k", "--pack", "--shard-size", "2MB"], "an archive is one file"),
     (["--target", "q6k", "--shard-size", "2MB"], "--shard-size: not together with --recipe or --pass"),
-    (["--target", "q6k", "--resume"], "--resume: not together with --recipe or --pass"),
 ]
 
 
@@ -214,7 +213,6 @@ def test_passes_change_what_a_codec_of_the_variant_codes(
     [
         (RECIPE + '[[pass]]\nname = "gptq"\n', [], "pass 'gptq' rounds for or corrects ggml's types"),
         (RECIPE + CORRECTION, [], "pass 'lowrank' rounds for or corrects ggml's types"),
-        (RECIPE, ["--resume"], "--resume: not together with --recipe or --pass"),
         (RECIPE, ["--dry-run"], "--calibration: collecting is work"),
     ],
 )

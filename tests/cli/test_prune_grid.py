@@ -58,8 +58,8 @@ def test_the_command_that_is_named_makes_the_archive_that_was_measured(
     out = tmp_path / "m.edgepack"
     assert words[:2] == ["edgepack", "export"]
     assert execute([*words[1:], "-o", str(out), "--json"]) == 0
-    # An archive names its member; the measured one was called model.gguf.
-    assert abs(out.stat().st_size - measured[1]["chosen"]["archive_bytes"]) < 64
+    # An archive names its member (the measured one was called model.gguf) and says what it was made from.
+    assert -64 < out.stat().st_size - measured[1]["chosen"]["archive_bytes"] < 2048
     capsys.readouterr()
 
 

@@ -65,6 +65,6 @@ def test_export_exits_with_1_when_weights_are_too_far(
     told = json.loads(capsys.readouterr().out)["validation"]
     assert not told["passed"]
     assert 0.15 < told["reconstruction"]["mean"] < 0.5
-    assert run([*made, "0.15", "--target", "gguf-q8", "-o", out]) == 0
+    assert run([*made, "0.15", "--target", "gguf-q8", "--force", "-o", out]) == 0
     capsys.readouterr()
     assert run([*made, "0.15", "--max-size", "9MB", "-o", out]) == UsageError.exit_code

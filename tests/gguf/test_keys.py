@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("src/edgepack", "export", "quant", "packaging", "edge")
 SHARED = re.compile(r"(edgepack\.(wire|variant|recipe|certificate|imatrix|pass)|general|split|adapter)\.?[a-z0-9_.]*$")
 # Data of their own kind: regular expressions and names that only happen to look alike.
-NAMES = {value for name, value in vars(keys).items() if name.isupper()}
+NAMES = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)}
 
 
 def literals(path: Path) -> set[str]:

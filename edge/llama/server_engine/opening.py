@@ -56,7 +56,8 @@ class RunningEngine:
             self.endpoint.close()
             raise
         self.endpoint.found_at(self._server.listening_address)
-        # Answered by the engine's loop: a destructor that runs before that has begun waits for ever.
+        # Answered by the engine's loop, so that it runs: one that is ended before it began would run for ever, for its
+        # beginning undoes the end (server_queue::terminate before server_queue::start_loop in server-queue.cpp).
         self.endpoint.get("/lora-adapters")
 
     def close(self) -> None:

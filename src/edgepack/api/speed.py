@@ -100,7 +100,7 @@ class FitResult:
 
     def json(self) -> JsonObject:
         """The object that `edgepack fit --json` prints."""
-        return asdict(self)
+        return {**asdict(self), "contexts": [asdict(context) for context in self.contexts]}
 
 
 def fit(

@@ -5,6 +5,7 @@ It turns errors into one line and an exit code; all work is left to the parts.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
@@ -116,8 +117,9 @@ def main(args: list[str] | None = None) -> NoReturn:
 def _speak_utf8() -> None:
     """Text in and out is UTF-8 whatever the console's encoding is; what a terminal cannot show is replaced."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="replace")
+        with contextlib.suppress(io.UnsupportedOperation):  # standard input that somebody has read from already
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(encoding="utf-8", errors="replace")
 
 
 def _end(number: int, _frame: object) -> NoReturn:

@@ -133,6 +133,7 @@ def fetch(hub: Hub, folder: Path, *options: str, source: str = "hf:org/tiny") ->
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
         "HF_HOME": str(folder.parent / "hub-home"),
         "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
     }
     command = [sys.executable, "-m", "edgepack", "fetch", source, "-o", str(folder), "--json", *options]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
