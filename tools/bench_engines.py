@@ -54,6 +54,12 @@ print(count, 'tokens', file=sys.stderr, flush=True)
 os._exit(0)
 """
 BUSY = "while True: pass"
+# A process of its own: a child's peak begins with what its parent held when it was forked.
+PEAK = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 
 
 @dataclass(frozen=True)
@@ -73,17 +79,17 @@ class Program:
 
 @dataclass(frozen=True)
 class Seen:
-    """One run: seconds to the first token, tokens a second behind it, MB at its peak."""
+    """One run: seconds to the first token, tokens a second behind it."""
 
     first: float
     rate: float
-    memory: float
 
 
 @dataclass
 class Measured:
-    """All runs of a program, on a machine left alone and beside a process that keeps a core busy."""
+    """All runs of a program, on a machine left alone and beside a process that keeps a core busy; MB at its peak."""
 
+    memory: float
     idle: list[Seen] = field(default_factory=list)
     busy: list[Seen] = field(default_factory=list)
 
@@ -118,23 +124,25 @@ def see(program: Program) -> Seen:
             if seen > program.echoed:
                 last = time.perf_counter()
                 first = first or last
-        _pid, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        process.wait()
         process.stdout.close()
         log.seek(0)
         told = log.read().decode(errors="replace")
     if process.returncode or not first or " tokens" not in told:
         raise SystemExit(f"{program.name}: it failed: {told[-500:]}")
     count = int(told.split(" tokens")[0].split()[-1])
-    kilobyte = 1 if sys.platform == "darwin" else 1024  # getrusage: bytes on macOS
-    return Seen(first - started, (count - 1) / max(last - first, 1e-9), usage.ru_maxrss * kilobyte / 1e6)
+    return Seen(first - started, (count - 1) / max(last - first, 1e-9))
+
+
+def peak_memory(program: Program) -> float:
+    """MB that a program held at most."""
+    told = subprocess.run([sys.executable, "-c", PEAK, *program.command], check=True, capture_output=True, text=True)
+    return int(told.stdout) * (1 if sys.platform == "darwin" else 1024) / 1e6  # getrusage: bytes on macOS
 
 
 def measure(wanted: list[Program], rounds: int) -> list[tuple[str, Measured]]:
-    """Programs in turns, after one unmeasured run of each: then files and bytecode are in memory."""
-    found = [(program.name, Measured()) for program in wanted]
-    for program in wanted:
-        see(program)
+    """Programs in turns, after one run of each for its memory: then files and bytecode are in the cache."""
+    found = [(program.name, Measured(peak_memory(program))) for program in wanted]
     for _ in range(rounds):
         for program, (_name, measured) in zip(wanted, found, strict=True):
             measured.idle.append(see(program))
@@ -156,7 +164,6 @@ def table(found: list[tuple[str, Measured]], model: str) -> str:
     for name, measured in found:
         rates = [statistics.median(one.rate for one in runs) for runs in (measured.idle, measured.busy)]
         first = [min(one.first for one in runs) for runs in (measured.idle, measured.busy)]
-        memory = statistics.median(one.memory for one in measured.idle)
-        cells = [f"{rates[0]:.1f}", f"{rates[1]:.1f}", f"{first[0]:.2f}", f"{first[1]:.2f}", f"{memory:.0f}"]
+        cells = [f"{rates[0]:.1f}", f"{rates[1]:.1f}", f"{first[0]:.2f}", f"{first[1]:.2f}", f"{measured.memory:.0f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
