@@ -1,8 +1,9 @@
 """The runtime beside both engines called bare, and installing beside unpacking: ours, theirs, the ratio.
 
 Each pair is measured A B A B in this one run; medians of speeds are compared, and the best of the latencies, to which
-other work on the machine only adds.
-Run: python tools/bench_runtime.py [--rounds 5] [--json]
+other work on the machine only adds. After that two tables, one a model, of `bench_engines`: each program started anew,
+on a machine left alone and with one core busy.
+Run: python tools/bench_runtime.py [--rounds 5] [--json] [--figure runtime,runtime-books,runtime-118m]
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench_engines import CONTEXT, PROMPT, measure, programs, see, table
 from tiny_models import Shape, write_random
 
 from edgepack.edge.install.cache import ModelCache
@@ -33,14 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPT = "It was the best of times, it was"
-TOKENS, CONTEXT = 128, 512
-BARE_FIRST_TOKEN = (
-    "import sys; from llama_cpp import Llama\n"
-    "llama = Llama(sys.argv[1], n_ctx=512, n_threads=int(sys.argv[3]), verbose=False)\n"
-    "for part in llama(sys.argv[2], max_tokens=2, temperature=0, stream=True):\n"
-    "    print('>', part['choices'][0]['text'], flush=True); break\n"
-)
+TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -125,35 +120,14 @@ def compare_server_engine(name: str, path: Path, threads: int, rounds: int) -> C
     return Comparison(f"generation by xllamacpp, {name}", "tokens/s", a, b, "ratio >= 0.8", a / b >= 0.8)
 
 
-def first_output_seconds(command: list[str], echoed: int) -> float:
-    """Seconds from starting a process to its first byte after the `echoed` ones."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdout is not None
-    seen = 0
-    while seen <= echoed:
-        block = os.read(process.stdout.fileno(), 4096)
-        if not block:
-            raise SystemExit(f"{command}: ended after {seen} bytes")
-        seen += len(block)
-    seconds = time.perf_counter() - started
-    process.stdout.close()
-    process.wait()
-    return seconds
-
-
-def compare_first_token(gguf: Path, archive: Path, threads: int, rounds: int) -> Comparison:
-    """From the command to the first token, the model installed before."""
-    ours = [sys.executable, "-m", "edgepack", "run", str(archive), "--prompt", PROMPT, "--temperature", "0",
-            "--max-tokens", "2", "--threads", str(threads), "--ctx", str(CONTEXT)]  # fmt: skip
-    theirs = [sys.executable, "-c", BARE_FIRST_TOKEN, str(gguf), PROMPT, str(threads)]
-    a, b = alternate(
-        rounds,
-        lambda: first_output_seconds(ours, len(PROMPT)),
-        lambda: first_output_seconds(theirs, 0),
-        min,
-    )
-    return Comparison("start to first token", "s", a, b, "ours <= bare + 0.3 s", a <= b + 0.3)
+def compare_first_token(gguf: Path, archive: Path, threads: int, rounds: int) -> list[Comparison]:
+    """From the command to the first token, the model installed before, for each engine."""
+    ours, bare, ours_server, bare_server = programs(gguf, archive, threads, 2)
+    found = []
+    for what, one, other in (("", ours, bare), (" by xllamacpp", ours_server, bare_server)):
+        a, b = alternate(rounds, lambda one=one: see(one).first, lambda other=other: see(other).first, min)  # type: ignore[misc]
+        found.append(Comparison(f"start to first token{what}", "s", a, b, "ours <= bare + 0.3 s", a <= b + 0.3))
+    return found
 
 
 def compare_install(folder: Path, rounds: int) -> Comparison:
@@ -221,8 +195,13 @@ def main() -> int:
             compare_generation("random 118M Q4_K", medium, arguments.threads, arguments.rounds),
             compare_server_engine("books-llama-6m Q5_K_M", small, arguments.threads, arguments.rounds),
             compare_server_engine("random 118M Q4_K", medium, arguments.threads, arguments.rounds),
-            compare_first_token(small, archive, arguments.threads, arguments.rounds),
+            *compare_first_token(small, archive, arguments.threads, arguments.rounds),
             compare_install(folder, arguments.rounds),
+        ]
+        large = pack_archive(medium, folder / "medium.edgepack").output
+        beside = [
+            table(measure(programs(gguf, packed, arguments.threads, TOKENS), arguments.rounds), name)
+            for name, gguf, packed in (("books-llama-6m Q5_K_M", small, archive), ("random 118M Q4_K", medium, large))
         ]
     if arguments.json:
         print(json.dumps([result.__dict__ for result in results]))
@@ -232,6 +211,8 @@ def main() -> int:
             verdict = "holds" if result.holds else "FAILS"
             figures = f"{result.ours:.2f} | {result.theirs:.2f} | {result.ours / result.theirs:.2f}"
             print(f"| {result.what}, {result.unit} | {figures} | {result.bound} | {verdict} |")
+        for lines in beside:
+            print(f"\n{lines}")
     return 0 if all(result.holds for result in results) else 1
 
 

@@ -39,11 +39,17 @@ class Platform:
 _GLIBC = ("2_28", "2_27", "2_26", "2_24", "2_17")
 _LEGACY = {"x86_64": ("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"),
            "aarch64": ("manylinux2014_aarch64",)}  # fmt: skip
+
+
+def _linux_tags(machine: str) -> tuple[str, ...]:
+    """Those of manylinux, and at last that of a wheel as pip builds it from a checkout, which no index takes."""
+    return (*(f"manylinux_{version}_{machine}" for version in _GLIBC), *_LEGACY[machine], f"linux_{machine}")
+
+
 PLATFORMS = {
     found.name: found
     for found in (
-        *(Platform(f"linux-{machine}", (*(f"manylinux_{version}_{machine}" for version in _GLIBC), *_LEGACY[machine]))
-          for machine in ("x86_64", "aarch64")),
+        *(Platform(f"linux-{machine}", _linux_tags(machine)) for machine in ("x86_64", "aarch64")),
         Platform("macos-arm64", tuple(f"macosx_{version}_0_arm64" for version in (14, 13, 12, 11))),
         Platform("macos-x86_64", tuple(f"macosx_{version}_x86_64" for version in ("13_0", "12_0", "11_0", "10_15"))),
         Platform("windows-x86_64", ("win_amd64",), ("colorama",)),
@@ -90,7 +96,7 @@ def gather(folder: Path, target: Platform, pythons: Sequence[str], source: Path 
         raise DependencyError("bundle needs pip: python -m ensurepip")
     own = _own_wheel(folder, target, source)
     for python in pythons:
-        _pip("download", *_origin(source), "--only-binary=:all:", *_tags(target, python), "-d", str(folder),
+        _pip("download", *_origin(source), "--only-binary=:all:", *pip_tags(target, python), "-d", str(folder),
              str(own) if own is not None else f"edgepack=={__version__}", *target.extras)  # fmt: skip
     return sorted(folder.glob("*.whl"))
 
@@ -99,7 +105,8 @@ def _origin(source: Path | None) -> list[str]:
     return [] if source is None else ["--no-index", "--find-links", str(source)]
 
 
-def _tags(target: Platform, python: str) -> list[str]:
+def pip_tags(target: Platform, python: str) -> list[str]:
+    """Options that let `pip download` choose for another machine."""
     abi = f"cp{python.replace('.', '')}"
     tags = [part for tag in (*target.tags, "any") for part in ("--platform", tag)]
     return [*tags, "--python-version", python, "--implementation", "cp", "--abi", abi, "--abi", "abi3", "--abi", "none"]

@@ -63,7 +63,8 @@ def runtime_options(header: GGUFHeader, wish: OpenWish) -> RuntimeOptions:
     else:
         layers = fit.request.n_gpu_layers if wish.n_gpu_layers is None else wish.n_gpu_layers
         n_ctx, kv, n_ubatch = wish.n_ctx or fit.request.n_ctx, fit.request.kv_type_k, fit.request.n_ubatch
-        threads = threads_now(read_shape(header).bytes_per_token)
+        # Asked for only where it counts: it may look at the processors for a tenth of a second.
+        threads = wish.threads or threads_now(read_shape(header).bytes_per_token)
     return RuntimeOptions(
         n_ctx=n_ctx,
         n_batch=512,

@@ -124,6 +124,22 @@ def peek(file: Path, trust: TrustPolicy | None = None) -> GGUFHeader:
     return native_header(header) if is_variant(header) else header
 
 
+def projector_bytes(file: Path, trust: TrustPolicy | None = None) -> int:
+    """Length of what sees in an archive; 0 where it has none, and for a GGUF, whose projector has to be named.
+
+    Raises:
+        ArchiveError: the file is not sound.
+        CheckFailedError: nobody trusted signed it.
+    """
+    from edgepack.packaging.archive import is_archive, open_archive
+    from edgepack.packaging.format import Role
+
+    if not is_archive(file):
+        return 0
+    with open_archive(file, trust) as archive:
+        return next((member.bytes for member in archive.members if member.role is Role.PROJECTOR), 0)
+
+
 def _check_file(file: Path) -> None:
     """Raise UsageError unless `file` is one, with what to do where it is a folder."""
     if file.is_file():

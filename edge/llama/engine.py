@@ -223,6 +223,10 @@ class Engine(Protocol):
         """What there is to say of it on this machine."""
         ...
 
+    def has_gpu(self) -> bool:
+        """Whether this build can put layers on a GPU: what `facts` says, without what is only told."""
+        ...
+
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """Length of the longest beginning that both share."""

@@ -6,7 +6,6 @@ What an engine does with a model is its own module's.
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 from functools import cache
@@ -42,16 +41,24 @@ class LlamaCppPython:
 
     def facts(self) -> EngineFacts:
         """As `Engine.facts`."""
+        from importlib.metadata import version
+
         from llama_cpp import llama_cpp as c
 
         return EngineFacts(
             self.name,
-            importlib.metadata.version("llama_cpp_python"),
+            version("llama_cpp_python"),
             f"llama.cpp {c.llama_version().decode()}; {system_info(self.name)}",
             _ggml_devices(),
-            bool(c.llama_supports_gpu_offload()),
+            self.has_gpu(),
             ("one answer at a time", "JSON schemas as grammars: no long repetitions"),
         )
+
+    def has_gpu(self) -> bool:
+        """As `Engine.has_gpu`."""
+        from llama_cpp import llama_cpp as c
+
+        return bool(c.llama_supports_gpu_offload())
 
 
 @dataclass(frozen=True)
@@ -68,16 +75,21 @@ class Xllamacpp:
 
     def facts(self) -> EngineFacts:
         """As `Engine.facts`."""
-        version = importlib.metadata.version("xllamacpp")
-        devices = _xllamacpp_devices()
+        from importlib.metadata import version as version_of
+
+        version = version_of("xllamacpp")
         return EngineFacts(
             self.name,
             version,
             f"llama.cpp b{version.rpartition('.')[2]}; {system_info(self.name)}",
-            devices,
-            any(device != "CPU" for device in devices),
+            _xllamacpp_devices(),
+            self.has_gpu(),
             ("no logits: no validate, imatrix, certify, --prompt-cache, --from-archive, nor fit's measured speed",),
         )
+
+    def has_gpu(self) -> bool:
+        """As `Engine.has_gpu`."""
+        return any(device != "CPU" for device in _xllamacpp_devices())
 
 
 _ENGINES: dict[str, Engine] = {engine.name: engine for engine in (LlamaCppPython(), Xllamacpp())}
@@ -154,7 +166,7 @@ def with_logits(model: OpenModel, what: str) -> LoadedModel:
 def supports_gpu(wish: EngineWish = "auto") -> bool:
     """Whether the engine that would run can put layers on a GPU; False where none is installed."""
     try:
-        return choose_engine(wish).facts().gpu
+        return choose_engine(wish).has_gpu()
     except EdgepackError:
         return False
 

@@ -12,13 +12,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.edge.install.cache_folder import cache_folder
 from edgepack.errors import GGUFError
+from edgepack.quant.codecs.ggml.library import ggml_libraries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _LIMIT_SECONDS = 120  # of the clock; the child's own limit is one of its processor
 _WORKER = "loads_worker.py"
 _OWN_CODES = (0, 1, 2)  # Python's; an abort is a signal, on Windows 3 or more
-_REVISION = b"1"  # of what the worker does
+_REVISION = b"2"  # of what the worker does
 
 
 def ensure_loads(header: GGUFHeader, head: bytes | None = None) -> None:
@@ -64,11 +64,14 @@ def _record(header: GGUFHeader, head: bytes | None) -> Path:
 
 
 def _engines() -> str:
-    """What llama.cpp comes in: another build of it may fail where this one does not."""
+    """What llama.cpp comes in, by its libraries' lengths and times: another build may fail where this one does not.
+
+    Reading the packages' versions would take longer than all else that a later start does with this record.
+    """
     found = []
-    for name in ("llama_cpp_python", "xllamacpp"):
-        with suppress(PackageNotFoundError):
-            found.append(f"{name} {version(name)}")
+    for library in ggml_libraries():
+        status = library.path.stat()
+        found.append(f"{library.package} {status.st_size} {status.st_mtime_ns}")
     return ", ".join(found)
 
 

@@ -39,7 +39,10 @@ def _tokenise(c: Any, vocabulary: Any) -> None:
 
 
 def _with_server_engine(path: str) -> int:
-    """The same in xllamacpp's engine, which answers to nobody here; 0 where it survives."""
+    """The same in xllamacpp's engine, which answers to nobody here; 0 where it survives.
+
+    The process ends while the engine stands: its destructor waits for a loop, for ever where that has not begun.
+    """
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
@@ -49,7 +52,8 @@ def _with_server_engine(path: str) -> int:
     for name in ("warmup", "fit_params", "ui", "endpoint_slots"):
         setattr(parameters, name, False)
     with contextlib.suppress(RuntimeError):  # it does not take the file
-        xllamacpp.Server(parameters)
+        _kept = xllamacpp.Server(parameters)
+        os._exit(0)
     return 0
 
 

@@ -41,7 +41,7 @@ _POLL = 50  # llama.cpp's own; on shared cores a thread that polls takes from th
 _LEAST_BATCH, _LARGEST_BATCH = 32, 512
 
 
-def slots_that_fit(header: GGUFHeader, opened: RuntimeOptions, device: str, wanted: int | None) -> int:
+def slots_that_fit(header: GGUFHeader, opened: RuntimeOptions, device: str, wanted: int | None, beside: int = 0) -> int:
     """How many requests are answered at once: each has a context of its own, which must fit into memory too.
 
     Args:
@@ -49,11 +49,12 @@ def slots_that_fit(header: GGUFHeader, opened: RuntimeOptions, device: str, want
         opened: how it is opened for one.
         device: as the user named it.
         wanted: what the user insists on, or None for up to `USUAL_SLOTS`.
+        beside: bytes of what is loaded beside the model, such as a projector.
     """
     if wanted is not None:
         return wanted
     try:
-        fitter = Fitter(read_shape(header), running_device(device, "xllamacpp"), FitWish())
+        fitter = Fitter(read_shape(header), running_device(device, "xllamacpp"), FitWish(beside=beside))
     except UnsupportedModelError:
         return USUAL_SLOTS  # its memory cannot be predicted
     request = MemoryRequest(

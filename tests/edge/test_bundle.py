@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -99,6 +100,20 @@ def test_the_script_installs_once_and_passes_what_it_is_given(archive: Path, whe
     finally:
         for path in [folder, *folder.rglob("*")]:
             path.chmod(path.stat().st_mode | 0o700)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell")
+def test_a_bundle_of_the_real_wheel_answers_without_a_network(wheelhouse: Path, tiny: Path, tmp_path: Path) -> None:
+    packed = pack_archive(tiny, tmp_path / "tiny.edgepack").output
+    done = execute(["bundle", str(packed), "-o", str(tmp_path / "stick"), "--wheels", str(wheelhouse), "--offline"])
+    assert done == 0
+    asked = ("run", "--raw", "--prompt", "a", "--max-tokens", "2", "--temperature", "0", "--json")
+    first = run_script(tmp_path / "stick", tmp_path, *asked)
+    assert first.returncode == 0, first.stderr
+    answer = json.loads(first.stdout)
+    assert (answer["prompt"], answer["tokens"]) == ("a", 2)
+    assert (tmp_path / "stick" / packed.name).read_bytes() == packed.read_bytes()
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")

@@ -16,6 +16,7 @@ from references.tiny_checkpoints import random_model, write_checkpoint
 from references.tiny_encoders import EMBEDDERS, RANKERS
 
 from edgepack import load
+from edgepack.api.opening import OpenOptions, open_file
 from edgepack.cli import execute as run
 from edgepack.cli import heartbeat
 from edgepack.edge.llama import cpu_threads, engines
@@ -28,6 +29,7 @@ from edgepack.errors import UnsupportedModelError
 from edgepack.export.gguf_file import write_gguf
 from edgepack.export.mapped_model import open_model as open_checkpoint
 from edgepack.export.plan import plan_export
+from edgepack.progress import silent
 from edgepack.quant.types.targets import find_target
 
 if TYPE_CHECKING:
@@ -251,3 +253,17 @@ def test_free_cores_are_physical_cores_less_what_others_use(monkeypatch: pytest.
     assert cpu_threads._free(1, 2, 5.0) == 1
     line = "cpu0 10 1 5 100 20 2 3 4 6 0"
     assert cpu_threads._busy_ticks(line) == 10 + 1 + 5 + 2 + 3 + 4
+
+
+def test_a_context_beyond_the_model_is_told_and_cut_where_the_engine_cuts_it(tiny: Path) -> None:
+    for engine, opened, told_of in (("llama-cpp-python", 600, "answers get worse"), ("xllamacpp", 512, "it has 512")):
+        notes: list[str] = []
+        _source, wish = open_file(tiny, OpenOptions(600, engine=engine), silent, notes.append)  # type: ignore[arg-type]
+        assert wish.n_ctx == opened
+        assert [told_of in note for note in notes] == [True]
+
+
+def test_a_context_within_the_model_is_not_remarked_upon(tiny: Path) -> None:
+    notes: list[str] = []
+    assert open_file(tiny, OpenOptions(512, engine="xllamacpp"), silent, notes.append)[1].n_ctx == 512
+    assert not notes

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +17,7 @@ from edgepack import export
 from edgepack.edge.chat.completion import complete
 from edgepack.edge.chat.conversation import Conversation
 from edgepack.edge.chat.template import JinjaTemplate, special_tokens
+from edgepack.edge.llama import loads
 from edgepack.edge.llama.engine import UNTOLD_TOKEN, OpenModel, StoppedError
 from edgepack.edge.llama.engines import choose_engine, installed, open_model
 from edgepack.edge.llama.interrupt import AbortFlag
@@ -23,7 +27,6 @@ from edgepack.gguf.reader import read_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 pytest.importorskip("xllamacpp")
 CHATML = (
@@ -322,3 +325,32 @@ def test_facts_name_build_devices_and_limits() -> None:
         assert "llama.cpp" in facts.build
         assert "CPU" in facts.devices
         assert facts.limits
+
+
+OPENED_AND_CLOSED = """
+import sys
+from pathlib import Path
+from edgepack.edge.llama.engines import open_model
+from edgepack.edge.llama.options import RuntimeOptions
+for _ in range(8):
+    open_model(Path(sys.argv[1]), RuntimeOptions(n_ctx=256, threads=1, engine=sys.argv[2])).close()
+"""
+TRIED = """
+import runpy, sys
+sys.modules['llama_cpp'] = None  # not installed
+runpy.run_path(sys.argv[1], run_name='__main__')
+"""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_model_that_is_closed_as_soon_as_it_is_open_ends(engine: str, tiny: Path) -> None:
+    subprocess.run([sys.executable, "-c", OPENED_AND_CLOSED, str(tiny), engine], check=True, timeout=120)
+
+
+def test_the_trial_of_a_file_ends_where_xllamacpp_is_the_only_engine(tiny: Path) -> None:
+    assert loads.__file__ is not None
+    worker = Path(loads.__file__).with_name("loads_worker.py")
+    code = TRIED.replace("sys.argv[1]", repr(str(worker)))
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", code, str(tiny)], capture_output=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr

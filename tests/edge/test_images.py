@@ -243,6 +243,9 @@ def test_what_a_projector_takes_is_not_free_for_the_model(seeing: Seeing) -> Non
     device, shape = running_device("cpu"), read_shape(source.header)
     rooms = [Fitter(shape, device, FitWish(beside=beside)).available for beside in (0, wish.beside)]
     assert rooms[0] - rooms[1] == wish.beside
+    seen, blind = (edgepack.fit(file, device="gtx-1660", probe=False) for file in (seeing.archive, seeing.model))
+    assert (seen.projector, blind.projector) == (wish.beside, 0)
+    assert blind.available - seen.available == wish.beside
 
 
 def test_unpack_restores_what_sees_beside_the_model(seeing: Seeing, tmp_path: Path) -> None:

@@ -26,9 +26,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         parameters.hostnames = [os.path.join(folder, "e.sock")] if os.name == "posix" else ["127.0.0.1"]  # noqa: PTH118
         try:
-            xllamacpp.Server(parameters)
+            _kept = xllamacpp.Server(parameters)
         except RuntimeError:
             sys.exit(1)
+    os._exit(0)  # its destructor waits for a loop, for ever where that has not begun
 
 
 if __name__ == "__main__":

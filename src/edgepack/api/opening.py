@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from edgepack.progress import Progress
 
 
+_POSITIONS = "position_embd.weight"  # learned, one row a position
+
+
 @dataclass(frozen=True)
 class OpenOptions:
     """How a model is opened; None leaves it to what fits.
@@ -79,7 +82,8 @@ def open_file(
         CheckFailedError: nobody trusted signed it.
     """
     first_look()
-    if choose_engine(options.engine).name != "llama-cpp-python" and options.from_archive is not FromArchive.NEVER:
+    bound = choose_engine(options.engine).name != "llama-cpp-python"
+    if bound and options.from_archive is not FromArchive.NEVER:
         if options.from_archive is FromArchive.ALWAYS:
             note("only llama-cpp-python reads a model out of its archive; it is installed")
         options = replace(options, from_archive=FromArchive.NEVER)
@@ -88,14 +92,14 @@ def open_file(
         progress=progress, note=note,
     )  # fmt: skip
     source = replace(source, projector=projector_of(source, options.projector))
-    _tell_context(source.header, options.ctx, note)
+    ctx = _context(source.header, options.ctx, note, bound=bound)
     own = tuple(Adapter(path) for path in source.adapters) if options.own_adapters else ()
     adapters = own + options.adapters
     for adapter in adapters:
         check_adapter(adapter.path, source.header)
     return source, OpenWish(
         device=options.device,
-        n_ctx=options.ctx,
+        n_ctx=ctx,
         kv_type=options.kv_type,
         n_gpu_layers=options.n_gpu_layers,
         threads=options.threads,
@@ -106,15 +110,26 @@ def open_file(
     )
 
 
-def _tell_context(header: GGUFHeader, wanted: int | None, note: Callable[[str], object]) -> None:
-    """A note where the context asked for is beyond what the model states; its rope scaling is within that number."""
+def _context(header: GGUFHeader, wanted: int | None, note: Callable[[str], object], *, bound: bool) -> int | None:
+    """The context to open, with a note where the one asked for is beyond what the model states.
+
+    The model's rope scaling is within that number, and llama.cpp applies it. Its server engine (`bound`) cuts every
+    slot to that number (`n_ctx_slot` in tools/server/server-context.cpp), so memory for more would lie idle there.
+    """
     name = header.get(keys.ARCHITECTURE)
     trained = header.get(f"{name}.context_length")
     if wanted is None or not isinstance(trained, int) or wanted <= trained:
-        return
+        return wanted
+    if any(tensor.name == _POSITIONS for tensor in header.tensors):
+        return wanted  # a table ends: whoever opens the model refuses it
     scaling = header.get(f"{name}.rope.scaling.type", "none")
     reach = "" if scaling == "none" else f" (its {scaling} rope scaling counted)"
-    note(f"--ctx {wanted}: the model was made for {trained} tokens{reach}; beyond them answers get worse")
+    made = f"--ctx {wanted}: the model was made for {trained} tokens{reach}"
+    if bound:
+        note(f"{made}, and the engine xllamacpp opens no more: it has {trained}")
+        return trained
+    note(f"{made}; beyond them answers get worse")
+    return wanted
 
 
 def adapters_of(given: Sequence[Adapter | FilePath]) -> tuple[Adapter, ...]:

@@ -16,7 +16,7 @@ from edgepack.edge.fit.opening import running_device, runtime_options
 from edgepack.edge.fit.probe import can_probe, probe_cpu
 from edgepack.edge.fit.shape import ModelShape, read_shape
 from edgepack.edge.fit.speed import probed_tokens_per_second
-from edgepack.edge.install.model_file import peek
+from edgepack.edge.install.model_file import peek, projector_bytes
 from edgepack.edge.llama.check import check_generates
 from edgepack.progress import silent
 
@@ -70,6 +70,7 @@ class FitResult:
         ctx_train: the context that the model was trained with.
         on_gpu: whether the device is a GPU.
         contexts: how it is opened at one context after another.
+        projector: bytes of what sees in an archive, loaded beside the model and taken off `available`.
     """
 
     device: str
@@ -95,6 +96,7 @@ class FitResult:
     ctx_train: int
     on_gpu: bool
     contexts: tuple[ContextFit, ...] = ()
+    projector: int = 0
 
     def json(self) -> JsonObject:
         """The object that `edgepack fit --json` prints."""
@@ -128,17 +130,17 @@ def fit(
         GGUFError, ArchiveError: the file is not sound.
         CheckFailedError: nobody trusted signed it.
     """
-    file, where = Path(file), find_device(device)
-    header = peek(file, policy_for(trusted))
+    file, where, policy = Path(file), find_device(device), policy_for(trusted)
+    header, projector = peek(file, policy), projector_bytes(file, policy)
     shape = read_shape(header)
     on_cpu = where.id == "cpu"
     weights = mapped_weights(header, cpu_features()) if on_cpu else None
-    wish = FitWish(ctx, kv_type, host_memory or HOST_MEMORY, cpu_weights=weights)
+    wish = FitWish(ctx, kv_type, host_memory or HOST_MEMORY, cpu_weights=weights, beside=projector)
     found = Fitter(shape, where, wish).choose()
     if on_cpu and found.fits and probe and can_probe():
         found = replace(found, tokens_per_second=probed_tokens_per_second(shape, probe_cpu(header, shape)))
     result = _fit_result(found, shape, file.stat().st_size, header.file_bytes)
-    return replace(result, contexts=by_context(shape, where, wish))
+    return replace(result, contexts=by_context(shape, where, wish), projector=projector)
 
 
 def _fit_result(fit: Fit, shape: ModelShape, file_bytes: int, model_bytes: int) -> FitResult:

@@ -76,6 +76,8 @@ def _print(fit: FitResult, file: Path) -> None:
         rows.insert(0, ("on disk", installed))
     if fit.droppable:
         rows.append(("of these", f"{format_size(fit.droppable)} are file pages that the system may drop"))
+    if fit.projector:
+        rows.append(("what sees", f"{format_size(fit.projector)}, loaded beside it"))
     rows += [("may be used", f"{format_size(fit.available)} (a margin of {format_size(fit.margin)} stays free)")]
     if fit.on_gpu:
         rows.append(("layers on the GPU", f"{fit.n_gpu_layers} of {fit.layers}"))

@@ -47,7 +47,7 @@ def command(file: Path, **values: Any) -> None:
         note(f"{file}: no chat template, so chats are refused; --template NAME chooses one")
     with closing(bound_socket(options)) as listener:
         opened = runtime_options(source.header, wish)
-        slots = opening.slots_that_fit(source.header, opened, wish.device, values["parallel"])
+        slots = opening.slots_that_fit(source.header, opened, wish.device, values["parallel"], wish.beside)
         facts = opening.served_facts(source, options.name, opened.n_ctx, slots, has_template=bool(template[0]))
         settings = opening.engine_settings(source, opened, facts, template)
         address = f"http://{options.host}:{listener.getsockname()[1]}"
