@@ -65,8 +65,8 @@ def measure() -> list[dict[str, Any]]:
     rows = []
     for name in TARGETS:
         gguf, archive = OUT / f"{name}.gguf", OUT / f"{name}.edgepack"
-        exported = edgepack_json("export", MODEL, "--target", f"gguf-{name}", "-o", gguf)
-        packed = edgepack_json("pack", gguf, "-o", archive)
+        exported = edgepack_json("export", MODEL, "--target", f"gguf-{name}", "-o", gguf, "--force")
+        packed = edgepack_json("pack", gguf, "-o", archive, "--force")
         spoken = edgepack_json("run", gguf, "--prompt", PROMPT, "--max-tokens", 128, "--temperature", 0)
         rows.append({"target": f"gguf-{name}", "original": exported["source_bytes"], "gguf": exported["bytes"],
                      "archive": packed["bytes"], "speed": spoken["tokens_per_second"]})  # fmt: skip
