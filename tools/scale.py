@@ -8,7 +8,7 @@ random weights in bf16: its matrices are those that an 8 B model has 32 times, s
 the figure. A command that goes through weights is multiplied by weights; one that takes a text through blocks by
 layers, and the head's product (the vocabulary of 128,256, for every token whose logits or gradients it needs) is added
 at the rate at which this machine multiplies matrices in the same run. Starting Python is taken off before and added
-after. Wall time of all cores; the tables' limit is 12 hours.
+after. Passes take the sequences that recipes take by default. Wall time of all cores; the tables' limit is 12 hours.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ ONE_LAYER = LlamaShape(hidden=4096, layers=1, feed_forward=14336, heads=32, kv_h
 WHOLE = LlamaShape(hidden=4096, layers=LAYERS, feed_forward=14336, heads=32, kv_heads=8, vocabulary=VOCABULARY)
 LIMIT_HOURS = 12
 _CHILD = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from edgepack.cli import execute
 code = execute(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)
+print(1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]), file=sys.stderr)
 sys.exit(code)
 """
 
@@ -71,9 +72,9 @@ COMMANDS = (
     Command("pass prune, magnitude", "export MODEL --target gguf-q8 --pass prune:method=magnitude,sparsity=0.5 "
             "-o OUT/m.gguf", "layers"),
     Command("pass prune, sparsegpt", "export MODEL --target gguf-q8 --pass prune:method=sparsegpt,sparsity=0.5 "
-            f"{TAKEN} -o OUT/s.gguf", "layers"),
-    Command("pass gptq", f"export MODEL --target gguf-q4km --pass gptq {TAKEN} -o OUT/g.gguf", "layers"),
-    Command("pass awq", f"export MODEL --target gguf-q4km --pass awq {TAKEN} -o OUT/a.gguf", "layers"),
+            "--calibration TEXT -o OUT/s.gguf", "layers"),
+    Command("pass gptq", "export MODEL --target gguf-q4km --pass gptq --calibration TEXT -o OUT/g.gguf", "layers"),
+    Command("pass awq", "export MODEL --target gguf-q4km --pass awq --calibration TEXT -o OUT/a.gguf", "layers"),
     Command("pass lowrank, svd", "export MODEL --target gguf-q8 --pass lowrank:method=svd,rank=256 -o OUT/l.gguf",
             "layers"),
     Command("edge-nf4", "export MODEL --target edge-nf4 -o OUT/nf4.gguf"),
