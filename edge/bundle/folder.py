@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.edge.bundle.wheels import PLATFORMS, Platform, gather
 from edgepack.errors import IntegrityError, ResourceError, UsageError
-from edgepack.file_digest import file_sha256
+from edgepack.file_digest import write_sha256sums
 from edgepack.files.output import folder_output
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.index.member_names import check_member_name
@@ -86,7 +86,7 @@ def make_bundle(
         shutil.copyfile(archive, folder / archive.name)
         found = gather(folder / "wheels", target, pythons, wheels)
         _write_scripts(folder, archive.name, pythons)
-        _write_digests(folder)
+        write_sha256sums(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return BundleResult(output, archive.name, tuple(path.name for path in found), size)
 
@@ -121,10 +121,3 @@ def _write_scripts(folder: Path, archive: str, pythons: Sequence[str]) -> None:
             text = text.replace(word, value)
         (folder / name).write_text(text, "utf-8", newline=newline)
     (folder / "run.sh").chmod(0o755)
-
-
-def _write_digests(folder: Path) -> None:
-    """SHA256SUMS as sha256sum writes and checks it; sorted."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    lines = [f"{file_sha256(folder / name)}  {name}\n" for name in names]
-    (folder / "SHA256SUMS").write_text("".join(lines), "utf-8", newline="\n")

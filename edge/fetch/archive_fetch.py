@@ -20,7 +20,7 @@ from edgepack.edge.fetch.remote import RangesUnsupportedError, open_remote
 from edgepack.edge.fetch.reuse import LocalRecords, already_there, copy_equal
 from edgepack.edge.fetch.stored_records import known_parts, runs, stored_records
 from edgepack.edge.fetch.web import Web, shown
-from edgepack.edge.fetch.whole_body import StreamSource, fetch_whole
+from edgepack.edge.fetch.whole_body import fetch_whole
 from edgepack.errors import ArchiveError, IntegrityError, NetworkError
 from edgepack.file_digest import stream_sha256
 from edgepack.files.output import atomic_output
@@ -226,7 +226,7 @@ def _whole(request: FetchRequest, url: str, started: float) -> FetchResult:
     with atomic_output(request.output) as stream:
         received = fetch_whole(request.web, url, stream, request.output, request.progress)
         stream.flush()
-        with open_archive(request.output, request.trust, source=StreamSource(stream)) as archive:
+        with open_archive(request.output, request.trust, descriptor=stream.fileno()) as archive:
             for record in stored_records(archive):
                 if not record.holds(archive.read_at(record.offset, record.n_bytes)):
                     raise IntegrityError(f"{shown(url)}: {record.where}: SHA-256 differs")

@@ -5,11 +5,10 @@ Whether it is right is left to `archive_fetch`.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from edgepack.edge.fetch.patience import Patience
-from edgepack.errors import ArchiveError, NetworkError
+from edgepack.errors import NetworkError
 from edgepack.files.output import check_output
 
 if TYPE_CHECKING:
@@ -21,32 +20,6 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 1 << 18
 _RESERVE_BYTES = 64 << 20  # of disk that a body of unknown length leaves free
-
-
-class StreamSource:
-    """A `ByteSource` over a file that is open for writing; closing it is left to whoever opened it."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._descriptor = stream.fileno()
-
-    @property
-    def size(self) -> int:
-        """Length of the file now."""
-        return os.fstat(self._descriptor).st_size
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes from `offset`.
-
-        Raises:
-            ArchiveError: the file ends before.
-        """
-        block = os.pread(self._descriptor, size, offset)
-        if len(block) != size:
-            raise ArchiveError(f"expected {size} bytes at {offset}, file ends after {len(block)}")
-        return block
-
-    def close(self) -> None:
-        """Nothing to free."""
 
 
 def fetch_whole(web: Web, url: str, stream: BinaryIO, output: Path, progress: Progress) -> int:

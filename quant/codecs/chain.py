@@ -14,7 +14,7 @@ import numpy as np
 from edgepack.errors import CodecError
 from edgepack.processors import default_threads
 from edgepack.quant.codecs.codec import NO_STATISTICS, CodesByPieces, ErrorSum, Settling, WholeMatrix, row_chunks
-from edgepack.quant.codecs.decode import map_rows
+from edgepack.quant.codecs.decode import decode, map_rows
 from edgepack.quant.codecs.pieces import LeftOver, whole_matrix
 from edgepack.quant.codecs.registry import open_decoder
 
@@ -125,7 +125,8 @@ def encode_chain(
     reports: list[StageReport] = []
     norm = _squares(source)
     before, squared_error = (1.0 if norm else 0.0), norm
-    for codec in settle(codecs, source, statistics):
+    settled = settle(codecs, source, statistics)
+    for number, codec in enumerate(settled, 1):
         encoded = first if first is not None and not stages else _encoded(codec, left, statistics)
         lost = _lost(encoded, left, threads)
         error = ErrorSum(lost, norm).relative
@@ -136,8 +137,15 @@ def encode_chain(
         stages.append(encoded)
         reports.append(report)
         before, squared_error = error, lost
-        left = LeftOver(source, tuple(open_decoder(stage) for stage in stages))
+        left = _without(left, encoded, threads) if number < len(settled) else left
     return ChainResult(tuple(stages), tuple(reports), squared_error)
+
+
+def _without(left: RowSource, encoded: Encoded, threads: int | None) -> RowSource:
+    """What a stage has left: in memory where its matrix is, else decoded again at every reading."""
+    if isinstance(left, WholeMatrix):
+        return WholeMatrix(left.array - decode(encoded, threads))
+    return LeftOver(left, open_decoder(encoded))
 
 
 def _encoded(codec: Codec, source: RowSource, statistics: Statistics) -> Encoded:

@@ -89,15 +89,15 @@ def whole_matrix(source: RowSource) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class LeftOver:
-    """What coded stages have left of a matrix, as a `RowSource`: decoded again at every reading.
+    """What a coded stage has left of a matrix, as a `RowSource`: decoded again at every reading.
 
     Attributes:
         source: the matrix.
-        decoders: of the stages.
+        decoder: of the stage.
     """
 
     source: RowSource
-    decoders: tuple[Decoder, ...]
+    decoder: Decoder
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -106,7 +106,4 @@ class LeftOver:
 
     def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """As `RowSource.read_rows`."""
-        rows = self.source.read_rows(start, stop)
-        for decoder in self.decoders:
-            rows = rows - decoder.rows(start, stop)
-        return rows
+        return self.source.read_rows(start, stop) - self.decoder.rows(start, stop)

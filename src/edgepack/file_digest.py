@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from edgepack.progress import Progress
 
+SUMS = "SHA256SUMS"
 _BLOCK_BYTES = 8 << 20
 
 
@@ -22,6 +23,15 @@ def file_sha256(path: Path, label: str = "digesting", progress: Progress = silen
     """SHA-256 of a file, hexadecimal; `progress` is told the bytes read under `label`."""
     with open_source(path) as stream, progress(label, path.stat().st_size) as advance:
         return stream_sha256(stream, advance=advance).hex()
+
+
+def write_sha256sums(folder: Path) -> dict[str, str]:
+    """Write SHA256SUMS of every file below `folder`, as sha256sum writes and checks it; gives name → digest, sorted."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    sums = {name: file_sha256(folder / name) for name in names}
+    text = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+    (folder / SUMS).write_text(text, "utf-8", newline="\n")
+    return sums
 
 
 def stream_sha256(

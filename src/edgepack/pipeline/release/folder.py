@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckFailedError
-from edgepack.file_digest import file_sha256
+from edgepack.file_digest import SUMS, write_sha256sums
 from edgepack.files.output import folder_output
 from edgepack.packaging import signing
 from edgepack.packaging.archive import open_archive
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from edgepack.pipeline.release.facts import ReleaseFacts
     from edgepack.progress import Progress
 
-SUMS = "SHA256SUMS"
 _SIGNATURE, _PUBLIC = "SHA256SUMS.sig", "publisher.pub"
 
 
@@ -188,11 +187,9 @@ def _configuration(facts: ReleaseFacts) -> dict[str, object]:
 
 def _write_sums(folder: Path, key: Path | None) -> dict[str, str]:
     """SHA256SUMS of every file, and with a key its signature, which OpenSSL checks."""
-    sums = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
-    content = "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
-    (folder / SUMS).write_bytes(content)
+    sums = write_sha256sums(folder)
     if key is not None:
-        (folder / _SIGNATURE).write_bytes(signing.load_private_key(key).sign(content))
+        (folder / _SIGNATURE).write_bytes(signing.load_private_key(key).sign((folder / SUMS).read_bytes()))
     return sums
 
 
