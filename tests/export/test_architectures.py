@@ -20,7 +20,7 @@ from references.family_oracle import (
 )
 from references.hybrid_models import HYBRIDS
 from references.tiny_checkpoints import SIZES, TinyModel, random_model, write_checkpoint
-from references.tiny_decoders import DECODERS
+from references.tiny_decoders import DECODERS, GLM_MOE
 from references.tiny_encoders import EMBEDDERS, RANKERS
 from safetensors.torch import load_file, save_file
 
@@ -76,16 +76,6 @@ LONGROPE = {
     "rope_theta": 1e4,
     "long_factor": [1.0 + 0.5 * i for i in range(8)],
     "short_factor": [1.0 + 0.1 * i for i in range(8)],
-}
-GLM_MOE: dict[str, Any] = {
-    "num_hidden_layers": 3,
-    "first_k_dense_replace": 1,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "n_shared_experts": 2,
-    "moe_intermediate_size": 48,
-    "routed_scaling_factor": 2.5,
-    "head_dim": 32,
 }
 GPT2: dict[str, Any] = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "tie_word_embeddings": True}
 GRANITE: dict[str, Any] = {

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from references.family_oracle import assert_equal_logits, exported, token_ids
 from references.mtp_oracle import llama_predictions, published_tensors, random_layer, torch_predictions
 from references.tiny_checkpoints import TinyModel, random_model, write_checkpoint
-from references.tiny_decoders import DECODERS
+from references.tiny_decoders import DECODERS, GLM_MOE
 from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-GLM_MOE: dict[str, Any] = {
-    "num_hidden_layers": 3,
-    "first_k_dense_replace": 1,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "n_shared_experts": 2,
-    "moe_intermediate_size": 48,
-    "routed_scaling_factor": 2.5,
-    "head_dim": 32,
-}
 MODELS = (
     TinyModel("glm-4-moe", "Glm4Moe", GLM_MOE | {"use_qk_norm": True}),
     *(tiny for tiny in DECODERS if tiny.name == "deepseek-3"),

@@ -5,15 +5,13 @@ What lies in it is the passes' own; this module says whose it is and when it goe
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.file_digest import file_sha256
-from edgepack.files.output import atomic_output, make_scratch
-from edgepack.pipeline.makers.wire_scratch import run_digest
+from edgepack.pipeline.makers.wire_scratch import own_scratch, run_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
     from edgepack.model import Checkpoint
     from edgepack.pipeline.request import ExportRequest
     from edgepack.quant.passes.recipe import Recipe
-
-_OWNER = "run.sha256"
 
 
 @contextmanager
@@ -33,12 +29,7 @@ def pass_scratch(request: ExportRequest, recipe: Recipe, checkpoint: Checkpoint)
     """
     output = request.path or Path(request.source.name)
     folder = output.parent / f".edgepack-passes-{output.name}"
-    digest, owner = _digest(request, recipe, checkpoint), folder / _OWNER
-    if not (request.resume and owner.is_file() and owner.read_text() == digest):
-        shutil.rmtree(folder, ignore_errors=True)
-    make_scratch(folder, output)
-    with atomic_output(owner) as stream:
-        stream.write(digest.encode())
+    own_scratch(folder, output, _digest(request, recipe, checkpoint), resume=request.resume)
     try:
         yield folder
     except Exception:
@@ -52,4 +43,4 @@ def _digest(request: ExportRequest, recipe: Recipe, checkpoint: Checkpoint) -> s
     text = recipe.calibration.get("text")
     read = file_sha256(Path(str(text))) if text is not None and Path(str(text)).is_file() else None
     about = (recipe, read, request.pre, request.device, request.tensor_types, request.pure)
-    return hashlib.sha256(run_digest(about, checkpoint).encode()).hexdigest()
+    return run_digest(about, checkpoint)

@@ -52,13 +52,7 @@ class WireScratch:
 
     def __init__(self, output: Path, about: tuple[object, ...], checkpoint: Checkpoint, *, resume: bool) -> None:
         self.folder = output.parent / f".edgepack-wire-{output.name}"
-        digest = run_digest(about, checkpoint)
-        owner = self.folder / _OWNER
-        if not resume or not owner.is_file() or owner.read_text() != digest:
-            self.remove()
-        make_scratch(self.folder, output)
-        with atomic_output(owner) as stream:
-            stream.write(digest.encode())
+        own_scratch(self.folder, output, run_digest(about, checkpoint), resume=resume)
         path = self.folder / _TRIED
         self.tried = [Tried(**item) for item in json.loads(path.read_text())] if path.is_file() else []
 
@@ -71,6 +65,23 @@ class WireScratch:
     def remove(self) -> None:
         """Remove the folder and all in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def own_scratch(folder: Path, output: Path, digest: str, *, resume: bool) -> None:
+    """Make `folder` the scratch of the run with this digest; what lies in it stays where that run is resumed.
+
+    Args:
+        folder: beside the output.
+        output: for messages.
+        digest: of all that the run's results depend on.
+        resume: whether to go on with what an interrupted run of the same left; else it is removed.
+    """
+    owner = folder / _OWNER
+    if not resume or not owner.is_file() or owner.read_text() != digest:
+        shutil.rmtree(folder, ignore_errors=True)
+    make_scratch(folder, output)
+    with atomic_output(owner) as stream:
+        stream.write(digest.encode())
 
 
 def run_digest(about: tuple[object, ...], checkpoint: Checkpoint) -> str:
