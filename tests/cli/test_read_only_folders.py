@@ -37,6 +37,11 @@ WRITES = {
     "validate": ["{gguf} --reference {gguf} --text {text} --ctx 64 --chunks 1 --report {out}/x.html"],
     "compare": ["{gguf} --reference {gguf} --text {text} --ctx 64 --chunks 1 --report {out}/x.html"],
     "certify": ["{gguf} --reference {gguf} --text {text} --ctx 64 --chunks 1 -o {out}/x.edgepack"],
+    "calibrate": [
+        "{gguf} --from-text {text} -o {out}/x.gguf",
+        "{gguf} --from-text {text} -o {out}/x.edgepack",
+        "{gguf} --from-text {text} --report {out}/x.html",
+    ],
     "release": ["{archive} -o {out}/x"],
     "extract": ["{archive} output_norm.weight -o {out}", "{archive} a.gguf -o {out}"],
     "keygen": ["{out}/key", "{out}/key --openssf"],

@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "several files against one original: size against divergence"),
     "evaluate": ("evaluate", "tasks with right answers, the original and the file side by side"),
     "certify": ("certify", "a file measured, and the proof put inside it"),
+    "calibrate": ("calibrate", "how sure a file may be of its answers, measured and put into it"),
     "provenance": ("provenance", "what a file was made from, and whether that gives the same bytes again"),
     "release": ("release", "what a publisher uploads: files, model card, sums, signature"),
     "extract": ("extract", "members or single tensors out of an archive"),

@@ -57,6 +57,10 @@ IMATRIX = "quantize.imatrix."
 RECIPE = "edgepack.recipe"  # the recipe as TOML
 FIGURES = "edgepack.pass."  # and a pass' number, a dot, a figure's name
 CERTIFICATE = "edgepack.certificate"
+CONFIDENCE = "edgepack.confidence."  # and a form of question: how sure its answers are, as JSON
+CONFIDENCE_VERSION = "edgepack.confidence.version"
+CONFIDENCE_DIGEST = "edgepack.confidence.digest"  # of the contents that it was fitted on
+CONFIDENCE_ADAPTERS = "edgepack.confidence.adapters"  # digests and strengths of the adapters that ran with them
 EMBEDDING_NORMALIZE = "edgepack.embedding.normalize"  # embeddings are scaled to length 1
 EMBEDDING_PROMPT = "edgepack.embedding.prompt."  # and a prompt's name: the text before every input
 EMBEDDING_DEFAULT_PROMPT = "edgepack.embedding.default_prompt"  # the prompt's name that is taken when none is named
@@ -74,4 +78,4 @@ WIRE_DRIFT = "edgepack.wire.drift"
 WIRE_CALIBRATION_SHA256 = "edgepack.wire.calibration_sha256"
 WIRE_CALIBRATION_TOKENS = "edgepack.wire.calibration_tokens"
 # Beginnings of the keys that tell how a file was made; nothing that runs a model reads them.
-NOTES = (RECIPE, FIGURES, CERTIFICATE, WIRE, IMATRIX_RUN)
+NOTES = (RECIPE, FIGURES, CERTIFICATE, CONFIDENCE, WIRE, IMATRIX_RUN)
