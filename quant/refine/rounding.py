@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from edgepack.gguf.types import GGMLType
 from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows
 from edgepack.quant.codecs.ggml.grid import GRID_TYPES
 from edgepack.quant.passes.gptq import gptq_rows
@@ -19,6 +18,7 @@ from edgepack.quant.passes.gptq import gptq_rows
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgepack.gguf.types import GGMLType
     from edgepack.quant.feedback import FeedbackFactor
 
 REFINED_TYPES = GRID_TYPES
