@@ -14,16 +14,16 @@ from edgepack.pipeline.frontier.points import Spec
 from edgepack.pipeline.request import declared_options
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 PLAIN, IMPORTANCE, REFINED, WIRE = "plain", "importance", "refined", "wire"
 LLAMA_CPP = (PLAIN, IMPORTANCE)  # families that llama.cpp's own tool makes
 # label → target; from large to small.
 TYPES = {
-    "Q8_0": "gguf-q8", "Q6_K": "gguf-q6k", "Q5_K_M": "gguf-q5km", "Q4_K_M": "gguf-q4km", "IQ4_XS": "gguf-iq4xs",
-    "Q3_K_M": "gguf-q3km", "IQ3_S": "gguf-iq3s", "Q2_K": "gguf-q2k",
+    "F16": "gguf-f16", "Q8_0": "gguf-q8", "Q6_K": "gguf-q6k", "Q5_K_M": "gguf-q5km", "Q4_K_M": "gguf-q4km",
+    "IQ4_XS": "gguf-iq4xs", "Q3_K_M": "gguf-q3km", "IQ3_S": "gguf-iq3s", "Q2_K": "gguf-q2k",
 }  # fmt: skip
-_NO_IMPORTANCE = ("Q8_0",)  # ggml's encoder of Q8_0 rounds to nearest, whatever the weights
+_NO_IMPORTANCE = ("F16", "Q8_0")  # ggml's encoder of Q8_0 rounds to nearest, whatever the weights
 _REFINED = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 # Hosts of the wire → the types whose shipped bytes it gets: those that a host of this size can be worth.
 _WIRE = {
@@ -59,10 +59,15 @@ def wire(host: str, label: str) -> Spec:
     return Spec(f"wire-{host}/{label}", f"wire-{host}", options, "calibration", ("shipped_bytes", stock(label).id))
 
 
+def stock_types(labels: Iterable[str] = TYPES) -> list[Spec]:
+    """llama.cpp's types, each without importance and, where that changes anything, with it."""
+    found = [plain(label) for label in labels]
+    return found + [with_importance(label) for label in labels if label not in _NO_IMPORTANCE]
+
+
 def catalogue() -> tuple[Spec, ...]:
     """Every point, those that others take their size of before them."""
-    specs = [plain(label) for label in TYPES]
-    specs += [with_importance(label) for label in TYPES if label not in _NO_IMPORTANCE]
+    specs = stock_types()
     specs += [refined(label) for label in _REFINED]
     specs += [wire(host, label) for host, labels in _WIRE.items() for label in labels]
     return tuple(spec for spec in specs if is_known(spec))

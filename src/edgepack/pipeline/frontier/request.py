@@ -31,6 +31,8 @@ class StudyRequest:
         length: tokens of a piece; None likewise.
         scoring: how text is scored.
         goal: the share of equal first choices that a file should keep.
+        keep_work: leave what was computed on the way (the original's predictions, curvature) beside the output, for
+            studies that add points to it.
         keep_files: keep what was made, in the output's folder `files`.
         resume: go on with what an interrupted study left, or with a finished one's points.
         device: torch device of calibration and passes.
@@ -49,6 +51,7 @@ class StudyRequest:
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
     goal: float = GOAL
     keep_files: bool = False
+    keep_work: bool = False
     resume: bool = False
     device: str = "cpu"
     progress: Progress = silent

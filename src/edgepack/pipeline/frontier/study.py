@@ -7,30 +7,31 @@ Which points there are is `catalogue`'s, how one is made `making`'s, how it is s
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.fidelity.outcome import finite
 from edgepack.edge.fidelity.run import pareto_front
 from edgepack.edge.fidelity.scoring import text_to_score
 from edgepack.errors import CheckFailedError, DependencyError, EdgepackError, IntegrityError, ResourceError, UsageError
+from edgepack.export.mapped_model import open_model
+from edgepack.export.plan import plan_export
 from edgepack.files.output import claimed_output, folder_output, move_output
 from edgepack.files.source import parse_json, read_small
-from edgepack.pipeline.export import run_export
 from edgepack.pipeline.frontier.forecast import Forecast, forecast
 from edgepack.pipeline.frontier.ledger import Ledger, model_digest, write_json
 from edgepack.pipeline.frontier.making import FileMaker
 from edgepack.pipeline.frontier.points import Point, point_from_json
 from edgepack.pipeline.frontier.scoring import KeptOriginal
-from edgepack.pipeline.request import ExportRequest
+from edgepack.quant.types.targets import find_target
 from edgepack.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
     from edgepack.pipeline.frontier.points import Spec
     from edgepack.pipeline.frontier.request import StudyRequest
 
@@ -141,7 +142,7 @@ class Study:
         Raises:
             EdgepackError: as the export's plan.
         """
-        run_export(ExportRequest(self.request.model, "gguf-q8", dry_run=True, output=Path(tempfile.gettempdir(), "x")))
+        plan_export(open_model(self.request.model), find_target("gguf-q8"))
 
     def forecast(self) -> Forecast:
         """How long it will take; nothing is written. Raises as `forecast.forecast`."""
@@ -169,7 +170,8 @@ class Study:
             found = replace(found, seconds=time.monotonic() - began)
             write_json(folder / RESULT, found.as_json())
             self._write(found, folder)
-        ledger.remove()
+        if not self.request.keep_work:
+            ledger.remove()
         return found
 
     @contextmanager
