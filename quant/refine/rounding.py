@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows
-from edgepack.quant.codecs.ggml.grid import GRID_TYPES
-from edgepack.quant.passes.gptq import gptq_rows
+from edgepack.quant.refine.blocks import FORMS, read_scales, write_rows
+from edgepack.quant.refine.search import Geometry, search_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgepack.gguf.types import GGMLType
     from edgepack.quant.feedback import FeedbackFactor
 
-REFINED_TYPES = GRID_TYPES
+REFINED_TYPES = frozenset(FORMS)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def refine_matrix(
     plain = quantize_rows(kind, weight.numpy(), inputs.diagonal().numpy())
     losses = row_losses(weight, kind, plain, inputs)
     if kind in REFINED_TYPES:
-        found, _ = gptq_rows(weight, factor, kind, inputs.diagonal().numpy())
+        geometry = Geometry.of(inputs, factor.damping, FORMS[kind].group)
+        found = write_rows(kind, *search_rows(weight.numpy(), kind, read_scales(kind, plain), geometry, threads))
         found_losses = row_losses(weight, kind, found, inputs)
         better = found_losses < losses
         plain[better] = found[better]

@@ -43,7 +43,7 @@ class DerivationCheck:
 
     Attributes:
         sha256: of the GGUF that the file holds, hexadecimal.
-        recomputed: of the one that was made again.
+        recomputed: of the one that was made again; empty where sources differ and nothing was made.
         certificate_only: the two differ in nothing but the certificate that was added afterwards.
         sources: a line for each source that is not what the derivation says.
         differences: a line for each tensor and metadata key that differs.
@@ -63,6 +63,14 @@ class DerivationCheck:
     def same(self) -> bool:
         """Whether the file is what its derivation says: the same bytes, a certificate aside, of the same sources."""
         return not self.sources and (self.sha256 == self.recomputed or self.certificate_only)
+
+    @property
+    def first_difference(self) -> str:
+        """What differs first: an input, then metadata or a tensor; empty where all is the same."""
+        if self.same:
+            return ""
+        told = [f"input {line}" for line in self.sources]
+        return next(iter((*told, *self.differences)), "the order or padding of the file")
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,8 @@ def rederive(
     trust: TrustPolicy | None = None,
     threads: int | None = None,
     progress: Progress = silent,
+    *,
+    despite_sources: bool = True,
 ) -> DerivationCheck:
     """Make `file` again from `model` as its derivation says, in a temporary folder, and compare.
 
@@ -101,6 +111,7 @@ def rederive(
         trust: whose archives are taken; the user's trust store by default.
         threads: workers; their number changes no byte.
         progress: told of every stretch of work.
+        despite_sources: make it also of sources that are not what the derivation says, to see what that changes.
 
     Raises:
         UsageError: no derivation, or an input that it names was not given.
@@ -112,7 +123,12 @@ def rederive(
     derivation = read_derivation(file, trust)
     files = {role: path for name, role in FILES.items() if (path := getattr(inputs, name)) is not None}
     _check_given(derivation, files)
+    if not model.exists():
+        raise UsageError(f"model '{model}': no such file or folder")
     sources = tuple(_source_differences(derivation, model, files))
+    if sources and not despite_sources:
+        said = derivation.subjects[0].sha256
+        return DerivationCheck(said, "", False, sources, (), (), len(derivation.tensors))
     with tempfile.TemporaryDirectory(prefix="edgepack-check-") as folder:
         request = _request(derivation, model, files, Path(folder), threads, progress)
         made = run_export(request)

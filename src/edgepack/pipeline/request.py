@@ -34,6 +34,7 @@ class ExportRequest:
         progress: told of every stretch of work.
         tell: told one line for each file that a search tried.
         original: the checkpoint that a GGUF was read back into, while an export of it runs.
+        shared: a folder for what exports of one model and text may share, such as its curvature; None shares nothing.
     """
 
     model: StrPath
@@ -41,6 +42,7 @@ class ExportRequest:
     progress: Progress = silent
     tell: Callable[[str], object] = lambda _line: None
     original: Checkpoint | None = None
+    shared: Path | None = None
 
     # What is read, beside the model itself.
     pre: str | None = option(
