@@ -131,8 +131,7 @@ def test_a_sample_of_rows_tells_what_all_of_them_cost(mixed: Fixture) -> None:
     model, base = mixed.model(), mixed.base("gguf-q4km")
     allocation = model.allocation(base, base.total_bytes)
     made = model.rounded(base, allocation)
-    predicted = sum(model.prospects([])[name].weights[kind] for name, kind in allocation.kinds.items())
-    assert predicted == pytest.approx(made.loss, rel=0.3)
+    assert allocation.divergence == pytest.approx(made.loss + made.inputs, rel=0.3)
 
 
 def test_feedback_loses_less_than_the_plain_encoder(mixed: Fixture) -> None:
@@ -182,7 +181,7 @@ class KilledError(BaseException):
     """Stands for a signal: no handler of errors sees it."""
 
 
-@pytest.mark.parametrize("blow", [3, 120, 222])
+@pytest.mark.parametrize("blow", [3, 40, 70])
 def test_a_run_killed_anywhere_goes_on_with_the_same_bytes(
     mixed: Fixture, blow: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,7 +208,7 @@ def test_a_run_killed_anywhere_goes_on_with_the_same_bytes(
     monkeypatch.setattr(refine_model, "refine_matrix", fused)
     again = mixed.model(f"killed-{blow}")
     found = again.rounded(base, again.allocation(base, base.total_bytes)).plan
-    assert calls - before < 800
+    assert calls - before < 100
     for one, other in zip(expected.tensors, found.tensors, strict=True):
         assert one.info == other.info
         assert np.array_equal(one.rows.read(0, one.info.rows), other.rows.read(0, other.info.rows))
