@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edgepack.quant.calibration.blocks import Block
     from edgepack.quant.calibration.sweep import BlockVisit
 
-SEQUENCES, TOKENS = 16, 1024
+SEQUENCES, TOKENS = 8, 1024
 HEAD_ROWS = 512  # of the output matrix, whose outputs are too many to be kept
 _LOGITS = 1 << 25  # at a time: 128 MB in float32
 

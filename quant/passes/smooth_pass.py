@@ -29,7 +29,7 @@ PASS = PassDeclaration(
     name="smooth",
     summary="scales and an order of channels under which rounding activations to 8 bits costs least, folded exactly",
     settings={
-        "steps": Setting("whole", low=0, high=10000, default=80),
+        "steps": Setting("whole", low=0, high=10000, default=40),
         "strength": Setting("number", low=0, high=1, default=1.0),
         "order": Setting("flag", default=True),
         "tokens": Setting("whole", low=16, high=1 << 20, default=1024),

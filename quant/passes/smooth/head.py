@@ -1,6 +1,7 @@
-"""The order of the residual stream that a tied head's rounding wants: its input has no scale that could be folded.
+"""What the rounding of the output matrix wants: scales, or where it is the embedding too, an order of channels.
 
-A head that is a matrix of its own can take scales into the last norm; one that is also the embedding cannot.
+A head that is a matrix of its own takes scales into the last norm. One that is also the embedding cannot: what its
+columns are scaled by would scale the residual stream, too, whose norms mix all channels.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from edgepack.quant.passes.smooth.grids import weight_grid
 from edgepack.quant.passes.smooth.objective import LEVELS, Activations, Objective, Weights, weights_of
 from edgepack.quant.passes.smooth.order import find_order
+from edgepack.quant.passes.smooth.scales import parts_of
 from edgepack.quant.refine.activations import activation_block
 
 if TYPE_CHECKING:
@@ -49,13 +51,17 @@ class FoundOrder:
 
 def head_order(source: TensorSource, name: str, kind: GGMLType, sample: HeadSample) -> FoundOrder:
     """The order for the head `name` of a quantised type, from the sample of its inputs."""
-    half = max(1, len(sample.inputs) // 2)
-    rows = torch.from_numpy(np.concatenate([source.read_rows(name, row, row + 1) for row in sample.rows.tolist()]))
-    searched = _objective(rows, kind, sample, slice(None, half))
-    held = _objective(rows, kind, sample, slice(half, None) if half < len(sample.inputs) else slice(None))
+    searched, held = head_objectives(source, name, kind, sample)
     order = find_order(*_items(searched), activation_block(kind))
     before, after = (_cost(held, each) for each in (torch.arange(len(order)), order))
     return FoundOrder(order.numpy(), before, after)
+
+
+def head_objectives(source: TensorSource, name: str, kind: GGMLType, sample: HeadSample) -> tuple[Objective, Objective]:
+    """The head's objective on the tokens to search on, and on those to judge on."""
+    rows = torch.from_numpy(np.concatenate([source.read_rows(name, row, row + 1) for row in sample.rows.tolist()]))
+    first, second = (_objective(rows, kind, sample, part) for part in parts_of(len(sample.inputs)))
+    return first, second
 
 
 def _objective(rows: torch.Tensor, kind: GGMLType, sample: HeadSample, part: slice) -> Objective:

@@ -77,7 +77,8 @@ class Objective:
 
     def cost(self, scales: torch.Tensor) -> torch.Tensor:
         """Nats a token with the columns of all matrices multiplied with `scales` [in]."""
-        return torch.stack([term.cost(scales) for term in (*self.activations, *self.weights)]).sum()
+        terms = [term.cost(scales) for term in self.activations] + [term.cost(scales) for term in self.weights]
+        return torch.stack(terms).sum()
 
 
 @dataclass(frozen=True)

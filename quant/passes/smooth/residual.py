@@ -64,6 +64,12 @@ def outer_names(model: BlockwiseModel) -> tuple[str, ...] | None:
     return tuple(outside) if all(name in known or _is_last_norm(name) for name in outside) else None
 
 
+def last_norm(outer: tuple[str, ...]) -> str | None:
+    """Of the names outside blocks, that of the last norm's weight; None where there is not just one."""
+    found = [name for name in outer if _is_last_norm(name) and name.endswith("weight")]
+    return found[0] if len(found) == 1 else None
+
+
 def _is_last_norm(name: str) -> bool:
     return name.rpartition(".")[0].rpartition(".")[2] == "norm" and name.count(".") <= 2
 
@@ -76,18 +82,18 @@ def reordered(array: NDArray[np.float32], axis: Axis, order: NDArray[np.int64]) 
 
 
 @dataclass(frozen=True)
-class ReorderedColumns:
-    """A source some of whose tensors have their columns in another order. Does not modify `base`.
+class ChangedColumns:
+    """A source some of whose tensors have their columns in another order, or scaled. Does not modify `base`.
 
     Attributes:
         base: the source below.
-        names: of those tensors.
-        order: which column stands at each place [columns].
+        orders: name → which column stands at each place [columns].
+        scales: name → what the columns are multiplied with [columns].
     """
 
     base: TensorSource
-    names: frozenset[str]
-    order: NDArray[np.int64]
+    orders: Mapping[str, NDArray[np.int64]]
+    scales: Mapping[str, NDArray[np.float32]]
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -97,4 +103,6 @@ class ReorderedColumns:
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """As `TensorSource.read_rows`."""
         rows = self.base.read_rows(name, start, stop)
-        return np.ascontiguousarray(rows[:, self.order]) if name in self.names else rows
+        if name in self.orders:
+            rows = np.ascontiguousarray(rows[:, self.orders[name]])
+        return rows * self.scales[name] if name in self.scales else rows

@@ -1,4 +1,4 @@
-"""Smoothing over a model: an order of the residual stream for a tied head, then the scales of every fold.
+"""Smoothing over a model: scales or an order of the residual stream for the head, then the scales of every fold.
 
 The result is an ordinary checkpoint that computes the same function. Searches are `scales`' and `order`'s, tables
 `passes.awq.folding`'s and `residual`'s.
@@ -9,22 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from edgepack.gguf.types import GGMLType
-from edgepack.model import OverriddenTensors
+from edgepack.model import OverriddenTensors, read_tensor
 from edgepack.quant.calibration.input_samples import TOKENS, InputSampler
 from edgepack.quant.passes.awq.folding import FOLDS, HeadCounts, apply_fold, spread_over_heads
 from edgepack.quant.passes.run import ArrayFolder, PassOutcome
-from edgepack.quant.passes.smooth.head import head_order
-from edgepack.quant.passes.smooth.objective import Sink
-from edgepack.quant.passes.smooth.residual import ReorderedColumns, block_axis, outer_names, reordered
-from edgepack.quant.passes.smooth.scales import STEPS, find_scales
+from edgepack.quant.passes.smooth.head import head_objectives, head_order
+from edgepack.quant.passes.smooth.objective import Sink, objective_of
+from edgepack.quant.passes.smooth.residual import ChangedColumns, block_axis, last_norm, outer_names, reordered
+from edgepack.quant.passes.smooth.scales import STEPS, find_scales, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from edgepack.model import Checkpoint
@@ -82,22 +82,21 @@ class _Smoothing:
         )  # fmt: skip
         self.heads = HeadCounts.of(checkpoint.config)
         self.changed = ArrayFolder(run.folder / "smooth")
-        self.order: NDArray[np.int64] | None = None
+        self.order: NDArray[np.int64] | None = None  # of the residual stream
+        self.orders: dict[str, NDArray[np.int64]] = {}  # of the tensors outside blocks
+        self.head_scales: dict[str, NDArray[np.float32]] = {}
         self.found: list[FoundScales] = []
         self.notes: list[str] = []
         self.figures: dict[str, float] = {}
 
     def outcome(self, folds: tuple[Fold, ...]) -> PassOutcome:
         """Smooth every block."""
-        outer = self._order_of_head(self.sampler.head())
+        self._smooth_head(self.sampler.head(), folds[0].norm_offset)
         for block, samples in self.sampler.blocks():
             touched = set[str]()
             for fold in folds:
                 touched |= self._fold(block, fold, samples)
             self._keep(block, touched)
-        tensors = self.checkpoint.tensors
-        if self.order is not None:
-            tensors = ReorderedColumns(tensors, frozenset(outer), self.order)
         helped = [found for found in self.found if found.helps]
         self.figures |= {
             "folds": len(helped),
@@ -105,25 +104,52 @@ class _Smoothing:
             "predicted_before": sum(found.before for found in self.found),
             "predicted_after": sum(found.after if found.helps else found.before for found in self.found),
         }
-        changed = replace(self.checkpoint, tensors=OverriddenTensors(tensors, self.changed))
+        outer = ChangedColumns(self.checkpoint.tensors, self.orders, self.head_scales)
+        changed = replace(self.checkpoint, tensors=OverriddenTensors(outer, self.changed))
         return PassOutcome(changed, self.figures, tuple(self.notes))
 
-    def _order_of_head(self, sample: HeadSample) -> tuple[str, ...]:
-        """Choose the residual stream's order; names of the tensors outside blocks that follow it."""
+    def _smooth_head(self, sample: HeadSample, norm_offset: float) -> None:
+        """Choose the residual stream's order for a head that is the embedding too, scales for one that is not."""
         model, name = self.sampler.model, self.sampler.model.head_name
         kind = GGMLType.F32 if name is None else self.run.target_types.get(name, GGMLType.F32)
-        if name is None or not self.settings.order or name != model.embedding_name or not kind.is_quantized:
-            return ()
+        tied = name == model.embedding_name
+        if name is None or not kind.is_quantized or (tied and not self.settings.order):
+            return
         outer = outer_names(model)
         if outer is None:
-            self.notes.append("smooth: not every reader of the residual stream is known: its order was left alone")
-            return ()
-        found = head_order(model.source, name, kind, sample)
+            self.notes.append("smooth: not all that is outside the blocks is known: the output matrix was left alone")
+        elif tied:
+            self._order_of_head(name, kind, sample, outer)
+        else:
+            self._scales_of_head(name, kind, sample, last_norm(outer), norm_offset)
+
+    def _order_of_head(self, name: str, kind: GGMLType, sample: HeadSample, outer: tuple[str, ...]) -> None:
+        found = head_order(self.sampler.model.source, name, kind, sample)
+        self.figures |= {"head_before": found.before, "head_after": found.after}
+        if found.helps:
+            self.order = found.order
+            self.orders = dict.fromkeys(outer, found.order)
+
+    def _scales_of_head(
+        self, name: str, kind: GGMLType, sample: HeadSample, norm: str | None, norm_offset: float
+    ) -> None:
+        if norm is None:
+            return
+        source = self.sampler.model.source
+        objectives = head_objectives(source, name, kind, sample)
+        found = find_scales(
+            *objectives, sample.inputs.shape[1], lambda scales: scales, steps=self.settings.steps,
+            strength=self.settings.strength,
+        )  # fmt: skip
         self.figures |= {"head_before": found.before, "head_after": found.after}
         if not found.helps:
-            return ()
-        self.order = found.order
-        return outer
+            return
+        scales = found.scales.numpy()
+        self.head_scales = {name: scales}
+        for vector, offset in ((norm, norm_offset), (norm.replace(".weight", ".bias"), 0.0)):
+            if vector in source.specs:
+                whole = (read_tensor(source, vector).astype(np.float64) + offset) / scales - offset
+                self.changed.put(vector, whole.astype(np.float32))
 
     def _fold(self, block: Block, fold: Fold, samples: Mapping[str, InputSample]) -> set[str]:
         """Search a fold and apply it if it helps; checkpoint names of what it changed."""
@@ -139,7 +165,10 @@ class _Smoothing:
             return (spread_over_heads(scales, self.heads) if fold.per_head else scales)[place]
 
         channels = columns // self.heads.query * self.heads.key_value if fold.per_head else columns
-        found = find_scales(sinks, channels, spread, steps=self.settings.steps, strength=self.settings.strength)
+        searched, held = (objective_of(sinks, part) for part in parts_of(len(sinks[0].sample.inputs)))
+        found = find_scales(
+            searched, held, channels, spread, steps=self.settings.steps, strength=self.settings.strength
+        )
         self.found.append(found)
         if not found.helps:
             return set()
