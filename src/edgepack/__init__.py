@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from edgepack.api.provenance import check_provenance, provenance
     from edgepack.api.publishing import release
     from edgepack.api.speed import bench, fit
+    from edgepack.api.tuning import tune
     from edgepack.api.updates import diff, patch
     from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.edge.llama.options import Adapter, SamplingOptions
@@ -73,6 +74,7 @@ _NAMES = {
     "release": "api.publishing",
     "replay": "api.fidelity",
     "sign": "api.checking",
+    "tune": "api.tuning",
     "unpack": "api.archives",
     "unpack_native": "api.archives",
     "update": "api.fetching",
@@ -113,6 +115,7 @@ __all__ = [
     "release",
     "replay",
     "sign",
+    "tune",
     "unpack",
     "unpack_native",
     "update",

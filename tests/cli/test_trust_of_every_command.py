@@ -63,6 +63,7 @@ TAKE_NONE = {
     "analyze": "{archive}",
     "prune-grid": "{archive} --text {text}",
     "imatrix": "{archive} --calibration {text} -o {out}/i",
+    "tune": "{archive} --reference {gguf} --text {text} -o {out}/t",
     "keygen": None,
     "trust": None,
     "cache": None,

@@ -73,5 +73,15 @@ WIRE_TRELLIS = "edgepack.wire.trellis"  # states that their integers follow; 0 f
 WIRE_DRIFT = "edgepack.wire.drift"
 WIRE_CALIBRATION_SHA256 = "edgepack.wire.calibration_sha256"
 WIRE_CALIBRATION_TOKENS = "edgepack.wire.calibration_tokens"
+TUNING = "edgepack.tuning."
+TUNING_STEPS = "edgepack.tuning.steps"  # of the run
+TUNING_BEST_STEP = "edgepack.tuning.best_step"  # after which the file was as it is
+TUNING_PARTS = "edgepack.tuning.parts"
+TUNING_RATE = "edgepack.tuning.rate"
+TUNING_SEED = "edgepack.tuning.seed"
+TUNING_TOKENS = "edgepack.tuning.tokens"  # of the text, what was held out included
+TUNING_TEXT_SHA256 = "edgepack.tuning.text_sha256"  # of the token ids, int64, sequence by sequence
+TUNING_KL_BEFORE = "edgepack.tuning.held_out_kl_before"
+TUNING_KL_AFTER = "edgepack.tuning.held_out_kl_after"
 # Beginnings of the keys that tell how a file was made; nothing that runs a model reads them.
-NOTES = (RECIPE, FIGURES, CERTIFICATE, WIRE, IMATRIX_RUN)
+NOTES = (RECIPE, FIGURES, CERTIFICATE, WIRE, IMATRIX_RUN, TUNING)
