@@ -26,7 +26,7 @@ class KeptState:
 
     Args:
         folder: exists and belongs to the run.
-        seconds: time between two states.
+        seconds: time between two states; 0 keeps every one.
     """
 
     def __init__(self, folder: Path, seconds: float) -> None:
@@ -44,7 +44,8 @@ class KeptState:
     def keep(self, state: Callable[[], dict[str, Any]], *, now: bool) -> None:
         """Write the state down if it is time to, or `now` where that has been cheap."""
         passed = time.monotonic() - self._last
-        if passed < _SHARE * self._cost or not (now or passed >= self._seconds):
+        cheap = passed >= _SHARE * self._cost or not self._seconds
+        if not cheap or not (now or passed >= self._seconds):
             return
         began, content = time.monotonic(), state()
         _save(self._path, content)

@@ -135,7 +135,10 @@ class Tuning:
         every = max(1, math.ceil(steps / self._settings.judgements))
         with progress("Tuning", max(steps - run.step, 0), " steps") as advance:
             while run.step < steps and not self._is_hopeless(run.judged):
-                run.learnt.append(self._gradients(run.step))
+                learnt = self._gradients(run.step)
+                # only now is the state before this step known to be a good one
+                self._kept.keep(lambda: self._state(run, optimizer, steps), now=run.step % every == 0)
+                run.learnt.append(learnt)
                 optimizer.step()
                 schedule.step()
                 for tensor in self._student.tensors.values():
@@ -144,7 +147,6 @@ class Tuning:
                 run.step += 1
                 if run.step % every == 0 or run.step == steps:
                     self._look(run)
-                self._kept.keep(lambda: self._state(run, optimizer, steps), now=run.step % every == 0)
                 advance(1)
         self._restore(run.best)
         return Outcome(tuple(run.judged), run.step)
@@ -204,7 +206,7 @@ class Tuning:
         batch, found = self._settings.batch, 0.0
         for index in self._sequences(step):
             divergence = self._divergence(index) / batch
-            found += float(divergence)
+            found += float(divergence.detach())
             if not math.isfinite(found):
                 raise self._not_finite("divergence", found, step)
             divergence.backward()
@@ -239,9 +241,7 @@ class Tuning:
     def _not_finite(self, what: str, value: float, step: int) -> NumericError:
         kept = self._kept.step
         again = "begin again" if kept is None else f"the state after step {kept} is kept: go on from it with --resume"
-        return NumericError(
-            f"tune: expected a finite {what}, got {value} at step {step + 1}: {again} at a lower --rate"
-        )
+        return NumericError(f"tune: expected a finite {what}, got {value} at step {step + 1}: {again}, --rate lower")
 
 
 def first_epoch(learnt: list[int], seed: int) -> list[int]:

@@ -42,9 +42,7 @@ class OpenedFile:
         ]
         self.places: TunedPlaces = tuned_places(original, file, checkpoint.tensors, wanted)
         if not self.places.tensors:
-            raise UsageError(
-                f"tune: '{path}' has nothing that can be tuned: {listed(self.left())} are left as they are"
-            )
+            raise UsageError(f"tune: '{path}' has nothing that can be tuned, only {listed(self.left())}")
 
     def _stored(self) -> dict[str, StoredRows]:
         return {name: rows for name, rows in self.file.tensors.items() if isinstance(rows, StoredRows)}
