@@ -329,6 +329,7 @@ ABSENT = {
     "patch": ("absent.gguf", "absent.edgepatch"),
     "replay": ("absent.edgepack",),
     "sign": ("absent.edgepack", "absent.key"),
+    "tune": ("absent.gguf", "absent", "absent.txt", "absent-output.gguf"),
     "unpack": ("absent.edgepack",),
     "unpack_native": ("absent.gguf",),
     "validate": ("absent.gguf", "absent"),

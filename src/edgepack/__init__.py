@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from edgepack.api.provenance import check_provenance, provenance, reproduce
     from edgepack.api.publishing import release
     from edgepack.api.speed import bench, fit
+    from edgepack.api.tuning import tune
     from edgepack.api.updates import diff, patch
     from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.edge.llama.options import Adapter, SamplingOptions
@@ -76,6 +77,7 @@ _NAMES = {
     "replay": "api.fidelity",
     "reproduce": "api.provenance",
     "sign": "api.checking",
+    "tune": "api.tuning",
     "unpack": "api.archives",
     "unpack_native": "api.archives",
     "update": "api.fetching",
@@ -118,6 +120,7 @@ __all__ = [
     "replay",
     "reproduce",
     "sign",
+    "tune",
     "unpack",
     "unpack_native",
     "update",

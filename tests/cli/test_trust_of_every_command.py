@@ -65,6 +65,7 @@ TAKE_NONE = {
     "prune-grid": "{archive} --text {text}",
     "imatrix": "{archive} --calibration {text} -o {out}/i",
     "frontier": "{archive} --calibration {text} --text {text} -o {out}/f --chunks 1 --ctx 32",
+    "tune": "{archive} --reference {gguf} --text {text} -o {out}/t",
     "keygen": None,
     "trust": None,
     "cache": None,

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "analyze": ("analyze", "how many directions a model's weights and activations really use"),
     "prune-grid": ("prune_grid", "how much of a model can go: fidelity and size of several sparsities"),
     "imatrix": ("imatrix", "which weights a text needs: an importance matrix"),
+    "tune": ("tune", "a quantised GGUF moved towards its original at the same size"),
     "pack": ("pack", "a GGUF into one verified archive"),
     "unpack": ("unpack", "the GGUF out of an archive, bit for bit"),
     "verify": ("verify", "every byte of an archive against its digests"),

@@ -81,5 +81,15 @@ REFINE_PREDICTED_KL = "edgepack.refine.predicted_kl"  # of weights and activatio
 REFINE_CALIBRATION_SHA256 = "edgepack.refine.calibration_sha256"
 REFINE_CALIBRATION_TOKENS = "edgepack.refine.calibration_tokens"
 REFINE_SEED = "edgepack.refine.seed"  # of the labels that curvature draws
+TUNING = "edgepack.tuning."
+TUNING_STEPS = "edgepack.tuning.steps"  # of the run
+TUNING_BEST_STEP = "edgepack.tuning.best_step"  # after which the file was as it is
+TUNING_PARTS = "edgepack.tuning.parts"
+TUNING_RATE = "edgepack.tuning.rate"
+TUNING_SEED = "edgepack.tuning.seed"
+TUNING_TOKENS = "edgepack.tuning.tokens"  # of the text, what was held out included
+TUNING_TEXT_SHA256 = "edgepack.tuning.text_sha256"  # of the token ids, int64, sequence by sequence
+TUNING_KL_BEFORE = "edgepack.tuning.held_out_kl_before"
+TUNING_KL_AFTER = "edgepack.tuning.held_out_kl_after"
 # Beginnings of the keys that tell how a file was made; nothing that runs a model reads them.
-NOTES = (RECIPE, FIGURES, CERTIFICATE, WIRE, REFINE, IMATRIX_RUN)
+NOTES = (RECIPE, FIGURES, CERTIFICATE, WIRE, REFINE, IMATRIX_RUN, TUNING)
