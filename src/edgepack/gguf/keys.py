@@ -73,5 +73,13 @@ WIRE_TRELLIS = "edgepack.wire.trellis"  # states that their integers follow; 0 f
 WIRE_DRIFT = "edgepack.wire.drift"
 WIRE_CALIBRATION_SHA256 = "edgepack.wire.calibration_sha256"
 WIRE_CALIBRATION_TOKENS = "edgepack.wire.calibration_tokens"
+REFINE = "edgepack.refine."
+REFINE_BUDGET = "edgepack.refine.budget"  # bytes that the file may have
+REFINE_ALLOCATION = "edgepack.refine.allocation"  # whether types were allocated, or are the target's mixture
+REFINE_ON_GPU = "edgepack.refine.on_gpu"  # whether activations were taken to be rounded as on GPUs
+REFINE_PREDICTED_KL = "edgepack.refine.predicted_kl"  # of weights and activations, nats a token
+REFINE_CALIBRATION_SHA256 = "edgepack.refine.calibration_sha256"
+REFINE_CALIBRATION_TOKENS = "edgepack.refine.calibration_tokens"
+REFINE_SEED = "edgepack.refine.seed"  # of the labels that curvature draws
 # Beginnings of the keys that tell how a file was made; nothing that runs a model reads them.
-NOTES = (RECIPE, FIGURES, CERTIFICATE, WIRE, IMATRIX_RUN)
+NOTES = (RECIPE, FIGURES, CERTIFICATE, WIRE, REFINE, IMATRIX_RUN)

@@ -21,7 +21,7 @@ from edgepack.packaging.derivation import read_derivation
 from edgepack.packaging.trust.policy import ANYONE
 from edgepack.pipeline.derivation import FILES, RECIPE, model_files, versions
 from edgepack.pipeline.export import run_export
-from edgepack.pipeline.options import WIRE
+from edgepack.pipeline.options import REFINED, WIRE
 from edgepack.pipeline.request import ExportRequest, declared_options
 from edgepack.progress import silent
 
@@ -191,13 +191,15 @@ def _request(
     output = folder / "made" / f"{_checked(PurePosixPath(name).stem)}.{kind}"
     output.parent.mkdir()
     place = _model_stand_in(derivation, model, folder / "model")
+    target = None if derivation.target == REFINED else derivation.target
     return ExportRequest(
-        place, derivation.target, progress=progress, **{**values, "output": output, "threads": threads}
+        place, target, progress=progress, **{**values, "output": output, "threads": threads}
     )  # fmt: skip
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "text": (str,), "texts": (list,), "count": (int,), "number": (int, float), "flag": (bool,), "size": (int, str),
+    "switch": (bool,),
 }  # fmt: skip
 
 
@@ -206,7 +208,9 @@ def _option(name: str, value: object) -> Any:
     declared = declared_options().get(name)
     if declared is None or declared.value not in _KINDS:
         raise ArchiveError(f"derivation: option '{name}': this edgepack has none of that name")
-    fits = isinstance(value, _KINDS[declared.value]) and isinstance(value, bool) == (declared.value == "flag")
+    fits = isinstance(value, _KINDS[declared.value]) and isinstance(value, bool) == (
+        declared.value in ("flag", "switch")
+    )
     if not fits or (isinstance(value, list) and not all(isinstance(each, str) for each in value)):
         raise ArchiveError(f"derivation: option '{name}': expected a {declared.value}, got {value!r:.80}")
     return tuple(value) if isinstance(value, list) else value
