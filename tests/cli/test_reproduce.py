@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -13,36 +13,13 @@ from edgepack.cli import execute
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.derivation import beside_path
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-WORDS = [
-    "night",
-    "door",
-    "house",
-    "old",
-    "dark",
-    "nobody",
-    "came",
-    "wind",
-    "river",
-    "lamp",
-    "stone",
-    "bread",
-    "garden",
-    "window",
-    "seldom",
-    "quite",
-]
-LINES = [
-    f"The {WORDS[n % 16]} was {WORDS[n * 7 % 13]} by the {WORDS[n * 5 % 11]}, said {WORDS[n % 5]}. " for n in range(600)
-]
+PASSAGES = (Path(__file__).resolve().parents[2] / "tools/text/passages.txt").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "words.txt"
-    path.write_text("".join(LINES))
+    path.write_text(PASSAGES)
     return path
 
 
@@ -80,7 +57,7 @@ def test_another_text_is_named_by_its_digest_and_nothing_is_made(
     gguf: Path, stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "words.txt"
-    other.write_text("".join(LINES[1:]))
+    other.write_text(PASSAGES[1:])
     monkeypatch.setattr("edgepack.pipeline.rederive.run_export", lambda _request: pytest.fail("made"))
     code, told = reproduce(gguf, stories, other, capsys)
     assert code == 1

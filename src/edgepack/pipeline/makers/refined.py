@@ -179,7 +179,9 @@ class RefinedMaker:
         request, changed = self._request, changed_by(self._passes, self._request)
         self._calibration = calibration_of(request, changed.checkpoint)
         settings = RefineSettings(allocation=not self._overrides.pure, on_gpu=_is_gpu(request.for_device))
-        options = RunOptions(request.pre, request.device, request.threads, request.resume, request.progress)
+        options = RunOptions(
+            request.pre, request.device, request.threads, request.resume, request.progress, request.shared
+        )  # fmt: skip
         with refined_run(changed.checkpoint, output, settings, self._calibration, options) as model:
             self._model, self._about, self._notes = model, dict(changed.metadata), changed.notes
             self.__dict__.pop("mapped", None)
