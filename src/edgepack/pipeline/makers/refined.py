@@ -133,7 +133,8 @@ class RefinedMaker:
         if self._model is None:
             base, limits = self._base(aim), (*self.mapped.notes, *self._told(aim))
             return replace(self._outline(base, limits), label=self._label(aim), is_exact=False).sized(aim.budget)
-        return self._outline(self._planned(aim)[0], self.mapped.notes)
+        plan, allocation = self._planned(aim)
+        return self._outline(plan, self.mapped.notes).sized(allocation.bytes)
 
     def _outline(self, plan: ExportPlan, limits: tuple[str, ...]) -> Outline:
         name = REFINED if self._target is None else self._target.name
