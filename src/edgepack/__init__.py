@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from edgepack.api.export import export
     from edgepack.api.fetching import fetch, update
     from edgepack.api.fidelity import certify, compare, evaluate, replay, validate
+    from edgepack.api.frontier import frontier
     from edgepack.api.importance import imatrix
     from edgepack.api.loading import load
     from edgepack.api.model import Model
-    from edgepack.api.provenance import check_provenance, provenance
+    from edgepack.api.provenance import check_provenance, provenance, reproduce
     from edgepack.api.publishing import release
     from edgepack.api.speed import bench, fit
+    from edgepack.api.tuning import tune
     from edgepack.api.updates import diff, patch
     from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.edge.llama.options import Adapter, SamplingOptions
@@ -64,6 +66,7 @@ _NAMES = {
     "extract": "api.archives",
     "fetch": "api.fetching",
     "fit": "api.speed",
+    "frontier": "api.frontier",
     "generate_key": "api.checking",
     "imatrix": "api.importance",
     "inspect": "api.checking",
@@ -74,7 +77,9 @@ _NAMES = {
     "provenance": "api.provenance",
     "release": "api.publishing",
     "replay": "api.fidelity",
+    "reproduce": "api.provenance",
     "sign": "api.checking",
+    "tune": "api.tuning",
     "unpack": "api.archives",
     "unpack_native": "api.archives",
     "update": "api.fetching",
@@ -105,6 +110,7 @@ __all__ = [
     "extract",
     "fetch",
     "fit",
+    "frontier",
     "generate_key",
     "imatrix",
     "inspect",
@@ -115,7 +121,9 @@ __all__ = [
     "provenance",
     "release",
     "replay",
+    "reproduce",
     "sign",
+    "tune",
     "unpack",
     "unpack_native",
     "update",

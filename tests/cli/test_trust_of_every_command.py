@@ -53,6 +53,7 @@ TAKES = {
     "patch": ["{archive} {patch_from} -o {out}/p", "{gguf} {patch_to} -o {out}/p"],
     "pack": ["{gguf} --base {archive} -o {out}/b.edgepack"],
     "provenance": ["{archive}", "{archive} --check {gguf}"],
+    "reproduce": ["{archive} --model {gguf}"],
     "release": ["{archive} -o {out}/r", "{archive} -o {out}/r --gguf --key {key}"],
     "bundle": ["{archive} -o {out}/bundle --wheels {out} --offline"],
 }
@@ -64,6 +65,8 @@ TAKE_NONE = {
     "analyze": "{archive}",
     "prune-grid": "{archive} --text {text}",
     "imatrix": "{archive} --calibration {text} -o {out}/i",
+    "frontier": "{archive} --calibration {text} --text {text} -o {out}/f --chunks 1 --ctx 32",
+    "tune": "{archive} --reference {gguf} --text {text} -o {out}/t",
     "keygen": None,
     "trust": None,
     "cache": None,

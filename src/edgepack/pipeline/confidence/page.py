@@ -13,9 +13,9 @@ from edgepack.edge.fidelity.report.charts import (
     TOP,
     WIDTH,
     Axis,
-    draw_grid,
-    drawing,
-    label,
+    grid,
+    svg,
+    text,
 )
 from edgepack.edge.fidelity.report.page import filled
 
@@ -103,7 +103,7 @@ def _row(name: str, scores: Scores, *, kept: bool) -> dict[str, Any]:
 def reliability_chart(bins: Sequence[Bin], title: str) -> str:
     """Accuracy by confidence as bars, with the line on which both agree."""
     x, y = Axis(0, 1, LEFT, WIDTH - RIGHT), Axis(0, 1, _TALL - BOTTOM, TOP + 8)  # room for a number above a full bar
-    parts = [draw_grid(y, percent=True)]
+    parts = [grid(y, percent=True)]
     for one in bins:
         if not one.count:
             continue
@@ -114,19 +114,19 @@ def reliability_chart(bins: Sequence[Bin], title: str) -> str:
             f'<rect class="bar" x="{left + 0.5:.1f}" y="{top:.1f}" width="{width - 1:.1f}" height="{height:.1f}">'
             f"{tip}</rect>"
         )
-        parts.append(label(left + width / 2, top - 4, f"{one.count:,}", "middle"))
+        parts.append(text(left + width / 2, top - 4, f"{one.count:,}", "middle"))
     parts.append(f'<polyline class="exact" points="{x.at(0):.1f},{y.at(0):.1f} {x.at(1):.1f},{y.at(1):.1f}"/>')
-    parts += [label(x.at(tick), _TALL - BOTTOM + 16, f"{tick:g}", "middle") for tick in x.ticks()]
-    return drawing(parts, title, _TALL)
+    parts += [text(x.at(tick), _TALL - BOTTOM + 16, f"{tick:g}", "middle") for tick in x.ticks()]
+    return svg(parts, title, _TALL)
 
 
 def risk_chart(before: RiskCurve, after: RiskCurve) -> str:
     """Share of wrong answers against the share given."""
     top = max(*before.risk, *after.risk, 1e-3)
     x, y = Axis(0, 1, LEFT, WIDTH - 2 * RIGHT), Axis(0, top, HEIGHT - BOTTOM, TOP)
-    parts = [draw_grid(y, percent=True)]
+    parts = [grid(y, percent=True)]
     for curve, kind in ((before, "line before"), (after, "line")):
         points = " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in zip(curve.coverage, curve.risk, strict=True))
         parts.append(f'<polyline class="{kind}" points="{points}"/>')
-    parts += [label(x.at(tick), HEIGHT - BOTTOM + 16, f"{100 * tick:g} %", "middle") for tick in x.ticks()]
-    return drawing(parts, "risk against coverage")
+    parts += [text(x.at(tick), HEIGHT - BOTTOM + 16, f"{100 * tick:g} %", "middle") for tick in x.ticks()]
+    return svg(parts, "risk against coverage")
