@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from edgepack.gguf.types import GGMLType
+from edgepack.errors import NumericError
 from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows
 from edgepack.quant.refine.blocks import FORMS, read_scales, write_rows
 from edgepack.quant.refine.search import Geometry, heavy_first, search_rows
@@ -19,6 +19,7 @@ from edgepack.quant.refine.search import Geometry, heavy_first, search_rows
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgepack.gguf.types import GGMLType
     from edgepack.quant.feedback import FeedbackFactor
 
 REFINED_TYPES = frozenset(FORMS)
@@ -57,8 +58,11 @@ def refine_matrix(
         threads: that share the rows; as many as there are cores where None. The bytes are the same for any number.
 
     Raises:
-        CodecError: `in` is no multiple of the type's block.
+        GGUFError: `in` is no multiple of the type's block.
+        NumericError: NaN or infinity in `weight`.
     """
+    if not torch.isfinite(weight).all():
+        raise NumericError("a matrix to refine: NaN or infinity in its weights")
     plain = quantize_rows(kind, weight.numpy(), inputs.diagonal().numpy())
     losses = row_losses(weight, kind, plain, inputs)
     if kind in REFINED_TYPES:

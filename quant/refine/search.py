@@ -51,8 +51,8 @@ class Geometry:
 
         Args:
             inputs: H, positive semi-definite.
-            damping: fraction of the mean diagonal that is added to it, beside a fraction of each column's own that grows
-                with the number of columns.
+            damping: fraction of the mean diagonal that is added to it, beside a fraction of each column's own that
+                grows with the number of columns.
             group: columns that share a scale; divides `in`.
             order: of columns; as they are where None.
         """
@@ -122,7 +122,8 @@ def search_rows(
         "floors": np.ascontiguousarray(start.floors[:, groups]), "quants": np.empty(weight.shape, np.int8),
     }  # fmt: skip
     numbers = {
-        "columns": weight.shape[1], "group": form.group, "units": start.steps.shape[1], "sweeps": SWEEPS if sweeps is None else sweeps,
+        "columns": weight.shape[1], "group": form.group, "units": start.steps.shape[1],
+        "sweeps": SWEEPS if sweeps is None else sweeps,
         "affine": int(form.floors is not None), "uneven": int(form.uneven), "lowest": form.lowest,
         "highest": form.highest, "scale_low": form.scales[0], "scale_high": form.scales[1],
         "floor_high": form.floors or 0,

@@ -213,6 +213,8 @@ static void search(const edgepack_refine_matrix *m, problem *p, const int affine
         floor[lane] = p->floor[lane] * p->floor_step[lane];
         p->cost[lane] = INFINITY;
     }
+    memset(p->q, 0, sizeof p->q); /* what remains where no try has a finite cost: a caller refuses such rows */
+    memset(p->errors, 0, sizeof p->errors);
     for (int batch = 0; batch < 4; batch++) {
         for (int c = 0; c < AT_ONCE; c++) {
             const float factor = 1.0f + 0.025f * (float)(c * 4 + batch - 9);
