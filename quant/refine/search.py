@@ -46,22 +46,30 @@ class Geometry:
     local: NDArray[np.float32]
 
     @classmethod
-    def of(cls, inputs: torch.Tensor, damping: float, group: int, order: NDArray[np.intp] | None = None) -> Geometry:
+    def of(
+        cls,
+        inputs: torch.Tensor,
+        damping: float,
+        group: int,
+        order: NDArray[np.intp] | None = None,
+        *,
+        shrunk: bool = True,
+    ) -> Geometry:
         """From H [in, in].
 
         Args:
             inputs: H, positive semi-definite.
-            damping: fraction of the mean diagonal that is added to it, beside a fraction of each column's own that
-                grows with the number of columns.
+            damping: fraction of the mean diagonal that is added to it.
             group: columns that share a scale; divides `in`.
             order: of columns; as they are where None.
+            shrunk: whether a fraction of each column's own, which grows with their number, is added as well.
         """
         order = np.arange(len(inputs)) if order is None else order
         damped = inputs.double()[order][:, order]
         diagonal = damped.diagonal()
         dead = diagonal <= 0
         mean = diagonal[~dead].mean() if not dead.all() else torch.ones((), dtype=torch.float64)
-        share = min(len(damped) * _SHRINKAGE, _MOST_SHRINKAGE)
+        share = min(len(damped) * _SHRINKAGE, _MOST_SHRINKAGE) if shrunk else 0.0
         damped = damped + torch.diag(torch.where(dead, mean, damping * mean + share * diagonal))
         count = len(damped) // group
         upper = _inverse_upper(damped)

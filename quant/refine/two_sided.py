@@ -1,0 +1,67 @@
+"""A matrix rounded under a full curvature of its outputs: rows that err together make good each other's errors.
+
+With G = E[g gᵀ] of the outputs' gradients, what is made small is tr(G E H Eᵀ). Rows are rounded in blocks; of each
+block the errors are made good by the rows not yet rounded, as feedback does along columns (GPTQ's update, from the
+left). Rows of one block are searched by `search`, each for itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows
+from edgepack.quant.refine.blocks import read_scales, write_rows
+from edgepack.quant.refine.search import search_rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgepack.gguf.types import GGMLType
+    from edgepack.quant.refine.search import Geometry
+
+BLOCK = 16  # rows that are rounded side by side: the lanes of the kernel
+
+
+def row_order(outputs: torch.Tensor) -> torch.Tensor:
+    """Rows in the order in which they are rounded: those whose errors cost most first.
+
+    Args:
+        outputs: G, float32 [out, out].
+    """
+    return torch.argsort(-outputs.diagonal(), stable=True)
+
+
+def round_two_sided(
+    weight: torch.Tensor,
+    kind: GGMLType,
+    geometry: Geometry,
+    upper: torch.Tensor,
+    order: torch.Tensor,
+    importance: NDArray[np.float32],
+) -> NDArray[np.uint8]:
+    """Rows of `kind`, uint8 [out, bytes of a row].
+
+    Args:
+        weight: float32 [out, in]; not modified.
+        kind: of `FORMS`.
+        geometry: of the columns.
+        upper: U with G⁻¹ = UᵀU, rows in `order`, float32 [out, out].
+        order: of rows.
+        importance: E[x²] [in], for the scales that the search starts from.
+    """
+    work = weight[order].clone()
+    found = np.empty((len(work), kind.row_bytes(work.shape[1])), np.uint8)
+    for start in range(0, len(work), BLOCK):
+        stop = min(start + BLOCK, len(work))
+        rows = work[start:stop].numpy()
+        scales = read_scales(kind, quantize_rows(kind, rows, importance))
+        found[start:stop] = write_rows(kind, *search_rows(rows, kind, scales, geometry, 1))
+        errors = work[start:stop] - torch.from_numpy(dequantize_rows(kind, found[start:stop], *rows.shape))
+        moved = torch.linalg.solve_triangular(upper[start:stop, start:stop], upper[start:stop, stop:], upper=True)
+        work[stop:].addmm_(moved.T, errors, alpha=-1)
+    back = np.empty_like(found)
+    back[order.numpy()] = found
+    return back
