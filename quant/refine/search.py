@@ -72,18 +72,18 @@ class Geometry:
         share = min(len(damped) * _SHRINKAGE, _MOST_SHRINKAGE) if shrunk else 0.0
         damped = damped + torch.diag(torch.where(dead, mean, damping * mean + share * diagonal))
         count = len(damped) // group
-        upper = _inverse_upper(damped)
+        upper = inverse_upper(damped)
         parts = damped.reshape(count, group, count, group)[torch.arange(count), :, torch.arange(count)]
         panels = (_float(part.reshape(len(damped), count, group).transpose(0, 1)) for part in (damped, upper))
-        return cls(order, *panels, _float(_inverse_upper(parts)))
+        return cls(order, *panels, _float(inverse_upper(parts)))
 
 
 def _float(values: torch.Tensor) -> NDArray[np.float32]:
     return values.float().contiguous().numpy()
 
 
-def _inverse_upper(matrices: torch.Tensor) -> torch.Tensor:
-    """U with matrix⁻¹ = UᵀU, for [..., n, n], as `quant.feedback` computes it."""
+def inverse_upper(matrices: torch.Tensor) -> torch.Tensor:
+    """U with matrix⁻¹ = UᵀU, [..., n, n], for matrices that are positive definite; as `quant.feedback` computes it."""
     lower = torch.linalg.cholesky(matrices.flip(-1, -2)).flip(-1, -2)
     return torch.linalg.solve_triangular(lower, torch.eye(matrices.shape[-1], dtype=matrices.dtype), upper=True)
 
@@ -153,7 +153,7 @@ def _run(arrays: dict[str, Any], numbers: dict[str, float], rows: int, threads: 
             raise ValueError(f"the kernel takes no matrix of {numbers}")
 
     tiles = range(0, rows, _TILE)
-    if threads == 1:
+    if threads == 1 or len(tiles) == 1:
         for first in tiles:
             one(first)
         return

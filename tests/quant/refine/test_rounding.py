@@ -97,3 +97,35 @@ def test_what_cannot_be_rounded_is_refused() -> None:
     weight[1, 7] = torch.nan
     with pytest.raises(NumericError, match="NaN"):
         refine_matrix(weight, factor, GGMLType.Q8_0, inputs=inputs, row_costs=torch.ones(2))
+
+
+def total_loss(
+    weight: torch.Tensor, kind: GGMLType, rows: np.ndarray, inputs: torch.Tensor, outputs: torch.Tensor
+) -> float:
+    errors = weight.double().numpy() - dequantize_rows(kind, rows, *weight.shape)
+    return 0.5 * float(np.trace(outputs.double().numpy() @ errors @ inputs.double().numpy() @ errors.T))
+
+
+@pytest.mark.parametrize("kind", [GGMLType.Q4_0, GGMLType.Q3_K, GGMLType.IQ4_NL])
+def test_rows_that_err_together_make_good_each_others_errors(kind: GGMLType) -> None:
+    weight, inputs = torch.randn(48, 256) * 0.02, correlated(256, 6)
+    directions = torch.randn(48, 6, generator=torch.Generator().manual_seed(7))
+    outputs = directions @ directions.T + 0.05 * torch.eye(48)
+    factor = feedback_factor(inputs)
+    alone = refine_matrix(weight, factor, kind, inputs=inputs, row_costs=outputs.diagonal().clone(), threads=1)
+    together = refine_matrix(weight, factor, kind, inputs=inputs, row_costs=outputs, threads=1)
+    assert together.loss == pytest.approx(total_loss(weight, kind, together.rows, inputs, outputs), rel=1e-2)
+    assert together.loss < 0.7 * total_loss(weight, kind, alone.rows, inputs, outputs)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 99), rows=st.integers(1, 40), rank=st.integers(0, 4))
+def test_a_full_curvature_never_loses_more_than_the_encoder(seed: int, rows: int, rank: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight, inputs = torch.randn(rows, 64, generator=generator), correlated(64, seed)
+    directions = torch.randn(rows, rank, generator=generator)
+    outputs = directions @ directions.T
+    refined = refine_matrix(weight, feedback_factor(inputs), GGMLType.Q4_1, inputs=inputs, row_costs=outputs, threads=1)
+    plain = quantize_rows(GGMLType.Q4_1, weight.numpy(), inputs.diagonal().numpy())
+    most = total_loss(weight, GGMLType.Q4_1, plain, inputs, outputs)
+    assert total_loss(weight, GGMLType.Q4_1, refined.rows, inputs, outputs) <= most * (1 + 1e-4) + 1e-9
