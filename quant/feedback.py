@@ -16,6 +16,7 @@ from edgepack.errors import NumericError
 
 DAMPING = 0.01  # of the mean diagonal, as GPTQ and SparseGPT have it
 _MOST_DAMPING = 10.0
+_INVERTED_WHOLE = 256  # columns of a triangle that a plain solve inverts
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,41 @@ def _inverse_upper(matrix: torch.Tensor) -> torch.Tensor | None:
     """U with matrix⁻¹ = UᵀU, or None where the matrix is not positive definite.
 
     With J the reversal of rows and columns and L the lower factor of J·M·J, M = (J·L·J)(J·L·J)ᵀ, so U is the
-    inverse of the upper triangular J·L·J: one factorisation and one triangular solve, no explicit inverse.
+    inverse of the upper triangular J·L·J: one factorisation and one triangular inverse.
     """
     lower, failed = torch.linalg.cholesky_ex(matrix.flip(0, 1))
     if int(failed) or not torch.isfinite(lower).all():
         return None
-    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+    upper = lower.flip(0, 1).contiguous()
+    invert_upper(upper)
     return upper if torch.isfinite(upper).all() else None
+
+
+def invert_upper(matrix: torch.Tensor) -> None:
+    """Invert an upper triangular matrix [n, n] in place, by halves: n³ / 3 operations, nearly all matrix products.
+
+    [[A, B], [0, C]]⁻¹ = [[A⁻¹, -A⁻¹·B·C⁻¹], [0, C⁻¹]]. A triangular solve of the identity takes three times as many
+    (LAPACK's trtri, which torch does not have, makes the same saving).
+    """
+    size = len(matrix)
+    if size <= _INVERTED_WHOLE:
+        identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+        matrix.copy_(torch.linalg.solve_triangular(matrix, identity, upper=True))
+        return
+    half = size // 2
+    invert_upper(matrix[:half, :half])
+    invert_upper(matrix[half:, half:])
+    _multiply_upper(matrix[:half, :half], matrix[half:, half:], matrix[:half, half:])
+
+
+def _multiply_upper(left: torch.Tensor, right: torch.Tensor, middle: torch.Tensor) -> None:
+    """`middle` [n, m] becomes -left · middle · right, both triangular: rows of zeros are left out of the products."""
+    for start in range(0, len(left), _INVERTED_WHOLE):  # from the top: a row needs only those below it
+        stop = start + _INVERTED_WHOLE
+        middle[start:stop] = left[start:stop, start:] @ middle[start:]
+    for stop in range(middle.shape[1], 0, -_INVERTED_WHOLE):  # from the right: a column needs only those before it
+        start = max(0, stop - _INVERTED_WHOLE)
+        middle[:, start:stop] = -(middle[:, :stop] @ right[:stop, start:stop])
 
 
 class ColumnRounder(Protocol):

@@ -287,7 +287,7 @@ def collect_importance(
         if start is not None:
             collector.watch.sums.entries.update(start.entries)
         matrix = ImportanceMatrix(collector.watch.sums.entries, done, collector.chunk, (dataset,))
-        with progress("imatrix", len(pieces)) as advance:
+        with progress("imatrix", len(pieces), " chunks") as advance:
             advance(done)
             try:
                 for number in range(done, len(pieces)):

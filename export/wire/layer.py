@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from edgepack.export.mapped import MappedModel
     from edgepack.export.wire.folding import InputGroup
 
+    Shape = Callable[[InputGroup, NDArray[np.float64]], NDArray[np.float64]]
+
 _EVEN_FLOOR = 0.01  # of the mean square, added to each input's
 
 
@@ -59,13 +61,19 @@ class LayerFolder:
     def __init__(self, model: MappedModel, squares: Callable[[InputGroup], NDArray[np.float64]], folds: bool) -> None:
         self._model, self._squares, self._folds = model, squares, folds
 
-    def fold(self, groups: Sequence[InputGroup]) -> FoldedLayer:
-        """The folds of a layer."""
+    def fold(self, groups: Sequence[InputGroup], shape: Shape | None = None) -> FoldedLayer:
+        """The folds of a layer.
+
+        Args:
+            groups: its input groups.
+            shape: gives the scales of a group from those that would make its inputs even; these where None.
+        """
         layer = FoldedLayer()
         for group in groups:
             if not self._folds or (group.norm is None and group.producer is None):
                 continue
             even = _evening(self._squares(group))
+            even = even if shape is None else shape(group, even)
             if group.norm is not None:
                 self._fold_into_norm(group, even, layer)
             elif group.producer is not None:
@@ -101,6 +109,11 @@ class LayerFolder:
 
     def _vector(self, name: str) -> NDArray[np.float32]:
         return np.asarray(self._model.tensors[name].read(0, 1)[0])
+
+
+def evening(mean_squares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scales that make inputs even, [in] to [in]."""
+    return _evening(mean_squares)
 
 
 def _evening(mean_squares: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -26,16 +26,19 @@ if TYPE_CHECKING:
     from edgepack.api.bundling import bundle
     from edgepack.api.checking import generate_key, inspect, sign, verify
     from edgepack.api.checkpoint import checkpoint
+    from edgepack.api.confidence import calibrate
     from edgepack.api.embedders import validate_embeddings
     from edgepack.api.export import export
     from edgepack.api.fetching import fetch, update
     from edgepack.api.fidelity import certify, compare, evaluate, replay, validate
+    from edgepack.api.frontier import frontier
     from edgepack.api.importance import imatrix
     from edgepack.api.loading import load
     from edgepack.api.model import Model
-    from edgepack.api.provenance import check_provenance, provenance
+    from edgepack.api.provenance import check_provenance, provenance, reproduce
     from edgepack.api.publishing import release
     from edgepack.api.speed import bench, fit
+    from edgepack.api.tuning import tune
     from edgepack.api.updates import diff, patch
     from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.edge.llama.options import Adapter, SamplingOptions
@@ -50,6 +53,7 @@ _NAMES = {
     "architecture_of": "api.analysis",
     "bench": "api.speed",
     "bundle": "api.bundling",
+    "calibrate": "api.confidence",
     "certify": "api.fidelity",
     "check_provenance": "api.provenance",
     "checkpoint": "api.checkpoint",
@@ -62,6 +66,7 @@ _NAMES = {
     "extract": "api.archives",
     "fetch": "api.fetching",
     "fit": "api.speed",
+    "frontier": "api.frontier",
     "generate_key": "api.checking",
     "imatrix": "api.importance",
     "inspect": "api.checking",
@@ -72,7 +77,9 @@ _NAMES = {
     "provenance": "api.provenance",
     "release": "api.publishing",
     "replay": "api.fidelity",
+    "reproduce": "api.provenance",
     "sign": "api.checking",
+    "tune": "api.tuning",
     "unpack": "api.archives",
     "unpack_native": "api.archives",
     "update": "api.fetching",
@@ -90,6 +97,7 @@ __all__ = [
     "architecture_of",
     "bench",
     "bundle",
+    "calibrate",
     "certify",
     "check_provenance",
     "checkpoint",
@@ -102,6 +110,7 @@ __all__ = [
     "extract",
     "fetch",
     "fit",
+    "frontier",
     "generate_key",
     "imatrix",
     "inspect",
@@ -112,7 +121,9 @@ __all__ = [
     "provenance",
     "release",
     "replay",
+    "reproduce",
     "sign",
+    "tune",
     "unpack",
     "unpack_native",
     "update",

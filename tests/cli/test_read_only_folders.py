@@ -32,11 +32,18 @@ WRITES = {
     "checkpoint": ["{exported} -o {out}/x"],
     "analyze": ["{books} -o {out}/x.json", "{books} --report {out}/x.html"],
     "imatrix": ["{gguf} --text {text} --ctx 64 --chunks 1 -o {out}/x.gguf"],
+    "tune": ["{gguf} --reference {gguf} --text {text} --steps 1 -o {out}/x.gguf"],
     "pack": ["{gguf} -o {out}/x.edgepack"],
     "unpack": ["{archive} -o {out}/x.gguf", "{variant} --native -o {out}/x.gguf"],
     "validate": ["{gguf} --reference {gguf} --text {text} --ctx 64 --chunks 1 --report {out}/x.html"],
     "compare": ["{gguf} --reference {gguf} --text {text} --ctx 64 --chunks 1 --report {out}/x.html"],
     "certify": ["{gguf} --reference {gguf} --text {text} --ctx 64 --chunks 1 -o {out}/x.edgepack"],
+    "frontier": ["{books} --calibration {text} --text {text} --ctx 64 --chunks 1 --points plain/Q8_0 -o {out}/x"],
+    "calibrate": [
+        "{gguf} --from-text {text} -o {out}/x.gguf",
+        "{gguf} --from-text {text} -o {out}/x.edgepack",
+        "{gguf} --from-text {text} --report {out}/x.html",
+    ],
     "release": ["{archive} -o {out}/x"],
     "extract": ["{archive} output_norm.weight -o {out}", "{archive} a.gguf -o {out}"],
     "keygen": ["{out}/key", "{out}/key --openssf"],
@@ -53,7 +60,7 @@ WRITES = {
     "bench": ["=EDGEPACK_CACHE {archive} -r 1 --n-prompt 4 --n-gen 1"],
 }
 # Looks at files, and writes nothing that was asked for.
-WRITES_NOTHING = {"prune-grid", "verify", "inspect", "evaluate", "provenance", "fit", "cache", "doctor"}
+WRITES_NOTHING = {"prune-grid", "verify", "inspect", "evaluate", "provenance", "reproduce", "fit", "cache", "doctor"}
 ROWS = [(command, line) for command, lines in WRITES.items() for line in lines]
 EVENTS = {"os.mkdir": 0, "os.rename": 1, "os.remove": 0, "os.link": 1, "os.symlink": 1, "os.rmdir": 0}
 

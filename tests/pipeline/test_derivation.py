@@ -53,7 +53,7 @@ def test_every_source_and_tensor_is_named_and_the_subject_is_the_member(archive:
         assert said.subjects[0].sha256 == opened.main.sha256
         types = {info.name: info.type.name for info in opened.gguf_header().tensors}
     assert dict(said.tensors) == types
-    assert said.parameters == {"sequences": 2}
+    assert said.parameters == {"sequences": 2, "refine": False}  # the text is too uniform to measure curvature on
 
 
 def test_it_is_an_in_toto_statement_with_slsa_provenance(archive: Path) -> None:

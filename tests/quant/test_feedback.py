@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edgepack.errors import NumericError
-from edgepack.quant.feedback import feedback_factor, feedback_sweep
+from edgepack.quant.feedback import feedback_factor, feedback_sweep, invert_upper
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -139,3 +139,14 @@ def test_a_matrix_that_is_no_hessian_is_refused() -> None:
     hessian[0, 1] = hessian[1, 0] = -1000
     with pytest.raises(NumericError, match="not positive semi-definite"):
         feedback_factor(hessian)
+
+
+@pytest.mark.parametrize("columns", [1, 255, 256, 257, 640, 769])
+def test_a_triangle_is_inverted_by_halves_as_by_a_plain_solve(columns: int) -> None:
+    generator = torch.Generator().manual_seed(columns)
+    sample = torch.randn(columns, 2 * columns + 8, generator=generator, dtype=torch.float64)
+    upper = torch.linalg.cholesky(sample @ sample.T / columns).T.contiguous()
+    expected = torch.linalg.solve_triangular(upper, torch.eye(columns, dtype=torch.float64), upper=True)
+    invert_upper(upper)
+    assert not upper.tril(-1).any()
+    torch.testing.assert_close(upper, expected, rtol=1e-11, atol=1e-13)

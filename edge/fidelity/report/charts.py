@@ -77,7 +77,7 @@ def bars(
     low = max(min((value for value in values if value > 0), default=top) / 2, top * 1e-9) if log else 0.0
     y = Axis(low, top, HEIGHT - BOTTOM, TOP, log)
     width = (WIDTH - LEFT - RIGHT) / max(1, len(values))
-    parts = [_grid(y)]
+    parts = [grid(y)]
     for index, value in enumerate(values):
         if value > 0:
             x, height = LEFT + index * width, HEIGHT - BOTTOM - y.at(value)
@@ -88,10 +88,8 @@ def bars(
             )
     every = max(1, math.ceil(len(values) / 8))
     ticks = {index: labels[index] for index in range(0, len(values), every)} if ticks is None else ticks
-    parts += [
-        _text(LEFT + (index + 0.5) * width, HEIGHT - BOTTOM + 16, text, "middle") for index, text in ticks.items()
-    ]
-    return _svg(parts, title)
+    parts += [text(LEFT + (index + 0.5) * width, HEIGHT - BOTTOM + 16, told, "middle") for index, told in ticks.items()]
+    return svg(parts, title)
 
 
 def line(values: Sequence[tuple[float, float]], title: str) -> str:
@@ -100,9 +98,9 @@ def line(values: Sequence[tuple[float, float]], title: str) -> str:
     y = Axis(max(0.0, low - 0.1 * (1 - low) - 1e-3), 1.0, HEIGHT - BOTTOM, TOP)
     x = Axis(values[0][0], values[-1][0] or 1, LEFT, WIDTH - RIGHT) if values else Axis(0, 1, LEFT, WIDTH - RIGHT)
     points = " ".join(f"{x.at(px):.1f},{y.at(py):.1f}" for px, py in values if not math.isnan(py))
-    parts = [_grid(y, percent=True), f'<polyline class="line" points="{points}"/>']
-    parts += [_text(x.at(tick), HEIGHT - BOTTOM + 16, f"{tick:g}", "middle") for tick in x.ticks()]
-    return _svg(parts, title)
+    parts = [grid(y, percent=True), f'<polyline class="line" points="{points}"/>']
+    parts += [text(x.at(tick), HEIGHT - BOTTOM + 16, f"{tick:g}", "middle") for tick in x.ticks()]
+    return svg(parts, title)
 
 
 def scatter(points: Sequence[Point], title: str) -> str:
@@ -112,7 +110,7 @@ def scatter(points: Sequence[Point], title: str) -> str:
              LEFT, WIDTH - RIGHT)  # fmt: skip
     positive = [point.y for point in points if point.y > 0 and math.isfinite(point.y)] or [1e-6, 1.0]
     y = Axis(min(positive) / 2, max(positive) * 2, HEIGHT + 60 - BOTTOM, TOP, logarithmic=True)
-    parts = [_grid(y)]
+    parts = [grid(y)]
     front = sorted((point for point in points if point.marked), key=lambda point: point.x)
     path = " ".join(f"{x.at(point.x):.1f},{y.at(point.y):.1f}" for point in front)
     parts.append(f'<polyline class="line" points="{path}"/>')
@@ -122,26 +120,29 @@ def scatter(points: Sequence[Point], title: str) -> str:
         parts.append(
             f'<circle class="{kind}" cx="{px:.1f}" cy="{py:.1f}" r="4"><title>{escape(point.label)}</title></circle>'
         )
-        parts.append(_text(px + 7, py - 6, point.label, "start"))
-    parts += [_text(x.at(tick), HEIGHT + 60 - BOTTOM + 16, f"{tick:g}", "middle") for tick in x.ticks()]
-    return _svg(parts, title, HEIGHT + 60)
+        parts.append(text(px + 7, py - 6, point.label, "start"))
+    parts += [text(x.at(tick), HEIGHT + 60 - BOTTOM + 16, f"{tick:g}", "middle") for tick in x.ticks()]
+    return svg(parts, title, HEIGHT + 60)
 
 
-def _grid(y: Axis, *, percent: bool = False) -> str:
+def grid(y: Axis, *, percent: bool = False) -> str:
+    """Horizontal lines at the axis's round numbers, which stand left of them."""
     lines = []
     for tick in y.ticks():
         at = y.at(tick)
         told = f"{100 * tick:.4g} %" if percent else f"{tick:,.4g}"
         lines.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        lines.append(_text(LEFT - 6, at + 4, told, "end"))
+        lines.append(text(LEFT - 6, at + 4, told, "end"))
     return "".join(lines)
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def text(x: float, y: float, told: str, anchor: str) -> str:
+    """A line of text; `anchor` is start, middle or end."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(told)}</text>'
 
 
-def _svg(parts: list[str], title: str, height: int = HEIGHT) -> str:
+def svg(parts: list[str], title: str, height: int = HEIGHT) -> str:
+    """A chart of its parts; `title` is for readers who do not see it."""
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title, quote=True)}">'
         f"{''.join(parts)}</svg>"

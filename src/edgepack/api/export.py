@@ -27,7 +27,9 @@ def _of_request(request: Callable[Options, ExportRequest]) -> Callable[Options, 
     lines = (f"    {name}: {declared.help}" for name, declared in declared_options().items())
     export.__doc__ = _ABOUT.format(options="\n".join(lines))
     signature = inspect.signature(request, eval_str=False)
-    given = [each for name, each in signature.parameters.items() if name != "original"]  # the pipeline's own
+    given = [
+        each for name, each in signature.parameters.items() if name not in ("original", "shared")
+    ]  # the pipeline's own
     export.__signature__ = signature.replace(parameters=given, return_annotation="ExportResult")  # type: ignore[attr-defined]
     return export
 

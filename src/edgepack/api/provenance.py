@@ -1,4 +1,4 @@
-"""`edgepack.provenance` and `check_provenance`: where a file comes from, told, and proven by making it again."""
+"""`edgepack.provenance`, `check_provenance`, `reproduce`: where a file comes from, and proof by making it again."""
 
 from __future__ import annotations
 
@@ -66,3 +66,44 @@ def check_provenance(
     """
     inputs = Inputs(*map(optional_path, (calibration, imatrix, adapter, text, factors)))
     return rederive(Path(file), Path(model), inputs, policy_for(trusted), threads, progress)
+
+
+def reproduce(
+    file: FilePath,
+    model: FilePath,
+    *,
+    calibration: FilePath | None = None,
+    imatrix: FilePath | None = None,
+    adapter: FilePath | None = None,
+    text: FilePath | None = None,
+    factors: FilePath | None = None,
+    trusted: Trusted = (),
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> DerivationCheck:
+    """Make a file again as a second person would: first every input by its digest, then, if all are right, the bytes.
+
+    Unlike `check_provenance` it makes nothing of an input that is another one: what came out would tell nothing.
+
+    Args:
+        file: an `.edgepack`, or a GGUF with NAME.intoto.json beside it.
+        model: what it was made from: a Hugging Face folder or a GGUF.
+        calibration: the text, where the derivation names one.
+        imatrix: the importance matrix, likewise.
+        adapter: the PEFT folder, likewise.
+        text: what a wire's gate was judged on, likewise.
+        factors: low-rank factors that were read, likewise.
+        trusted: as in `provenance`.
+        threads: workers; None for one a core.
+        progress: told of every stretch of work.
+
+    Returns:
+        `same` where the bytes are equal (a certificate that was added afterwards aside), else `first_difference`.
+
+    Raises:
+        UsageError: no derivation, an input that it names is missing, or there is no such model.
+        EdgepackError: whatever the export finds wrong.
+    """
+    inputs = Inputs(*map(optional_path, (calibration, imatrix, adapter, text, factors)))
+    policy = policy_for(trusted)
+    return rederive(Path(file), Path(model), inputs, policy, threads, progress, despite_sources=False)

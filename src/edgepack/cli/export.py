@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _TYPES: dict[str, click.ParamType[object]] = {
     "path": click.Path(path_type=Path), "size": SIZE, "text": click.STRING, "texts": click.STRING,
-    "count": click.IntRange(1), "number": click.FLOAT, "flag": click.BOOL,
+    "count": click.IntRange(1), "number": click.FLOAT, "flag": click.BOOL, "switch": click.BOOL,
 }  # fmt: skip
 
 
@@ -34,7 +34,7 @@ class DeclaredOption(click.Option):
     """
 
     def __init__(self, name: str, declared: Option) -> None:
-        is_flag, multiple = declared.value == "flag", declared.value == "texts"
+        is_flag, multiple = declared.value in ("flag", "switch"), declared.value == "texts"
         super().__init__(
             [*declared.spelling.split(), *declared.hidden, name],
             type=click.Choice(declared.choices) if declared.choices else _TYPES[declared.value],

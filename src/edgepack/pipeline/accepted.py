@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.errors import UsageError
 from edgepack.pipeline.options import CODED, GGUF, WIRE
-from edgepack.pipeline.request import ExportRequest, given_options
+from edgepack.pipeline.request import ExportRequest, given_options, refinable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +39,11 @@ def _from_file(request: ExportRequest) -> bool:
     return request.source.is_file()
 
 
+def _may_refine(request: ExportRequest) -> bool:
+    """Whether the file is refined, or may be by default once its passes are known."""
+    return request.refines or (request.refine is None and request.has_passes and request.calibration is not None)
+
+
 def _wire_goals(request: ExportRequest) -> list[float]:
     goals = (request.bits, request.max_bytes, request.min_agreement, request.max_kl)
     return [goal for goal in goals if goal is not None]
@@ -62,7 +67,7 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(lambda r: r.kind == WIRE and len(_wire_goals(r)) != 1,
              "--target wire: expected exactly one of --bits, --max-size, --min-agreement, --max-kl"),
     Conflict(lambda r: r.dry_run and r.calibration is not None and (r.kind == CODED or (
-        r.kind == GGUF and not r.has_passes)),
+        r.kind == GGUF and not r.has_passes and not r.refines)),
              "--calibration: collecting is work; with --dry-run give --imatrix FILE"),
     Conflict(lambda r: r.dry_run and r.skip_harmful,
              "--skip-harmful: coding shows which stages help; expected no --dry-run with it"),
@@ -77,7 +82,21 @@ CONFLICTS: tuple[Conflict, ...] = (
              "--max-mean-error and --max-tensor-error judge one file: expected --target"),
     Conflict(lambda r: r.dry_run and r.judges_weights,
              "--max-mean-error and --max-tensor-error look at weights: expected no --dry-run with them"),
-    Conflict(lambda r: not r.only_sees and r.target is None and r.max_size is None and (not r.is_gated or r.dry_run),
+    Conflict(lambda r: bool(r.refine) and r.imatrix is not None,
+             "--refine and --imatrix: curvature takes the place of an importance matrix: expected --calibration TEXT"),
+    Conflict(lambda r: bool(r.refine) and r.quantizer == "ggml",
+             "--refine and --quantizer ggml: expected one of them, got both"),
+    Conflict(lambda r: bool(r.refine) and not refinable(r.target),
+             "--refine: expected a target between gguf-q2k and gguf-q8, whose types can be allocated, got '{target}'"),
+    Conflict(lambda r: r.kind == GGUF and r.bits is not None and not _may_refine(r),
+             "--bits: expected --target wire, or --refine"),
+    Conflict(lambda r: r.kind == GGUF and r.for_device is not None and not _may_refine(r),
+             "--for-device: expected --target wire, or --refine"),
+    Conflict(lambda r: r.kind == GGUF and r.max_size is not None and r.bits is not None,
+             "--max-size and --bits: expected one of them, got both"),
+    Conflict(lambda r: r.kind == GGUF and r.target is None and r.is_gated and (r.bits or r.for_device) is not None,
+             "--min-agreement and its like choose the bytes: expected no --bits or --for-device"),
+    Conflict(lambda r: not r.only_sees and r.target is None and not r.has_budget and (not r.is_gated or r.dry_run),
              "export: expected --target, or --max-size to take the largest that fits"),
 )  # fmt: skip
 

@@ -17,8 +17,9 @@ from edgepack.errors import CheckpointError
 from edgepack.export.weight_files import ORDER
 from edgepack.file_digest import file_sha256
 from edgepack.files.source import FileState, check_unchanged
+from edgepack.gguf import keys
 from edgepack.packaging.derivation import Derivation, Digested, encode
-from edgepack.pipeline.options import CODED, WIRE
+from edgepack.pipeline.options import CODED, GGUF, WIRE
 from edgepack.pipeline.request import given_options
 from edgepack.version import __version__
 
@@ -72,7 +73,8 @@ class Recorder:
         repository, revision = hub_origin(self._request.source)
         return Derivation(
             subjects, self._request.source.resolve().name if not repository else repository.rpartition("/")[2],
-            repository, revision, outline.target, self._parameters(), self._goal(), self.sources,
+            repository, revision, outline.target, self._parameters() | _refined(self._request, outline), self._goal(),
+            self.sources,
             {row.name: row.type for row in outline.tensors}, versions(self._request),
         )  # fmt: skip
 
@@ -144,6 +146,15 @@ class Recorder:
         return {name: value for name, value in plain.items() if isinstance(value, (str, int, float, bool, list))}
 
 
+def _refined(request: ExportRequest, outline: Outline) -> dict[str, Json]:
+    """What a refined file is made again with: the bytes that were searched or worked out, in place of the goal."""
+    budget = outline.metadata.get(keys.REFINE_BUDGET)
+    if budget is None:
+        return {} if request.calibration is None or request.kind != GGUF else {"refine": False}
+    sized = request.target is None or (request.max_size, request.bits, request.for_device) != (None, None, None)
+    return {"refine": True, **({"max_size": int(budget.value)} if sized else {})}
+
+
 def model_files(model: Path) -> list[tuple[str, Path]]:
     """(name, path) of every file of a model that decides anything: a GGUF and its shards, or a folder's files.
 
@@ -202,7 +213,8 @@ def _first_line(path: Path) -> str:
 
 def versions(request: ExportRequest) -> dict[str, str]:
     """What computed: edgepack, Python, the machine's architecture, numpy and llama.cpp; torch where weights were."""
-    computes_in_torch = request.has_passes or request.kind == WIRE or (request.kind == CODED and request.calibration)
+    coded = request.kind == CODED and request.calibration is not None
+    computes_in_torch = request.has_passes or request.kind == WIRE or request.refines or coded
     wanted = _LIBRARIES if computes_in_torch else ("numpy", "llama-cpp-python")
     found = {"edgepack": __version__, "python": platform.python_version(), "machine": platform.machine()}
     found |= {name: version for name in wanted if (version := _version(name))}

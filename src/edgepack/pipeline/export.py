@@ -12,6 +12,7 @@ from edgepack.files.output import check_output
 from edgepack.pipeline.accepted import check_request
 from edgepack.pipeline.goals.ladder import Reached, fitting, reach_gates, reach_given, reach_size
 from edgepack.pipeline.makers.opened import opened_checkpoint, separate_adapter, with_original, work_of
+from edgepack.pipeline.makers.refined_default import decided
 from edgepack.pipeline.makers.separate import SUFFIX, SeparateAdapter, WithAdapter
 from edgepack.pipeline.options import CODED, WIRE
 from edgepack.pipeline.outline import Made
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from edgepack.pipeline.goals.judging import Judge, Rung
     from edgepack.pipeline.goals.ladder import Maker
     from edgepack.pipeline.makers.projector import ProjectorFile
+    from edgepack.pipeline.makers.refined import Aim, RefinedMaker
     from edgepack.pipeline.makers.wire import WireMaker
     from edgepack.pipeline.outline import Json, Outline
     from edgepack.pipeline.request import ExportRequest
@@ -132,6 +134,7 @@ def run_export(request: ExportRequest) -> ExportResult:
 
 def _exported(request: ExportRequest, started: float) -> ExportResult:
     """What is asked for, made of what is opened."""
+    request = decided(request)
     with _passes(request) as passes:
         if request.dry_run:
             return _planned(request, passes, started)
@@ -183,6 +186,9 @@ def _outline(request: ExportRequest, passes: Passes | None) -> Outline:
     if request.kind == CODED:
         maker, target = _coded(request, passes)
         return maker.outline(target)
+    if request.refine:
+        refined, maker_of_all = _refined(request, passes)
+        return maker_of_all.outline(_aim(refined, maker_of_all))
     gguf, ladder = _gguf(request, passes)
     if request.target is None:
         return next(outline for _target, outline in fitting(gguf, ladder, request))
@@ -202,6 +208,8 @@ def _reach_in(shipment: Shipment, request: ExportRequest, passes: Passes | None)
     if request.kind == CODED:
         maker, target = _coded(request, passes)
         return reach_given(maker, target, request, shipment)
+    if request.refine:
+        return _reach_refined(request, passes, shipment)
     gguf, ladder = _gguf(request, passes)
     if request.target is not None:
         return reach_given(gguf, ladder[0], request, shipment)
@@ -274,6 +282,43 @@ def _reach_scalar(maker: WireMaker, request: ExportRequest, shipment: Shipment) 
             wanted = request.max_bytes if request.bits is None else int(request.bits * run.weights / 8)
             scale_to_size(run, wanted or 0)
         return Reached(shipment.deliver(maker.made(run, run.trials[-1])), tried)
+
+
+def _refined(request: ExportRequest, passes: Passes | None) -> tuple[RefinedMaker, Maker[Aim]]:
+    """The maker of refined files, and with all that lies beside them."""
+    from edgepack.pipeline.makers.refined import RefinedMaker
+
+    refined, adapter = RefinedMaker(request, passes), _beside(request)
+    return refined, _seeing(refined if adapter is None else WithAdapter(refined, adapter), request)
+
+
+def _aim(refined: RefinedMaker, maker: Maker[Aim]) -> Aim:
+    """What is asked for, less what lies beside the file."""
+    outline = maker.outline(refined.aim())
+    return refined.aim(outline.shipped_bytes - outline.bytes)
+
+
+def _reach_refined(request: ExportRequest, passes: Passes | None, shipment: Shipment) -> Reached:
+    """The bytes that were asked for, or those that a search finds for a gate or an archive's size."""
+    from edgepack.pipeline.goals.scalar import scale_to_gates, scale_to_size
+    from edgepack.pipeline.makers.refined_scale import RefinedScale
+
+    refined, maker = _refined(request, passes)
+    aim = _aim(refined, maker)
+    outline = maker.outline(aim)
+    shipment.claim(outline)
+    with ExitStack() as opened:
+        opened.enter_context(refined.opened(shipment.path_for(outline)))
+        if not refined.searches:
+            return reach_given(maker, aim, request, shipment)
+        folder = opened.enter_context(shipment.scratch(outline))
+        scale = RefinedScale(refined, maker, request, shipment, folder)
+        tried: tuple[Rung, ...] = ()
+        if request.is_gated:
+            _last, tried = scale_to_gates(scale, opened.enter_context(_judge(request)))
+        else:
+            scale_to_size(scale, request.max_bytes or 0)
+        return Reached(shipment.deliver(shipment.packed(scale.trials[-1].made, folder)), tried)
 
 
 def gates_of(request: ExportRequest) -> Gates:

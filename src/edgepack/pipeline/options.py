@@ -11,6 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 GGUF, CODED, WIRE = "gguf", "coded", "wire"
 EVERY = (GGUF, CODED, WIRE)
+REFINED = "gguf-refined"  # what a file is called whose types were allocated within bytes, not within a target's
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Option:
         spelling: such as `--tensor-type`; several are separated by spaces, the first is shown.
         help: one line.
         kinds: the kinds of target that take it.
-        value: `path`, `size`, `text`, `flag`, `count` (at least 1), `number`, or `texts` for a repeatable one.
+        value: `path`, `size`, `text`, `flag`, `count` (at least 1), `number`, `texts` for a repeatable one,
+            or `switch` for `--x/--no-x`, which is None where neither is given.
         metavar: what stands for the value in the help.
         choices: all that is allowed, for `text`.
         beside_passes: whether it means something together with a recipe.
@@ -40,9 +42,14 @@ class Option:
     shows_default: bool = False
 
     @property
+    def is_switch(self) -> bool:
+        """Whether a second spelling says no, and neither is a third answer: `--refine/--no-refine`."""
+        return self.value == "switch"
+
+    @property
     def name(self) -> str:
         """The spelling that messages use: the longest of the shown ones."""
-        return max(self.spelling.split(), key=len)
+        return max(self.spelling.partition("/")[0].split(), key=len)
 
 
 def option(default: T, declared: Option) -> T:

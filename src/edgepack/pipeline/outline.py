@@ -5,7 +5,7 @@ Nothing here is computed; plans and files are the makers'.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -78,6 +78,10 @@ class Outline:
     beside: tuple[str, ...] = ()
     projector: str | None = None
     limits: tuple[str, ...] = ()
+
+    def sized(self, size: int) -> Outline:
+        """The outline of a file of `size` bytes, with nothing beside it."""
+        return replace(self, bytes=size, shipped_bytes=size)
 
 
 @dataclass(frozen=True)

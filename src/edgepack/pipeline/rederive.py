@@ -21,7 +21,7 @@ from edgepack.packaging.derivation import read_derivation
 from edgepack.packaging.trust.policy import ANYONE
 from edgepack.pipeline.derivation import FILES, RECIPE, model_files, versions
 from edgepack.pipeline.export import run_export
-from edgepack.pipeline.options import WIRE
+from edgepack.pipeline.options import REFINED, WIRE
 from edgepack.pipeline.request import ExportRequest, declared_options
 from edgepack.progress import silent
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
 
+_OTHER_FILE = "the derivation is of another file"
 _SAFE_NAME = re.compile(r"[^/\\\0]+")
 
 
@@ -43,7 +44,7 @@ class DerivationCheck:
 
     Attributes:
         sha256: of the GGUF that the file holds, hexadecimal.
-        recomputed: of the one that was made again.
+        recomputed: of the one that was made again; empty where sources differ and nothing was made.
         certificate_only: the two differ in nothing but the certificate that was added afterwards.
         sources: a line for each source that is not what the derivation says.
         differences: a line for each tensor and metadata key that differs.
@@ -63,6 +64,14 @@ class DerivationCheck:
     def same(self) -> bool:
         """Whether the file is what its derivation says: the same bytes, a certificate aside, of the same sources."""
         return not self.sources and (self.sha256 == self.recomputed or self.certificate_only)
+
+    @property
+    def first_difference(self) -> str:
+        """What differs first: an input, then metadata or a tensor; empty where all is the same."""
+        if self.same:
+            return ""
+        inputs = [f"input {line}" for line in self.sources if not line.startswith(_OTHER_FILE)]
+        return next(iter((*inputs, *self.differences, *self.sources)), "the order or padding of the file")
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,8 @@ def rederive(
     trust: TrustPolicy | None = None,
     threads: int | None = None,
     progress: Progress = silent,
+    *,
+    despite_sources: bool = True,
 ) -> DerivationCheck:
     """Make `file` again from `model` as its derivation says, in a temporary folder, and compare.
 
@@ -101,6 +112,7 @@ def rederive(
         trust: whose archives are taken; the user's trust store by default.
         threads: workers; their number changes no byte.
         progress: told of every stretch of work.
+        despite_sources: make it also of sources that are not what the derivation says, to see what that changes.
 
     Raises:
         UsageError: no derivation, or an input that it names was not given.
@@ -112,14 +124,19 @@ def rederive(
     derivation = read_derivation(file, trust)
     files = {role: path for name, role in FILES.items() if (path := getattr(inputs, name)) is not None}
     _check_given(derivation, files)
+    if not model.exists():
+        raise UsageError(f"model '{model}': no such file or folder")
     sources = tuple(_source_differences(derivation, model, files))
+    if sources and not despite_sources:
+        said = derivation.subjects[0].sha256
+        return DerivationCheck(said, "", False, sources, (), (), len(derivation.tensors))
     with tempfile.TemporaryDirectory(prefix="edgepack-check-") as folder:
         request = _request(derivation, model, files, Path(folder), threads, progress)
         made = run_export(request)
         again, others = _contents(made.output), _others(made.output, made.beside)
     there = _contents(file)
     if there.sha256 != derivation.subjects[0].sha256:
-        sources = (f"the derivation is of another file: it says {derivation.subjects[0].sha256}", *sources)
+        sources = (f"{_OTHER_FILE}: it says {derivation.subjects[0].sha256}", *sources)
     adapters = _other_differences(derivation, file, others)
     differences = (*_differences(there, again), *adapters)
     return DerivationCheck(
@@ -174,13 +191,15 @@ def _request(
     output = folder / "made" / f"{_checked(PurePosixPath(name).stem)}.{kind}"
     output.parent.mkdir()
     place = _model_stand_in(derivation, model, folder / "model")
+    target = None if derivation.target == REFINED else derivation.target
     return ExportRequest(
-        place, derivation.target, progress=progress, **{**values, "output": output, "threads": threads}
+        place, target, progress=progress, **{**values, "output": output, "threads": threads}
     )  # fmt: skip
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "text": (str,), "texts": (list,), "count": (int,), "number": (int, float), "flag": (bool,), "size": (int, str),
+    "switch": (bool,),
 }  # fmt: skip
 
 
@@ -189,7 +208,9 @@ def _option(name: str, value: object) -> Any:
     declared = declared_options().get(name)
     if declared is None or declared.value not in _KINDS:
         raise ArchiveError(f"derivation: option '{name}': this edgepack has none of that name")
-    fits = isinstance(value, _KINDS[declared.value]) and isinstance(value, bool) == (declared.value == "flag")
+    fits = isinstance(value, _KINDS[declared.value]) and isinstance(value, bool) == (
+        declared.value in ("flag", "switch")
+    )
     if not fits or (isinstance(value, list) and not all(isinstance(each, str) for each in value)):
         raise ArchiveError(f"derivation: option '{name}': expected a {declared.value}, got {value!r:.80}")
     return tuple(value) if isinstance(value, list) else value
@@ -264,6 +285,8 @@ def _tensors(header: GGUFHeader, digests: Mapping[str, bytes]) -> dict[str, tupl
 def _differences(there: _Contents, again: _Contents) -> Iterator[str]:
     """A line for each key and tensor that differs; the certificate is put in after the export."""
     for key in sorted((there.metadata.keys() | again.metadata.keys()) - {keys.CERTIFICATE}):
+        if key.startswith(keys.CONFIDENCE):
+            continue
         if there.metadata.get(key) != again.metadata.get(key):
             yield f"metadata '{key}': differs"
     for name in [*there.tensors, *(name for name in again.tensors if name not in there.tensors)]:

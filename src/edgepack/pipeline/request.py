@@ -7,6 +7,7 @@ each other is `pipeline.accepted`'s, what they do the makers'.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ class ExportRequest:
         progress: told of every stretch of work.
         tell: told one line for each file that a search tried.
         original: the checkpoint that a GGUF was read back into, while an export of it runs.
+        shared: a folder for what exports of one model and text may share, such as its curvature; None shares nothing.
     """
 
     model: StrPath
@@ -40,6 +42,7 @@ class ExportRequest:
     progress: Progress = silent
     tell: Callable[[str], object] = lambda _line: None
     original: Checkpoint | None = None
+    shared: Path | None = None
 
     # What is read, beside the model itself.
     pre: str | None = option(
@@ -90,7 +93,14 @@ class ExportRequest:
 
     # Which tensor becomes what.
     tensor_types: tuple[str, ...] = option(
-        (), Option("--tensor-type", "Type of matching tensors.", (GGUF,), "texts", "REGEX=TYPE")
+        (),
+        Option(
+            "--tensor-type --keep",
+            "Type of matching tensors, whatever is chosen for the others.",
+            (GGUF,),
+            "texts",
+            "REGEX=TYPE",
+        ),
     )
     output_type: str | None = option(
         None, Option("--output-type", "Type of output.weight (and of tied embeddings).", (GGUF,), "text", "TYPE")
@@ -111,6 +121,16 @@ class ExportRequest:
             choices=("edgepack", "ggml"),
             beside_passes=False,
             shows_default=True,
+        ),
+    )
+    refine: bool | None = option(
+        None,
+        Option(
+            "--refine/--no-refine",
+            "Types allocated within the target's bytes and matrices rounded by their curvature; by default where"
+            " --calibration is given.",
+            (GGUF,),
+            "switch",
         ),
     )
     tensor_codecs: tuple[str, ...] = option(
@@ -156,7 +176,13 @@ class ExportRequest:
     )
     for_device: str | None = option(
         None,
-        Option("--for-device", "For wire: a device that must hold the host, such as gtx-1660.", (WIRE,), "text", "D"),
+        Option(
+            "--for-device",
+            "For wire and --refine: a device that must hold the file, such as gtx-1660.",
+            (GGUF, WIRE),
+            "text",
+            "D",
+        ),
     )
 
     # What sees, beside the model that reads.
@@ -198,7 +224,16 @@ class ExportRequest:
     max_size: int | str | None = option(
         None, Option("--max-size", "Without --target: the largest type that fits.", value="size", metavar="S")
     )
-    bits: float | None = option(None, Option("--bits", "For wire: archive bits a weight.", (WIRE,), "number", "B"))
+    bits: float | None = option(
+        None,
+        Option(
+            "--bits",
+            "Bits a weight: for wire of the archive, with --refine of the GGUF.",
+            (GGUF, WIRE),
+            "number",
+            "B",
+        ),
+    )
     min_agreement: float | None = option(
         None,
         Option(
@@ -312,7 +347,21 @@ class ExportRequest:
     def needs_checkpoint(self) -> bool:
         """Whether what is asked for needs a checkpoint, into which a GGUF has to be read back."""
         calibrates = self.kind == CODED and self.calibration is not None
-        return self.kind == WIRE or self.has_passes or calibrates or self.adapter is not None
+        changes = self.has_passes or self.adapter is not None
+        return self.kind == WIRE or changes or calibrates or bool(self.refine)
+
+    @property
+    def refines(self) -> bool:
+        """Whether the file is refined: asked for, or by default; after passes the default is `makers.refined`'s."""
+        if self.refine is not None or self.kind != GGUF or self.only_sees:
+            return bool(self.refine)
+        plain = self.calibration is not None and not self.has_passes and self.quantizer == "edgepack"
+        return plain and self.source.is_dir() and refinable(self.target) and find_spec("torch") is not None
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether what is given in place of a target is a number of bytes."""
+        return (self.max_size, self.bits, self.for_device) != (None, None, None)
 
     @property
     def is_gated(self) -> bool:
@@ -323,6 +372,17 @@ class ExportRequest:
     def judges_weights(self) -> bool:
         """Whether the file's weights must be near the original's."""
         return self.max_mean_error is not None or self.max_tensor_error is not None
+
+
+def refinable(target: str | None) -> bool:
+    """Whether allocation chooses between the types of a gguf target; raises UsageError for none of llama.cpp's."""
+    from edgepack.quant.refine.kinds import CANDIDATES
+    from edgepack.quant.types.targets import find_target
+
+    if target is None:
+        return True
+    default = find_target(target).default
+    return default.is_quantized and default in CANDIDATES
 
 
 def _bytes(size: int | str | None) -> int | None:

@@ -151,9 +151,7 @@ def scale_to_gates(maker: ScalarMaker, judge: Judge) -> tuple[Attempt, tuple[Run
         if high - low < 0.02:
             break
     if best is None:
-        raise CheckFailedError(
-            f"wire: no scale on host {maker.host} reaches the goal: use a larger host or a lower goal"
-        )
+        raise CheckFailedError(f"no scale on host {maker.host} reaches the goal: use a larger host or a lower goal")
     return _repeat(maker, best), tuple(tried)
 
 

@@ -109,7 +109,7 @@ class WireMaker:
         return WireRun(
             changed.checkpoint, output, settings, found, pre=request.pre, about=changed.metadata,
             beside=self._beside, eyes=self._eyes, threads=request.threads, origin=self._write_origin,
-            resume=request.resume,
+            resume=request.resume, shared=request.shared,
             progress=request.progress,
         )  # fmt: skip
 

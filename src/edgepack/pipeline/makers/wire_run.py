@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from edgepack.gguf import keys
 from edgepack.gguf.types import string, u32
 from edgepack.pipeline.goals.scalar import scale_of
-from edgepack.pipeline.makers.wire_scratch import Tried, WireScratch
+from edgepack.pipeline.makers.wire_scratch import Tried, WireScratch, curvature_place
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ class WireRun:
         threads: of rounding and packing; None for all.
         origin: writes the derivation of what a try made into its scratch folder; None to pack none.
         resume: whether to go on with what an interrupted run of the same model, text and settings left.
+        shared: a folder in which the curvature stays for other runs of the same model and text; None keeps none.
         progress: told of each step.
     """
 
@@ -114,6 +115,7 @@ class WireRun:
         threads: int | None = None,
         origin: Callable[[ExportPlan, WireRun], Path] | None = None,
         resume: bool = False,
+        shared: Path | None = None,
         progress: Progress = silent,
     ) -> None:
         self.checkpoint, self.threads, self.progress = checkpoint, threads, progress
@@ -123,6 +125,7 @@ class WireRun:
         self._origin = origin
         self._kept = WireScratch(output, (calibration.tokens, settings, pre), checkpoint, resume=resume)
         self.scratch = self._kept.folder
+        self._shared = shared
         self._interrupted = list(self._kept.tried[:-1])  # all but the last are as good as tried
         self.gguf = self.scratch / f"{output.stem}.gguf"
         self.archive = self.scratch / f"{output.stem}.edgepack"
@@ -138,9 +141,10 @@ class WireRun:
         from edgepack.quant.calibration.curvature import measure
         from edgepack.quant.calibration.curvature_store import CurvatureStore
 
-        store = CurvatureStore(self.scratch / "curvature")
+        place = curvature_place(self._shared, self.scratch, self.calibration.tokens, self.checkpoint, self.gguf)
+        store = CurvatureStore(place / "curvature")
         if not store.complete:
-            entering, tokens = self.scratch / "entering", self.calibration.tokens
+            entering, tokens = place / "entering", self.calibration.tokens
             store.fill(measure(self.checkpoint, tokens, entering, device=device, progress=self.progress))
         return store
 

@@ -1,0 +1,354 @@
+"""A model whose ordinary GGUF is refined: types allocated within a budget, matrices rounded by their curvature.
+
+What is found lies in a scratch folder, so that an interrupted run goes on with it and other budgets share it. Measuring
+curvature is `quant.calibration`'s, rounding one matrix `quant.refine.rounding`'s, which budget is wanted the caller's.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from edgepack.errors import UnsupportedModelError
+from edgepack.export.mapped_model import map_checkpoint
+from edgepack.export.refine.factors import FeedbackFactors
+from edgepack.export.refine.prospects import Prospect, fitting, input_costs, quick_loss, read_masses, sample
+from edgepack.export.wire.curvatures import MatrixCurvatures
+from edgepack.export.wire.origins import Origins
+from edgepack.export.wire.rounding import ScratchRows
+from edgepack.files.output import atomic_output
+from edgepack.gguf.types import GGMLType
+from edgepack.ordered_threads import ordered_map
+from edgepack.processors import default_threads
+from edgepack.progress import silent
+from edgepack.quant.codecs.ggml.codec import quantize_rows
+from edgepack.quant.codecs.torch_threads import one_thread
+from edgepack.quant.refine.allocation import Choice, allocate, least_bytes, least_cost, segments, total
+from edgepack.quant.refine.rounding import Refined, refine_matrix, row_losses
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from edgepack.export.plan import ExportPlan, PlannedTensor
+    from edgepack.export.refine.prospects import RowSample
+    from edgepack.gguf.types import TensorInfo
+    from edgepack.model import Checkpoint
+    from edgepack.progress import Progress
+    from edgepack.quant.calibration.curvature_store import CurvatureStore
+    from edgepack.quant.feedback import FeedbackFactor
+    from edgepack.quant.refine.input_rounding import InputRounding
+
+_GAIN_MATRICES, _GAIN_ROWS = 6, 24  # on which refinement is held against plain feedback
+_LARGE = 1 << 22  # weights of a matrix whose rows are shared by the threads; smaller ones are rounded side by side
+
+
+@dataclass(frozen=True)
+class RefineSettings:
+    """How a file is refined.
+
+    Attributes:
+        allocation: whether types are allocated; else every tensor keeps the one that its target's mixture gives it.
+        feedback: whether matrices are rounded by their curvature; else by the plain encoder with H's diagonal as
+            importance.
+        on_gpu: whether activations are rounded in blocks of 32 whatever the type, as llama.cpp does on GPUs.
+    """
+
+    allocation: bool = True
+    feedback: bool = True
+    on_gpu: bool = False
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A type for every tensor that may have several.
+
+    Attributes:
+        kinds: GGUF name → type.
+        bytes: of the whole file.
+        divergence: predicted, in nats a token: of weights and of the inputs that products round.
+    """
+
+    kinds: Mapping[str, GGMLType]
+    bytes: int
+    divergence: float
+
+
+@dataclass
+class RefinedFile:
+    """A rounded model.
+
+    Attributes:
+        plan: of the file.
+        losses: GGUF name → predicted divergence that rounding its weights costs, in nats a token.
+        inputs: predicted divergence of what products round, in nats a token.
+        plain: tensors without a curvature, which the plain encoder rounds.
+    """
+
+    plan: ExportPlan
+    losses: dict[str, float] = field(default_factory=dict)
+    inputs: float = 0.0
+    plain: tuple[str, ...] = ()
+
+    @property
+    def loss(self) -> float:
+        """Predicted divergence of the weights, in nats a token."""
+        return sum(self.losses.values())
+
+
+class RefinedModel:
+    """A checkpoint that can be planned and rounded at any budget; it is only read.
+
+    Args:
+        checkpoint: the model.
+        curvatures: of its matrices.
+        inputs: how what they read is rounded, by the checkpoint's names; empty to count no such rounding.
+        settings: how it is refined.
+        scratch: a folder of this model, text and settings alone; what an interrupted run left there counts.
+        pre: the pre-tokenizer's name where its structure is not known.
+        threads: None for one a processor. Their number does not change a bit.
+        progress: told of matrices.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        curvatures: CurvatureStore,
+        inputs: Mapping[str, InputRounding],
+        settings: RefineSettings,
+        scratch: Path,
+        *,
+        pre: str | None = None,
+        threads: int | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self.model = map_checkpoint(checkpoint, pre=pre)
+        self.settings, self._inputs, self._scratch = settings, inputs, scratch
+        self._costs = MatrixCurvatures(curvatures, Origins(checkpoint, pre=pre), checkpoint.tensors.specs)
+        self._factors = FeedbackFactors(scratch / "factors")
+        self._threads, self._progress = threads or default_threads(), progress
+        self._known: dict[str, Prospect] = {}
+        self._matrices: list[PlannedTensor] = []  # of the plan in hand
+
+    def refinable(self, plan: ExportPlan) -> list[PlannedTensor]:
+        """The quantised tensors of a plan that have a curvature, in file order."""
+        return [tensor for tensor in plan.tensors if self._has_curvature(tensor)]
+
+    def without_curvature(self, plan: ExportPlan) -> tuple[str, ...]:
+        """The quantised tensors that have none."""
+        return tuple(t.info.name for t in plan.tensors if t.info.type.is_quantized and not self._has_curvature(t))
+
+    def _has_curvature(self, tensor: PlannedTensor) -> bool:
+        if not tensor.info.type.is_quantized or len(tensor.info.shape) not in (2, 3):
+            return False
+        try:
+            return self._costs.known(tensor.info)
+        except UnsupportedModelError:  # computed or transposed rows
+            return False
+
+    def allocation(self, plan: ExportPlan, budget: int, fixed: frozenset[str] = frozenset()) -> Allocation:
+        """Types for `plan`'s tensors so that the file has at most `budget` bytes and costs least.
+
+        Where the plan's own types fit and are predicted to cost no more, they stay.
+
+        Args:
+            plan: names every tensor's type where nothing is allocated; its metadata is final.
+            budget: bytes of the file.
+            fixed: tensors that keep the plan's type.
+
+        Raises:
+            UsageError: the budget is below the least that the tensors take.
+        """
+        items, own = self._items(plan, fixed)
+        rest = plan.total_bytes - total(items, own).bytes
+        chosen = own if all(len(of) == 1 for of in items) else allocate(items, budget - rest)
+        if total(items, own).bytes <= budget - rest and total(items, own).cost <= total(items, chosen).cost:
+            chosen = own
+        found = total(items, chosen)
+        tensors = self.refinable(plan)
+        types = {t.info.name: self._choices(t, fixed)[n] for t, n in zip(tensors, chosen, strict=True)}
+        return Allocation(types, rest + found.bytes, found.cost)
+
+    def least_bytes(self, plan: ExportPlan, fixed: frozenset[str] = frozenset()) -> int:
+        """Of a file whose tensors have the smallest type that they may have."""
+        items, own = self._items(plan, fixed)
+        return plan.total_bytes - total(items, own).bytes + least_bytes(items)
+
+    def budget_for(self, plan: ExportPlan, divergence: float, fixed: frozenset[str] = frozenset()) -> int:
+        """About the least bytes with which a divergence is predicted: on the line between two steps of the path."""
+        items, own = self._items(plan, fixed)
+        size, cost = plan.total_bytes - total(items, own).bytes + least_bytes(items), least_cost(items)
+        for segment in segments(items):
+            if cost <= divergence:
+                break
+            share = min(1.0, (cost - divergence) / segment.gain)
+            size, cost = size + int(share * segment.bytes), cost - share * segment.gain
+        return size
+
+    def _items(self, plan: ExportPlan, fixed: frozenset[str]) -> tuple[list[list[Choice]], list[int]]:
+        """Choices of every tensor with a curvature, and which of them the plan has."""
+        tensors = self._matrices = self.refinable(plan)
+        prospects = self.prospects(tensors)
+        kinds = [self._choices(tensor, fixed) for tensor in tensors]
+        items = [self._priced(t, prospects[t.info.name], of, plan) for t, of in zip(tensors, kinds, strict=True)]
+        return items, [of.index(tensor.info.type) for tensor, of in zip(tensors, kinds, strict=True)]
+
+    def _choices(self, tensor: PlannedTensor, fixed: frozenset[str]) -> tuple[GGMLType, ...]:
+        if not self.settings.allocation or tensor.info.name in fixed:
+            return (tensor.info.type,)
+        return fitting(tensor)
+
+    def _priced(
+        self, tensor: PlannedTensor, prospect: Prospect, kinds: Iterable[GGMLType], plan: ExportPlan
+    ) -> list[Choice]:
+        align = plan.layout.alignment
+        sizes = [replace(tensor.info, type=kind).nbytes for kind in kinds]
+        gpu, gains = self.settings.on_gpu, self._gains
+        costs = [prospect.cost(kind, on_gpu=gpu, gain=gains.get(kind, 1.0)) for kind in kinds]
+        return [Choice(size + -size % align, cost) for size, cost in zip(sizes, costs, strict=True)]
+
+    def prospects(self, tensors: Iterable[PlannedTensor]) -> dict[str, Prospect]:
+        """What every type is predicted to cost every tensor; kept in the scratch folder."""
+        missing = [tensor for tensor in tensors if tensor.info.name not in self._known]
+        folder = self._scratch / "predicted"
+        folder.mkdir(exist_ok=True)
+
+        def find(tensor: PlannedTensor) -> tuple[str, Prospect]:
+            path = folder / f"{tensor.info.name}.json"
+            if not path.is_file():
+                self._predicted(tensor).save(path)
+            return tensor.info.name, Prospect.load(path)
+
+        with one_thread(), self._progress("Predicting", len(missing), " matrices") as advance:
+            for name, found in ordered_map(find, missing, self._threads, size=_read_bytes):
+                self._known[name] = found
+                advance(1)
+        return self._known
+
+    def _predicted(self, tensor: PlannedTensor) -> Prospect:
+        outputs = self._costs.outputs(tensor.info).numpy()
+        masses = read_masses(tensor, outputs)
+        weights = dict.fromkeys(fitting(tensor), 0.0)
+        for rows in sample(tensor, outputs, masses.squares):
+            for kind, loss in self._quick_losses(tensor.info, rows, weights).items():
+                weights[kind] += loss
+        return Prospect(weights, input_costs(tensor, self._costs, masses.columns, self._inputs))
+
+    def _quick_losses(self, info: TensorInfo, rows: RowSample, kinds: Iterable[GGMLType]) -> dict[GGMLType, float]:
+        """Of plain feedback, a tenth of the work of refinement."""
+        inputs = self._costs.inputs(info, rows.expert)
+        factor = self._factor(info, rows.expert, inputs) if self.settings.feedback else None
+        return {kind: quick_loss(rows, kind, inputs, factor) for kind in kinds}
+
+    @cached_property
+    def _gains(self) -> dict[GGMLType, float]:
+        """What refinement leaves of the loss of plain feedback, by type: of a few matrices, spread over the model."""
+        path = self._scratch / "gains.json"
+        if not path.is_file():
+            with atomic_output(path) as stream:
+                stream.write(json.dumps({kind.name: gain for kind, gain in self._measured_gains().items()}).encode())
+        return {GGMLType[name]: gain for name, gain in json.loads(path.read_text()).items()}
+
+    def _measured_gains(self) -> dict[GGMLType, float]:
+        matrices = [tensor for tensor in self._matrices if len(tensor.info.shape) == 2]
+        chosen = matrices[:: max(1, -(-len(matrices) // _GAIN_MATRICES))] if self.settings.feedback else []
+        quick, refined = dict[GGMLType, float](), dict[GGMLType, float]()
+        for tensor in chosen:
+            info, outputs = tensor.info, self._costs.outputs(tensor.info).numpy()
+            (rows,) = sample(tensor, outputs, read_masses(tensor, outputs).squares, _GAIN_ROWS)
+            share = 1 / max(sum(self._quick_losses(info, rows, (info.type,)).values()), 1e-30)  # every matrix counts
+            for kind, loss in self._quick_losses(info, rows, fitting(tensor)).items():
+                again = self._round(info, 0, rows.weights, rows.costs, kind, self._threads).loss
+                quick[kind], refined[kind] = quick.get(kind, 0) + share * loss, refined.get(kind, 0) + share * again
+        return {kind: min(1.0, refined[kind] / loss) for kind, loss in quick.items() if loss > 0}
+
+    def rounded(self, plan: ExportPlan, allocation: Allocation) -> RefinedFile:
+        """Round every tensor of `plan` that has a curvature to the type that it was allocated; what is kept is taken.
+
+        Raises:
+            NumericError: a Hessian that is not positive semi-definite.
+        """
+        tensors = [self._allocated(tensor, allocation) for tensor in plan.tensors]
+        rounded, losses = [t for t in tensors if t.info.name in allocation.kinds], dict[str, float]()
+        (self._scratch / "rows").mkdir(exist_ok=True)
+        with one_thread(), self._progress("Rounding", len(rounded), " matrices") as advance:
+            for name, loss in ordered_map(self._kept, rounded, self._threads, size=_read_bytes):
+                losses[name] = loss
+                advance(1)
+        made = {tensor.info.name: self._stored(tensor) for tensor in rounded}
+        finished = tuple(replace(t, rows=made.get(t.info.name, t.rows)) for t in tensors)
+        return RefinedFile(
+            replace(plan, tensors=finished), losses, self._input_cost(allocation), self.without_curvature(plan)
+        )
+
+    def _allocated(self, tensor: PlannedTensor, allocation: Allocation) -> PlannedTensor:
+        """The tensor in its new type; none has the importance that only chose the plan's mixture."""
+        kind = allocation.kinds.get(tensor.info.name, tensor.info.type)
+        return replace(tensor, info=replace(tensor.info, type=kind), importance=None)
+
+    def _input_cost(self, allocation: Allocation) -> float:
+        of = {name: (self._known[name], kind) for name, kind in allocation.kinds.items()}
+        gpu = self.settings.on_gpu
+        return sum(known.cost(kind, on_gpu=gpu) - known.weights[kind] for known, kind in of.values())
+
+    def _stored(self, tensor: PlannedTensor) -> ScratchRows:
+        info = tensor.info
+        return ScratchRows(self._rows_path(info), info.type, info.shape, tensor.rows.dtype)
+
+    def _rows_path(self, info: TensorInfo) -> Path:
+        return self._scratch / "rows" / f"{info.name}.{info.type.name}"
+
+    def _kept(self, tensor: PlannedTensor) -> tuple[str, float]:
+        """Round a tensor into its scratch file, unless that was done; gives its name and loss."""
+        path = self._rows_path(tensor.info)
+        note = path.with_name(f"{path.name}.json")
+        if not note.is_file():
+            loss = self._rounded_into(tensor, path)
+            with atomic_output(note) as stream:
+                stream.write(json.dumps(loss).encode())
+        return tensor.info.name, float(json.loads(note.read_text()))
+
+    def _rounded_into(self, tensor: PlannedTensor, path: Path) -> float:
+        """Write a tensor's blocks, matrix by matrix."""
+        info, outputs, loss = tensor.info, self._costs.outputs(tensor.info), 0.0
+        per = info.shape[1] if len(info.shape) == 3 else info.rows
+        threads = self._threads if per * info.shape[-1] > _LARGE else 1
+        with path.open("wb") as stream:
+            for expert, start in enumerate(range(0, info.rows, per)):
+                weights = torch.from_numpy(np.ascontiguousarray(tensor.rows.read(start, start + per)))
+                found = self._round(info, expert, weights, outputs[start : start + per], info.type, threads)
+                found.rows.tofile(stream)
+                loss += found.loss
+        return loss
+
+    def _round(
+        self, info: TensorInfo, expert: int, weights: torch.Tensor, costs: torch.Tensor, kind: GGMLType, threads: int
+    ) -> Refined:
+        inputs = self._costs.inputs(info, expert)
+        if kind.is_quantized and self.settings.feedback:
+            factor = self._factor(info, expert, inputs)
+            return refine_matrix(weights, factor, kind, inputs=inputs, row_costs=costs, threads=threads)
+        rows = quantize_rows(kind, weights.numpy(), inputs.diagonal().numpy() if kind.is_quantized else None)
+        return Refined(rows, 0.5 * float(row_losses(weights, kind, rows, inputs) @ costs.double().numpy()))
+
+    def _factor(self, info: TensorInfo, expert: int, inputs: torch.Tensor) -> FeedbackFactor:
+        """The factor of `inputs`; columns that stand in another order have one of their own."""
+        name = self._costs.inputs_of(info, expert)
+        if self._costs.origins.of(info.name).columns is not None:
+            name = f"{name}-{info.name}"
+        return self._factors.get(name, lambda: inputs)
+
+    @cached_property
+    def weights(self) -> int:
+        """Weights of the model in all."""
+        return sum(int(np.prod(rows.shape)) for rows in self.model.tensors.values())
+
+
+def _read_bytes(tensor: PlannedTensor) -> int:
+    """What a matrix takes in memory."""
+    return 4 * int(np.prod(tensor.info.shape[-2:]))

@@ -1,0 +1,325 @@
+"""Makes refined GGUFs: types allocated within a budget, matrices rounded by their curvature; what a request means.
+
+Measuring is `makers.refined_run`'s, allocating and rounding `export.refine`'s, which divergence reaches a gate
+`pipeline.goals.scalar`'s.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.export.gguf_file import write_shards
+from edgepack.export.mapped_model import map_checkpoint
+from edgepack.export.plan import PlanOptions, collectable_importance, plan_export, shard_paths, split_plan
+from edgepack.files.output import check_output
+from edgepack.gguf import keys
+from edgepack.gguf.types import Value, ValueType, boolean, f32, string, u32
+from edgepack.pipeline.makers.gguf import ladder
+from edgepack.pipeline.makers.opened import (
+    changed_by,
+    opened_checkpoint,
+    overrides_of,
+    read_request_recipe,
+    unworked,
+)
+from edgepack.pipeline.makers.refined_run import SEED, SEQUENCES, RunOptions, refined_run
+from edgepack.pipeline.makers.wire_run import read_calibration
+from edgepack.pipeline.options import REFINED
+from edgepack.pipeline.outline import Made, Outline, rows_of
+from edgepack.pipeline.request import refinable
+from edgepack.quant.types.targets import TARGETS, Target, find_target
+from edgepack.quantities import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from edgepack.export.mapped import MappedModel
+    from edgepack.export.plan import ExportPlan
+    from edgepack.export.recipe.work import Passes
+    from edgepack.export.refine.model import Allocation, RefinedFile, RefinedModel
+    from edgepack.model import Checkpoint
+    from edgepack.pipeline.makers.wire_run import Calibration
+    from edgepack.pipeline.outline import Json
+    from edgepack.pipeline.request import ExportRequest
+
+_LEAST_PACKED_SHARE = 0.88  # as of other block types (makers.gguf)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a refined file is to reach.
+
+    Attributes:
+        budget: bytes of the GGUF, at most.
+        divergence: predicted, in nats a token: the least bytes with it; None where the budget decides.
+    """
+
+    budget: int
+    divergence: float | None = None
+
+
+class RefinedMaker:
+    """Files of ggml's types, refined; a setting is an `Aim`. What is made needs `opened`.
+
+    Args:
+        request: names goal and calibration.
+        passes: what comes in front, or None.
+    """
+
+    advice = "leave out --target to have types allocated within the size"
+
+    def __init__(self, request: ExportRequest, passes: Passes | None) -> None:
+        self._request, self._passes = request, passes
+        self._target = None if request.target is None else find_target(request.target)
+        self._overrides = overrides_of(request)
+        self._model: RefinedModel | None = None
+        self._allocated: dict[Aim, tuple[ExportPlan, Allocation]] = {}
+        self._calibration: Calibration | None = None
+        self._about: dict[str, Value] = {}
+        self._notes: tuple[str, ...] = ()
+
+    @cached_property
+    def mapped(self) -> MappedModel:
+        """The model under GGUF names; while the run is open, as passes left it."""
+        request = self._request
+        if self._model is not None:
+            return self._model.model
+        checkpoint = opened_checkpoint(request)
+        if request.has_passes:
+            checkpoint = unworked(checkpoint, read_request_recipe(request))
+        return map_checkpoint(checkpoint, pre=request.pre, allow_requantize=request.allow_requantize)
+
+    @cached_property
+    def weights(self) -> int:
+        """Weights of the file in all."""
+        return sum(prod(rows.shape) for rows in self.mapped.tensors.values())
+
+    def aim(self, beside: int = 0) -> Aim:
+        """What the request asks for, gates and archives aside.
+
+        Args:
+            beside: bytes of what lies beside the file, which count with it.
+        """
+        request, goals = self._request, list[int]()
+        if self._target is not None:
+            goals.append(self._stock(self._target).total_bytes)
+        if request.max_bytes is not None and not request.packs:
+            goals.append(request.max_bytes - beside)
+        if request.bits is not None:
+            goals.append(int(request.bits * self.weights / 8))
+        if request.for_device is not None:
+            goals.append(self._largest_on(request.for_device))
+        return Aim(min(goals) if goals else self._stock(find_target("q8")).total_bytes)
+
+    def _stock(self, target: Target) -> ExportPlan:
+        """The file of a target as llama.cpp would lay it out with an importance matrix."""
+        options = PlanOptions(self._overrides, collectable_importance(self.mapped))
+        return plan_export(self.mapped, target, options)
+
+    def _base(self, aim: Aim) -> ExportPlan:
+        """What tensors are that nothing is allocated to: the target's, or of the smallest target of so many bytes."""
+        if self._target is not None:
+            return self._stock(self._target)
+        plans = [self._stock(target) for target in ladder(self.mapped) if refinable(target.name)]
+        return next((plan for plan in reversed(plans) if plan.total_bytes >= aim.budget), plans[0])
+
+    def outline(self, aim: Aim) -> Outline:
+        """As `goals.Maker.outline`: before `opened` the most bytes that the file may have."""
+        if self._model is None:
+            base, limits = self._base(aim), (*self.mapped.notes, *self._told(aim))
+            return replace(self._outline(base, limits), label=self._label(aim), is_exact=False).sized(aim.budget)
+        plan, allocation = self._planned(aim)
+        return self._outline(plan, self.mapped.notes).sized(allocation.bytes)
+
+    def _outline(self, plan: ExportPlan, limits: tuple[str, ...]) -> Outline:
+        name = REFINED if self._target is None else self._target.name
+        return Outline(
+            name, plan.target.label, plan.total_bytes, plan.total_bytes, plan.source_bytes, rows_of(plan),
+            plan.metadata, _LEAST_PACKED_SHARE, limits=limits,
+        )  # fmt: skip
+
+    def _told(self, aim: Aim) -> Iterator[str]:
+        """What a plan cannot show before anything was measured."""
+        yield (
+            f"refined: types are allocated within {format_size(aim.budget)} once curvature is measured; until then"
+            " the table shows a stock mixture"
+        )
+        if self._request.dry_run:
+            from edgepack.pipeline.makers.refined_time import expected
+
+            yield str(expected(self._request))
+
+    def _label(self, aim: Aim) -> str:
+        """Such as `Q4_K_M_REFINED`; by the bits a weight where bytes were given, and bare where they are searched."""
+        if self._target is not None:
+            return f"{self._target.label}_REFINED"
+        bits = f"_{8 * aim.budget / self.weights:.2f}BPW".replace(".", "_")
+        return f"REFINED{bits if self._request.has_budget and not self.searches else ''}"
+
+    @property
+    def searches(self) -> bool:
+        """Whether the bytes are searched: those of an archive, or those that clear a gate."""
+        request = self._request
+        return request.target is None and (request.is_gated or (request.packs and request.max_size is not None))
+
+    @contextmanager
+    def opened(self, output: Path) -> Iterator[None]:
+        """Run the passes and measure, for as long as the block lasts; scratch lies beside `output`.
+
+        Raises:
+            CalibrationError: the text is too short.
+            EdgepackError: whatever passes or calibration find wrong.
+        """
+        from edgepack.export.refine.model import RefineSettings
+
+        request, changed = self._request, changed_by(self._passes, self._request)
+        self._calibration = calibration_of(request, changed.checkpoint)
+        settings = RefineSettings(allocation=not self._overrides.pure, on_gpu=_is_gpu(request.for_device))
+        options = RunOptions(
+            request.pre, request.device, request.threads, request.resume, request.progress, request.shared
+        )  # fmt: skip
+        with refined_run(changed.checkpoint, output, settings, self._calibration, options) as model:
+            self._model, self._about, self._notes = model, dict(changed.metadata), changed.notes
+            self.__dict__.pop("mapped", None)
+            self._allocated.clear()
+            yield
+
+    def _planned(self, aim: Aim) -> tuple[ExportPlan, Allocation]:
+        """Types for an aim, and the plan whose metadata says so."""
+        if aim not in self._allocated:
+            model, base = self._opened_model, self._base(aim)
+            told = replace(base, metadata={**base.metadata, **self._metadata(aim, 0.0)})
+            told.__dict__.pop("layout", None)
+            fixed = self._fixed(told)
+            budget = aim.budget if aim.divergence is None else model.budget_for(told, aim.divergence, fixed)
+            allocation = model.allocation(told, max(budget, self._least(told, fixed)), fixed)
+            metadata = {**told.metadata, **self._metadata(replace(aim, budget=budget), allocation.divergence)}
+            kind = self._file_type(allocation, told)
+            metadata[keys.FILE_TYPE] = u32(kind.file_type)
+            named = replace(kind, label=self._label(aim))
+            self._allocated[aim] = replace(told, metadata=metadata, target=named), allocation
+        return self._allocated[aim]
+
+    def _least(self, plan: ExportPlan, fixed: frozenset[str]) -> int:
+        """A target's own types always fit, though the file says more of itself than llama.cpp's; a size is a size."""
+        return (
+            self._opened_model.least_bytes(plan, fixed)
+            if self._target is not None and not self._request.has_budget
+            else 0
+        )
+
+    @property
+    def _opened_model(self) -> RefinedModel:
+        assert self._model is not None, "refined: expected the run to be open"
+        return self._model
+
+    def _fixed(self, plan: ExportPlan) -> frozenset[str]:
+        """Tensors whose type was chosen by hand."""
+        chosen = self._overrides
+        by_name = {"output.weight": chosen.output, "token_embd.weight": chosen.embedding}
+        if "output.weight" not in self.mapped.tensors and chosen.embedding is None:
+            by_name["token_embd.weight"] = chosen.output
+        names = [info.name for info in plan.infos]
+        return frozenset(name for name in names if chosen.matching(name) is not None or by_name.get(name) is not None)
+
+    def _file_type(self, allocation: Allocation, plan: ExportPlan) -> Target:
+        """The target, or the one whose default type most weights have."""
+        if self._target is not None:
+            return self._target
+        counts: dict[int, int] = {}
+        for info in plan.infos:
+            kind = allocation.kinds.get(info.name)
+            if kind is not None:
+                counts[kind] = counts.get(kind, 0) + info.rows * info.shape[-1]
+        most = max(counts, key=lambda kind: (counts[kind], kind), default=int(plan.target.default))
+        return next(target for target in TARGETS if target.default == most)
+
+    def _metadata(self, aim: Aim, divergence: float) -> dict[str, Value]:
+        """How the file was made; as long whatever the figures are."""
+        assert self._calibration is not None
+        settings = self._opened_model.settings
+        return {
+            **self._about,
+            keys.REFINE_BUDGET: Value(ValueType.UINT64, aim.budget),
+            keys.REFINE_ALLOCATION: boolean(settings.allocation),
+            keys.REFINE_ON_GPU: boolean(settings.on_gpu),
+            keys.REFINE_PREDICTED_KL: f32(divergence),
+            keys.REFINE_CALIBRATION_SHA256: string(self._calibration.sha256),
+            keys.REFINE_CALIBRATION_TOKENS: u32(self._calibration.tokens.size),
+            keys.REFINE_SEED: u32(SEED),
+        }
+
+    def make(self, aim: Aim, path: Path) -> Made:
+        """As `goals.Maker.make`."""
+        request = self._request
+        planned, allocation = self._planned(aim)
+        found = self._opened_model.rounded(planned, allocation)
+        plan = found.plan
+        shards = split_plan(plan, request.shard_bytes) if request.shard_bytes else [plan]
+        for name in shard_paths(path, len(shards)) if len(shards) > 1 else ():
+            check_output(name, inputs=request.inputs, force=request.force or request.resume)
+        files = write_shards(shards, path, threads=request.threads, progress=request.progress, resume=request.resume)
+        outline = self._outline(plan, self.mapped.notes)
+        notes = (*self._notes, *_plain_notes(found.plain))
+        lines, more = self._figures(found, allocation, plan)
+        return Made(outline, tuple(files), notes=notes, lines=lines, more=more)
+
+    def _figures(
+        self, found: RefinedFile, allocation: Allocation, plan: ExportPlan
+    ) -> tuple[tuple[str, ...], dict[str, Json]]:
+        bits = 8 * allocation.bytes / self.weights
+        told = f"refined: {bits:.2f} bits a weight, predicted KL {found.loss:.4f} of weights and {found.inputs:.4f} of"
+        more: dict[str, Json] = {
+            "refined": {
+                "budget": plan.metadata[keys.REFINE_BUDGET].value, "bits_per_weight": round(bits, 4),
+                "predicted_kl": allocation.divergence, "predicted_kl_of_weights": found.loss,
+                "predicted_kl_of_inputs": found.inputs, "without_curvature": list(found.plain),
+            }
+        }  # fmt: skip
+        return (f"{told} the 8-bit inputs of products",), more
+
+    def forget(self, aim: Aim) -> None:
+        """As `goals.Maker.forget`: rounded matrices stay for other aims."""
+        self._allocated.pop(aim, None)
+
+    def _largest_on(self, device: str) -> int:
+        """The most bytes with which a file fits a device, between the smallest and the largest stock types."""
+        from edgepack.pipeline.makers.wire_host import largest_bytes_on
+
+        plans = [self._stock(find_target(name)) for name in ("f16", "q8", "q6k", "q5km", "q4km", "q3km", "q2k")]
+        return largest_bytes_on(plans, device)
+
+
+def calibration_of(request: ExportRequest, checkpoint: Checkpoint) -> Calibration:
+    """What a request's curvature is measured on; raises CalibrationError for a text that is too short."""
+    sequences, length = _sample_size(request)
+    text = None if request.calibration is None else Path(request.calibration)
+    return read_calibration(checkpoint, text, request.device, sequences, length)
+
+
+def _sample_size(request: ExportRequest) -> tuple[int, int | None]:
+    """Sequences of the text and their length: asked for, or as a recipe says for its passes."""
+    if request.recipe is not None:
+        said = read_request_recipe(request).calibration
+        return int(said.get("sequences") or SEQUENCES), said.get("length")
+    return request.sequences or SEQUENCES, request.length
+
+
+def _plain_notes(names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (f"refined: '{names[0]}'{more} are no linear layers that calibration watches: the plain encoder's",)
+
+
+def _is_gpu(device: str | None) -> bool:
+    if device is None:
+        return False
+    from edgepack.edge.fit.devices import find_device
+
+    return find_device(device).is_gpu

@@ -1,0 +1,79 @@
+"""Whether an export is refined where nobody said so, and what refinement refuses that stands in front of it.
+
+Which options go together without looking at files is `pipeline.accepted`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from edgepack.errors import CalibrationError, CheckpointError, UnsupportedModelError, UsageError
+from edgepack.pipeline.makers.opened import opened_checkpoint, read_request_recipe
+from edgepack.pipeline.options import GGUF
+from edgepack.pipeline.request import refinable
+from edgepack.quant.passes.registry import ROUNDED, find_pass
+
+if TYPE_CHECKING:
+    from edgepack.pipeline.request import ExportRequest
+    from edgepack.quant.passes.recipe import PassStep, Recipe
+
+
+def decided(request: ExportRequest) -> ExportRequest:
+    """The request with `refine` said, where it could be either; it tells why a default does not hold.
+
+    Raises:
+        UsageError: refinement is asked for behind a pass that rounds or corrects.
+        RecipeError: the recipe is wrong.
+    """
+    if request.kind != GGUF or request.only_sees or request.calibration is None or request.refine is False:
+        return _checked(request) if request.refine else request
+    if request.refine:
+        return _checked(request)
+    if not (request.refines or _goes_after_passes(request)):
+        return request
+    reason = _unmeasurable(request)
+    if reason is not None:
+        request.tell(f"not refined, as by default with --calibration: {reason}")
+    return replace(request, refine=reason is None)
+
+
+def _checked(request: ExportRequest) -> ExportRequest:
+    unfit = _unfit(read_request_recipe(request)) if request.has_passes else None
+    if unfit is not None:
+        raise UsageError(f"--refine: pass '{unfit}' rounds for or corrects its target's types: expected one of the two")
+    return request
+
+
+def _goes_after_passes(request: ExportRequest) -> bool:
+    """Whether passes leave weights that nothing has rounded yet, nor made zero to stay so."""
+    if not request.has_passes or not request.source.is_dir() or not refinable(request.target):
+        return False
+    recipe = read_request_recipe(request)
+    return _unfit(recipe) is None and not any(step.leaves_zeros for step in recipe.passes)
+
+
+def _unfit(recipe: Recipe) -> str | None:
+    return next((step.name for step in recipe.passes if _rounds(step)), None)
+
+
+def _rounds(step: PassStep) -> bool:
+    adapter = step.name == "lowrank" and step.settings.get("output") == "adapter"
+    rounded = ROUNDED in find_pass(step.name).leaves(step.settings)
+    return step.is_correction or step.depends_on_target or rounded or adapter
+
+
+def _unmeasurable(request: ExportRequest) -> str | None:
+    """Why a model's curvature cannot be measured on the text; None where it can."""
+    from edgepack.pipeline.makers.refined import calibration_of
+    from edgepack.quant.calibration.blocks import BlockwiseModel
+    from edgepack.quant.calibration.curvature import check_tokens, refuse_shared_keys
+
+    checkpoint = opened_checkpoint(request)
+    try:
+        refuse_shared_keys(checkpoint.config)
+        BlockwiseModel(checkpoint)
+        check_tokens(calibration_of(request, checkpoint).tokens)
+    except (UnsupportedModelError, CheckpointError, CalibrationError) as error:
+        return str(error)
+    return None
