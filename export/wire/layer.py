@@ -112,7 +112,7 @@ class LayerFolder:
 
 
 def evening(mean_squares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scales that make inputs even, [in] to [in]."""
+    """Scales that make inputs half as uneven, [in] to [in]."""
     return _evening(mean_squares)
 
 
@@ -120,9 +120,9 @@ def _evening(mean_squares: NDArray[np.float64]) -> NDArray[np.float64]:
     """Scales that take half of the inputs' unevenness (the square root of their size), geometric mean 1.
 
     llama.cpp rounds activations to 8 bits a block of 32 or 256, by the largest in it. All of the unevenness would be
-    right if errors cost the same everywhere; they cost least where inputs are large (docs/floor.md has what half, as
-    SmoothQuant takes, gives on a real model). What the columns' steps then still lack to be proportional to U_kk,
-    small integer multiples give.
+    right if mean squares were the squares of typical tokens; they are those of a few huge ones, and weights pay for
+    what activations gain. Half is SmoothQuant's, and close to what a search finds (docs/floor.md, docs/lab-notes.md).
+    What the columns' steps then still lack to be proportional to U_kk, small integer multiples give.
     """
     size = np.sqrt(np.sqrt(mean_squares + _EVEN_FLOOR * mean_squares.mean() + 1e-30))
     return np.asarray(np.exp(np.log(size).mean()) / size)
