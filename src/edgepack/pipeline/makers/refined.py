@@ -131,7 +131,7 @@ class RefinedMaker:
     def outline(self, aim: Aim) -> Outline:
         """As `goals.Maker.outline`: before `opened` the most bytes that the file may have."""
         if self._model is None:
-            base, limits = self._base(aim), (*self.mapped.notes, *self._told(aim))
+            base, limits = self._base(aim), (*self.mapped.notes, *self._forecast(aim))
             return replace(self._outline(base, limits), label=self._label(aim), is_exact=False).sized(aim.budget)
         return self._outline(self._planned(aim)[0], self.mapped.notes)
 
@@ -142,7 +142,7 @@ class RefinedMaker:
             plan.metadata, _LEAST_PACKED_SHARE, limits=limits,
         )  # fmt: skip
 
-    def _told(self, aim: Aim) -> Iterator[str]:
+    def _forecast(self, aim: Aim) -> Iterator[str]:
         """What a plan cannot show before anything was measured."""
         yield (
             f"refined: types are allocated within {format_size(aim.budget)} once curvature is measured; until then"
@@ -189,18 +189,23 @@ class RefinedMaker:
     def _planned(self, aim: Aim) -> tuple[ExportPlan, Allocation]:
         """Types for an aim, and the plan whose metadata says so."""
         if aim not in self._allocated:
-            model, base = self._opened_model, self._base(aim)
-            told = replace(base, metadata={**base.metadata, **self._metadata(aim, 0.0)})
-            told.__dict__.pop("layout", None)
-            fixed = self._fixed(told)
-            budget = aim.budget if aim.divergence is None else model.budget_for(told, aim.divergence, fixed)
-            allocation = model.allocation(told, max(budget, self._least(told, fixed)), fixed)
-            metadata = {**told.metadata, **self._metadata(replace(aim, budget=budget), allocation.divergence)}
-            kind = self._file_type(allocation, told)
-            metadata[keys.FILE_TYPE] = u32(kind.file_type)
-            named = replace(kind, label=self._label(aim))
-            self._allocated[aim] = replace(told, metadata=metadata, target=named), allocation
+            model, budget = self._opened_model, aim.budget
+            if aim.divergence is not None:  # the base depends on nothing but the bytes, so that they give the same file
+                base = self._told(aim)
+                budget = model.budget_for(base, aim.divergence, self._fixed(base))
+            base = self._told(Aim(budget))
+            fixed = self._fixed(base)
+            allocation = model.allocation(base, max(budget, self._least(base, fixed)), fixed)
+            kind = self._file_type(allocation, base)
+            about = self._metadata(Aim(budget), allocation.divergence) | {keys.FILE_TYPE: u32(kind.file_type)}
+            plan = replace(model.allocated(base, allocation), metadata={**base.metadata, **about})
+            self._allocated[aim] = replace(plan, target=replace(kind, label=self._label(aim))), allocation
         return self._allocated[aim]
+
+    def _told(self, aim: Aim) -> ExportPlan:
+        """The base with metadata as long as the file's will be."""
+        base = self._base(aim)
+        return replace(base, metadata={**base.metadata, **self._metadata(aim, 0.0)})
 
     def _least(self, plan: ExportPlan, fixed: frozenset[str]) -> int:
         """A target's own types always fit, though the file says more of itself than llama.cpp's; a size is a size."""
