@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from edgepack.export.gguf_file import write_shards
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, collectable_importance, plan_export, shard_paths, split_plan
+from edgepack.export.recipe.changed import ChangedModel
 from edgepack.files.output import check_output
 from edgepack.gguf import keys
 from edgepack.gguf.types import Value, ValueType, boolean, f32, string, u32
 from edgepack.pipeline.makers.gguf import ladder
 from edgepack.pipeline.makers.opened import (
-    changed_by,
     opened_checkpoint,
     overrides_of,
     read_request_recipe,
@@ -177,7 +177,7 @@ class RefinedMaker:
         """
         from edgepack.export.refine.model import RefineSettings
 
-        request, changed = self._request, changed_by(self._passes, self._request)
+        request, changed = self._request, self._changed()
         self._calibration = calibration_of(request, changed.checkpoint)
         settings = RefineSettings(allocation=not self._overrides.pure, on_gpu=_is_gpu(request.for_device))
         options = RunOptions(
@@ -188,6 +188,13 @@ class RefinedMaker:
             self.__dict__.pop("mapped", None)
             self._allocated.clear()
             yield
+
+    def _changed(self) -> ChangedModel:
+        """The model as the passes leave it; those that ask for a target get the one named, or that of the bytes."""
+        if self._passes is None:
+            return ChangedModel(opened_checkpoint(self._request))
+        target = self._target or self._base(self.aim()).target
+        return self._passes.changed_for(target)
 
     def _planned(self, aim: Aim) -> tuple[ExportPlan, Allocation]:
         """Types for an aim, and the plan whose metadata says so."""

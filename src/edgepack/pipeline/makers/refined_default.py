@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from edgepack.pipeline.request import ExportRequest
     from edgepack.quant.passes.recipe import PassStep, Recipe
 
+_FOR_ENCODERS = "awq"  # its scales make good what the plain encoder does, so that by default it gets the plain encoder
+
 
 def decided(request: ExportRequest) -> ExportRequest:
     """The request with `refine` said, where it could be either; it tells why a default does not hold.
@@ -50,7 +52,8 @@ def _goes_after_passes(request: ExportRequest) -> bool:
     if not request.has_passes or not request.source.is_dir() or not refinable(request.target):
         return False
     recipe = read_request_recipe(request)
-    return _unfit(recipe) is None and not any(step.leaves_zeros for step in recipe.passes)
+    fitting = not any(step.leaves_zeros or step.name == _FOR_ENCODERS for step in recipe.passes)
+    return _unfit(recipe) is None and fitting
 
 
 def _unfit(recipe: Recipe) -> str | None:
@@ -60,7 +63,7 @@ def _unfit(recipe: Recipe) -> str | None:
 def _rounds(step: PassStep) -> bool:
     adapter = step.name == "lowrank" and step.settings.get("output") == "adapter"
     rounded = ROUNDED in find_pass(step.name).leaves(step.settings)
-    return step.is_correction or step.depends_on_target or rounded or adapter
+    return step.is_correction or rounded or adapter
 
 
 def _unmeasurable(request: ExportRequest) -> str | None:
