@@ -18,6 +18,7 @@ from edgepack.errors import UnsupportedModelError
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.refine.factors import FeedbackFactors
 from edgepack.export.refine.prospects import Prospect, fitting, input_costs, quick_loss, read_masses, sample
+from edgepack.export.refine.reading import read_share
 from edgepack.export.wire.curvatures import MatrixCurvatures
 from edgepack.export.wire.origins import Origins
 from edgepack.export.wire.rounding import ScratchRows
@@ -58,11 +59,13 @@ class RefineSettings:
         feedback: whether matrices are rounded by their curvature; else by the plain encoder with H's diagonal as
             importance.
         on_gpu: whether activations are rounded in blocks of 32 whatever the type, as llama.cpp does on GPUs.
+        prefer_speed: whether bytes that every token reads are worth less than others: divergence times time is least.
     """
 
     allocation: bool = True
     feedback: bool = True
     on_gpu: bool = False
+    prefer_speed: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,13 +170,30 @@ class RefinedModel:
         """
         items, own = self._items(plan, fixed)
         rest = plan.total_bytes - total(items, own).bytes
-        chosen = own if all(len(of) == 1 for of in items) else allocate(items, budget - rest)
-        if total(items, own).bytes <= budget - rest and total(items, own).cost <= total(items, chosen).cost:
-            chosen = own
+        chosen, tensors = self._best(items, own, budget - rest), self.refinable(plan)
+        if self.settings.prefer_speed:
+            chosen = self._best(self._slowed(items, chosen, tensors), own, budget - rest)
         found = total(items, chosen)
-        tensors = self.refinable(plan)
         types = {t.info.name: self._choices(t, fixed)[n] for t, n in zip(tensors, chosen, strict=True)}
         return Allocation(types, rest + found.bytes, found.cost)
+
+    def _best(self, items: list[list[Choice]], own: list[int], most: int) -> list[int]:
+        """What allocation finds, or the plan's own types where they fit and cost no more."""
+        chosen, stock = allocate(items, most), total(items, own)
+        return own if stock.bytes <= most and stock.cost <= total(items, chosen).cost else chosen
+
+    def _slowed(self, items: list[list[Choice]], chosen: list[int], tensors: list[PlannedTensor]) -> list[list[Choice]]:
+        """Choices that cost more where a token reads more: a hundredth of the time as much as one of the divergence.
+
+        So divergence times time is least, to first order about `chosen`.
+        """
+        shares = [read_share(tensor.info.name, self.model) for tensor in tensors]
+        read = sum(share * of[n].bytes for share, of, n in zip(shares, items, chosen, strict=True))
+        price = total(items, chosen).cost / max(read, 1.0)
+        return [
+            [replace(choice, cost=choice.cost + price * share * choice.bytes) for choice in of]
+            for share, of in zip(shares, items, strict=True)
+        ]
 
     def least_bytes(self, plan: ExportPlan, fixed: frozenset[str] = frozenset()) -> int:
         """Of a file whose tensors have the smallest type that they may have."""

@@ -181,9 +181,25 @@ def test_a_pass_that_rounds_by_itself_turns_the_default_off_and_is_refused_besid
         decided(ExportRequest(model, "gguf-q4km", passes=("gptq",), calibration=text, refine=True))
 
 
+def test_bytes_that_only_refinement_meets_are_refused_behind_a_pass_that_it_would_undo(model: Path, text: Path) -> None:
+    request = ExportRequest(model, "gguf-q4km", passes=("prune:sparsity=0.3",), calibration=text, bits=5.0)
+    check_request(request)
+    with pytest.raises(UsageError, match="--bits: expected a file that is refined, but passes"):
+        decided(request)
+
+
 def test_a_text_of_one_line_is_told_and_not_refined_by_default(model: Path, tmp_path: Path) -> None:
     text, told = tmp_path / "t.txt", list[str]()
     text.write_text("one line\n" * 4000)
     request = ExportRequest(model, "gguf-q4km", calibration=text, tell=told.append, **FEW)
     assert decided(request).refine is False
     assert told[0].startswith("not refined, as by default with --calibration: calibration text")
+
+
+def test_smoothing_goes_in_front_and_is_refined_by_default(model: Path, text: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[calibration]\nsequences = 3\nlength = 48\n[[pass]]\nname = "smooth"\ntokens = 64\nsteps = 4\n')
+    request = ExportRequest(model, "gguf-q5km", recipe=recipe, calibration=text, output=tmp_path / "x.gguf")
+    metadata = read_header(run_export(request).output).metadata
+    assert metadata["edgepack.pass.0.name"].value == "smooth"
+    assert keys.REFINE_BUDGET in metadata

@@ -179,7 +179,8 @@ class RefinedMaker:
 
         request, changed = self._request, self._changed()
         self._calibration = calibration_of(request, changed.checkpoint)
-        settings = RefineSettings(allocation=not self._overrides.pure, on_gpu=_is_gpu(request.for_device))
+        settings = RefineSettings(allocation=not self._overrides.pure, on_gpu=_is_gpu(request.for_device),
+                                  prefer_speed=request.prefer_speed)  # fmt: skip
         options = RunOptions(
             request.pre, request.device, request.threads, request.resume, request.progress, request.shared
         )  # fmt: skip
@@ -260,6 +261,7 @@ class RefinedMaker:
             keys.REFINE_BUDGET: Value(ValueType.UINT64, aim.budget),
             keys.REFINE_ALLOCATION: boolean(settings.allocation),
             keys.REFINE_ON_GPU: boolean(settings.on_gpu),
+            keys.REFINE_PREFER_SPEED: boolean(settings.prefer_speed),
             keys.REFINE_PREDICTED_KL: f32(divergence),
             keys.REFINE_CALIBRATION_SHA256: string(self._calibration.sha256),
             keys.REFINE_CALIBRATION_TOKENS: u32(self._calibration.tokens.size),

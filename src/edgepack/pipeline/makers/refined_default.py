@@ -25,7 +25,7 @@ def decided(request: ExportRequest) -> ExportRequest:
     """The request with `refine` said, where it could be either; it tells why a default does not hold.
 
     Raises:
-        UsageError: refinement is asked for behind a pass that rounds or corrects.
+        UsageError: refinement is asked for behind a pass that rounds or corrects, or bytes that only it can meet.
         RecipeError: the recipe is wrong.
     """
     if request.kind != GGUF or request.only_sees or request.calibration is None or request.refine is False:
@@ -33,11 +33,22 @@ def decided(request: ExportRequest) -> ExportRequest:
     if request.refine:
         return _checked(request)
     if not (request.refines or _goes_after_passes(request)):
+        _refuse_bytes(request, "passes come in front whose work refinement would undo")
         return request
     reason = _unmeasurable(request)
     if reason is not None:
+        _refuse_bytes(request, reason)
         request.tell(f"not refined, as by default with --calibration: {reason}")
     return replace(request, refine=reason is None)
+
+
+def _refuse_bytes(request: ExportRequest, reason: str) -> None:
+    """Raise UsageError where something was asked for that only refinement does."""
+    speed = request.prefer_speed or None
+    given = {"--bits": request.bits, "--for-device": request.for_device, "--prefer-speed": speed}
+    name = next((name for name, value in given.items() if value is not None), None)
+    if name is not None:
+        raise UsageError(f"{name}: expected a file that is refined, but {reason}")
 
 
 def _checked(request: ExportRequest) -> ExportRequest:
