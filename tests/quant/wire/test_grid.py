@@ -160,7 +160,9 @@ def test_a_grid_of_the_wanted_steps_that_holds_all_costs_least() -> None:
     weights, ones = torch.randn(16, 64, generator=torch.Generator().manual_seed(4)), torch.ones(64, dtype=torch.int32)
 
     def cost_of(step: float, limit: int) -> float:
-        grid = Lattice(torch.full((16,), step / 8), torch.full((16, 2), 8, dtype=torch.int32), ones, ones * limit, 2048, 8)
+        grid = Lattice(
+            torch.full((16,), step / 8), torch.full((16, 2), 8, dtype=torch.int32), ones, ones * limit, 2048, 8
+        )
         return grid_cost(weights, grid, torch.full((16, 64), 0.1).double(), PLAIN_ERROR)
 
     assert cost_of(0.1, 127) == pytest.approx(1)
