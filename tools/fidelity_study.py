@@ -10,7 +10,7 @@ from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.wire.plan import WireSettings
 from edgepack.pipeline.frontier.making import FileMaker, MadeFile
 from edgepack.pipeline.goals.scalar import scale_to_size
-from edgepack.pipeline.makers.wire_run import SEQUENCES, WireRun, read_calibration
+from edgepack.pipeline.makers.wire_run import WireRun, read_calibration
 from edgepack.quant.codecs.ggml.host_grids import find_host
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class BenchMaker(FileMaker):
         began, study, changes = time.monotonic(), self.study, dict(spec.options[SETTINGS])
         checkpoint = open_checkpoint(study.model)
         tokens = read_calibration(
-            checkpoint, study.calibration, study.device, spec.sequences or study.sequences or SEQUENCES, study.length
+            checkpoint, study.calibration, study.device, spec.sequences or study.sequences, study.length
         )
         settings = replace(WireSettings(find_host(changes.pop("host")), device=study.device), **changes)
         gguf = self.gguf_of(spec)

@@ -117,13 +117,15 @@ def evening(mean_squares: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _evening(mean_squares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scales that make all inputs equally large, geometric mean 1.
+    """Scales that take half of the inputs' unevenness (the square root of their size), geometric mean 1.
 
-    llama.cpp rounds activations to 8 bits a block of 32 or 256, by the largest in it: even inputs lose least. What
-    the columns' steps then still lack to be proportional to U_kk, small integer multiples give.
+    llama.cpp rounds activations to 8 bits a block of 32 or 256, by the largest in it. All of the unevenness would be
+    right if errors cost the same everywhere; they cost least where inputs are large (docs/floor.md has what half, as
+    SmoothQuant takes, gives on a real model). What the columns' steps then still lack to be proportional to U_kk,
+    small integer multiples give.
     """
-    rms = np.sqrt(mean_squares + _EVEN_FLOOR * mean_squares.mean() + 1e-30)
-    return np.asarray(np.exp(np.log(rms).mean()) / rms)
+    size = np.sqrt(np.sqrt(mean_squares + _EVEN_FLOOR * mean_squares.mean() + 1e-30))
+    return np.asarray(np.exp(np.log(size).mean()) / size)
 
 
 def _on_ladder(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -133,7 +133,8 @@ class RefinedMaker:
         if self._model is None:
             base, limits = self._base(aim), (*self.mapped.notes, *self._told(aim))
             return replace(self._outline(base, limits), label=self._label(aim), is_exact=False).sized(aim.budget)
-        return self._outline(self._planned(aim)[0], self.mapped.notes)
+        plan, allocation = self._planned(aim)
+        return self._outline(plan, self.mapped.notes).sized(allocation.bytes)
 
     def _outline(self, plan: ExportPlan, limits: tuple[str, ...]) -> Outline:
         name = REFINED if self._target is None else self._target.name
@@ -179,7 +180,9 @@ class RefinedMaker:
         request, changed = self._request, changed_by(self._passes, self._request)
         self._calibration = calibration_of(request, changed.checkpoint)
         settings = RefineSettings(allocation=not self._overrides.pure, on_gpu=_is_gpu(request.for_device))
-        options = RunOptions(request.pre, request.device, request.threads, request.resume, request.progress)
+        options = RunOptions(
+            request.pre, request.device, request.threads, request.resume, request.progress, request.shared
+        )  # fmt: skip
         with refined_run(changed.checkpoint, output, settings, self._calibration, options) as model:
             self._model, self._about, self._notes = model, dict(changed.metadata), changed.notes
             self.__dict__.pop("mapped", None)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.pipeline.makers.wire_scratch import own_scratch, run_digest
+from edgepack.pipeline.makers.wire_scratch import curvature_place, own_scratch, run_digest
 from edgepack.quant.refine.input_rounding import InputRounding, measure_input_rounding
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class RunOptions:
         threads: None for one a processor.
         resume: whether to go on with what an interrupted run of the same left.
         progress: told of each step.
+        shared: a folder in which what is measured stays for other runs of the same model and text; None keeps none.
     """
 
     pre: str | None
@@ -47,6 +48,7 @@ class RunOptions:
     threads: int | None
     resume: bool
     progress: Progress
+    shared: Path | None = None
 
 
 @contextmanager
@@ -66,8 +68,9 @@ def refined_run(
     about = (calibration.tokens, asdict(settings), options.pre, options.device)
     own_scratch(folder, output, run_digest(about, checkpoint), resume=options.resume)
     try:
-        store = _measured(checkpoint, folder, calibration, options)
-        inputs = _input_rounding(checkpoint, folder / "inputs.npz", calibration, options)
+        place = curvature_place(options.shared, folder, calibration.tokens, checkpoint, output)
+        store = _measured(checkpoint, place, calibration, options)
+        inputs = _input_rounding(checkpoint, place / "inputs.npz", calibration, options)
         yield RefinedModel(
             checkpoint, store, inputs, settings, folder, pre=options.pre, threads=options.threads,
             progress=options.progress,
