@@ -17,31 +17,34 @@ import torch
 from edgepack.errors import UnsupportedModelError
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.refine.factors import FeedbackFactors
-from edgepack.export.refine.prospects import Prospect, fitting, input_costs, read_masses, sample
+from edgepack.export.refine.prospects import Prospect, fitting, input_costs, quick_loss, read_masses, sample
 from edgepack.export.wire.curvatures import MatrixCurvatures
 from edgepack.export.wire.origins import Origins
 from edgepack.export.wire.rounding import ScratchRows
 from edgepack.files.output import atomic_output
+from edgepack.gguf.types import GGMLType
 from edgepack.ordered_threads import ordered_map
 from edgepack.processors import default_threads
 from edgepack.progress import silent
 from edgepack.quant.codecs.ggml.codec import quantize_rows
 from edgepack.quant.codecs.torch_threads import one_thread
 from edgepack.quant.refine.allocation import Choice, allocate, least_bytes, least_cost, segments, total
-from edgepack.quant.refine.rounding import refine_matrix, row_losses
+from edgepack.quant.refine.rounding import Refined, refine_matrix, row_losses
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from edgepack.export.plan import ExportPlan, PlannedTensor
-    from edgepack.gguf.types import GGMLType, TensorInfo
+    from edgepack.export.refine.prospects import RowSample
+    from edgepack.gguf.types import TensorInfo
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
     from edgepack.quant.calibration.curvature_store import CurvatureStore
+    from edgepack.quant.feedback import FeedbackFactor
     from edgepack.quant.refine.input_rounding import InputRounding
-    from edgepack.quant.refine.rounding import Refined
 
+_GAIN_MATRICES, _GAIN_ROWS = 6, 24  # on which refinement is held against plain feedback
 _LARGE = 1 << 22  # weights of a matrix whose rows are shared by the threads; smaller ones are rounded side by side
 
 
@@ -130,6 +133,7 @@ class RefinedModel:
         self._factors = FeedbackFactors(scratch / "factors")
         self._threads, self._progress = threads or default_threads(), progress
         self._known: dict[str, Prospect] = {}
+        self._matrices: list[PlannedTensor] = []  # of the plan in hand
 
     def refinable(self, plan: ExportPlan) -> list[PlannedTensor]:
         """The quantised tensors of a plan that have a curvature, in file order."""
@@ -188,7 +192,7 @@ class RefinedModel:
 
     def _items(self, plan: ExportPlan, fixed: frozenset[str]) -> tuple[list[list[Choice]], list[int]]:
         """Choices of every tensor with a curvature, and which of them the plan has."""
-        tensors = self.refinable(plan)
+        tensors = self._matrices = self.refinable(plan)
         prospects = self.prospects(tensors)
         kinds = [self._choices(tensor, fixed) for tensor in tensors]
         items = [self._priced(t, prospects[t.info.name], of, plan) for t, of in zip(tensors, kinds, strict=True)]
@@ -204,7 +208,8 @@ class RefinedModel:
     ) -> list[Choice]:
         align = plan.layout.alignment
         sizes = [replace(tensor.info, type=kind).nbytes for kind in kinds]
-        costs = [prospect.cost(kind, on_gpu=self.settings.on_gpu) for kind in kinds]
+        gpu, gains = self.settings.on_gpu, self._gains
+        costs = [prospect.cost(kind, on_gpu=gpu, gain=gains.get(kind, 1.0)) for kind in kinds]
         return [Choice(size + -size % align, cost) for size, cost in zip(sizes, costs, strict=True)]
 
     def prospects(self, tensors: Iterable[PlannedTensor]) -> dict[str, Prospect]:
@@ -230,9 +235,37 @@ class RefinedModel:
         masses = read_masses(tensor, outputs)
         weights = dict.fromkeys(fitting(tensor), 0.0)
         for rows in sample(tensor, outputs, masses.squares):
-            for kind in weights:
-                weights[kind] += self._round(tensor.info, rows.expert, rows.weights, rows.costs, kind, 1).loss
+            for kind, loss in self._quick_losses(tensor.info, rows, weights).items():
+                weights[kind] += loss
         return Prospect(weights, input_costs(tensor, self._costs, masses.columns, self._inputs))
+
+    def _quick_losses(self, info: TensorInfo, rows: RowSample, kinds: Iterable[GGMLType]) -> dict[GGMLType, float]:
+        """Of plain feedback, a tenth of the work of refinement."""
+        inputs = self._costs.inputs(info, rows.expert)
+        factor = self._factor(info, rows.expert, inputs) if self.settings.feedback else None
+        return {kind: quick_loss(rows, kind, inputs, factor) for kind in kinds}
+
+    @cached_property
+    def _gains(self) -> dict[GGMLType, float]:
+        """What refinement leaves of the loss of plain feedback, by type: of a few matrices, spread over the model."""
+        path = self._scratch / "gains.json"
+        if not path.is_file():
+            with atomic_output(path) as stream:
+                stream.write(json.dumps({kind.name: gain for kind, gain in self._measured_gains().items()}).encode())
+        return {GGMLType[name]: gain for name, gain in json.loads(path.read_text()).items()}
+
+    def _measured_gains(self) -> dict[GGMLType, float]:
+        matrices = [tensor for tensor in self._matrices if len(tensor.info.shape) == 2]
+        chosen = matrices[:: max(1, -(-len(matrices) // _GAIN_MATRICES))] if self.settings.feedback else []
+        quick, refined = dict[GGMLType, float](), dict[GGMLType, float]()
+        for tensor in chosen:
+            info, outputs = tensor.info, self._costs.outputs(tensor.info).numpy()
+            (rows,) = sample(tensor, outputs, read_masses(tensor, outputs).squares, _GAIN_ROWS)
+            share = 1 / max(sum(self._quick_losses(info, rows, (info.type,)).values()), 1e-30)  # every matrix counts
+            for kind, loss in self._quick_losses(info, rows, fitting(tensor)).items():
+                again = self._round(info, 0, rows.weights, rows.costs, kind, self._threads).loss
+                quick[kind], refined[kind] = quick.get(kind, 0) + share * loss, refined.get(kind, 0) + share * again
+        return {kind: min(1.0, refined[kind] / loss) for kind, loss in quick.items() if loss > 0}
 
     def rounded(self, plan: ExportPlan, allocation: Allocation) -> RefinedFile:
         """Round every tensor of `plan` that has a curvature to the type that it was allocated; what is kept is taken.
@@ -296,19 +329,19 @@ class RefinedModel:
     def _round(
         self, info: TensorInfo, expert: int, weights: torch.Tensor, costs: torch.Tensor, kind: GGMLType, threads: int
     ) -> Refined:
-        from edgepack.quant.refine.rounding import Refined
-
         inputs = self._costs.inputs(info, expert)
         if kind.is_quantized and self.settings.feedback:
-            factor = self._factors.get(self._factor_name(info, expert), lambda: inputs)
+            factor = self._factor(info, expert, inputs)
             return refine_matrix(weights, factor, kind, inputs=inputs, row_costs=costs, threads=threads)
         rows = quantize_rows(kind, weights.numpy(), inputs.diagonal().numpy() if kind.is_quantized else None)
         return Refined(rows, 0.5 * float(row_losses(weights, kind, rows, inputs) @ costs.double().numpy()))
 
-    def _factor_name(self, info: TensorInfo, expert: int) -> str:
-        """What tells a factor from others; columns that stand in another order have one of their own."""
+    def _factor(self, info: TensorInfo, expert: int, inputs: torch.Tensor) -> FeedbackFactor:
+        """The factor of `inputs`; columns that stand in another order have one of their own."""
         name = self._costs.inputs_of(info, expert)
-        return name if self._costs.origins.of(info.name).columns is None else f"{name}-{info.name}"
+        if self._costs.origins.of(info.name).columns is not None:
+            name = f"{name}-{info.name}"
+        return self._factors.get(name, lambda: inputs)
 
     @cached_property
     def weights(self) -> int:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from edgepack.export.mapped import MappedModel
     from edgepack.export.wire.folding import InputGroup
 
+    Shape = Callable[[InputGroup, NDArray[np.float64]], NDArray[np.float64]]
+
 _EVEN_FLOOR = 0.01  # of the mean square, added to each input's
 
 
@@ -59,13 +61,19 @@ class LayerFolder:
     def __init__(self, model: MappedModel, squares: Callable[[InputGroup], NDArray[np.float64]], folds: bool) -> None:
         self._model, self._squares, self._folds = model, squares, folds
 
-    def fold(self, groups: Sequence[InputGroup]) -> FoldedLayer:
-        """The folds of a layer."""
+    def fold(self, groups: Sequence[InputGroup], shape: Shape | None = None) -> FoldedLayer:
+        """The folds of a layer.
+
+        Args:
+            groups: its input groups.
+            shape: gives the scales of a group from those that would make its inputs even; these where None.
+        """
         layer = FoldedLayer()
         for group in groups:
             if not self._folds or (group.norm is None and group.producer is None):
                 continue
             even = _evening(self._squares(group))
+            even = even if shape is None else shape(group, even)
             if group.norm is not None:
                 self._fold_into_norm(group, even, layer)
             elif group.producer is not None:
@@ -103,14 +111,21 @@ class LayerFolder:
         return np.asarray(self._model.tensors[name].read(0, 1)[0])
 
 
-def _evening(mean_squares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scales that make all inputs equally large, geometric mean 1.
+def evening(mean_squares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scales that make inputs even, [in] to [in]."""
+    return _evening(mean_squares)
 
-    llama.cpp rounds activations to 8 bits a block of 32 or 256, by the largest in it: even inputs lose least. What
-    the columns' steps then still lack to be proportional to U_kk, small integer multiples give.
+
+def _evening(mean_squares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scales that take half of the inputs' unevenness (the square root of their size), geometric mean 1.
+
+    llama.cpp rounds activations to 8 bits a block of 32 or 256, by the largest in it. All of the unevenness would be
+    right if errors cost the same everywhere; they cost least where inputs are large (docs/floor.md has what half, as
+    SmoothQuant takes, gives on a real model). What the columns' steps then still lack to be proportional to U_kk,
+    small integer multiples give.
     """
-    rms = np.sqrt(mean_squares + _EVEN_FLOOR * mean_squares.mean() + 1e-30)
-    return np.asarray(np.exp(np.log(rms).mean()) / rms)
+    size = np.sqrt(np.sqrt(mean_squares + _EVEN_FLOOR * mean_squares.mean() + 1e-30))
+    return np.asarray(np.exp(np.log(size).mean()) / size)
 
 
 def _on_ladder(values: NDArray[np.float64]) -> NDArray[np.float64]:

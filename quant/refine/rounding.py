@@ -13,7 +13,7 @@ import torch
 
 from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows
 from edgepack.quant.refine.blocks import FORMS, read_scales, write_rows
-from edgepack.quant.refine.search import Geometry, search_rows
+from edgepack.quant.refine.search import Geometry, heavy_first, search_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,7 +62,8 @@ def refine_matrix(
     plain = quantize_rows(kind, weight.numpy(), inputs.diagonal().numpy())
     losses = row_losses(weight, kind, plain, inputs)
     if kind in REFINED_TYPES:
-        geometry = Geometry.of(inputs, factor.damping, FORMS[kind].group)
+        group = FORMS[kind].group
+        geometry = Geometry.of(inputs, factor.damping, group, heavy_first(inputs.diagonal().numpy(), group))
         found = write_rows(kind, *search_rows(weight.numpy(), kind, read_scales(kind, plain), geometry, threads))
         found_losses = row_losses(weight, kind, found, inputs)
         better = found_losses < losses

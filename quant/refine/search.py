@@ -32,8 +32,8 @@ class Geometry:
 
     Attributes:
         order: [in]: which column comes when; columns of a group stay side by side.
-        curvature: H, damped, positive definite, float32 [in, in].
-        upper: U with H⁻¹ = UᵀU, float32 [in, in].
+        curvature: H, damped, positive definite, as panels: float32 [groups, in, group].
+        upper: U with H⁻¹ = UᵀU, as panels.
         local: the same of each group's part of H, float32 [groups, group, group].
     """
 
@@ -59,12 +59,14 @@ class Geometry:
         mean = diagonal[~dead].mean() if not dead.all() else torch.ones((), dtype=torch.float64)
         damped = damped + torch.diag(torch.where(dead, mean, damping * mean))
         count = len(damped) // group
+        upper = _inverse_upper(damped)
         parts = damped.reshape(count, group, count, group)[torch.arange(count), :, torch.arange(count)]
-        return cls(order, *(_float(part) for part in (damped, _inverse_upper(damped), _inverse_upper(parts))))
+        panels = (_float(part.reshape(len(damped), count, group).transpose(0, 1)) for part in (damped, upper))
+        return cls(order, *panels, _float(_inverse_upper(parts)))
 
 
 def _float(values: torch.Tensor) -> NDArray[np.float32]:
-    return np.ascontiguousarray(values.float().numpy())
+    return values.float().contiguous().numpy()
 
 
 def _inverse_upper(matrices: torch.Tensor) -> torch.Tensor:
@@ -92,7 +94,7 @@ def search_rows(
     start: Scales,
     geometry: Geometry,
     threads: int | None = None,
-    sweeps: int = SWEEPS,
+    sweeps: int | None = None,
 ) -> tuple[Scales, NDArray[np.int8]]:
     """Scales and integers of rows; the same for any number of threads.
 
@@ -102,7 +104,7 @@ def search_rows(
         start: scales near to which others are tried; not modified.
         geometry: of the columns, its groups those of the type.
         threads: as many as there are cores where None.
-        sweeps: of descent after feedback, at most.
+        sweeps: of descent after feedback, at most; `SWEEPS` where None.
     """
     form, order = FORMS[kind], geometry.order
     groups = order[:: form.group] // form.group
@@ -115,7 +117,7 @@ def search_rows(
         "floors": np.ascontiguousarray(start.floors[:, groups]), "quants": np.empty(weight.shape, np.int8),
     }  # fmt: skip
     numbers = {
-        "columns": weight.shape[1], "group": form.group, "units": start.steps.shape[1], "sweeps": sweeps,
+        "columns": weight.shape[1], "group": form.group, "units": start.steps.shape[1], "sweeps": SWEEPS if sweeps is None else sweeps,
         "affine": int(form.floors is not None), "uneven": int(form.uneven), "lowest": form.lowest,
         "highest": form.highest, "scale_low": form.scales[0], "scale_high": form.scales[1],
         "floor_high": form.floors or 0,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgepack.api.bundling import bundle
     from edgepack.api.checking import generate_key, inspect, sign, verify
     from edgepack.api.checkpoint import checkpoint
+    from edgepack.api.confidence import calibrate
     from edgepack.api.embedders import validate_embeddings
     from edgepack.api.export import export
     from edgepack.api.fetching import fetch, update
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from edgepack.api.provenance import check_provenance, provenance, reproduce
     from edgepack.api.publishing import release
     from edgepack.api.speed import bench, fit
+    from edgepack.api.tuning import tune
     from edgepack.api.updates import diff, patch
     from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.edge.llama.options import Adapter, SamplingOptions
@@ -51,6 +53,7 @@ _NAMES = {
     "architecture_of": "api.analysis",
     "bench": "api.speed",
     "bundle": "api.bundling",
+    "calibrate": "api.confidence",
     "certify": "api.fidelity",
     "check_provenance": "api.provenance",
     "checkpoint": "api.checkpoint",
@@ -76,6 +79,7 @@ _NAMES = {
     "replay": "api.fidelity",
     "reproduce": "api.provenance",
     "sign": "api.checking",
+    "tune": "api.tuning",
     "unpack": "api.archives",
     "unpack_native": "api.archives",
     "update": "api.fetching",
@@ -93,6 +97,7 @@ __all__ = [
     "architecture_of",
     "bench",
     "bundle",
+    "calibrate",
     "certify",
     "check_provenance",
     "checkpoint",
@@ -118,6 +123,7 @@ __all__ = [
     "replay",
     "reproduce",
     "sign",
+    "tune",
     "unpack",
     "unpack_native",
     "update",

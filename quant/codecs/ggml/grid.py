@@ -181,6 +181,8 @@ _LAYOUTS: dict[GGMLType, _Layout] = {
     GGMLType.Q6_K: _Layout(16, -32, 31, _q6_scales, _pack_q6k),
 }
 GRID_TYPES = frozenset(_LAYOUTS)
+PACKERS = {kind: layout.pack for kind, layout in _LAYOUTS.items()}
+"""type → what puts integers, from 0 up, uint8 [n, weights of a block], into blocks; it modifies the blocks."""
 
 
 def read_grid(kind: GGMLType, rows: Bytes) -> Grid:

@@ -285,6 +285,8 @@ def _tensors(header: GGUFHeader, digests: Mapping[str, bytes]) -> dict[str, tupl
 def _differences(there: _Contents, again: _Contents) -> Iterator[str]:
     """A line for each key and tensor that differs; the certificate is put in after the export."""
     for key in sorted((there.metadata.keys() | again.metadata.keys()) - {keys.CERTIFICATE}):
+        if key.startswith(keys.CONFIDENCE):
+            continue
         if there.metadata.get(key) != again.metadata.get(key):
             yield f"metadata '{key}': differs"
     for name in [*there.tensors, *(name for name in again.tensors if name not in there.tensors)]:

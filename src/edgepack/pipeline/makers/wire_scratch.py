@@ -39,7 +39,7 @@ class Tried:
     scale: float
     archive_bytes: int
     gguf_bytes: int
-    trellises: dict[str, bool] = field(default_factory=dict)
+    trellises: dict[str, int] = field(default_factory=dict)
 
 
 class WireScratch:

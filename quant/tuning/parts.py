@@ -1,0 +1,8 @@
+"""Kinds of parameters that a file has: each has a rate of its own. What they are is told in `tensors`."""
+
+from __future__ import annotations
+
+VECTORS, ROWS, STEPS, CODES, INTEGERS = "vectors", "rows", "steps", "codes", "integers"
+PARTS = (VECTORS, ROWS, STEPS, CODES, INTEGERS)
+DEFAULT_PARTS = frozenset({ROWS, INTEGERS})
+"""What measured best for the time (docs/tuning.md)."""

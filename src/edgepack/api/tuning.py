@@ -1,0 +1,127 @@
+"""`edgepack.tune`: what costs no bytes in a quantised GGUF, tuned against its original; `pipeline.tuning` does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.api.opening import ignore
+from edgepack.errors import UsageError
+from edgepack.export.backwards.checkpoint import opened_source
+from edgepack.files.output import claimed_output
+from edgepack.gguf.reader import read_header
+from edgepack.pipeline.tuning.tune import Tuned, tune_gguf
+from edgepack.progress import silent
+from edgepack.quant.calibration.text import sample_note, sequence_length, split_tokens, tokenize
+from edgepack.quant.tuning.parts import DEFAULT_PARTS
+from edgepack.quant.tuning.settings import TuningSettings
+from edgepack.text_file import read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from edgepack.api.values import FilePath, JsonObject
+    from edgepack.progress import Progress
+
+DEFAULT_MINUTES = 10.0
+DEFAULT_CTX = 256
+DEFAULT_SEQUENCES = 512
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What tuning gave.
+
+    Attributes:
+        tuned: the file, and divergence on held-out text before and after.
+    """
+
+    tuned: Tuned
+
+    @property
+    def output(self) -> Path:
+        """The file that was written."""
+        return self.tuned.output
+
+    def json(self) -> JsonObject:
+        """The object that `edgepack tune --json` prints."""
+        tuned = self.tuned
+        return {
+            "output": str(tuned.output), "bytes": tuned.bytes, "seconds": round(tuned.seconds, 3),
+            "steps": tuned.steps, "best_step": tuned.best_step, "dropped": tuned.dropped, "tokens": tuned.tokens,
+            "held_out_kl": {"before": tuned.before, "after": tuned.after},
+            "curve": [{"step": step, "held_out_kl": divergence} for step, divergence in tuned.curve],
+            "tensors": tuned.tuned, "left": dict(tuned.left), "notes": list(tuned.notes),
+        }  # fmt: skip
+
+
+def tune(
+    file: FilePath,
+    reference: FilePath,
+    text: FilePath,
+    output: FilePath,
+    *,
+    steps: int | None = None,
+    minutes: float | None = None,
+    rate: float = 1.0,
+    parts: Iterable[str] = DEFAULT_PARTS,
+    device: str = "cpu",
+    ctx: int = DEFAULT_CTX,
+    sequences: int = DEFAULT_SEQUENCES,
+    seed: int = 0,
+    resume: bool = False,
+    force: bool = False,
+    pre: str | None = None,
+    progress: Progress = silent,
+    note: Callable[[str], object] = ignore,
+) -> TuneResult:
+    """Tune what costs no bytes in a quantised GGUF until it says what its original says.
+
+    The result has the same tensors of the same types. A part of the text is held out; a state that is worse on it than
+    the file given is never written.
+
+    Args:
+        file: the GGUF.
+        reference: what it was made of: a Hugging Face folder, or a GGUF that can be read back into one.
+        text: a UTF-8 text file to learn from.
+        output: where it is written.
+        steps: how many; None for as many as `minutes` give.
+        minutes: wall time of all of it; 10 where neither is given.
+        rate: a factor on all rates.
+        parts: what is moved: `vectors` (norms, biases), `rows` (all steps of a row), `steps` (of blocks), `codes` (of
+            groups in a block), `integers`.
+        device: a torch device.
+        ctx: tokens of a sequence; no more than the model knows.
+        sequences: at most this many, spread evenly over the text.
+        seed: of the order of sequences.
+        resume: go on with an interrupted run of the same file, text and options; `rate` may be another.
+        force: replace a file that is there already; never an input.
+        pre: the pre-tokenizer's name, where its structure is not known.
+        progress: told of each stretch of work.
+        note: told what is done, a line at a time.
+
+    Raises:
+        UsageError: options that contradict each other, or a file with nothing to tune.
+        CalibrationError: the text is too short.
+        CheckpointError: the file was not made of the reference.
+        NumericError: divergence became NaN or infinite; the text names the step.
+        EdgepackError: the model cannot be opened.
+    """
+    if steps is None and minutes is None:
+        minutes = DEFAULT_MINUTES
+    if ctx < 2 or sequences < 2:
+        raise UsageError(f"tune: expected ctx and sequences of at least 2, got {ctx} and {sequences}")
+    settings = TuningSettings(steps=steps, minutes=minutes, rate=rate, parts=frozenset(parts), seed=seed, device=device)
+    path, origin, target = Path(file), Path(reference), Path(output)
+    read_header(path)
+    with claimed_output(target, inputs=[path, origin, Path(text)], force=force), opened_source(origin) as checkpoint:
+        tokens, begin = tokenize(checkpoint.path, read_text(Path(text)))
+        length = sequence_length(checkpoint, ctx)
+        every = split_tokens(tokens, begin, length, None)
+        chosen = split_tokens(tokens, begin, length, sequences)
+        line = sample_note(len(every), len(chosen), length)
+        if line:
+            note(line)
+        tuned = tune_gguf(path, checkpoint, chosen, settings, target, progress, pre=pre, resume=resume, note=note)
+    return TuneResult(tuned)
