@@ -231,9 +231,11 @@ class _Timed:
 
     def _refined(self, tokens: np.ndarray[Any, np.dtype[np.int64]], shared: Path) -> ExportRequest:
         """A refinement of the cut, whose curvature is there."""
+        study = self._study
         return ExportRequest(
-            self._study.model, TYPES["Q4_K_M"], refine=True, device=self._study.device, calibration=self._study.calibration, sequences=len(tokens), length=self._study.length,
-            output=self._folder / "refined.gguf", force=True, threads=self._threads, original=self._cut, shared=shared,
+            study.model, TYPES["Q4_K_M"], refine=True, device=study.device, calibration=study.calibration,
+            sequences=len(tokens), length=study.length, output=self._folder / "refined.gguf", force=True,
+            threads=self._threads, original=self._cut, shared=shared,
         )  # fmt: skip
 
 
