@@ -122,4 +122,4 @@ def row_losses(
 ) -> NDArray[np.float64]:
     """e_r H e_rᵀ of every row, float64 [out]."""
     errors = weight - torch.from_numpy(dequantize_rows(kind, rows, *weight.shape))
-    return ((errors @ inputs).double() * errors.double()).sum(1).numpy()
+    return np.asarray(((errors @ inputs).double() * errors.double()).sum(1).numpy())

@@ -74,12 +74,12 @@ class Geometry:
         count = len(damped) // group
         upper = inverse_upper(damped)
         parts = damped.reshape(count, group, count, group)[torch.arange(count), :, torch.arange(count)]
-        panels = (_float(part.reshape(len(damped), count, group).transpose(0, 1)) for part in (damped, upper))
-        return cls(order, *panels, _float(inverse_upper(parts)))
+        quadratic, factor = (_float(part.reshape(-1, count, group).transpose(0, 1)) for part in (damped, upper))
+        return cls(order, quadratic, factor, _float(inverse_upper(parts)))
 
 
 def _float(values: torch.Tensor) -> NDArray[np.float32]:
-    return values.float().contiguous().numpy()
+    return np.asarray(values.float().contiguous().numpy())
 
 
 def inverse_upper(matrices: torch.Tensor) -> torch.Tensor:
