@@ -52,7 +52,7 @@ else
 	mkdir -p build && sed -n 's/^\([A-Za-z0-9._-]*==[^ +;\\]*\).*/\1/p' constraints.txt > build/versions.txt
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -qq --no-deps torch -c build/versions.txt \
 	  --extra-index-url $(TORCH_CPU_INDEX)
-	$(BIN)/python -m pip install -qq -c build/versions.txt -e ".[compress,clients,sigstore,dev]"
+	$(BIN)/python -m pip install -qq -c build/versions.txt -e ".[compress,calibrate,clients,sigstore,dev]"
 endif
 	touch $@
 
@@ -77,7 +77,8 @@ attack: $(VENV)/.installed
 ASAN_BUILD := build/asan
 ASAN_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -DEDGEPACK_NO_CLONES
 ASAN_TESTS ?= tests/packaging/test_grid_coder.py tests/packaging/test_planes.py tests/packaging/test_bombs.py \
-  tests/packaging/test_mutations.py tests/packaging/test_hostile_archives.py tests/packaging/test_golden.py tests/kernels
+  tests/packaging/test_mutations.py tests/packaging/test_hostile_archives.py tests/packaging/test_golden.py tests/kernels \
+  tests/quant/refine/test_search.py
 
 test-asan: $(VENV)/.installed
 	EDGEPACK_KERNELS_LEVEL=-O0 CFLAGS="$(ASAN_FLAGS)" LDFLAGS="-fsanitize=address,undefined" \

@@ -306,6 +306,7 @@ ABSENT = {
     "analyze": ("absent",),
     "architecture_of": ("absent",),
     "bundle": ("absent.edgepack",),
+    "calibrate": ("absent.gguf", "absent.jsonl"),
     "check_provenance": ("absent.edgepack", "absent"),
     "checkpoint": ("absent.gguf", "absent-folder"),
     "frontier": ("absent", "absent.txt", "absent.txt", "absent-folder"),

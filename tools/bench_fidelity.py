@@ -25,7 +25,7 @@ from fidelity_study import BenchMaker
 
 from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.pipeline.frontier.report import write_report
-from edgepack.pipeline.frontier.request import StudyRequest
+from edgepack.pipeline.frontier.request import SEQUENCES, StudyRequest
 from edgepack.pipeline.frontier.study import Study, told_time
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, required=True, help="what tools/fidelity_text.py wrote")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
-    parser.add_argument("--sequences", type=int, help="of calibration; each method's own number by default")
+    parser.add_argument("--sequences", type=int, default=SEQUENCES, help="of calibration, for every method")
     parser.add_argument("--length", type=int, help="of these, in tokens")
     parser.add_argument("--ctx", type=int, help="of scored chunks; default by what the model makes use of")
     parser.add_argument("--chunks", type=int, help="of each text; all by default")

@@ -22,7 +22,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("compress", "clients", "sigstore", "dev")
+EXTRAS = ("compress", "calibrate", "clients", "sigstore", "dev")
 
 
 def normal(name: str) -> str:

@@ -12,6 +12,7 @@ from edgepack.edge.chat.stop_strings import until_stop
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from edgepack.edge.llama.chances import TokenChances
     from edgepack.edge.llama.engine import GeneratedToken, OpenModel
     from edgepack.edge.llama.options import SamplingOptions
 
@@ -26,6 +27,7 @@ class Completion:
         prompt_tokens: tokens of the prompt, BOS included.
         first_token_seconds: from the call to the first token, prompt evaluation included.
         tokens_per_second: of generation after the first token; 0.0 where fewer than two came.
+        chances: how likely each token of the text was, where `SamplingOptions.chances` asks for it.
     """
 
     text: str
@@ -33,6 +35,7 @@ class Completion:
     prompt_tokens: int
     first_token_seconds: float
     tokens_per_second: float
+    chances: tuple[TokenChances, ...] = ()
 
 
 class CompletionStream:
@@ -83,12 +86,19 @@ class CompletionStream:
         """End the answer where it is."""
         self._tokens.close()
 
+    def chances_within(self, length: int) -> tuple[TokenChances, ...]:
+        """The chances of the tokens that begin within the first `length` characters of what came."""
+        return self._clock.chances_within(length)
+
     @property
     def result(self) -> Completion:
         """What has come so far, and how fast; of the whole answer once it has ended."""
         clock = self._clock
         text = "".join(self._told)
-        return Completion(text, clock.tokens, len(self._ids), clock.first_token_seconds, clock.tokens_per_second)
+        return Completion(
+            text, clock.tokens, len(self._ids), clock.first_token_seconds, clock.tokens_per_second,
+            clock.chances_within(len(text)),
+        )  # fmt: skip
 
 
 def complete(
@@ -126,6 +136,8 @@ class TokenClock:
 
     def __init__(self) -> None:
         self.tokens = 0
+        self._chances: list[tuple[int, TokenChances]] = []  # with the place where the token's text begins
+        self._length = 0
         self._start = self._first = self._last = time.perf_counter()
 
     def texts(self, tokens: Iterable[GeneratedToken]) -> Iterator[str]:
@@ -134,7 +146,14 @@ class TokenClock:
             self._last = time.perf_counter()
             self._first = self._last if not self.tokens else self._first
             self.tokens += 1
+            if token.chances is not None:
+                self._chances.append((self._length, token.chances))
+            self._length += len(token.text)
             yield token.text
+
+    def chances_within(self, length: int) -> tuple[TokenChances, ...]:
+        """The chances of the tokens that begin within the first `length` characters: those of a text that was cut."""
+        return tuple(chances for start, chances in self._chances if start < length)
 
     @property
     def first_token_seconds(self) -> float:

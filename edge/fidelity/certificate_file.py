@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.edge.fidelity.certificate import MEMBER, Replay, replay
 from edgepack.edge.fidelity.scoring import open_candidate, open_stored
-from edgepack.edge.fidelity.stored_reference import StoredReference, decode
+from edgepack.edge.fidelity.stored_reference import StoredReference, decode, encode
 from edgepack.errors import IntegrityError, UsageError
 from edgepack.file_digest import file_sha256, stream_sha256
 from edgepack.files.output import atomic_output, move_output
@@ -48,8 +48,14 @@ def certificate_path(gguf: Path) -> Path:
     return gguf.with_suffix(".edgeref")
 
 
-def with_metadata(path: Path, added: Mapping[str, Value], out: Path) -> str:
+def with_metadata(path: Path, added: Mapping[str, Value], out: Path, *, instead_of: str | None = None) -> str:
     """Copy a GGUF with more metadata, tensors bit for bit; gives the copy's SHA-256 in hexadecimal.
+
+    Args:
+        path: a whole GGUF.
+        added: keys and values; they replace those of the same key.
+        out: the copy.
+        instead_of: the beginning of keys that are left out, added ones excepted.
 
     Raises:
         GGUFError: `path` is not a whole GGUF.
@@ -57,7 +63,10 @@ def with_metadata(path: Path, added: Mapping[str, Value], out: Path) -> str:
     header = read_header(path)
     tensors = sorted(header.tensors, key=lambda info: info.offset)
     with open_source(path) as source, out.open("w+b") as stream:
-        writer = GGUFWriter(stream, {**header.metadata, **added}, tensors)
+        kept = {
+            key: value for key, value in header.metadata.items() if instead_of is None or not key.startswith(instead_of)
+        }
+        writer = GGUFWriter(stream, {**kept, **added}, tensors)
         writer.write_header()
         for info in tensors:
             source.seek(header.data_start + info.offset)
@@ -119,6 +128,41 @@ def _certified(path: Path, model: Path) -> None:
     path.write_bytes(derivation.encode(replace(said, subjects=subjects, certified_from=first)))
 
 
+def has_certificate(candidate: Path, trust: TrustPolicy | None = None) -> bool:
+    """Whether an archive holds a certificate, or one lies beside a GGUF."""
+    from edgepack.packaging.archive import is_archive, open_archive
+
+    if not is_archive(candidate):
+        return certificate_path(candidate).is_file()
+    with open_archive(candidate, trust) as archive:
+        return any(member.name == MEMBER for member in archive.members)
+
+
+def carried_certificate(candidate: Path, before: Path, model: Path, trust: TrustPolicy | None) -> Path | None:
+    """The candidate's certificate, written beside `model`, whose metadata alone differ: what it answers is the same.
+
+    Args:
+        candidate: the archive or GGUF that was named.
+        before: its GGUF.
+        model: the same with other metadata.
+        trust: whose archives are taken.
+
+    Returns:
+        Where it lies; None where there is none, or it speaks of another file.
+    """
+    if not has_certificate(candidate, trust):
+        return None
+    stored = read_certificate(candidate, trust)
+    was = file_sha256(before)
+    if stored.facts.get("gguf_sha256") != was:
+        return None
+    first = stored.facts.get("certified_gguf_sha256", was)
+    facts = {**stored.facts, "gguf_sha256": file_sha256(model), "certified_gguf_sha256": first}
+    path = model.with_name(MEMBER)
+    path.write_bytes(encode(replace(stored, facts=facts)))
+    return path
+
+
 def has_derivation(candidate: Path) -> bool:
     """Whether a derivation lies beside a plain GGUF, speaks of it, and can be carried on to its certified copy."""
     from edgepack.packaging.archive import is_archive
@@ -141,17 +185,21 @@ def _derivation_beside(candidate: Path, model: Path) -> Path | None:
 
 
 def deliver(
-    candidate: Path, model: Path, certificate: Path, output: Path, trust: TrustPolicy | None, progress: Progress
+    candidate: Path, model: Path, certificate: Path | None, output: Path, trust: TrustPolicy | None, progress: Progress
 ) -> None:
-    """Put model and certificate where they belong, and with them what else the candidate's archive holds."""
+    """Put model and certificate where they belong, and with them what else the candidate's archive holds.
+
+    Without a certificate none goes with the model, the archive's own neither: it was another file's.
+    """
     from edgepack.packaging.archive import is_archive, open_archive
     from edgepack.packaging.pack import pack_archive
 
     said = _derivation_beside(candidate, model)
     if output.suffix != _ARCHIVE_SUFFIX:
         move_output(model, output)
-        with atomic_output(certificate_path(output)) as stream:
-            stream.write(certificate.read_bytes())
+        if certificate is not None:
+            with atomic_output(certificate_path(output)) as stream:
+                stream.write(certificate.read_bytes())
         if said is not None:
             with atomic_output(derivation.beside_path(output)) as stream:
                 stream.write(said.read_bytes())
@@ -170,4 +218,5 @@ def deliver(
                 if member.name.endswith(derivation.SUFFIX):
                     _certified(path, model)
                 others.append(path)
-    pack_archive(model, output, include=[certificate, *others], progress=progress)
+    own = [] if certificate is None else [certificate]
+    pack_archive(model, output, include=[*own, *others], progress=progress)

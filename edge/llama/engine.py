@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from edgepack.edge.llama.chances import TokenChances
     from edgepack.edge.llama.interrupt import AbortFlag
     from edgepack.edge.llama.options import RuntimeOptions, SamplingOptions
 
@@ -39,10 +40,12 @@ class GeneratedToken:
     Attributes:
         id: the token; `UNTOLD_TOKEN` where xllamacpp does not say which one ended inside a character.
         text: what it adds to the answer; empty while a multi-byte character is still incomplete.
+        chances: how likely it was, where `SamplingOptions.chances` asks for it and the engine says it.
     """
 
     id: int
     text: str
+    chances: TokenChances | None = None
 
 
 class OpenModel(Protocol):

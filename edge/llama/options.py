@@ -106,6 +106,7 @@ class SamplingOptions:
         seed: of the random draw; -1 draws a new one each time.
         grammar: GBNF text that the output must follow, or None.
         json_schema: text of a JSON schema that the output must follow, or None; not both.
+        chances: tell, with each token, how likely it was beside so many of the likeliest; 0 tells nothing.
     """
 
     temperature: float = 0.8
@@ -120,3 +121,4 @@ class SamplingOptions:
     seed: int = -1
     grammar: str | None = None
     json_schema: str | None = None
+    chances: int = 0

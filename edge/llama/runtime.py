@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from edgepack.edge.llama.chances import chances_of
 from edgepack.edge.llama.engine import GeneratedToken, StoppedError, common_prefix
 from edgepack.edge.llama.handles import open_context, open_model
 from edgepack.edge.llama.interrupt import AbortFlag
@@ -226,6 +227,22 @@ class LoadedModel:
             self._decode(ids[start : start + self._n_batch])
         return len(ids) - kept
 
+    def next_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits [n_vocab] of what follows `token_ids`; of them only what differs from the KV cache is evaluated.
+
+        Raises:
+            UsageError: as `logits`.
+        """
+        self.evaluate(token_ids)
+        return np.array(self._last_logits())
+
+    def _last_logits(self) -> NDArray[np.float32]:
+        """Logits [n_vocab] after the last evaluated token: llama.cpp's own buffer, which the next call overwrites."""
+        rows: NDArray[np.float32] = np.ctypeslib.as_array(
+            self._c.llama_get_logits_ith(self._context, -1), (self.n_vocab,)
+        )
+        return rows
+
     def adopt(self, token_ids: Sequence[int]) -> None:
         """Take note of what another evaluator (`image`) brought into the empty KV cache.
 
@@ -295,7 +312,8 @@ class LoadedModel:
                     pace.token()
                 if self.vocabulary.is_end(token):
                     return
-                yield GeneratedToken(token, decoder.decode(self.vocabulary.piece(token)))
+                chances = chances_of(self._last_logits(), token, chosen.chances) if chosen.chances else None
+                yield GeneratedToken(token, decoder.decode(self.vocabulary.piece(token)), chances)
         except StoppedError:
             return
         finally:

@@ -17,6 +17,7 @@ from edgepack.edge.serve.generations import GENERATIONS, Asked
 from edgepack.edge.serve.guard import Access, RequestGuard
 from edgepack.edge.serve.page_files import PAGE_HEADERS, page_files
 from edgepack.edge.serve.protocol import embeddings, requests
+from edgepack.edge.serve.protocol.confidence import verdict_headers
 from edgepack.edge.serve.protocol.errors import RequestError
 from edgepack.edge.serve.told import model_object, models_object, props_object
 
@@ -165,7 +166,8 @@ class Front:
                     return
                 async for name, value in asked.answer(pieces, engines.secrets):
                     asked.whole.add(name, value)
-            await send_json(send, asked.whole.result())
+            result = asked.whole.result()
+            await send_json(send, result, headers=verdict_headers(result))
 
         await unless_gone(receive, work())
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.serve.protocol import anthropic, requests, responses
+from edgepack.edge.serve.protocol.confidence import Confident
 from edgepack.edge.serve.protocol.events import Event, events
 from edgepack.edge.serve.protocol.forced_calls import force_call, with_calls
 from edgepack.edge.serve.protocol.schema import schema_as_grammar
@@ -86,6 +87,9 @@ class Asked:
         self._forced = self.engine_path == _CHAT and force_call(self.body, shown=facts.takes_tools)
         if self._forced:
             schema_as_grammar(self.body, facts)
+        chat = self.engine_path == _CHAT
+        fitted = facts.confidence.get("chat" if chat else "text")
+        self._confident = None if fitted is None else Confident(self.body, fitted, chat=chat)
         # A client may ask for them too (the chat page does), as llama.cpp's own server tells them.
         self._progress = path == "/v1/messages" or (self.streamed and self.body.get("return_progress") is True)
         # Each batch of the prompt is told of, so that the engine notices a client that left: it writes to nobody.
@@ -94,6 +98,8 @@ class Asked:
     def answer(self, pieces: AsyncIterator[bytes], secrets: Secrets) -> Stream:
         """Names and values of the events that the client gets, of the bytes that the engine sends."""
         told = values(events(pieces), secrets, progress=self._progress)
+        if self._confident is not None:
+            told = self._confident.judged(told)
         if self._forced:
             told = with_calls(told)
         if self._path == "/v1/messages":

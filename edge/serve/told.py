@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgepack.edge.serve.protocol.confidence import confidence_facts
+
 if TYPE_CHECKING:
     from edgepack.edge.serve.protocol.facts import ServedFacts
 
@@ -25,6 +27,7 @@ def model_object(facts: ServedFacts) -> dict[str, Any]:
             "audio": facts.audio,
             "tools": facts.takes_tools,
             "chat": facts.has_template,
+            "confidence": confidence_facts(facts.confidence),
         },
     }
 

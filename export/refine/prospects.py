@@ -1,7 +1,7 @@
-"""What each type is predicted to cost each matrix: from a sample of its rows, rounded for real.
+"""What each type is predicted to cost each matrix: from a sample of its rows, rounded with plain feedback.
 
 A row is drawn with a probability proportional to its curvature times its squares, so that a few rows of an embedding
-tell of all. Rounding is `quant.refine.rounding`'s, choosing `quant.refine.allocation`'s.
+tell of all. What refinement gains beyond plain feedback is `model`'s to measure, choosing `quant.refine.allocation`'s.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ import torch
 
 from edgepack.files.output import atomic_output
 from edgepack.gguf.types import GGMLType
+from edgepack.quant.codecs.ggml.codec import quantize_rows
+from edgepack.quant.codecs.ggml.grid import GRID_TYPES
+from edgepack.quant.passes.gptq import gptq_rows
 from edgepack.quant.refine.kinds import candidates, input_block
+from edgepack.quant.refine.rounding import row_losses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
     from edgepack.export.plan import PlannedTensor
     from edgepack.export.wire.curvatures import MatrixCurvatures
+    from edgepack.quant.feedback import FeedbackFactor
     from edgepack.quant.refine.input_rounding import InputRounding
 
 SAMPLED_ROWS = 64  # of a matrix
@@ -37,17 +42,17 @@ class Prospect:
     """What a tensor's types are predicted to cost, in nats a token.
 
     Attributes:
-        weights: type → of rounding its weights.
+        weights: type → of rounding its weights with plain feedback, or as the encoder does where that loses less.
         inputs: block of 8-bit activations → of rounding what it reads; empty where that was not measured.
     """
 
     weights: Mapping[GGMLType, float]
     inputs: Mapping[int, float] = field(default_factory=dict)
 
-    def cost(self, kind: GGMLType, *, on_gpu: bool = False) -> float:
-        """Of weights and inputs together."""
+    def cost(self, kind: GGMLType, *, on_gpu: bool = False, gain: float = 1.0) -> float:
+        """Of weights, of whose cost `gain` is left, and inputs together."""
         block = input_block(kind, on_gpu=on_gpu)
-        return self.weights[kind] + (0.0 if block is None else self.inputs.get(block, 0.0))
+        return gain * self.weights[kind] + (0.0 if block is None else self.inputs.get(block, 0.0))
 
     def save(self, path: Path) -> None:
         """Keep it."""
@@ -104,25 +109,46 @@ def read_masses(tensor: PlannedTensor, outputs: NDArray[np.float32]) -> Masses:
     return Masses(squares, columns)
 
 
-def sample(tensor: PlannedTensor, outputs: NDArray[np.float32], squares: NDArray[np.float64]) -> Iterator[RowSample]:
+def sample(
+    tensor: PlannedTensor, outputs: NDArray[np.float32], squares: NDArray[np.float64], count: int = SAMPLED_ROWS
+) -> Iterator[RowSample]:
     """Rows that stand for all of a tensor, matrix by matrix.
 
     Args:
         tensor: whose rows are read.
         outputs: diagonal of G, float32 [rows].
         squares: of each row, float64 [rows].
+        count: of rows, about.
     """
     experts = tensor.info.shape[0] if len(tensor.info.shape) == 3 else 1
     per = tensor.info.rows // experts
     mass = (outputs * squares).reshape(experts, per)
     drawn = _draw(mass.sum(1), _SAMPLED_EXPERTS)
-    share = -(-SAMPLED_ROWS // len(drawn))
+    share = -(-count // len(drawn))
     for expert, weight in drawn.items():
         rows = _draw(mass[expert], share)
         taken = [expert * per + row for row in rows]
         costs = [outputs[row] * weight * each for row, each in zip(taken, rows.values(), strict=True)]
         read = [tensor.rows.read(row, row + 1) for row in taken]
         yield RowSample(expert, torch.from_numpy(np.concatenate(read)), torch.tensor(costs, dtype=torch.float32))
+
+
+def quick_loss(rows: RowSample, kind: GGMLType, inputs: torch.Tensor, factor: FeedbackFactor | None) -> float:
+    """½ Σ costs · e H eᵀ of rows in a type: by the encoder or, with a factor, by GPTQ's feedback where that is less.
+
+    Args:
+        rows: that are rounded.
+        kind: the type.
+        inputs: H, float32 [in, in].
+        factor: of H; None for the encoder alone.
+    """
+    squares = inputs.diagonal().numpy()
+    plain = quantize_rows(kind, rows.weights.numpy(), squares if kind.is_quantized else None)
+    losses = row_losses(rows.weights, kind, plain, inputs)
+    if factor is not None and kind in GRID_TYPES:
+        fed_back, _loss = gptq_rows(rows.weights, factor, kind, squares)
+        losses = np.minimum(losses, row_losses(rows.weights, kind, fed_back, inputs))
+    return 0.5 * float(losses @ rows.costs.double().numpy())
 
 
 def _draw(mass: NDArray[np.float64], count: int) -> dict[int, float]:

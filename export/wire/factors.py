@@ -54,11 +54,10 @@ class FactorStore:
             NumericError: as `feedback_factor`.
         """
         kept = None if self.folder is None else SweepFactor.load(self.folder / name)
-        if kept is not None:
-            return kept
-        moments = hessian()
-        moments = moments if self.feedback else torch.diag(moments.diagonal())
-        factor = SweepFactor.of(feedback_factor(moments, name=name), folds)
-        if self.folder is not None:
-            factor.save(self.folder / name)
-        return factor
+        if kept is None:
+            moments = hessian()
+            moments = moments if self.feedback else torch.diag(moments.diagonal())
+            kept = SweepFactor.of(feedback_factor(moments, name=name))
+            if self.folder is not None:
+                kept.save(self.folder / name)
+        return kept if folds is None else kept.folded(folds)

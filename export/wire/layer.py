@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from edgepack.export.mapped import MappedModel
     from edgepack.export.wire.folding import InputGroup
 
+    Shape = Callable[[InputGroup, NDArray[np.float64]], NDArray[np.float64]]
+
 _EVEN_FLOOR = 0.01  # of the mean square, added to each input's
 
 
@@ -59,13 +61,21 @@ class LayerFolder:
     def __init__(self, model: MappedModel, squares: Callable[[InputGroup], NDArray[np.float64]], folds: bool) -> None:
         self._model, self._squares, self._folds = model, squares, folds
 
-    def fold(self, groups: Sequence[InputGroup]) -> FoldedLayer:
-        """The folds of a layer."""
+    def fold(self, groups: Sequence[InputGroup], shape: Shape | None = None) -> FoldedLayer:
+        """The folds of a layer.
+
+        Args:
+            groups: its input groups.
+            shape: gives the scales of a group from those that would make its inputs even; their square root where None.
+        """
         layer = FoldedLayer()
         for group in groups:
             if not self._folds or (group.norm is None and group.producer is None):
                 continue
-            even = _evening(self._squares(group))
+            even = evening(self._squares(group))
+            # All of it would be right if mean squares were those of typical tokens; they are those of a few huge ones,
+            # and weights pay for what activations gain: half is close to what a search finds (docs/floor.md).
+            even = np.sqrt(even) if shape is None else shape(group, even)
             if group.norm is not None:
                 self._fold_into_norm(group, even, layer)
             elif group.producer is not None:
@@ -103,11 +113,12 @@ class LayerFolder:
         return np.asarray(self._model.tensors[name].read(0, 1)[0])
 
 
-def _evening(mean_squares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scales that make all inputs equally large, geometric mean 1.
+def evening(mean_squares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scales that would make all inputs equally large, geometric mean 1; [in] to [in].
 
-    llama.cpp rounds activations to 8 bits a block of 32 or 256, by the largest in it: even inputs lose least. What
-    the columns' steps then still lack to be proportional to U_kk, small integer multiples give.
+    llama.cpp rounds activations to 8 bits a block of 32 or 256, by the largest in it. How much of the unevenness is
+    taken is `fold_choice`'s; half where nothing chooses. What the columns' steps then still lack to be proportional
+    to U_kk, small integer multiples give.
     """
     rms = np.sqrt(mean_squares + _EVEN_FLOOR * mean_squares.mean() + 1e-30)
     return np.asarray(np.exp(np.log(rms).mean()) / rms)

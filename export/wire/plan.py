@@ -7,6 +7,7 @@ them. How small the result packs, and which scalar makes it fit, is left to `edg
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
@@ -14,15 +15,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from edgepack.errors import UnsupportedModelError
+from edgepack.errors import UnsupportedModelError, UsageError
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.export.wire.curvatures import MatrixCurvatures
 from edgepack.export.wire.drift import DriftRun
 from edgepack.export.wire.factors import FactorStore, typical_factor
+from edgepack.export.wire.fold_choice import COARSE, FINE, FoldSample, choose_strength
 from edgepack.export.wire.folding import input_groups
-from edgepack.export.wire.grid import UNION_STEP, GridChooser
-from edgepack.export.wire.layer import LayerFolder
+from edgepack.export.wire.grid import UNION_STEP, GridChooser, GridSample
+from edgepack.export.wire.hosts import Offer, allocate, kinds_for
+from edgepack.export.wire.layer import FoldedLayer, LayerFolder, evening
 from edgepack.export.wire.origins import Origins
 from edgepack.export.wire.rounding import Rounding, WireResult, WireSettings
 from edgepack.export.wire.stack import WireStack
@@ -50,13 +53,19 @@ if TYPE_CHECKING:
     from edgepack.export.wire.drift import Drifted
     from edgepack.export.wire.folding import InputGroup
     from edgepack.export.wire.grid import WireGrid
-    from edgepack.export.wire.layer import FoldedLayer
+    from edgepack.export.wire.layer import Shape
     from edgepack.export.wire.stack import Piece
     from edgepack.gguf.types import Value
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
     from edgepack.quant.calibration.curvature_store import CurvatureStore
     from edgepack.quant.wire.factor import SweepFactor
+
+
+_FOLD = "fold "  # before a matrix' name: key of what was decided on its folds
+_FOLD_ROWS = 32  # on which folds and hosts are compared
+MIXED = "mixed"  # in place of a host's name, where matrices have hosts of their own
+GGUF_ALIGNMENT = 32  # of a tensor: its padding is less
 
 
 class WireModel:
@@ -101,6 +110,8 @@ class WireModel:
         self._folder = LayerFolder(self.model, self._squares, settings.column_steps)
         self.base = plan_export(self.model, host_target(settings.host), PlanOptions(Overrides(pure=True)))
         self._planned = {tensor.info.name: tensor for tensor in self.base.tensors}
+        self._kept = False
+        self._hosts: dict[str, GGMLType] = {}
         self._costs = MatrixCurvatures(curvatures, self._origins, checkpoint.tensors.specs)
         self._steps = RowSteps(self.matrices, self.model.tensors, self._costs, settings.row_steps, settings.allocation)
         self._check()
@@ -153,6 +164,9 @@ class WireModel:
             NumericError: rows that do not fit the host, or a Hessian that is not positive semi-definite.
         """
         work, layers, settings = Rounding(scratch), self._layers(), self.settings
+        about = self._about(scale) | (about or {})
+        if settings.memory and not (self._kept and self._hosts):
+            self.hosts = self._allocated(scale, about)
         drift = DriftRun(self._checkpoint, self._tokens, settings.device) if settings.drift else None
         with progress("Rounding", len(layers), " layers") as advance:
             for block, names in layers.items():
@@ -162,7 +176,7 @@ class WireModel:
                 else:
                     self._advance(drift, block, names, self._round_layer(names, scale, work), work)
                 advance(1)
-        return work.result(self.base, self._about(scale) | (about or {}))
+        return work.result(self.base, about)
 
     def predicted_bytes(self, scales: Sequence[float]) -> list[float]:
         """What archives at some scales will take, about: from a sample of rows, without rounding any.
@@ -188,35 +202,114 @@ class WireModel:
         return found
 
     def keep_trellises(self, kept: bool) -> None:
-        """Whether later roundings leave it as it is which matrices have a trellis; nothing is kept at first."""
+        """Whether later roundings leave hosts and trellises of matrices as they are; nothing is kept at first."""
+        self._kept = kept
         self._grids.keep(kept)
 
     @property
-    def trellises(self) -> dict[str, bool]:
-        """First matrix of a stack → whether it has a trellis, as the last rounding decided; may be set."""
+    def trellises(self) -> dict[str, int]:
+        """What the last rounding decided: first matrix of a stack → whether it has a trellis; may be set.
+
+        Under `fold NAME` the strength of its folds (`fold_choice.STRENGTHS`).
+        """
         return self._grids.pays_for
 
     @trellises.setter
-    def trellises(self, decided: Mapping[str, bool]) -> None:
+    def trellises(self, decided: Mapping[str, int]) -> None:
         self._grids.pays_for = dict(decided)
+
+    @property
+    def hosts(self) -> dict[str, GGMLType]:
+        """Matrix → its host, where a budget of memory chose it; may be set."""
+        return dict(self._hosts)
+
+    @hosts.setter
+    def hosts(self, chosen: Mapping[str, GGMLType]) -> None:
+        self._hosts = dict(chosen)
+        tensors = (
+            replace(tensor, info=replace(tensor.info, type=chosen.get(tensor.info.name, tensor.info.type)))
+            for tensor in self.base.tensors
+        )
+        self.base = replace(self.base, tensors=tuple(tensors))
+        self._planned = {tensor.info.name: tensor for tensor in self.base.tensors}
+
+    def _allocated(self, scale: float, about: Mapping[str, Value]) -> dict[str, GGMLType]:
+        """Hosts of all matrices with which the file keeps to its memory.
+
+        Raises:
+            UsageError: it is larger even with the smallest; the text says how large.
+        """
+        members, offers = [], []
+        for names in self._layers().values():
+            for group in self._groups(names):
+                members.append(group.members)
+                offers.append(self._offers(group, scale))
+        matrices = sum(tensor.info.nbytes for tensor in self.matrices)
+        whole = replace(self.base, metadata={**self.base.metadata, **about}).total_bytes
+        fixed = whole - matrices + GGUF_ALIGNMENT * len(self.matrices)
+        least = fixed + sum(min(offer.bytes for offer in group) for group in offers)
+        if least > self.settings.memory:
+            raise UsageError(
+                f"--max-memory: expected at least {least} bytes, the least that this model takes on the device, got"
+                f" {self.settings.memory}"
+            )
+        chosen = allocate(offers, self.settings.memory - fixed)
+        return {name: offer.kind for names, offer in zip(members, chosen, strict=True) for name in names}
+
+    def _offers(self, group: InputGroup, scale: float) -> list[Offer]:
+        stack = self._stack(group, FoldedLayer())
+        own, weights = stack.members[0].info.type, stack.rows * stack.width
+        sample = FoldSample(*stack.sample(), evening(self._squares(group)), self._squares(group))
+        grids = GridSample.of(stack, self._factor(group, stack), _FOLD_ROWS)
+        folds = self.settings.column_steps and (group.norm is not None or group.producer is not None)
+        found = []
+        for kind in kinds_for(stack.width) or (own,):
+            host = HOST_OF_TYPE[kind]
+            strength = FINE if host.reach > 31 else COARSE
+            folded = grids.folded(sample.scales(strength)) if folds else grids
+            cost = self._grids.cost(folded, host, scale)
+            cost += sample.activations(strength, host, scale) if folds else 0.0
+            found.append(Offer(kind, stack.rows * kind.row_bytes(stack.width), weights * cost))
+        return found
 
     def _resume_layer(self, layer: str, names: list[str], scale: float, work: Rounding) -> None:
         """Round a layer, unless an interrupted rounding did."""
         matrices = [self._planned[name] for name in names if self._on_grid(self._planned[name])]
-        mine = {name: self._grids.pays_for[name] for name in names if name in self._grids.pays_for}
-        key = repr((scale, self.settings, mine if self._grids.kept else None))
+        key = repr((scale, self.settings, self._decided(names) if self._kept else None))
         kept = work.resume(layer, key, matrices)
         if kept is not None:
             self._grids.pays_for |= kept
-            work.vectors |= self._folder.fold(self._groups(names)).vectors
+            work.vectors |= self._folder.fold(self._groups(names), self._shape(scale, True)).vectors
             return
         self._round_layer(names, scale, work)
-        decided = {name: self._grids.pays_for[name] for name in names if name in self._grids.pays_for}
+        decided = self._decided(names)
         work.finish(layer, key, matrices, decided)
+
+    def _decided(self, names: list[str]) -> dict[str, int]:
+        """What is decided on matrices."""
+        keys_of = (key for name in names for key in (name, _FOLD + name))
+        return {key: self._grids.pays_for[key] for key in keys_of if key in self._grids.pays_for}
+
+    def _shape(self, scale: float, known: bool) -> Shape:
+        """How strongly groups are folded at a scale; as decided before where that is `known`."""
+
+        def shaped(group: InputGroup, even: NDArray[np.float64]) -> NDArray[np.float64]:
+            key, stack = _FOLD + group.members[0], self._stack(group, FoldedLayer())
+            sample = FoldSample(*stack.sample(), even, self._squares(group))
+            decided = self._grids.pays_for
+            if not (known and key in decided):
+                grids = GridSample.of(stack, self._factor(group, stack), _FOLD_ROWS)
+                host = HOST_OF_TYPE[stack.members[0].info.type]
+                decided[key] = choose_strength(
+                    sample, host, scale, lambda scales: self._grids.cost(grids.folded(scales), host, scale)
+                )
+            return sample.scales(decided[key])
+
+        return shaped
 
     def _round_layer(self, names: list[str], scale: float, work: Rounding) -> FoldedLayer:
         groups = self._groups(names)
-        layer = self._folder.fold(groups)
+        layer = self._folder.fold(groups, self._shape(scale, self._kept))
         if self._threads == 1:
             for group in groups:
                 self._round_group(group, layer, scale, work, None)
@@ -322,7 +415,7 @@ class WireModel:
     def _about(self, scale: float) -> dict[str, Value]:
         """Metadata on how the file was made; the archive's coder reads host and trellis."""
         return {
-            keys.WIRE_HOST: string(self.settings.host.kind.name),
+            keys.WIRE_HOST: string(MIXED if self.settings.memory else self.settings.host.kind.name),
             keys.WIRE_SCALE: f32(scale),
             keys.WIRE_RDO: f32(self.settings.rdo),
             keys.WIRE_TRELLIS: u32(self.settings.trellis),

@@ -46,6 +46,7 @@ class WireSettings:
         allocation: whether matrices have steps by their curvature; else steps are proportional to their weights.
         drift: whether blocks are fitted to what they receive from the blocks already rounded.
         device: a torch device.
+        memory: bytes that the GGUF may have, for which every input group gets a host of its own; 0 for `host` alone.
     """
 
     host: Host
@@ -57,6 +58,7 @@ class WireSettings:
     allocation: bool = True
     drift: bool = False
     device: str = "cpu"
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Rounding:
     def store(self, span: Span, host: Host, rounded: Rounded, rows: slice) -> None:
         """Keep rows `rows` of `rounded`, which are the span's, as blocks of the host."""
         lattice, tensor = rounded.lattice.rows(rows), span.tensor
-        steps, factors = lattice.steps.cpu().numpy().astype(np.float16), lattice.factors.cpu().numpy()
+        steps, factors = lattice.steps.cpu().numpy(), lattice.factors.cpu().numpy()
         path = self._scratch / f"{tensor.info.name}.rows"
         path.touch()
         with path.open("r+b") as stream:  # spans of experts come in any order
@@ -139,7 +141,7 @@ class Rounding:
             encode_host(host, steps, rounded.quants[rows].cpu().numpy(), factors).tofile(stream)
         self._encoded[tensor.info.name] = ScratchRows(path, host.kind, tensor.info.shape, tensor.rows.dtype)
 
-    def finish(self, layer: str, key: str, matrices: Sequence[PlannedTensor], trellises: Mapping[str, bool]) -> None:
+    def finish(self, layer: str, key: str, matrices: Sequence[PlannedTensor], trellises: Mapping[str, int]) -> None:
         """Note that a layer is whole, so that an interrupted rounding need not do it again.
 
         Args:
@@ -159,7 +161,7 @@ class Rounding:
         partial.write_text(json.dumps(note))
         partial.replace(self._scratch / f"{layer}.json")
 
-    def resume(self, layer: str, key: str, matrices: Sequence[PlannedTensor]) -> dict[str, bool] | None:
+    def resume(self, layer: str, key: str, matrices: Sequence[PlannedTensor]) -> dict[str, int] | None:
         """Take a layer that was finished under the same key; what was decided on its trellises, None where it was not.
 
         Args:

@@ -65,6 +65,19 @@ class SweepFactor:
         noise = np.maximum(np.square(upper).sum(0) / np.square(diagonal) - 1, 0)
         return cls(_packed(upper), diagonal, noise.astype(np.float32))
 
+    def folded(self, folds: NDArray[np.float64]) -> SweepFactor:
+        """Of inputs multiplied with `folds` [in]: U's columns divided by them, again of twelve bits."""
+        packed = np.empty_like(self.packed)
+        divisors = np.ones(-(-self.columns // PANEL) * PANEL, np.float32)
+        divisors[: self.columns] = folds
+        for panel in range(-(-self.columns // PANEL)):
+            start, rows = _place(panel)
+            place = slice(start, start + rows * PANEL)
+            packed[place] = twelve_bits(
+                self.packed[place].reshape(rows, PANEL) / divisors[panel * PANEL : rows]
+            ).reshape(-1)
+        return SweepFactor(packed, (self.diagonal / divisors[: self.columns]).astype(np.float32), self.noise)
+
     def dense(self) -> torch.Tensor:
         """U [in, in] of twelve bits off the diagonal, for sweeps in torch."""
         panels = -(-self.columns // PANEL)

@@ -9,10 +9,13 @@ for the whole model then decides its size. Which integers the weights become is 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 
+PLAIN_ERROR = 1 / 12  # mean squared error of the nearest integers, in steps
+RUNGS = 8  # of a group's factor in an octave, where the host can hold them
 LADDER = 4  # steps lie on a ladder of 2^(1/4): at most 9 % off, which costs 0.004 bit, and few values to store
 _SMALLEST_STEP = 2.0**-14  # of normal float16
 _ROOM = 1.5  # times its magnitude: what feedback may make of a weight beyond the host's reach
@@ -24,11 +27,13 @@ class Lattice:
     """Where the weights of a matrix may lie: step · factor · multiple · integer.
 
     Attributes:
-        steps: float32 [out], the row's step, exactly a float16.
+        steps: float32 [out], the row's step; with a factor, or by itself where blocks hold the factors, a float16.
         factors: int32 [out, groups], what the host multiplies a group's step with.
         multiples: int32 [in], multiples that the integers of a column are held to.
         limits: int32 [in], the greatest magnitude that the column's integer may have, before its multiple.
         most_factor: the greatest factor that the host can hold.
+        rungs: factors that a group may have in an octave, where its own leaves integers beyond their limits: 1 for
+            powers of two, `RUNGS` for 8, 9 … 16, 18 ….
     """
 
     steps: torch.Tensor
@@ -36,6 +41,7 @@ class Lattice:
     multiples: torch.Tensor
     limits: torch.Tensor
     most_factor: int
+    rungs: int = 1
 
     @property
     def group(self) -> int:
@@ -99,48 +105,78 @@ def column_multiples(wanted: torch.Tensor, group: int, most: int, spread: float 
     return multiples.repeat_interleave(group), factor
 
 
-def coding_loss(wanted: torch.Tensor, choice: tuple[torch.Tensor, float], largest: torch.Tensor) -> float:
-    """What `choice` loses against steps exactly as wanted, at equal bytes: log of arithmetic over geometric mean.
+def next_factors(factors: torch.Tensor, lattice: Lattice) -> torch.Tensor:
+    """The next rung of each factor's ladder; the greatest stays."""
+    octave = (factors.double() / lattice.rungs).log2().floor().clamp_min(0)
+    return (factors + torch.exp2(octave).to(factors.dtype)).clamp_max(lattice.most_factor)
+
+
+def best_factors(values: torch.Tensor, lattice: Lattice, rounding: float, columns: slice = slice(None)) -> torch.Tensor:
+    """Factors that cost least of those that are not below the lattice's: the formula of kernels/wire_sweep.h.
 
     Args:
-        wanted: column steps [in].
-        choice: multiples [in] and their factor.
-        largest: for each row the least factor with which it fits the host [out]; rows that need more are raised.
-    """
-    multiples, factor = choice
-    columns = (multiples * factor / wanted).log() * 2
-    rows = (largest / factor).clamp_min(1.0).log() * 2
-    arithmetic = columns.exp().mean().log() + rows.exp().mean().log()
-    return float(arithmetic - columns.mean() - rows.mean())
-
-
-def raised_steps(weights: torch.Tensor, lattice: Lattice, margins: torch.Tensor) -> tuple[float, float]:
-    """How often the steps of groups beyond the host's reach are doubled, and what that costs.
-
-    Args:
-        weights: [out, in].
-        lattice: steps and reach.
-        margins: what feedback may add to a weight's magnitude, in steps [in].
+        values: what is about to be rounded in some columns [out, columns].
+        lattice: of all columns; its factors are those asked for.
+        rounding: mean squared error of a weight, in squared steps.
+        columns: whole groups.
 
     Returns:
-        doublings a group on average, and bits a weight that unequal steps lose against equal ones at equal error.
+        int32 [out, groups of these columns].
     """
-    factors = fitted(weights.abs() + margins * lattice.weight_steps, lattice).factors.double() / lattice.factors
-    doublings = float(factors.log2().mean())
-    return doublings, 0.5 * float(factors.square().mean().log2()) - doublings
+    group, all_columns = lattice.group, len(lattice.multiples)
+    start, stop, _ = columns.indices(all_columns)
+    asked = lattice.factors[:, start // group : stop // group].contiguous()
+    unit = (lattice.steps[:, None] * asked).repeat_interleave(group, 1) * lattice.multiples[columns]
+    sizes, limits = values.abs() / unit, lattice.limits[columns].to(values.dtype)
+    needed = (sizes / limits).reshape(*asked.shape, group).amax(2)
+    found = asked.reshape(-1).clone()
+    open_groups = (needed.reshape(-1) > 1).nonzero()[:, 0]
+    if not len(open_groups):
+        return asked
+    sizes = sizes.reshape(-1, group)[open_groups]
+    limits = limits.reshape(-1, group).repeat(len(asked), 1)[open_groups]
+    needed, first = needed.reshape(-1)[open_groups], found[open_groups]
+    factor, least = first.clone(), torch.full_like(needed, math.inf)
+    while len(open_groups):
+        ratio = factor / first
+        cost = rounding * group * (ratio.square() - 2 * (factor.double().log() - first.double().log()).float())
+        cost = cost + (sizes - ratio[:, None] * limits).clamp_min(0).square().sum(1)
+        better = cost < least
+        found[open_groups[better]] = factor[better]
+        least, following = torch.minimum(least, cost), next_factors(factor, lattice)
+        rest = (ratio < needed) & (following != factor)
+        open_groups, sizes, limits, needed = open_groups[rest], sizes[rest], limits[rest], needed[rest]
+        first, least, factor = first[rest], least[rest], following[rest]
+    return found.reshape(asked.shape)
+
+
+def grid_cost(values: torch.Tensor, lattice: Lattice, wanted: torch.Tensor, rounding: float) -> float:
+    """What a grid costs beside one with exactly the wanted steps: squared errors, less what larger steps save in bits.
+
+    With x a weight's step over the wanted one it is the mean of x² - 2 ln x, which is 1 at best; a bit a weight is
+    2 ln 2. What lies beyond the limits adds its squared error over that of a rounding at the wanted step.
+
+    Args:
+        values: a sample of rows, magnitudes with what feedback may add [n, in].
+        lattice: of these rows.
+        wanted: steps [n, in].
+        rounding: mean squared error of a weight, in squared steps.
+    """
+    factors = best_factors(values, lattice, rounding)
+    steps = replace(lattice, factors=factors).weight_steps.double()
+    over = steps / wanted
+    clamped = (values.abs().double() - steps * lattice.limits).clamp_min(0) / wanted
+    return float((over.square() - 2 * over.log() + clamped.square() / rounding).mean())
 
 
 def fitted(weights: torch.Tensor, lattice: Lattice) -> Lattice:
-    """Factors doubled where the weights themselves already lie beyond the limits.
+    """Steps doubled in rows with a weight that even the greatest factor could not hold.
 
-    A row with a weight beyond even the greatest factor (single weights of trained models are a thousand times the
-    others) gets a larger step: one row then costs more, where the whole matrix would not fit.
+    Single weights of trained models are a thousand times the others: one row then costs more, where the whole matrix
+    would not fit. Groups' factors are raised while they are rounded.
     """
     reach = (lattice.multiples * lattice.limits).to(weights.dtype) * lattice.steps[:, None]
-    needed = (weights.abs() / reach).reshape(len(weights), -1, lattice.group).amax(2)
-    over = (_ROOM * needed.amax(1) / lattice.most_factor).clamp_min(1.0).log2().ceil()
+    needed = (weights.abs() / reach).amax(1)
+    over = (_ROOM * needed / lattice.most_factor).clamp_min(1.0).log2().ceil()
     grown = (lattice.steps * torch.exp2(over)).clamp_max(_LARGEST_STEP)
-    needed = needed / lattice.factors * (lattice.steps / grown)[:, None]
-    doublings = needed.clamp_min(1.0).log2().ceil().to(torch.int32)
-    factors = (lattice.factors << doublings).clamp_max(lattice.most_factor)
-    return replace(lattice, steps=torch.where(over > 0, grown, lattice.steps), factors=factors.to(torch.int32))
+    return replace(lattice, steps=torch.where(over > 0, grown, lattice.steps))

@@ -69,10 +69,16 @@ class RateModel:
         """Rows whose typical magnitude is less than `level` steps, bool [out]: they had better stand aside."""
         return self.rows < level
 
-    def bits(self, column: int, integers: torch.Tensor) -> torch.Tensor:
-        """Of integers [out, 4], one of each subset modulo 4, in the same shape."""
+    def bits(self, column: int, integers: torch.Tensor, shrink: torch.Tensor | float = 1.0) -> torch.Tensor:
+        """Of integers [out, 4], one of each subset modulo 4, in the same shape.
+
+        Args:
+            column: its number.
+            integers: what each subset offers.
+            shrink: squares of the steps expected over those that the group got [out].
+        """
         errors = self.rows.square().clamp_max(ERROR)  # rows below the water level become zeros
-        scales = (self.rows * self.columns[column]).square() + self.noise[column] * errors
+        scales = (self.rows * self.columns[column]).square() * shrink + self.noise[column] * errors
         scales = scales.sqrt().clamp_min(1e-6) / 2
         places = ((scales.log2().clamp(_LOWEST, _HIGHEST) - _LOWEST) * _LADDER).round().long()
         return exponent_of(integers / (2 * scales[:, None])) + normalisers().to(integers.device).T[places].repeat(1, 2)

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from edgepack.kernels.native import library, pointer, record
-from edgepack.quant.wire.rates import SLOPE, normalisers
+from edgepack.quant.wire.grid import PLAIN_ERROR
+from edgepack.quant.wire.rates import ERROR, SLOPE, normalisers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,7 @@ class Swept:
 
     Attributes:
         quants: int16 [out, in], multiples included, factors not.
-        factors: int32 [out, groups], raised where an integer would have passed its limit.
+        factors: int32 [out, groups], raised where integers would have passed their limits.
         losses: float64 [out], sum of squared column errors over U_kk²: the row's share of tr(E H Eᵀ).
         failures: groups that do not fit even with the greatest factor.
     """
@@ -107,6 +108,8 @@ def _check(columns: int, factor: SweepFactor, lattice: Lattice) -> None:
         raise ValueError(f"a sweep of {columns} columns: got a factor of {factor.columns}")
     if 32 % lattice.group or columns % lattice.group:
         raise ValueError(f"expected groups that divide 32 and {columns} columns, got {lattice.group}")
+    if not 1 <= int(lattice.factors.min()) <= int(lattice.factors.max()) <= lattice.most_factor <= _MOST:
+        raise ValueError(f"expected factors from 1 to {lattice.most_factor}, at most {_MOST}")
     if int((lattice.limits * lattice.multiples).max()) > _MOST or int(lattice.limits.min()) < 1:
         raise ValueError(f"expected integers of at most {_MOST}, got {int((lattice.limits * lattice.multiples).max())}")
 
@@ -132,6 +135,7 @@ def _rate_arrays(
 def _numbers(lattice: Lattice, pull: float, paths: TrellisRounding | None) -> dict[str, float]:
     numbers: dict[str, float] = {
         "columns": len(lattice.multiples), "group": lattice.group, "most_factor": lattice.most_factor, "pull": pull,
+        "rungs": lattice.rungs, "rounding": PLAIN_ERROR if paths is None else ERROR,
         "slope": SLOPE if paths is not None and paths.rates is not None else 0.0,
     }  # fmt: skip
     if paths is not None:
@@ -194,5 +198,5 @@ def _sweep_tile(
 
 @cache
 def _logarithms() -> NDArray[np.float32]:
-    """ln(1 + n), for the pull."""
+    """ln(1 + n), for the pull and for what larger steps save."""
     return np.log1p(np.arange(_MOST + 1)).astype(np.float32)

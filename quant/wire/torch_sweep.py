@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from edgepack.quant.wire.factor import PANEL
-from edgepack.quant.wire.rates import SLOPE
+from edgepack.quant.wire.grid import PLAIN_ERROR, best_factors, next_factors
+from edgepack.quant.wire.rates import ERROR, SLOPE
 from edgepack.quant.wire.sweep import Swept
 from edgepack.quant.wire.trellis import Trellis
 
@@ -47,6 +48,7 @@ def sweep_torch(
 
 def _block(values: torch.Tensor, upper: torch.Tensor, columns: _Columns, first: int) -> tuple[torch.Tensor, int]:
     """Errors over U_kk [out, block] of one block, and groups beyond help; factors are raised until all others fit."""
+    columns.begin(values, first)
     while True:
         columns.beyond.zero_()
         work, errors = values.clone(), torch.empty_like(values)
@@ -77,6 +79,7 @@ class _Columns:
     beyond: torch.Tensor = field(init=False)
     _trellis: Trellis | None = field(init=False, default=None)
     _squared: torch.Tensor = field(init=False)
+    _asked: torch.Tensor = field(init=False)
     _levels: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,14 +90,23 @@ class _Columns:
         if self.paths is not None:
             self._trellis = Trellis(self.paths.code, self.paths.lanes.to(steps.device), steps.device)
         self.quants = torch.zeros(len(steps), len(self.lattice.multiples), dtype=torch.int32, device=steps.device)
-        self.beyond = torch.zeros_like(factors, dtype=torch.bool, memory_format=torch.contiguous_format)
+        self.beyond = torch.zeros_like(factors, dtype=torch.float32, memory_format=torch.contiguous_format)
+        self._asked = factors
+
+    def begin(self, values: torch.Tensor, first: int) -> None:
+        """Choose the factors of a block's groups by what feedback has made of its columns `values` [out, block]."""
+        group, stop = self.lattice.group, first + values.shape[1]
+        rounding = PLAIN_ERROR if self.paths is None else ERROR
+        factors = self.lattice.factors.clone(memory_format=torch.contiguous_format)
+        factors[:, first // group : stop // group] = best_factors(values, self.lattice, rounding, slice(first, stop))
+        self.lattice = replace(self.lattice, factors=factors)
 
     def round(self, column: int, values: torch.Tensor) -> torch.Tensor:
         """The final values [out] of one column, given what feedback has made of it [out]."""
         group, most = column // self.lattice.group, int(self.lattice.limits[column])
         step = self.lattice.column_steps(column)
         scaled = values / step
-        self.beyond[:, group] |= scaled.abs().round() > most
+        self.beyond[:, group] = torch.maximum(self.beyond[:, group], scaled.abs() / (most + 1))
         if self._trellis is None:
             magnitude = scaled.abs()
             pulled = (magnitude - self.pull / (magnitude + 1.0)).clamp(0.0, most)
@@ -109,16 +121,21 @@ class _Columns:
         """What integers [out, 4] cost beside their errors, in squared steps."""
         total = (2 * self.pull) * integers.abs().log1p()
         if self.paths is not None and self.paths.rates is not None:
-            total += SLOPE * self.paths.rates.bits(column, integers)
+            group = column // self.lattice.group
+            shrink = (self._asked[:, group] / self.lattice.factors[:, group]).square()
+            total += SLOPE * self.paths.rates.bits(column, integers, shrink)
         return total
 
     def raise_factors(self) -> tuple[bool, int]:
-        """Double the first factor of each row that has one beyond its reach; whether any, and how many cannot be."""
-        rows = self.beyond.any(1).nonzero()[:, 0]
-        groups = self.beyond[rows].int().argmax(1)
-        factors = self.lattice.factors.clone(memory_format=torch.contiguous_format)
-        old = factors[rows, groups]
-        factors[rows, groups] = (2 * old).clamp_max(self.lattice.most_factor)
-        self.lattice = replace(self.lattice, factors=factors)
-        able = old < self.lattice.most_factor
+        """Raise the first factor of each row that has one too small; whether any, and how many cannot be."""
+        lattice = self.lattice
+        rows = (self.beyond > 1).any(1).nonzero()[:, 0]
+        groups = (self.beyond[rows] > 1).int().argmax(1)
+        factors = lattice.factors.clone(memory_format=torch.contiguous_format)
+        old, wanted = factors[rows, groups], factors[rows, groups] * self.beyond[rows, groups]
+        able, raised = old < lattice.most_factor, next_factors(old, lattice)
+        while bool((low := (raised < wanted) & (raised < lattice.most_factor)).any()):
+            raised = torch.where(low, next_factors(raised, lattice), raised)
+        factors[rows, groups] = raised
+        self.lattice = replace(lattice, factors=factors)
         return bool(able.any()), int((~able).sum())

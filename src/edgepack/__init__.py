@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgepack.api.bundling import bundle
     from edgepack.api.checking import generate_key, inspect, sign, verify
     from edgepack.api.checkpoint import checkpoint
+    from edgepack.api.confidence import calibrate
     from edgepack.api.embedders import validate_embeddings
     from edgepack.api.export import export
     from edgepack.api.fetching import fetch, update
@@ -52,6 +53,7 @@ _NAMES = {
     "architecture_of": "api.analysis",
     "bench": "api.speed",
     "bundle": "api.bundling",
+    "calibrate": "api.confidence",
     "certify": "api.fidelity",
     "check_provenance": "api.provenance",
     "checkpoint": "api.checkpoint",
@@ -95,6 +97,7 @@ __all__ = [
     "architecture_of",
     "bench",
     "bundle",
+    "calibrate",
     "certify",
     "check_provenance",
     "checkpoint",

@@ -181,3 +181,16 @@ def test_a_dry_run_prints_the_plan_and_runs_no_pass(tmp_path: Path, capsys: pyte
     assert run(["export", str(BOOKS), "--target", "q4_0", "--pass", "awq", "--dry-run", "-o", str(out)]) == 0
     assert "blk.0.attn_q.weight" in capsys.readouterr().out
     assert not out.exists()
+
+
+def test_smoothing_by_the_command_line_is_told_in_the_file(tmp_path: Path) -> None:
+    text, recipe, out = tmp_path / "text.txt", tmp_path / "recipe.toml", tmp_path / "m.gguf"
+    text.write_text(TEXT)
+    calibration = f'[calibration]\ntext = "{text}"\nsequences = 2\nlength = 32\n'
+    recipe.write_text(f'{calibration}[[pass]]\nname = "smooth"\ntokens = 64\nsteps = 5\n')
+    assert run(["export", str(BOOKS), "--target", "q8_0", "--recipe", str(recipe), "-o", str(out)]) == 0
+    metadata = read_header(out).metadata
+    assert metadata["edgepack.pass.0.name"].value == "smooth"
+    assert metadata["edgepack.pass.0.folds"].value > 0
+    before, after = (metadata[f"edgepack.pass.0.predicted_{when}"].value for when in ("before", "after"))
+    assert after < before

@@ -39,6 +39,11 @@ WRITES = {
     "compare": ["{gguf} --reference {gguf} --text {text} --ctx 64 --chunks 1 --report {out}/x.html"],
     "certify": ["{gguf} --reference {gguf} --text {text} --ctx 64 --chunks 1 -o {out}/x.edgepack"],
     "frontier": ["{books} --calibration {text} --text {text} --ctx 64 --chunks 1 --points plain/Q8_0 -o {out}/x"],
+    "calibrate": [
+        "{gguf} --from-text {text} -o {out}/x.gguf",
+        "{gguf} --from-text {text} -o {out}/x.edgepack",
+        "{gguf} --from-text {text} --report {out}/x.html",
+    ],
     "release": ["{archive} -o {out}/x"],
     "extract": ["{archive} output_norm.weight -o {out}", "{archive} a.gguf -o {out}"],
     "keygen": ["{out}/key", "{out}/key --openssf"],

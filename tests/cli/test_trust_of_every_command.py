@@ -47,6 +47,7 @@ TAKES = {
     ],
     "compare": ["{archive} --reference {gguf} --text {text} --ctx 32 --chunks 2"],
     "evaluate": ["{archive} --reference {gguf} --task {items}"],
+    "calibrate": ["{archive} --questions {items} -o {out}/c.edgepack"],
     "certify": ["{archive} --reference {gguf} --text {text} --ctx 32 -o {out}/c.edgepack"],
     "diff": ["{archive} {gguf} -o {out}/d", "{gguf} {archive} -o {out}/d"],
     "patch": ["{archive} {patch_from} -o {out}/p", "{gguf} {patch_to} -o {out}/p"],

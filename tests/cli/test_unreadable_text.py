@@ -22,6 +22,8 @@ ROUTES = {
     "compare": ["compare", "GGUF", "--reference", "BOOKS", "--text", "TEXT"],
     "certify": ["certify", "GGUF", "--reference", "BOOKS", "--text", "TEXT"],
     "evaluate": ["evaluate", "GGUF", "--reference", "BOOKS", "--task", "TEXT"],
+    "calibrate --questions": ["calibrate", "GGUF", "--questions", "TEXT"],
+    "calibrate --from-text": ["calibrate", "GGUF", "--from-text", "TEXT"],
     "run --grammar": ["run", "GGUF", "--prompt", "x", "--grammar", "@TEXT"],
     "prune-grid --calibration": ["prune-grid", "BOOKS", "--sparsity", "0.5", "--calibration", "TEXT"],
     "prune-grid --text": ["prune-grid", "BOOKS", "--sparsity", "0.5", "--text", "TEXT"],

@@ -19,35 +19,45 @@ from edgepack.quantities import format_size
 from edgepack.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from edgepack.edge.fidelity.run import Candidate, FidelityRun
     from edgepack.edge.fidelity.statistics import AgreementStatistics
     from edgepack.edge.fidelity.validate import DivergentToken, Gates, Validation
 
 _TEMPLATE = Path(__file__).with_name("report_page.html")
+_STYLE = Path(__file__).with_name("report_style.css")
 _SHOWN_TOKENS = 20
 _POSITION_BINS = 24
 _SHOWN_BEFORE = 12  # tokens of context
 
 
-def render(run: FidelityRun, gates: Gates) -> str:
-    """The page; it needs no network and no other file."""
+def filled(template: Path, values: Mapping[str, Any]) -> str:
+    """A page of the house's style: a template with `values`, beside `style` and `version`; it needs no network."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    page = environment.from_string(template.read_text(encoding="utf-8"))
+    return page.render(**values, style=_STYLE.read_text(encoding="utf-8"), version=__version__)
+
+
+def render(run: FidelityRun, gates: Gates) -> str:
+    """The page; it needs no network and no other file."""
     front = pareto_front([c.bytes for c in run.candidates], [_kl(c) for c in run.candidates])
     candidates = [
         _candidate(candidate, gates, on_front=marked) for candidate, marked in zip(run.candidates, front, strict=True)
     ]
-    return template.render(
-        run=run,
-        candidates=candidates,
-        rows=[*[_row(c.path.name, c.validation, c.bytes, mark) for c, mark in zip(run.candidates, front, strict=True)],
-              *[_row(f"noise: {floor.candidate}", floor, None, on_front=False) for floor in run.floor]],
-        pareto=_pareto(run, front) if len(run.candidates) > 1 else None,
-        passed=all(candidate["passed"] for candidate in candidates),
-        version=__version__,
-    )  # fmt: skip
+    values = {
+        "run": run,
+        "candidates": candidates,
+        "rows": [
+            *[_row(c.path.name, c.validation, c.bytes, mark) for c, mark in zip(run.candidates, front, strict=True)],
+            *[_row(f"noise: {floor.candidate}", floor, None, on_front=False) for floor in run.floor],
+        ],
+        "pareto": _pareto(run, front) if len(run.candidates) > 1 else None,
+        "passed": all(candidate["passed"] for candidate in candidates),
+    }
+    return filled(_TEMPLATE, values)
 
 
 def _candidate(candidate: Candidate, gates: Gates, *, on_front: bool) -> dict[str, Any]:

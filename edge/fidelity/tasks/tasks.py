@@ -76,14 +76,22 @@ def own_tasks() -> dict[str, Path]:
 def read_items(path: Path) -> list[ChoiceItem | MatchItem]:
     """Items of a JSONL file, one object a line.
 
-    Multiple choice: `ctx` (or `query`, `question`), `endings` (or `choices`) and `label` (or `gold`, `answer` as a
-    number). Exact match: `prompt` (or `question`) and `answer` as text.
+    Multiple choice: `ctx` (or `query`, `question`, `prompt`), `endings` (or `choices`) and `label` (or `gold`, or
+    `answer`) as the right one's number; `answer` may be its text too. Exact match: `prompt` (or `question`) and
+    `answer` as text.
 
     Raises:
         UsageError: not such a file; the text names the line and the field.
     """
+    return [item for _number, item in read_numbered_items(path)]
+
+
+def read_numbered_items(path: Path) -> list[tuple[int, ChoiceItem | MatchItem]]:
+    """As `read_items`, each with the number of its line, from 1."""
     lines = read_text(path).splitlines()
-    items = [_read_item(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    items = [
+        (number, _read_item(line, f"{path}, line {number}")) for number, line in enumerate(lines, 1) if line.strip()
+    ]
     if not items:
         raise UsageError(f"task '{path}': no items")
     return items
@@ -102,17 +110,19 @@ def _read_item(line: str, where: str) -> ChoiceItem | MatchItem:
 
 
 def _choice(raw: dict[str, Any], where: str) -> ChoiceItem:
-    context = _text(raw, ("ctx", "query", "question"), where)
+    context = _text(raw, ("ctx", "query", "question", "prompt"), where)
     endings = raw.get("endings", raw.get("choices"))
     if not isinstance(endings, list) or len(endings) < 2 or not all(isinstance(e, str) and e for e in endings):
         raise UsageError(f"{where}: 'endings': expected at least two texts, got {endings!r}")
     label = next((raw[key] for key in ("label", "gold", "answer") if key in raw), None)
+    if label == raw.get("answer") and isinstance(label, str) and label in endings:
+        return ChoiceItem(context, tuple(endings), endings.index(label))
     try:
         label = int(str(label))  # HellaSwag's own files have it as text
     except ValueError:
         label = -1
     if not 0 <= label < len(endings):
-        raise UsageError(f"{where}: 'label': expected 0 to {len(endings) - 1}")
+        raise UsageError(f"{where}: 'label': expected 0 to {len(endings) - 1}, or as 'answer' one of the choices")
     return ChoiceItem(context, tuple(endings), label)
 
 

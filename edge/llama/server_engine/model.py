@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.edge.llama.chances import told_chances
 from edgepack.edge.llama.constraints.check import Constraint, followed_constraint
 from edgepack.edge.llama.engine import UNTOLD_TOKEN, GeneratedToken
 from edgepack.edge.llama.interrupt import AbortFlag
@@ -165,7 +166,9 @@ class ServerModel:
                 for _ in range(told + 1, int(event["tokens_predicted"])):  # those that ended inside a character
                     yield GeneratedToken(UNTOLD_TOKEN, "")
                 told = int(event["tokens_predicted"])
-                yield GeneratedToken(_last(event.get("tokens")), str(event["content"]))
+                told_of = event.get("completion_probabilities") or ()
+                chances = told_chances(told_of[-1]) if told_of else None
+                yield GeneratedToken(_last(event.get("tokens")), str(event["content"]), chances)
 
     def embed(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """The pooled embedding of `token_ids`; see `OpenModel.embed`."""
@@ -227,6 +230,8 @@ def _sampling(options: SamplingOptions, constraint: Constraint) -> dict[str, Any
     same = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "repeat_last_n",
             "frequency_penalty", "presence_penalty", "seed")  # fmt: skip
     request = {name: getattr(options, name) for name in same}
+    if options.chances:
+        request["n_probs"] = options.chances
     if constraint.grammar is not None:
         return {**request, "grammar": constraint.grammar}
     if constraint.json_schema is not None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from edgepack.edge.serve.protocol.confidence import FIELD
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -107,6 +109,7 @@ async def to_messages(
 ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     """A chat's chunks, those that tell of the prompt's progress among them → Anthropic's events."""
     blocks, usage, reason, begun = _Blocks(), {"input_tokens": 0, "output_tokens": 0}, "stop", False
+    verdict: dict[str, Any] | None = None
     async for _name, value in stream:
         progress = value.get("prompt_progress")
         if not begun:
@@ -116,12 +119,14 @@ async def to_messages(
             usage = {"input_tokens": told["prompt_tokens"], "output_tokens": told["completion_tokens"]}
         for choice in () if progress else value.get("choices", ()):
             reason = choice.get("finish_reason") or reason
+            verdict = choice.get(FIELD, verdict)
             for event in blocks.add(choice.get("delta", {})):
                 yield event
     for event in blocks.end():
         yield event
     delta = {"stop_reason": _REASONS.get(reason, "end_turn"), "stop_sequence": None}
-    yield _event("message_delta", delta=delta, usage=usage)
+    more = {} if verdict is None else {FIELD: verdict}
+    yield _event("message_delta", delta=delta, usage=usage, **more)
     yield _event("message_stop")
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from edgepack.edge.confidence.record import Fitted, Form
     from edgepack.edge.serve.engine.settings import Task
 
 
@@ -26,6 +29,7 @@ class ServedFacts:
         has_template: it can chat.
         takes_tools: its chat template shows tools to it.
         sentencepiece: its vocabulary is one of SentencePiece, whose tokens llguidance misreads.
+        confidence: form of question (`text`, `chat`) → how sure its answers are; empty where nobody has measured it.
     """
 
     name: str
@@ -41,3 +45,4 @@ class ServedFacts:
     has_template: bool = True
     takes_tools: bool = False
     sentencepiece: bool = False
+    confidence: Mapping[Form, Fitted] = field(default_factory=dict)

@@ -9,6 +9,8 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
+from edgepack.edge.serve.protocol.confidence import FIELD
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -109,6 +111,7 @@ async def _events(
             response.use(told)
         for choice in value.get("choices", ()):
             response.reason = choice.get("finish_reason") or response.reason
+            response.verdict = choice.get(FIELD, response.verdict)
             for event in response.add(choice.get("delta", {})):
                 yield event
     for event in response.close():
@@ -122,6 +125,7 @@ class _Response:
 
     def __init__(self, model: str, body: dict[str, Any]) -> None:
         self.reason = "stop"
+        self.verdict: dict[str, Any] | None = None
         self._items: list[dict[str, Any]] = []
         self._kind = ""
         self._usage: dict[str, Any] | None = None
@@ -144,7 +148,10 @@ class _Response:
         """The response as it is now."""
         cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
         output = [{**item} for item in self._items]
-        return {**self._head, "status": status, "output": output, "usage": self._usage, "incomplete_details": cut}
+        more = {} if self.verdict is None else {FIELD: self.verdict}
+        return {
+            **self._head, "status": status, "output": output, "usage": self._usage, "incomplete_details": cut, **more,
+        }  # fmt: skip
 
     def use(self, told: dict[str, Any]) -> None:
         """How many tokens were used."""

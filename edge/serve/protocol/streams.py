@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edgepack.edge.serve.protocol.confidence import FIELD
 from edgepack.edge.serve.protocol.errors import RequestError
 from edgepack.edge.serve.protocol.events import Event
 
@@ -122,6 +123,8 @@ class WholeCompletion:
         start |= {"message": {"role": "assistant", "content": None}} if self._chat else {"text": ""}
         found = self._choices.setdefault(index, start)
         found["finish_reason"] = choice.get("finish_reason") or found["finish_reason"]
+        if FIELD in choice:
+            found[FIELD] = choice[FIELD]
         if (told := choice.get("logprobs")) is not None:
             found["logprobs"] = {"content": (found["logprobs"] or {}).get("content", []) + told["content"]}
         if self._chat:
@@ -189,6 +192,8 @@ class WholeMessage:
             self._grow(value["index"], value["delta"])
         elif kind == "message_delta":
             self._message |= value["delta"]
+            if FIELD in value:
+                self._message[FIELD] = value[FIELD]
             self._message["usage"] = {**self._message.get("usage", {}), **value.get("usage", {})}
 
     def _grow(self, index: int, delta: dict[str, Any]) -> None:

@@ -39,7 +39,8 @@ class Host:
         lowest, highest: the integers that it holds, both included.
         group: columns that share one multiple.
         max_multiple: the greatest multiple of the row's step that a group may have.
-        grouped: whether the block has integers for the multiples; else they are powers of two in its own step.
+        grouped: whether the block has integers for the multiples; else its own half-precision step holds their product
+            with the row's.
     """
 
     kind: GGMLType
@@ -56,15 +57,16 @@ class Host:
 
 
 HOSTS: dict[str, Host] = {
-    "q8": Host(GGMLType.Q8_0, -127, 127, 32, 256, grouped=False),
+    "q8": Host(GGMLType.Q8_0, -127, 127, 32, 2048, grouped=False),
     "q6k": Host(GGMLType.Q6_K, -32, 31, 16, 127),
     "q5k": Host(GGMLType.Q5_K, -16, 15, 32, 63),
     "q4k": Host(GGMLType.Q4_K, -8, 7, 32, 63),
 }
 # What llama.cpp falls back to for rows that are not whole blocks (`quant.type_choice.fallback`).
 _FALLBACKS = (
-    Host(GGMLType.Q5_0, -16, 15, 32, 256, grouped=False),
-    Host(GGMLType.Q5_1, -16, 15, 32, 256, grouped=False),
+    Host(GGMLType.Q5_0, -16, 15, 32, 2048, grouped=False),
+    Host(GGMLType.Q4_0, -8, 7, 32, 2048, grouped=False),
+    Host(GGMLType.Q5_1, -16, 15, 32, 2048, grouped=False),
     Host(GGMLType.F16, -127, 127, 1, 256, grouped=False),
 )
 HOST_OF_TYPE = {host.kind: host for host in (*HOSTS.values(), *_FALLBACKS)}
@@ -85,16 +87,15 @@ def find_host(text: str) -> Host:
 
 
 def encode_host(
-    host: Host, steps: NDArray[np.float16], quants: Integers, multiples: Integers | None = None
+    host: Host, steps: NDArray[np.floating[Any]], quants: Integers, multiples: Integers | None = None
 ) -> NDArray[np.uint8]:
     """Blocks whose weight [r, k] is exactly steps[r] · multiples[r, k // group] · quants[r, k].
 
     Args:
         host: the container.
-        steps: float16 [rows], positive, normal numbers.
+        steps: [rows], positive; where the host is `grouped`, and else times their multiples, normal float16 numbers.
         quants: integers [rows, columns].
-        multiples: integers [rows or 1, columns / group], 1 to `host.max_multiple`, powers of two where the host is
-            not `grouped`; all 1 where None.
+        multiples: integers [rows or 1, columns / group], 1 to `host.max_multiple`; all 1 where None.
 
     Returns:
         uint8 [rows, bytes of a row].
@@ -109,25 +110,26 @@ def encode_host(
     factors = np.broadcast_to(np.uint16(1) if multiples is None else np.asarray(multiples), (rows, groups))
     _check(host, steps, quants, factors)
     if host.kind is GGMLType.F16:
-        return _exact_halves(steps, quants * factors)
+        return _exact_halves(steps, quants * factors).view(np.uint8)
     blocks = np.zeros((rows * columns // host.kind.block_size, host.kind.block_bytes), np.uint8)
     if host.grouped:
-        _WRITE_SCALES[host.kind](blocks, np.repeat(steps, len(blocks) // rows), factors.astype(np.uint8))
+        halves = steps.astype(np.float16)
+        _WRITE_SCALES[host.kind](blocks, np.repeat(halves, len(blocks) // rows), factors.astype(np.uint8))
     else:
-        _WRITE_STEPS[host.kind](blocks, (steps.astype(np.float32)[:, None] * factors).astype(np.float16).reshape(-1))
+        _WRITE_STEPS[host.kind](blocks, _exact_halves(steps, factors).reshape(-1))
     raised = quants + (-host.lowest if host.kind in _UNSIGNED else 0)
     return write_quants(host.kind, blocks.reshape(rows, -1), raised.astype(np.int8))
 
 
-def _exact_halves(steps: NDArray[np.float16], quants: Integers) -> NDArray[np.uint8]:
-    exact = steps.astype(np.float32)[:, None] * quants
+def _exact_halves(steps: NDArray[np.floating[Any]], factors: Integers) -> NDArray[np.float16]:
+    exact = steps.astype(np.float32)[:, None] * factors
     halves = exact.astype(np.float16)
     if not np.array_equal(halves.astype(np.float32), exact):
-        raise CodecError(f"host F16: steps must have at most {F16_STEP_BITS} significant bits")
-    return halves.view(np.uint8)
+        raise CodecError("host: steps have too many significant bits for half-precision products with their multiples")
+    return halves
 
 
-def _check(host: Host, steps: NDArray[np.float16], quants: Integers, multiples: Integers) -> None:
+def _check(host: Host, steps: NDArray[np.floating[Any]], quants: Integers, multiples: Integers) -> None:
     low, high = int(quants.min(initial=0)), int(quants.max(initial=0))
     if low < host.lowest or high > host.highest:
         raise CodecError(
@@ -136,10 +138,15 @@ def _check(host: Host, steps: NDArray[np.float16], quants: Integers, multiples: 
     most = int(multiples.max(initial=1))
     if multiples.min(initial=1) < 1 or most > host.max_multiple:
         raise CodecError(f"host {host.kind.name}: expected multiples from 1 to {host.max_multiple}, got {most}")
-    if not host.grouped and (multiples & (multiples - 1)).any():
-        raise CodecError(f"host {host.kind.name}: expected multiples that are powers of two")
-    largest = float(steps.max(initial=np.float16(1))) * (-host.lowest if host.grouped else most)
-    if not (float(steps.min(initial=np.float16(1))) >= _SMALLEST_NORMAL and largest <= _LARGEST):
+    if host.kind is GGMLType.F16:
+        smallest, largest = float(steps.min(initial=1)), float(steps.max(initial=1)) * most
+    elif host.grouped:
+        smallest, largest = float(steps.min(initial=1)), float(steps.max(initial=1)) * -host.lowest
+    else:
+        products = steps.astype(np.float64)[:, None] * multiples
+        smallest, largest = float(products.min(initial=1)), float(products.max(initial=1))
+        largest *= -host.lowest if host.kind in _UNSIGNED else 1
+    if not (smallest >= _SMALLEST_NORMAL and largest <= _LARGEST):
         raise CodecError(f"host {host.kind.name}: steps must be normal half-precision numbers, got {steps.min()}")
 
 
@@ -179,6 +186,7 @@ _UNSIGNED = (GGMLType.Q4_K, GGMLType.Q5_K, GGMLType.Q5_1)
 _WRITE_STEPS = {
     GGMLType.Q8_0: _write_step,
     GGMLType.Q5_0: _write_step,
+    GGMLType.Q4_0: _write_step,
     GGMLType.Q5_1: _write_step_and_minimum,
 }
 _WRITE_SCALES = {

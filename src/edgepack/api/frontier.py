@@ -14,7 +14,7 @@ from edgepack.edge.fit.devices import find_device
 from edgepack.errors import UsageError
 from edgepack.pipeline.frontier.catalogue import catalogue, chosen
 from edgepack.pipeline.frontier.report import write_report
-from edgepack.pipeline.frontier.request import DEVICES, GOAL, StudyRequest
+from edgepack.pipeline.frontier.request import DEVICES, GOAL, SEQUENCES, StudyRequest
 from edgepack.pipeline.frontier.study import Frontier, Study
 from edgepack.progress import silent
 
@@ -34,7 +34,7 @@ def frontier(
     points: str = "",
     devices: Sequence[str] = DEVICES,
     goal: float = GOAL,
-    sequences: int | None = None,
+    sequences: int = SEQUENCES,
     length: int | None = None,
     ctx: int | None = None,
     chunks: int | None = None,
@@ -60,7 +60,7 @@ def frontier(
         points: which files, as expressions of their ids (`importance,wire-q8/Q4_K_M`); all by default.
         devices: profiles whose budgets are told.
         goal: the share of equal first choices that a file should keep.
-        sequences: pieces of the calibration text; each export's own number by default.
+        sequences: pieces of the calibration text, for every method.
         length: tokens of a piece.
         ctx: tokens in a scored chunk.
         chunks: score only the first so many of each text.

@@ -12,6 +12,7 @@ from edgepack.api.questions import checked_message, sampling_of
 from edgepack.edge.chat.completion import Completion, CompletionStream, complete
 from edgepack.edge.chat.conversation import Conversation
 from edgepack.edge.chat.sight import Sight
+from edgepack.edge.confidence.opening import Found, find_record
 from edgepack.edge.fit.opening import runtime_options
 from edgepack.edge.install.projector import require_projector
 from edgepack.edge.llama.check import check_generates
@@ -31,12 +32,15 @@ if TYPE_CHECKING:
 
     from edgepack.api.values import ImageFile
     from edgepack.edge.chat.template import ChatTemplate, JinjaTemplate, NamedTemplate
+    from edgepack.edge.confidence.record import Fitted, Verdict
     from edgepack.edge.fit.opening import OpenWish
     from edgepack.edge.install.model_file import ModelFile
+    from edgepack.edge.llama.chances import TokenChances
     from edgepack.edge.llama.engine import OpenModel
     from edgepack.edge.llama.image import Eyes
     from edgepack.edge.llama.options import RuntimeOptions
 
+_CALIBRATE = "measure it with edgepack calibrate"
 _RANK_POOLING = 4  # LLAMA_POOLING_TYPE_RANK
 
 
@@ -68,6 +72,7 @@ class Model:
         self._eyes: Eyes | None = None
         self._embedder: OpenModel | None = None
         self._ranker: OpenModel | None = None
+        self._confidence: Found | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -145,6 +150,45 @@ class Model:
             wish = replace(self._wish, reranking=True)
             self._ranker = self._opened(runtime_options(self.source.header, wish))
         return self._ranker
+
+    def confidence(self) -> Found:
+        """How sure the file may be of its answers, as `edgepack.calibrate` measured it, and why not where it is not.
+
+        All of the file is read once, to see that it is the one that was measured.
+        """
+        if self._confidence is None:
+            self._confidence = find_record(
+                self.source.path, self.source.header, self._options.adapters,
+                own_template=self._wanted_template is None,
+            )  # fmt: skip
+        return self._confidence
+
+    def verdict(self, completion: Completion, *, chat: bool) -> Verdict:
+        """How likely an answer is right, and whether to give it or to escalate.
+
+        Args:
+            completion: of `complete` or `chat`, with `sampling=SamplingOptions(chances=10)`.
+            chat: whether it answers a chat.
+
+        Raises:
+            UsageError: the file says nothing of its confidence in such answers, or what it says is another file's;
+                the completion was made without chances.
+        """
+        return self.calibration(chat=chat).judge(_with_chances(completion))
+
+    def calibration(self, *, chat: bool) -> Fitted:
+        """The calibration of chats, or of texts continued; raises UsageError where there is none that holds."""
+        found, form = self.confidence(), "chat" if chat else "text"
+        if found.problem:
+            raise UsageError(f"{self.label}: {found.problem}")
+        if found.record is None:
+            raise UsageError(f"{self.label}: it says nothing of its confidence: {_CALIBRATE}")
+        for known, fitted in found.record.fitted.items():
+            if known == form:
+                return fitted
+        stated = " and ".join(found.record.fitted)
+        how = "with --chat" if chat else "without --chat"
+        raise UsageError(f"{self.label}: its confidence is of {stated}, expected {form}: {_CALIBRATE}, {how}")
 
     @property
     def can_chat(self) -> bool:
@@ -397,3 +441,9 @@ class Model:
             known = ", ".join(key.removeprefix(keys.EMBEDDING_PROMPT) for key in prompts) or "none"
             raise UsageError(f"prompt '{chosen}': expected one of {known}")
         return str(header.get(f"{keys.EMBEDDING_PROMPT}{chosen}"))
+
+
+def _with_chances(completion: Completion) -> tuple[TokenChances, ...]:
+    if completion.text and not completion.chances:
+        raise UsageError("verdict: expected a completion of SamplingOptions(chances=10), got one without")
+    return completion.chances

@@ -28,7 +28,8 @@ _PATH = click.Path(path_type=Path)
               help="Profiles whose budgets are told; default gtx-1660, rtx-3060, laptop-8gb.")  # fmt: skip
 @click.option("--goal", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True,
               help="Share of first choices that a file should keep.")  # fmt: skip
-@click.option("--sequences", type=click.IntRange(1), metavar="N", help="Pieces of the calibration text.")
+@click.option("--sequences", type=click.IntRange(1), default=64, show_default=True, metavar="N",
+              help="Pieces of the calibration text, for every method.")  # fmt: skip
 @click.option("--length", type=click.IntRange(1), metavar="N", help="Tokens of a piece.")
 @ctx_option
 @chunks_option
@@ -42,7 +43,7 @@ _PATH = click.Path(path_type=Path)
 @json_option
 def command(
     model: Path, calibration: Path, texts: tuple[Path, ...], output: Path, points: str, devices: tuple[str, ...],
-    goal: float, sequences: int | None, length: int | None, ctx: int | None, max_chunks: int | None,
+    goal: float, sequences: int, length: int | None, ctx: int | None, max_chunks: int | None,
     blockwise: bool | None, threads: int, n_gpu_layers: int, torch_device: str, keep_files: bool, resume: bool,
     dry_run: bool, as_json: bool,
 ) -> int:  # fmt: skip

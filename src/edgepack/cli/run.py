@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from edgepack.api.model import Model
     from edgepack.edge.chat.completion import Completion, CompletionStream
     from edgepack.edge.chat.conversation import Conversation
+    from edgepack.edge.confidence.record import Verdict
     from edgepack.edge.llama.options import SamplingOptions
 
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     help="Decode an archive's model into memory instead of installing it; auto: when the disk has no room for it.",
 )  # fmt: skip
 @click.option("--prompt-cache", type=click.Path(path_type=Path), help="Keep the evaluated system prompt in this file.")
+@click.option("--confidence", is_flag=True, help="Say how likely the answer to --prompt is right (see calibrate).")
 @click.option("--verbose", is_flag=True, help="In a chat: tokens/s and context use after each answer.")
 @click.option(
     "--image",
@@ -62,6 +65,8 @@ def command(file: Path, **values: Any) -> None:
     it you chat.
     """
     chosen = sampling(values)
+    if values["confidence"] and values["from_archive"] == "auto":
+        values["from_archive"] = "never"  # what a file says of its confidence is checked against an installed one
     with prepared(file, values, values["template"]) as model:
         if values["raw"] and (values["chat"] or values["prompt"] is None):
             raise UsageError("--raw: expected --prompt and no --chat with it")
@@ -70,6 +75,8 @@ def command(file: Path, **values: Any) -> None:
             raise UsageError("--json: expected --prompt with it")
         if values["images"]:
             _check_images(model, values)
+        if values["confidence"]:
+            chosen = _with_chances(model, values, chosen, chat=wants_chat)
         if wants_chat:  # whatever can be wrong with the template is told before a large model is loaded
             model.chat_template()
         model.open()
@@ -77,6 +84,16 @@ def command(file: Path, **values: Any) -> None:
             _chat(model, values, chosen)
         else:
             _complete(model, values, chosen)
+
+
+def _with_chances(model: Model, values: Mapping[str, Any], chosen: SamplingOptions, *, chat: bool) -> SamplingOptions:
+    """Whatever can be wrong with the calibration is told before a large model is loaded."""
+    from edgepack.edge.confidence.features import TOLD
+
+    if values["prompt"] is None:
+        raise UsageError("--confidence: expected --prompt with it")
+    model.calibration(chat=chat)
+    return replace(chosen, chances=TOLD)
 
 
 def _check_images(model: Model, values: Mapping[str, Any]) -> None:
@@ -104,20 +121,21 @@ def _complete(model: Model, values: Mapping[str, Any], chosen: SamplingOptions) 
         prompt, max_tokens=values["max_tokens"], stop=values["stops"], sampling=chosen,
         context_shift=values["ctx_shift"], images=values["images"], stream=True,
     )  # fmt: skip
-    _tell(model, prompt, answer, as_json=as_json)
+    _tell(model, prompt, answer, values, chat=False)
     if model.abort:
         raise KeyboardInterrupt
 
 
-def _tell(model: Model, prompt: str, answer: CompletionStream, *, as_json: bool) -> None:
+def _tell(model: Model, prompt: str, answer: CompletionStream, values: Mapping[str, Any], *, chat: bool) -> None:
     """Show the answer as it comes, and what it took; Ctrl-C ends it where it is."""
     from edgepack.edge.llama.interrupt import ctrl_c_sets
 
     with ctrl_c_sets(model.abort), closing(answer):
         for piece in answer:
-            if not as_json:
+            if not values["as_json"]:
                 _show(piece)
-    _report(prompt, answer.result, model.load_seconds, as_json=as_json)
+    verdict = model.verdict(answer.result, chat=chat) if values["confidence"] else None
+    _report(prompt, answer.result, model.load_seconds, verdict, as_json=values["as_json"])
 
 
 def _chat(model: Model, values: Mapping[str, Any], chosen: SamplingOptions) -> None:
@@ -154,12 +172,12 @@ def _ask(model: Model, values: Mapping[str, Any], chosen: SamplingOptions) -> No
         [*system, {"role": "user", "content": question}], max_tokens=values["max_tokens"], stop=values["stops"],
         sampling=chosen, context_shift=values["ctx_shift"], images=values["images"], stream=True,
     )  # fmt: skip
-    _tell(model, question, answer, as_json=values["as_json"])
+    _tell(model, question, answer, values, chat=True)
     if model.abort:
         raise KeyboardInterrupt
 
 
-def _report(prompt: str, result: Completion, load_seconds: float, *, as_json: bool) -> None:
+def _report(prompt: str, result: Completion, load_seconds: float, verdict: Verdict | None, *, as_json: bool) -> None:
     if as_json:
         print_json(
             {
@@ -170,6 +188,7 @@ def _report(prompt: str, result: Completion, load_seconds: float, *, as_json: bo
                 "tokens_per_second": result.tokens_per_second,
                 "load_seconds": load_seconds,
                 "first_token_seconds": result.first_token_seconds,
+                **({} if verdict is None else verdict.json()),
             }
         )
         return
@@ -178,3 +197,5 @@ def _report(prompt: str, result: Completion, load_seconds: float, *, as_json: bo
         f"{result.tokens} tokens, {result.tokens_per_second:.1f} tokens/s; loaded in {load_seconds:.2f} s, "
         f"first token after {result.first_token_seconds:.2f} s"
     )
+    if verdict is not None:
+        note(str(verdict))

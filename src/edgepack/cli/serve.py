@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ from edgepack.errors import UsageError
     metavar="FILE",
     help="Projector: the model sees images.  [default: the archive's own]",
 )
+@click.option("--confidence/--no-confidence", default=True,
+              help="Tell how sure answers are, where the file was calibrated.")  # fmt: skip
 @opening_options
 @json_option
 def command(file: Path, **values: Any) -> None:
     """Serve the model in FILE (GGUF or archive) to OpenAI and Anthropic clients and to a browser on this machine."""
     from edgepack.api.opening import open_file
+    from edgepack.edge.confidence.opening import find_record
     from edgepack.edge.fit.opening import runtime_options
     from edgepack.edge.serve import opening
     from edgepack.edge.serve.server import ServerOptions, bound_socket, check_address, serve
@@ -49,6 +53,15 @@ def command(file: Path, **values: Any) -> None:
         opened = runtime_options(source.header, wish)
         slots = opening.slots_that_fit(source.header, opened, wish.device, values["parallel"], wish.beside)
         facts = opening.served_facts(source, options.name, opened.n_ctx, slots, has_template=bool(template[0]))
+        if values["confidence"]:
+            found = find_record(
+                source.path, source.header, opened.adapters,
+                own_template=values["template"] is None, progress=terminal_progress,
+            )  # fmt: skip
+            if found.problem:
+                note(f"{file}: {found.problem}")
+            if found.record is not None:
+                facts = replace(facts, confidence=found.record.fitted)
         settings = opening.engine_settings(source, opened, facts, template)
         address = f"http://{options.host}:{listener.getsockname()[1]}"
 

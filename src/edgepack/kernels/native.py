@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Equals EDGEPACK_ABI in abi.h; raised with every change of a signature.
-ABI = 1
+ABI = 2
 _EXTENSION = "edgepack.kernels._native"
 
 

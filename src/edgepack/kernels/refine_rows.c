@@ -7,14 +7,14 @@
 
    In both a group is solved alike: of several scales (and floors) each is tried with feedback *inside* the group, and each
    try gives the scale of least squares for its integers, from which the next tries start: with r(y) = U⁻ᵀ y a try's errors
-   are r(x) - S r(q) - F r(1). Between sweeps of descent the steps of a unit are refitted by least squares under H, rounded
-   to halves. What does not make e H eᵀ less is not taken, so no step of descent makes it more. */
+   are r(x) - S r(q) - F r(1). Before the first sweep of descent the steps of a unit are refitted by least squares under H,
+   rounded to halves. What does not make e H eᵀ less is not taken, so no step of descent makes it more. */
 #include "refine_rows.h"
 
 #include "lanes.h"
 #include "uneven_levels.h"
 
-enum { SIZE = 32, CHUNK = 128, AT_ONCE = 4, MOST_UNIT = 256 };
+enum { SIZE = 32, CHUNK = 128, AT_ONCE = 4 };
 
 /* 16 rows: everything [index][lane]. */
 typedef struct {
@@ -31,8 +31,7 @@ typedef struct {
     float cost[LANES], scale[LANES], floor[LANES];   /* codes of the best */
     float fit_scale[LANES], fit_floor[LANES];        /* values of least squares for the best's integers */
     float q[SIZE * LANES], errors[SIZE * LANES];
-    const float *upper;
-    int64_t width;
+    const float *upper; /* [group, group] */
 } problem;
 
 /* Codes of the scales and floors that are tried together. */
@@ -40,20 +39,20 @@ typedef struct {
     float scale[AT_ONCE][LANES], floor[AT_ONCE][LANES];
 } tries;
 
-/* sums[k] += Σ_j matrix[j, first + k] · source[j], j = from … until - 1. Four sums side by side hide the adder's delay. */
-EDGEPACK_CLONES static void gather(const float *restrict matrix, int64_t width, const float *restrict source, int64_t from,
-                                   int64_t until, int64_t first, const int size, float *restrict sums) {
+/* sums[k] += Σ_j panel[j, k] · source[j], j = from … until - 1. Four sums side by side hide the adder's delay. */
+EDGEPACK_CLONES static void gather(const float *restrict panel, const float *restrict source, int64_t from, int64_t until,
+                                   const int size, float *restrict sums) {
     for (int64_t start = from; start < until; start += CHUNK) {
         const int64_t stop = start + CHUNK < until ? start + CHUNK : until;
-        for (float *restrict sum = sums; sum < sums + size * LANES; sum += AT_ONCE * LANES) {
-            const float *restrict factors = matrix + start * width + first + (sum - sums) / LANES;
-            const float *restrict values = source + start * LANES;
+        for (int k = 0; k < size; k += AT_ONCE) {
+            const float *restrict factors = panel + start * size + k, *restrict values = source + start * LANES;
+            float *restrict sum = sums + k * LANES;
             float a[LANES], b[LANES], c[LANES], d[LANES];
             EACH_LANE a[lane] = sum[lane];
             EACH_LANE b[lane] = sum[LANES + lane];
             EACH_LANE c[lane] = sum[2 * LANES + lane];
             EACH_LANE d[lane] = sum[3 * LANES + lane];
-            for (int64_t j = start; j < stop; j++, factors += width, values += LANES) {
+            for (int64_t j = start; j < stop; j++, factors += size, values += LANES) {
                 EACH_LANE a[lane] += factors[0] * values[lane];
                 EACH_LANE b[lane] += factors[1] * values[lane];
                 EACH_LANE c[lane] += factors[2] * values[lane];
@@ -67,14 +66,19 @@ EDGEPACK_CLONES static void gather(const float *restrict matrix, int64_t width, 
     }
 }
 
+/* What all columns do to those of group `g`: [columns, group]. */
+EDGEPACK_INLINE const float *panel_of(const edgepack_refine_matrix *m, const float *panels, int64_t g) {
+    return panels + g * m->group * m->columns;
+}
+
 /* r(x) and r(1). */
 EDGEPACK_CLONES static void whiten(problem *p, const int size) {
     for (int j = 0; j < size; j++) {
-        const float pivot = 1.0f / p->upper[j * p->width + j];
+        const float pivot = 1.0f / p->upper[j * size + j];
         float value[LANES], one = 1.0f;
         EACH_LANE value[lane] = p->x[j * LANES + lane];
         for (int i = 0; i < j; i++) {
-            const float factor = p->upper[i * p->width + j];
+            const float factor = p->upper[i * size + j];
             EACH_LANE value[lane] -= factor * p->white[i * LANES + lane];
             one -= factor * p->ones[i];
         }
@@ -134,11 +138,11 @@ EDGEPACK_INLINE void attempt_on(const edgepack_refine_matrix *m, problem *p, con
         }
     }
     for (int j = 0; j < size; j++) {
-        const float pivot = 1.0f / p->upper[j * p->width + j], one = p->ones[j];
+        const float pivot = 1.0f / p->upper[j * size + j], one = p->ones[j];
         float value[AT_ONCE][LANES];
         for (int c = 0; c < AT_ONCE; c++) EACH_LANE value[c][lane] = p->x[j * LANES + lane];
         for (int i = 0; i < j; i++) {
-            const float factor = p->upper[i * p->width + j];
+            const float factor = p->upper[i * size + j];
             for (int c = 0; c < AT_ONCE; c++) EACH_LANE value[c][lane] -= factor * e[c][i * LANES + lane];
         }
         for (int c = 0; c < AT_ONCE; c++) {
@@ -209,6 +213,8 @@ static void search(const edgepack_refine_matrix *m, problem *p, const int affine
         floor[lane] = p->floor[lane] * p->floor_step[lane];
         p->cost[lane] = INFINITY;
     }
+    memset(p->q, 0, sizeof p->q); /* what remains where no try has a finite cost: a caller refuses such rows */
+    memset(p->errors, 0, sizeof p->errors);
     for (int batch = 0; batch < 4; batch++) {
         for (int c = 0; c < AT_ONCE; c++) {
             const float factor = 1.0f + 0.025f * (float)(c * 4 + batch - 9);
@@ -276,9 +282,8 @@ static void feedback(const tile *t, const int size, const int affine) {
         const int64_t first = g * size;
         float moved[SIZE * LANES] = {0};
         take_group(t, &p, g);
-        p.upper = m->upper + first * m->columns + first;
-        p.width = m->columns;
-        gather(m->upper, m->columns, t->errors, 0, first, first, size, moved);
+        p.upper = panel_of(m, m->upper, g) + first * size;
+        gather(panel_of(m, m->upper, g), t->errors, 0, first, size, moved);
         for (int i = 0; i < size * LANES; i++) p.x[i] = t->weights[first * LANES + i] - moved[i];
         whiten(&p, size);
         search(m, &p, affine);
@@ -326,9 +331,8 @@ static int descend(const tile *t, const int size, const int affine) {
         float pull[SIZE * LANES] = {0};
         take_group(t, &p, g);
         p.upper = m->local + first * size;
-        p.width = size;
-        gather(m->curvature, m->columns, t->errors, 0, first, first, size, pull);
-        gather(m->curvature, m->columns, t->errors, first + size, m->columns, first, size, pull);
+        gather(panel_of(m, m->curvature, g), t->errors, 0, first, size, pull);
+        gather(panel_of(m, m->curvature, g), t->errors, first + size, m->columns, size, pull);
         aim(&p, t->weights + first * LANES, pull, size);
         memcpy(p.q, t->quants + first * LANES, sizeof(float) * (size_t)(size * LANES));
         whiten(&p, size);
@@ -394,13 +398,14 @@ static void refit_unit(const tile *t, int64_t unit, const int size, const int af
     for (int64_t g = 0; g < groups; g++) {
         if (m->unit_of[g] != unit) continue;
         const int64_t first = g * size;
+        const float *panel = panel_of(m, m->curvature, g);
         float ha[SIZE * LANES] = {0}, hb[SIZE * LANES] = {0}, he[SIZE * LANES] = {0};
         for (int64_t o = 0; o < groups; o++) {
             if (m->unit_of[o] != unit) continue;
-            gather(m->curvature, m->columns, a, o * size, (o + 1) * size, first, size, ha);
-            if (affine) gather(m->curvature, m->columns, b, o * size, (o + 1) * size, first, size, hb);
+            gather(panel, a, o * size, (o + 1) * size, size, ha);
+            if (affine) gather(panel, b, o * size, (o + 1) * size, size, hb);
         }
-        gather(m->curvature, m->columns, t->errors, 0, m->columns, first, size, he);
+        gather(panel, t->errors, 0, m->columns, size, he);
         add_products(a + first * LANES, b + first * LANES, ha, hb, he, size, &s);
     }
     if (!new_steps(&s, t->steps + unit * LANES, t->floor_steps + unit * LANES, affine)) return;
@@ -414,7 +419,7 @@ static void refine(const tile *t, const int size, const int affine) {
     feedback(t, size, affine);
     for (int64_t g = 0; g < groups; g++) measure(t, g, size);
     for (int64_t sweep = 0; sweep < t->m->sweeps; sweep++) {
-        if (t->m->scale_high != 0.0f) {
+        if (t->m->scale_high != 0.0f && sweep == 0) {
             for (int64_t unit = 0; unit < t->m->units; unit++) refit_unit(t, unit, size, affine);
         }
         if (!descend(t, size, affine)) return;

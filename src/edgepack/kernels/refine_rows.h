@@ -13,7 +13,7 @@
    columns, group (16 or 32), units (of a row): counts. affine: 1 where there are floors. uneven: 1 for levels.
    lowest, highest: of q. scale_low, scale_high: of scales, integers; both 0 where a scale is a half (its step is 1).
    floor_high: of floors, integers from 0; 0 where a floor is a half. sweeps: of descent, at most.
-   weights: [rows, columns]. upper, curvature: U and H [columns, columns]. local: [groups, group, group], the upper factor
+   weights: [rows, columns]. upper, curvature: U and H as panels [groups, columns, group]. local: [groups, group, group], the upper factor
    of the inverse of each group's part of H. unit_of: [groups].
    steps, floor_steps: [rows, units]; scales, floors: [rows, groups]; read and written. quants: [rows, columns], written. */
 typedef struct {

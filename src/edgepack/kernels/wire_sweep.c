@@ -32,7 +32,8 @@ typedef struct {
     float *scaled;     /* [slots]: values of a column in steps */
     float *step, *cost, *square, *wait, *real, *loss; /* [slots] each */
     float *factor;     /* [SUB][slots]: of the groups of a sub-block */
-    int32_t *beyond;   /* [SUB][slots]: whether an integer lay beyond its limit */
+    float *shrink;     /* [SUB][slots]: square of the factor asked for over the factor */
+    float *beyond;     /* [SUB][slots]: the greatest value over what its limit bears */
     uint32_t *from;    /* [states / 32][slots]: bit s % 32 says whether state s was entered from the upper half */
     int32_t *chosen;   /* [SUB][slots]: n · multiple */
     uint8_t lower[STATES], upper[STATES]; /* subset of the step into a state from either half */
@@ -126,8 +127,8 @@ INLINE void load(const tile *t, int32_t at, int32_t width)
 /* What a column's integers are held to and what they cost. */
 typedef struct {
     float multiple, most, level, rate, noise, inverse, slope, pull;
-    const float *factor, *logs, *normalisers;
-    int32_t *beyond;
+    const float *factor, *shrink, *logs, *normalisers;
+    float *beyond;
 } column_facts;
 
 INLINE column_facts facts_of(const tile *t, int32_t column)
@@ -137,7 +138,16 @@ INLINE column_facts facts_of(const tile *t, int32_t column)
     return (column_facts){
         (float)m->multiples[column], (float)m->limits[column], m->levels[column / m->group],
         m->rate_columns[column], m->rate_noise[column], 1.0f / m->diagonal[column], m->slope, m->pull,
-        t->factor + (int64_t)place * t->slots, m->logs, m->normalisers, t->beyond + (int64_t)place * t->slots};
+        t->factor + (int64_t)place * t->slots, t->shrink + (int64_t)place * t->slots, m->logs, m->normalisers,
+        t->beyond + (int64_t)place * t->slots};
+}
+
+/* How far values lie beyond what a limit bears: a step more than the limit, since a clamped value costs less than
+   larger steps for its whole group. */
+INLINE float over_limit(float size, float most, float before)
+{
+    float over = size / (most + 1.0f);
+    return over > before ? over : before;
 }
 
 /* The nearest integer of class `subset` modulo 4 within ±most. */
@@ -160,11 +170,11 @@ INLINE void costs_of(
     for (int l = 0; l < LANES; l++) {
         float factor = f->factor[slot + l], x = work[slot + l] / (t->step[slot + l] * factor * f->multiple);
         t->scaled[slot + l] = x;
-        f->beyond[slot + l] |= fabsf(x) + NEAREST - NEAREST > f->most;
+        f->beyond[slot + l] = over_limit(fabsf(x), f->most, f->beyond[slot + l]);
         weight[l] = t->cost[slot + l] * factor * factor * f->level;
     }
     for (int l = 0; l < LANES; l++) {
-        float square = t->square[slot + l] * f->rate + f->noise * t->wait[slot + l];
+        float square = t->square[slot + l] * f->rate * f->shrink[slot + l] + f->noise * t->wait[slot + l];
         square = square < 1e-12f ? 1e-12f : square;
         float inverse = 1.0f / sqrtf(square);
         quadratic[l] = f->slope * a * inverse * inverse;
@@ -225,7 +235,7 @@ INLINE void free_column(const tile *t, const float *work, int32_t column)
             INDEPENDENT
             for (int l = 0; l < LANES; l++) {
                 float x = work[slot + l] / (t->step[slot + l] * f.factor[slot + l] * f.multiple), size = fabsf(x);
-                f.beyond[slot + l] |= size + NEAREST - NEAREST > f.most;
+                f.beyond[slot + l] = over_limit(size, f.most, f.beyond[slot + l]);
                 size -= f.pull / (size + 1.0f);
                 size = size < 0.0f ? 0.0f : size;
                 size = size > f.most ? f.most : size;
@@ -308,7 +318,7 @@ INLINE void sub_block(
     const tile *t, const float *base, int32_t start, int32_t width, const int rows, const int fused)
 {
     memcpy(t->work, base, sizeof(float) * (size_t)SUB * (size_t)t->slots);
-    memset(t->beyond, 0, sizeof(int32_t) * (size_t)(width / t->matrix->group) * (size_t)t->slots);
+    memset(t->beyond, 0, sizeof(float) * (size_t)(width / t->matrix->group) * (size_t)t->slots);
     memset(t->loss, 0, sizeof(float) * (size_t)t->slots);
     for (int32_t inner = 0; inner < width; inner += INNER) {
         make_good(t, t->work + (int64_t)inner * t->slots, start + inner, INNER, start, start + inner, rows, fused);
@@ -326,36 +336,87 @@ INLINE void sub_block(
     }
 }
 
-/* Doubles the first factor of each row whose integers passed their limit; how many could be, and how many not. */
+/* The next factor of the ladder. */
+static float next_factor(const edgepack_wire_matrix *m, float factor)
+{
+    float unit = 1.0f, most = (float)m->most_factor;
+    while (2.0f * (float)m->rungs * unit <= factor)
+        unit *= 2.0f;
+    return factor + unit < most ? factor + unit : most;
+}
+
+/* Raises the first factor of each row whose values passed their limits; how many could be, and how many not. */
 static int32_t raise_factors(const tile *t, int32_t width, int32_t *failed)
 {
     int32_t raised = 0, groups = (width + t->matrix->group - 1) / t->matrix->group;
     *failed = 0;
     for (int32_t slot = 0; slot < t->slots; slot++) {
         int32_t place = 0;
-        while (place < groups && !t->beyond[(int64_t)place * t->slots + slot])
+        while (place < groups && !(t->beyond[(int64_t)place * t->slots + slot] > 1.0f))
             place++;
         if (place == groups || t->rows[slot] < 0)
             continue;
-        float *factor = t->factor + (int64_t)place * t->slots + slot, most = (float)t->matrix->most_factor;
-        if (*factor >= most) {
+        int64_t at = (int64_t)place * t->slots + slot;
+        float old = t->factor[at], wanted = old * t->beyond[at], most = (float)t->matrix->most_factor;
+        if (old >= most) {
             (*failed)++;
-        } else {
-            *factor = 2 * *factor < most ? 2 * *factor : most;
-            raised++;
+            continue;
         }
+        float factor = next_factor(t->matrix, old);
+        while (factor < wanted && factor < most)
+            factor = next_factor(t->matrix, factor);
+        t->shrink[at] *= old / factor * (old / factor);
+        t->factor[at] = factor;
+        raised++;
     }
     return raised;
 }
 
-static void load_factors(const tile *t, int32_t start, int32_t width)
+/* The factor of a group of a slot that costs least (the formula is in the header), from `base`'s values. */
+static float best_factor(const tile *t, const float *base, int32_t slot, int32_t first, int32_t count, float asked)
+{
+    const edgepack_wire_matrix *m = t->matrix;
+    float sizes[SUB], limits[SUB], needed = 0.0f, unit = t->step[slot] * asked;
+    for (int32_t c = 0; c < count; c++) {
+        sizes[c] = fabsf(base[(int64_t)c * t->slots + slot]) / (unit * (float)m->multiples[first + c]);
+        limits[c] = (float)m->limits[first + c];
+        float over = sizes[c] / limits[c];
+        needed = over > needed ? over : needed;
+    }
+    if (!(needed > 1.0f))
+        return asked;
+    float best = asked, least = UNREACHABLE, all = m->rounding * (float)count;
+    for (float factor = asked, before = 0.0f; factor != before; factor = next_factor(m, factor)) {
+        float ratio = factor / asked;
+        float cost = all * (ratio * ratio - 2.0f * (m->logs[(int32_t)factor - 1] - m->logs[(int32_t)asked - 1]));
+        for (int32_t c = 0; c < count; c++) {
+            float rest = sizes[c] - ratio * limits[c];
+            cost += rest > 0.0f ? rest * rest : 0.0f;
+        }
+        if (cost < least) {
+            least = cost;
+            best = factor;
+        }
+        if (ratio >= needed)
+            break;
+        before = factor;
+    }
+    return best;
+}
+
+static void load_factors(const tile *t, const float *base, int32_t start, int32_t width)
 {
     int32_t group = t->matrix->group, all = t->columns / group, first = start / group;
     for (int32_t place = 0; place < width / group; place++)
         for (int32_t slot = 0; slot < t->slots; slot++) {
+            int64_t at = (int64_t)place * t->slots + slot;
             int32_t row = t->rows[slot];
-            t->factor[(int64_t)place * t->slots + slot] =
-                row < 0 ? 1.0f : (float)t->matrix->factors[(int64_t)row * all + first + place];
+            float asked = row < 0 ? 1.0f : (float)t->matrix->factors[(int64_t)row * all + first + place];
+            t->factor[at] = asked;
+            if (row >= 0)
+                t->factor[at] = best_factor(
+                    t, base + (int64_t)place * group * t->slots, slot, start + place * group, group, asked);
+            t->shrink[at] = asked / t->factor[at] * (asked / t->factor[at]);
         }
 }
 
@@ -409,7 +470,7 @@ INLINE int64_t sweep(tile *t, const int rows, const int fused)
             int32_t width = t->columns - start < SUB ? t->columns - start : SUB, failed, raised;
             float *base = t->base + (int64_t)(start - outer) * t->slots;
             make_good(t, base, start, SUB, outer, start, rows, fused);
-            load_factors(t, start, width);
+            load_factors(t, base, start, width);
             do {
                 sub_block(t, base, start, width, rows, fused);
                 raised = raise_factors(t, width, &failed);
@@ -464,7 +525,7 @@ static int64_t words_of(int32_t states) { return states <= 32 ? 1 : states / 32;
 int64_t edgepack_wire_scratch(int32_t columns, int32_t length, int32_t states)
 {
     int64_t slots = (int64_t)LANES * length;
-    return slots * (columns + OUTER + 4 * SUB + 7 + words_of(states)) + 16;
+    return slots * (columns + OUTER + 5 * SUB + 7 + words_of(states)) + 16;
 }
 
 int64_t edgepack_wire_sweep(
@@ -473,6 +534,7 @@ int64_t edgepack_wire_sweep(
     int32_t variants = edgepack_wire_variants();
     if (length < 1 || length % (PANEL / LANES) || matrix->columns < 1 || matrix->group < 1
         || SUB % matrix->group || matrix->columns % matrix->group || matrix->states < 0 || matrix->states > STATES
+        || matrix->rungs < 1 || matrix->most_factor < 1 || matrix->most_factor > 32767
         || (matrix->states > 1 && matrix->states < 4) || (matrix->states & (matrix->states - 1)))
         return -1;
     tile t = {.matrix = matrix, .rows = rows, .slots = LANES * length, .length = length, .columns = matrix->columns};
@@ -482,7 +544,8 @@ int64_t edgepack_wire_sweep(
     t.base = next += slots * t.columns;
     t.work = next += slots * OUTER;
     t.factor = next += slots * SUB;
-    t.beyond = (int32_t *)(next += slots * SUB);
+    t.shrink = next += slots * SUB;
+    t.beyond = next += slots * SUB;
     t.chosen = (int32_t *)(next += slots * SUB);
     t.scaled = next += slots * SUB;
     t.step = next += slots;

@@ -8,6 +8,12 @@
    a fused multiply-add and a product followed by a sum give the same bits: results depend neither on the instruction
    set nor on how loops are cut. What the twelve bits cost, errors at the optimum of a quadratic form, is second order.
 
+   Before a panel of columns is rounded, the factor of each group becomes the one that costs least of those on its ladder,
+   given the values that earlier errors have left:  Σ c · (r² - 2 ln r) + Σ max(0, |x| - r · limit)²,  r the factor over
+   the one that was asked for, x the values in the steps asked for, c the error of a rounding; the logarithm is what the
+   larger steps save in bits, so that r = 1 is best where all fits. Values that errors within the panel push more than a
+   step beyond their limit raise it further.
+
    A tile has 16 lanes side by side and `length` positions; slot [position][lane]. 64 slots are a panel. */
 #ifndef EDGEPACK_WIRE_SWEEP_H
 #define EDGEPACK_WIRE_SWEEP_H
@@ -22,6 +28,8 @@ typedef struct {
     int32_t index_mask;          /* parity of state & mask: what turns an index's lowest bit into the step taken */
     int32_t quantiser_mask;      /* parity of state & mask: a state's quantiser */
     int32_t most_factor;         /* the greatest factor that the host holds */
+    int32_t rungs;               /* of a factor's ladder in an octave: 1 for powers of two, 8 for 8, 9 … 16, 18 … */
+    float rounding;              /* mean squared error of a weight, in squared steps: 1/12, of a trellis .264 */
     float slope;                 /* squared steps that a bit is worth; 0 where only errors count */
     float pull;                  /* towards zero, see edgepack.quant.wire.grid */
     const float *feedback;       /* panel p = 0 …, [32 · (p + 1)][32]: -U[j][32 · p + c] of 12 bits; 0 beyond */
@@ -33,11 +41,11 @@ typedef struct {
     const float *rate_noise;     /* [columns]: squares that feedback adds, over those of errors */
     const float *rate_rows;      /* [rows]: mean square of a row, in steps */
     const float *normalisers;    /* [2][121]: bits, for scales 2^-6, 2^(-6 + 1/8) … 2^9 */
-    const float *logs;           /* [32768]: ln(1 + n); only read where pull is not 0 */
+    const float *logs;           /* [32768]: ln(1 + n) */
     const float *weights;        /* [rows][columns] */
     const float *steps;          /* [rows] */
     const float *costs;          /* [rows]: of a squared error */
-    int32_t *factors;            /* [rows][columns / group]: doubled where an integer would pass its limit */
+    int32_t *factors;            /* [rows][columns / group]: raised along the ladder where integers pass their limits */
     int16_t *quants;             /* [rows][columns], written: n · multiple */
     double *losses;              /* [rows], written: sum of e² */
 } edgepack_wire_matrix;

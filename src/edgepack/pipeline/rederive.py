@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
 
+_OTHER_FILE = "the derivation is of another file"
 _SAFE_NAME = re.compile(r"[^/\\\0]+")
 
 
@@ -69,8 +70,8 @@ class DerivationCheck:
         """What differs first: an input, then metadata or a tensor; empty where all is the same."""
         if self.same:
             return ""
-        told = [f"input {line}" for line in self.sources]
-        return next(iter((*told, *self.differences)), "the order or padding of the file")
+        inputs = [f"input {line}" for line in self.sources if not line.startswith(_OTHER_FILE)]
+        return next(iter((*inputs, *self.differences, *self.sources)), "the order or padding of the file")
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def rederive(
         again, others = _contents(made.output), _others(made.output, made.beside)
     there = _contents(file)
     if there.sha256 != derivation.subjects[0].sha256:
-        sources = (f"the derivation is of another file: it says {derivation.subjects[0].sha256}", *sources)
+        sources = (f"{_OTHER_FILE}: it says {derivation.subjects[0].sha256}", *sources)
     adapters = _other_differences(derivation, file, others)
     differences = (*_differences(there, again), *adapters)
     return DerivationCheck(
@@ -284,6 +285,8 @@ def _tensors(header: GGUFHeader, digests: Mapping[str, bytes]) -> dict[str, tupl
 def _differences(there: _Contents, again: _Contents) -> Iterator[str]:
     """A line for each key and tensor that differs; the certificate is put in after the export."""
     for key in sorted((there.metadata.keys() | again.metadata.keys()) - {keys.CERTIFICATE}):
+        if key.startswith(keys.CONFIDENCE):
+            continue
         if there.metadata.get(key) != again.metadata.get(key):
             yield f"metadata '{key}': differs"
     for name in [*there.tensors, *(name for name in again.tensors if name not in there.tensors)]:

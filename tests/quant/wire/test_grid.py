@@ -14,11 +14,15 @@ torch = pytest.importorskip("torch")
 from edgepack.quant.feedback import feedback_factor as exact_factor  # noqa: E402
 from edgepack.quant.wire.factor import SweepFactor  # noqa: E402
 from edgepack.quant.wire.grid import (  # noqa: E402
+    PLAIN_ERROR,
+    RUNGS,
     Lattice,
-    coding_loss,
+    best_factors,
     column_multiples,
+    grid_cost,
     half,
     ladder,
+    next_factors,
     row_scale,
 )
 from edgepack.quant.wire.rounding import round_matrix  # noqa: E402
@@ -110,14 +114,61 @@ def test_a_pull_makes_magnitudes_smaller_and_none_is_plain_rounding() -> None:
 
 def test_multiples_follow_the_wanted_steps() -> None:
     wanted = torch.exp(torch.randn(128, generator=torch.Generator().manual_seed(1)) * 0.5).double()
-    multiples, factor = column_multiples(wanted, 1, 8, spread=3.0)
-    ones, centre = column_multiples(wanted, 1, 8, spread=1.0)
-    nothing = torch.zeros(1).double()
-    assert coding_loss(wanted, (multiples, factor), nothing) < 0.3 * coding_loss(
-        wanted, (torch.ones_like(ones), centre), nothing
-    )
-    assert coding_loss(wanted, (torch.ones(128).double(), 1.0), nothing) > 0
-    assert coding_loss(torch.ones(128).double(), (torch.ones(128), 1.0), nothing) == pytest.approx(0)
+    found = {spread: column_multiples(wanted, 1, 8, spread) for spread in (1.0, 3.0)}
+
+    def loss(spread: float) -> float:
+        """Arithmetic over geometric mean of steps beside the wanted ones."""
+        over = (found[spread][0] * found[spread][1] / wanted).square()
+        return float(over.mean().log() - over.log().mean())
+
+    assert loss(3.0) < 0.3 * loss(1.0)
+
+
+def test_a_ladder_of_factors_has_equal_rungs_in_every_octave_and_ends_at_the_greatest() -> None:
+    fine = Lattice(torch.ones(1), torch.ones(1, 1), torch.ones(32), torch.ones(32), 60, RUNGS)
+    factors = [torch.tensor([1], dtype=torch.int32)]
+    for _ in range(40):
+        factors.append(next_factors(factors[-1], fine))
+    found = [int(factor) for factor in factors]
+    assert found[:18] == [*range(1, 17), 18, 20]
+    assert found[-1] == 60
+    doubling = Lattice(torch.ones(1), torch.ones(1, 1), torch.ones(32), torch.ones(32), 60)
+    assert [int(next_factors(torch.tensor([n]), doubling)) for n in (1, 2, 32)] == [2, 4, 60]
+
+
+def test_the_factor_of_a_group_is_the_cheapest_of_its_ladder() -> None:
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn(40, 64, generator=generator) * torch.exp(torch.randn(40, 1, generator=generator))
+    ones = torch.ones(64, dtype=torch.int32)
+    grid = Lattice(torch.full((40,), 0.02), torch.full((40, 2), 8, dtype=torch.int32), ones, ones * 7, 63, RUNGS)
+    found = best_factors(values, grid, PLAIN_ERROR)
+    for row in range(40):
+        for group in range(2):
+            sizes = values[row, 32 * group : 32 * group + 32].abs() / 0.16
+            if float(sizes.max()) <= 7:
+                assert found[row, group] == 8
+                continue
+            costs = {}
+            for factor in [*range(8, 17), *range(18, 33, 2), *range(36, 64, 4), 63]:
+                ratio = factor / 8
+                rest = (sizes - 7 * ratio).clamp_min(0).square().sum()
+                costs[factor] = float(32 * PLAIN_ERROR * (ratio**2 - 2 * np.log(ratio)) + rest)
+            assert costs[int(found[row, group])] == pytest.approx(min(costs.values()), rel=1e-4)
+
+
+def test_a_grid_of_the_wanted_steps_that_holds_all_costs_least() -> None:
+    weights, ones = torch.randn(16, 64, generator=torch.Generator().manual_seed(4)), torch.ones(64, dtype=torch.int32)
+
+    def cost_of(step: float, limit: int) -> float:
+        grid = Lattice(
+            torch.full((16,), step / 8), torch.full((16, 2), 8, dtype=torch.int32), ones, ones * limit, 2048, 8
+        )
+        return grid_cost(weights, grid, torch.full((16, 64), 0.1).double(), PLAIN_ERROR)
+
+    assert cost_of(0.1, 127) == pytest.approx(1)
+    assert cost_of(0.1, 127) < cost_of(0.08, 127)
+    assert cost_of(0.1, 127) < cost_of(0.125, 127)
+    assert cost_of(0.1, 7) > 1.5
 
 
 def test_a_group_shares_its_multiple() -> None:

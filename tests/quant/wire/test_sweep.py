@@ -23,8 +23,9 @@ from edgepack.quant.wire.torch_sweep import sweep_torch  # noqa: E402
 
 
 def problem(
-    rows: int, columns: int, states: int, *, limit: int = 127, step: float = 0.3, group: int = 32, seed: int = 0
-):
+    rows: int, columns: int, states: int, *, limit: int = 127, step: float = 0.3, group: int = 32, seed: int = 0,
+    rungs: int = 1,
+):  # fmt: skip
     """Weights of rows of very different sizes, their factor, lattice and paths."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(4 * columns, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
@@ -34,7 +35,7 @@ def problem(
     multiples = torch.randint(1, 4, (columns,), generator=generator, dtype=torch.int32)
     factors = torch.randint(1, 3, (rows, columns // group), generator=generator, dtype=torch.int32)
     lattice = Lattice(
-        half(torch.rand(rows, generator=generator) * step + step), factors, multiples, limit // multiples, 256
+        half(torch.rand(rows, generator=generator) * step + step), factors, multiples, limit // multiples, 256, rungs
     )
     paths = None
     if states:
@@ -42,6 +43,17 @@ def problem(
         lanes = Lanes.cut([rows // 3, rows - rows // 3], code.rows, rates.below())
         paths = TrellisRounding(code, lanes, lattice.steps.square().reciprocal(), rates)
     return weights, factor, lattice, paths
+
+
+@pytest.mark.parametrize(("limit", "rungs"), [(15, 1), (15, 8), (7, 8)])
+@pytest.mark.parametrize("states", [0, 8])
+def test_the_kernel_raises_the_factors_that_torch_raises(states: int, limit: int, rungs: int) -> None:
+    weights, factor, lattice, paths = problem(70, 96, states, limit=limit, rungs=rungs)
+    found = sweep(weights, factor, lattice, paths=paths)
+    expected = sweep_torch(weights, factor, lattice, paths=paths)
+    assert (found.factors > lattice.factors.numpy()).mean() > 0.05
+    assert (found.factors == expected.factors).mean() > 0.98
+    np.testing.assert_allclose(found.losses.sum(), expected.losses.sum(), rtol=5e-3)
 
 
 @pytest.mark.parametrize("pull", [0.0, 0.1])
@@ -68,7 +80,7 @@ def test_losses_are_the_errors_weighted_by_the_curvature() -> None:
 @pytest.mark.parametrize(("rows", "columns", "group"), [(300, 160, 32), (37, 80, 16), (5, 33, 1), (17, 32, 32)])
 @pytest.mark.parametrize("states", [0, 8, 64])
 def test_neither_instruction_sets_nor_threads_change_a_bit(states: int, rows: int, columns: int, group: int) -> None:
-    weights, factor, lattice, paths = problem(rows, columns, states, group=group, limit=31)
+    weights, factor, lattice, paths = problem(rows, columns, states, group=group, limit=31, rungs=8)
     results = [
         sweep(weights, factor, lattice, paths=paths, variant=v) for v in range(library().edgepack_wire_variants())
     ]

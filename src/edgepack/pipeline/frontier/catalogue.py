@@ -48,9 +48,8 @@ def stock(label: str) -> Spec:
 
 
 def refined(label: str) -> Spec:
-    """The type's bytes, refined by our allocation and feedback."""
-    options = {"target": TYPES[label], "refine": True}
-    return Spec(f"{REFINED}/{label}", REFINED, options, "calibration", ("file_bytes", stock(label).id))
+    """Types allocated and refined within the bytes of the stock file; any type may serve any matrix."""
+    return Spec(f"{REFINED}/{label}", REFINED, {"refine": True}, "calibration", ("file_bytes", stock(label).id))
 
 
 def wire(host: str, label: str) -> Spec:

@@ -23,10 +23,9 @@ from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.packaging.pack import pack_archive
 from edgepack.packaging.trust.policy import ANYONE
-from edgepack.pipeline.frontier.catalogue import IMPORTANCE, LLAMA_CPP
-from edgepack.pipeline.makers.importance import SEQUENCES as IMPORTANCE_SEQUENCES
+from edgepack.pipeline.export import run_export
+from edgepack.pipeline.frontier.catalogue import IMPORTANCE, LLAMA_CPP, REFINED, TYPES
 from edgepack.pipeline.makers.opened import opened_checkpoint, with_original
-from edgepack.pipeline.makers.wire_run import SEQUENCES as WIRE_SEQUENCES
 from edgepack.pipeline.makers.wire_run import Calibration, WireRun, read_calibration
 from edgepack.pipeline.options import WIRE
 from edgepack.pipeline.request import ExportRequest
@@ -100,12 +99,11 @@ def forecast(study: StudyRequest, specs: Sequence[Spec], done: Sequence[str] = (
     if left:
         found.once["original"] = chunks * whole["original"]
     if any(spec.needs == IMPORTANCE for spec in left):
-        found.once["importance"] = (study.sequences or IMPORTANCE_SEQUENCES) * whole["score"]
+        found.once["importance"] = study.sequences * whole["score"]
     if any(spec.needs == "calibration" for spec in left):
-        found.once["curvature"] = (study.sequences or WIRE_SEQUENCES) * whole["curvature"]
+        found.once["curvature"] = study.sequences * whole["curvature"]
     for spec in left:
-        rest = whole["pack"] + chunks * whole["score"]
-        found.points[spec.id] = rest + (_TRIES * whole["wire"] if spec.family not in LLAMA_CPP else whole[_kind(spec)])
+        found.points[spec.id] = _making(spec, whole) + whole["pack"] + chunks * whole["score"]
     found.measured_seconds = time.monotonic() - began
     return found
 
@@ -133,6 +131,12 @@ def _cut(checkpoint: Checkpoint, count: int, blocks: int) -> Checkpoint:
 def _carried(one: float, two: float, blocks: int) -> float:
     """Seconds of the whole model, from those of one block and of two."""
     return two if blocks <= 2 else max(one, two) + (blocks - 2) * max(two - one, 0.0)
+
+
+def _making(spec: Spec, seconds: Mapping[str, float]) -> float:
+    if spec.family in LLAMA_CPP:
+        return seconds[_kind(spec)]
+    return seconds["refined"] if spec.family == REFINED else _TRIES * seconds["wire"]
 
 
 def _kind(spec: Spec) -> str:
@@ -182,7 +186,7 @@ class _Timed:
         chunk = Chunk(0, 0, tokens[0].astype(np.int32), tokens[0, 1:].astype(np.int32), tokens.shape[1] // 2)
         found["original"], found["score"] = (each / share for each in self._scoring(chunk, path))
         if any(spec.needs == "calibration" for spec in self._specs):
-            found["curvature"], found["wire"] = self._wire(tokens)
+            found |= self._calibrated(tokens)
         return found
 
     def _export(self, mapped: MappedModel, target: str, path: Path, *, weighted: bool) -> None:
@@ -208,15 +212,31 @@ class _Timed:
             second = _time(lambda: compare(expected, candidate.score(chunk), chunk.scored_targets, start))
         return first, second
 
-    def _wire(self, tokens: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[float, float]:
-        """Seconds of the curvature a sequence, and of one try."""
+    def _calibrated(self, tokens: np.ndarray[Any, np.dtype[np.int64]]) -> Mapping[str, float]:
+        """Seconds of the curvature a sequence, of one try of a wire and of one refinement."""
         from edgepack.export.wire.rounding import WireSettings
 
-        began = time.monotonic()
+        families = {spec.family for spec in self._specs if spec.needs == "calibration"}
         output, settings = self._folder / "wire.gguf", WireSettings(find_host("q8"), device=self._study.device)
-        with WireRun(self._cut, output, settings, Calibration(tokens, "0" * 64), threads=self._threads) as run:
-            curvature = (time.monotonic() - began) / len(tokens)
-            return curvature, _time(lambda: run.attempt(run.scale_of(_SCALE_KL)))
+        began, found = time.monotonic(), dict[str, float]()
+        shared = Path(tempfile.mkdtemp(prefix="shared-", dir=self._folder))
+        calibration = Calibration(tokens, "0" * 64)
+        with WireRun(self._cut, output, settings, calibration, threads=self._threads, shared=shared) as run:
+            found["curvature"] = (time.monotonic() - began) / len(tokens)
+            if families - {REFINED}:
+                found["wire"] = _time(lambda: run.attempt(run.scale_of(_SCALE_KL)))
+        if REFINED in families:
+            found["refined"] = _time(lambda: run_export(self._refined(tokens, shared)))
+        return found
+
+    def _refined(self, tokens: np.ndarray[Any, np.dtype[np.int64]], shared: Path) -> ExportRequest:
+        """A refinement of the cut, whose curvature is there."""
+        study = self._study
+        return ExportRequest(
+            study.model, TYPES["Q4_K_M"], refine=True, device=study.device, calibration=study.calibration,
+            sequences=len(tokens), length=study.length, output=self._folder / "refined.gguf", force=True,
+            threads=self._threads, original=self._cut, shared=shared,
+        )  # fmt: skip
 
 
 def _time(work: Callable[[], object]) -> float:

@@ -148,11 +148,10 @@ class FileMaker:
         """The importance matrix over the calibration text, collected once."""
         from edgepack.edge.llama.importance_collect import DEFAULT_CHUNK, CollectOptions
         from edgepack.pipeline.importance import ImportanceRun
-        from edgepack.pipeline.makers.importance import SEQUENCES
         from edgepack.quant.calibration.importance_file import write_importance
 
         study = self.study
-        sequences = spec.sequences or study.sequences or SEQUENCES
+        sequences = spec.sequences or study.sequences
         path = self.folder / f"importance-{spec.calibration or 'own'}-{sequences}.gguf"
         if not path.is_file():
             threads = study.scoring.threads

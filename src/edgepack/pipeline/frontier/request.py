@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEVICES = ("gtx-1660", "rtx-3060", "laptop-8gb")
+SEQUENCES = 64
 GOAL = 0.95  # of first choices: what "keeps" means where nobody says otherwise
 
 
@@ -27,7 +28,7 @@ class StudyRequest:
         output: the folder that is written.
         calibrations: further calibration texts by name, for specs that ask for them.
         devices: profiles whose budgets are told.
-        sequences: pieces of the calibration text; None for each export's own number.
+        sequences: pieces of the calibration text: the same for every method, which so share what is measured on them.
         length: tokens of a piece; None likewise.
         scoring: how text is scored.
         goal: the share of equal first choices that a file should keep.
@@ -46,7 +47,7 @@ class StudyRequest:
     output: Path
     calibrations: Mapping[str, Path] = field(default_factory=dict)
     devices: tuple[str, ...] = DEVICES
-    sequences: int | None = None
+    sequences: int = SEQUENCES
     length: int | None = None
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
     goal: float = GOAL

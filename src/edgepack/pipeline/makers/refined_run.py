@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.pipeline.makers.wire_scratch import own_scratch, run_digest
+from edgepack.pipeline.makers.wire_scratch import curvature_place, own_scratch, run_digest
 from edgepack.quant.refine.input_rounding import InputRounding, measure_input_rounding
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class RunOptions:
         threads: None for one a processor.
         resume: whether to go on with what an interrupted run of the same left.
         progress: told of each step.
+        shared: a folder in which what is measured stays for other runs of the same model and text; None keeps none.
     """
 
     pre: str | None
@@ -47,6 +48,7 @@ class RunOptions:
     threads: int | None
     resume: bool
     progress: Progress
+    shared: Path | None = None
 
 
 @contextmanager
@@ -55,6 +57,8 @@ def refined_run(
 ) -> Iterator[RefinedModel]:
     """The model, measured; its scratch lies beside `output` and goes when the block ends, unless it was killed.
 
+    With `options.shared` it lies there and stays: matrices that were rounded to a type serve every later file.
+
     Raises:
         CalibrationError: the text is one line repeated.
         UnsupportedModelError: its curvature cannot be measured.
@@ -62,20 +66,26 @@ def refined_run(
     """
     from edgepack.export.refine.model import RefinedModel
 
+    digest = run_digest((calibration.tokens, asdict(settings), options.pre, options.device), checkpoint)
+    alone = options.shared is None
     folder = output.parent / f".edgepack-refine-{output.name}"
-    about = (calibration.tokens, asdict(settings), options.pre, options.device)
-    own_scratch(folder, output, run_digest(about, checkpoint), resume=options.resume)
+    if options.shared is not None:
+        folder = options.shared / f"refined-{digest[:32]}"
+    own_scratch(folder, output, digest, resume=options.resume or not alone)
     try:
-        store = _measured(checkpoint, folder, calibration, options)
-        inputs = _input_rounding(checkpoint, folder / "inputs.npz", calibration, options)
+        place = curvature_place(options.shared, folder, calibration.tokens, checkpoint, output)
+        store = _measured(checkpoint, place, calibration, options)
+        inputs = _input_rounding(checkpoint, place / "inputs.npz", calibration, options)
         yield RefinedModel(
             checkpoint, store, inputs, settings, folder, pre=options.pre, threads=options.threads,
             progress=options.progress,
         )  # fmt: skip
     except Exception:
-        shutil.rmtree(folder, ignore_errors=True)
+        if alone:
+            shutil.rmtree(folder, ignore_errors=True)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    if alone:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _measured(checkpoint: Checkpoint, folder: Path, calibration: Calibration, options: RunOptions) -> CurvatureStore:

@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgepack.files.output import make_scratch
 from edgepack.gguf import keys
-from edgepack.gguf.types import string, u32
+from edgepack.gguf.types import GGMLType, string, u32
 from edgepack.pipeline.goals.scalar import scale_of
-from edgepack.pipeline.makers.wire_scratch import Tried, WireScratch, run_digest
+from edgepack.pipeline.makers.wire_scratch import Tried, WireScratch, curvature_place
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -142,20 +141,12 @@ class WireRun:
         from edgepack.quant.calibration.curvature import measure
         from edgepack.quant.calibration.curvature_store import CurvatureStore
 
-        place = self._curvature_place()
+        place = curvature_place(self._shared, self.scratch, self.calibration.tokens, self.checkpoint, self.gguf)
         store = CurvatureStore(place / "curvature")
         if not store.complete:
             entering, tokens = place / "entering", self.calibration.tokens
             store.fill(measure(self.checkpoint, tokens, entering, device=device, progress=self.progress))
         return store
-
-    def _curvature_place(self) -> Path:
-        """The scratch, or where other runs of the same weights and text find it."""
-        if self._shared is None:
-            return self.scratch
-        place = self._shared / f"curvature-{run_digest((self.calibration.tokens,), self.checkpoint)[:32]}"
-        make_scratch(place, self.gguf)
-        return place
 
     def _opened(self, settings: WireSettings, store: CurvatureStore) -> WireModel:
         from edgepack.export.wire.plan import WireModel
@@ -202,13 +193,15 @@ class WireRun:
         include = self._beside if self._origin is None else (*self._beside, self._origin(result.plan, self))
         packed = pack_archive(self.gguf, self.archive, include=include, threads=self.threads, progress=self.progress)
         trial = Trial(scale, packed.bytes, written, result)
-        self._kept.note(Tried(scale, packed.bytes, written, self.model.trellises))
+        hosts = {name: kind.name for name, kind in self.model.hosts.items()}
+        self._kept.note(Tried(scale, packed.bytes, written, self.model.trellises, hosts))
         self.trials.append(trial)
         return trial
 
     def _replayed(self, tried: Tried) -> Trial:
         """What an interrupted run had found at this scale."""
         self.model.trellises = tried.trellises
+        self.model.hosts = {name: GGMLType[kind] for name, kind in tried.hosts.items()}
         self.trials.append(Trial(tried.scale, tried.archive_bytes, tried.gguf_bytes, None))
         return self.trials[-1]
 
@@ -230,6 +223,8 @@ class WireRun:
     @property
     def host(self) -> str:
         """The type that holds them."""
+        if self.model.settings.memory:
+            return "mixed"
         return self.model.settings.host.kind.name
 
     def hold_still(self, held: bool) -> None:

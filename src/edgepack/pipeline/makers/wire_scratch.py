@@ -18,6 +18,8 @@ from edgepack.files.output import atomic_output, make_scratch
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from edgepack.model import Checkpoint
 
 _OWNER, _TRIED = "run.json", "tried.json"
@@ -31,13 +33,15 @@ class Tried:
         scale: the scalar.
         archive_bytes: of its archive.
         gguf_bytes: of its GGUF.
-        trellises: what was decided on trellises.
+        trellises: what was decided on trellises and folds.
+        hosts: what was decided on hosts, where a budget of memory did.
     """
 
     scale: float
     archive_bytes: int
     gguf_bytes: int
-    trellises: dict[str, bool] = field(default_factory=dict)
+    trellises: dict[str, int] = field(default_factory=dict)
+    hosts: dict[str, str] = field(default_factory=dict)
 
 
 class WireScratch:
@@ -82,6 +86,25 @@ def own_scratch(folder: Path, output: Path, digest: str, *, resume: bool) -> Non
     make_scratch(folder, output)
     with atomic_output(owner) as stream:
         stream.write(digest.encode())
+
+
+def curvature_place(
+    shared: Path | None, scratch: Path, tokens: NDArray[np.int64], checkpoint: Checkpoint, output: Path
+) -> Path:
+    """Where curvature lies: the run's scratch, or where other runs of the same weights and text find it too.
+
+    Args:
+        shared: a folder for what runs share, or None.
+        scratch: of this run.
+        tokens: that curvature is measured on.
+        checkpoint: the weights, passes included.
+        output: for messages.
+    """
+    if shared is None:
+        return scratch
+    place = shared / f"curvature-{run_digest((tokens,), checkpoint)[:32]}"
+    make_scratch(place, output)
+    return place
 
 
 def run_digest(about: tuple[object, ...], checkpoint: Checkpoint) -> str:

@@ -1,0 +1,292 @@
+"""What enters each matrix at some tokens, and the loss's gradient there and behind it: block by block, the last first.
+
+One forward pass keeps what enters each block on disk, one backward pass goes over the blocks, with labels drawn from
+the model itself as `curvature` draws them. Tokens are kept one by one: a mean over them, as curvature is, hides that
+the tokens with the largest activations are often those whose errors cost nothing. Costs are `refine.activations`'.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from edgepack.errors import NumericError
+from edgepack.progress import silent
+from edgepack.quant.calibration.blocks import BlockwiseModel
+from edgepack.quant.calibration.curvature import draw_labels, refuse_shared_keys
+from edgepack.quant.calibration.sweep import BatchRunner, sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from edgepack.model import Checkpoint
+    from edgepack.progress import Progress
+    from edgepack.quant.calibration.blocks import Block
+    from edgepack.quant.calibration.sweep import BlockVisit
+
+SEQUENCES, TOKENS = 8, 1024
+HEAD_ROWS = 512  # of the output matrix, whose outputs are too many to be kept
+_LOGITS = 1 << 25  # at a time: 128 MB in float32
+
+
+@dataclass(frozen=True)
+class HeadSample:
+    """The output matrix at some tokens.
+
+    Attributes:
+        inputs: float32 [tokens, in].
+        gradients: at the inputs, float32 [tokens, in].
+        rows: those with the largest gradients at their outputs, int64 [rows].
+        outputs: gradients at their outputs, float32 [tokens, rows].
+        share: the sum of squares of the gradients of all rows, over that of these.
+    """
+
+    inputs: torch.Tensor
+    gradients: torch.Tensor
+    rows: torch.Tensor
+    outputs: torch.Tensor
+    share: float
+
+
+@dataclass(frozen=True)
+class InputSample:
+    """A matrix at some tokens; gradients are of -log p(label) summed over all later tokens of the sequence.
+
+    Attributes:
+        inputs: float32 [tokens, in].
+        gradients: at the inputs, by way of this matrix alone, float32 [tokens, in].
+        outputs: gradients at the outputs, float32 [tokens, out].
+    """
+
+    inputs: torch.Tensor
+    gradients: torch.Tensor
+    outputs: torch.Tensor
+
+
+class InputSampler:
+    """One walk back over a model; each of its parts is to be asked for once, the head first.
+
+    Args:
+        checkpoint: the model; not modified.
+        tokens: [sequences, length]; some are taken, spread over all.
+        folder: for what enters each block, float32; files go as they have been used.
+        device: a torch device.
+        batch: sequences at a time.
+        seed: of the labels and of the tokens that are kept.
+        progress: told of each block.
+
+    Raises:
+        UnsupportedModelError: layers that read what earlier ones keep.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokens: NDArray[np.int64],
+        folder: Path,
+        *,
+        device: str = "cpu",
+        batch: int = 4,
+        seed: int = 0,
+        sequences: int = SEQUENCES,
+        kept: int = TOKENS,
+        progress: Progress = silent,
+    ) -> None:
+        refuse_shared_keys(checkpoint.config)
+        count, length = tokens.shape
+        some = np.unique(np.linspace(0, count - 1, min(count, sequences)).astype(np.int64))
+        self.tokens = torch.from_numpy(np.ascontiguousarray(tokens[some]))
+        self.model, self._folder, self._progress = BlockwiseModel(checkpoint, device), folder, progress
+        self._generator = torch.Generator().manual_seed(seed)
+        self._batch, self._runner = batch, BatchRunner(self.model, self.tokens, batch)
+        each = max(1, min(length, kept // len(some)))
+        self._places = torch.stack([torch.randperm(length, generator=self._generator)[:each] for _ in some])
+        self._gradient = torch.empty(0)
+
+    def head(self) -> HeadSample:
+        """The forward pass, and the sample of the output matrix.
+
+        Raises:
+            NumericError: NaN or infinity.
+        """
+        last = self._forward()
+        vocabulary = int(self.model.source.specs[self.model.head_name].shape[0]) if self.model.head_name else 1
+        size = max(1, min(self._batch, _LOGITS // (vocabulary * self.tokens.shape[1])))
+        head, found = _Head(), []
+        with self.model.shell():
+            for start in range(0, len(last), size):
+                rows = slice(start, min(start + size, len(last)))
+                hidden = last[rows].to(self.model.device).requires_grad_(True)
+                with torch.enable_grad(), _watched({"": self.model.model.get_output_embeddings()}) as watch:
+                    logits = self.model.logits(hidden, self.tokens[rows])
+                samples, before = watch.back(logits, self._at_logits(logits), hidden, self._places[rows])
+                head.add(samples[""])
+                found.append(before)
+        self._gradient = torch.cat(found)
+        return head.result()
+
+    def blocks(self) -> Iterator[tuple[Block, dict[str, InputSample]]]:
+        """Every block, the last first, with its weights loaded, and samples of its linears by checkpoint name.
+
+        The weights may be changed: what comes later does not depend on it. Linears that see no whole sequences, as
+        experts do, have no sample.
+
+        Raises:
+            NumericError: NaN or infinity; the text names the layer.
+        """
+        count = self.model.block_count
+        with self._progress("Gradients", count, " blocks") as advance:
+            for index in reversed(range(count)):
+                path = self._entering(index)
+                with self.model.block(index) as block:
+                    yield block, self._back(block, np.load(path, mmap_mode="r"))
+                path.unlink()
+                advance(1)
+
+    def _forward(self) -> torch.Tensor:
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+        def keep(visit: BlockVisit) -> None:
+            np.save(self._entering(visit.block.index), visit.inputs.float().numpy())
+
+        return sweep(self.model, self.tokens, keep, batch=self._batch, progress=self._progress, label="Activations")
+
+    def _entering(self, index: int) -> Path:
+        return self._folder / f"entering-{index}.npy"
+
+    def _at_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """Of -log p(label), labels drawn from the model: p - onehot(label)."""
+        flat = logits.detach().float().reshape(-1, logits.shape[-1]).softmax(-1)
+        labels = draw_labels(flat, self._generator)
+        flat[torch.arange(len(flat), device=flat.device), labels] -= 1
+        return flat.reshape(logits.shape)
+
+    def _back(self, block: Block, entering: NDArray[np.float32]) -> dict[str, InputSample]:
+        parts: dict[str, list[InputSample]] = {}
+        before = []
+        for start in range(0, len(entering), self._batch):
+            rows = slice(start, min(start + self._batch, len(entering)))
+            hidden = torch.from_numpy(np.array(entering[rows])).to(self.model.device).requires_grad_(True)
+            with torch.enable_grad(), _watched(block.linears) as watch:
+                output = block.run(hidden, self._runner.calls(len(hidden))[block.index])
+            gradient = self._gradient[rows].to(hidden.device)
+            found, at_inputs = watch.back(output, gradient, hidden, self._places[rows])
+            before.append(at_inputs)
+            for name, sample in found.items():
+                parts.setdefault(name, []).append(sample)
+        self._gradient = torch.cat(before)
+        return {name: _joined(samples, f"layer '{name}'") for name, samples in parts.items()}
+
+
+class _Head:
+    """Samples of the output matrix, cut to the rows that count at the first of them."""
+
+    def __init__(self) -> None:
+        self._parts: list[InputSample] = []
+        self._rows = torch.empty(0, dtype=torch.int64)
+        self._kept = self._all = 0.0
+
+    def add(self, sample: InputSample) -> None:
+        """Add a sample with the gradients at all outputs."""
+        squares = sample.outputs.square().sum(0)
+        if not self._parts:
+            self._rows = squares.topk(min(HEAD_ROWS, len(squares))).indices
+        self._kept += float(squares[self._rows].sum())
+        self._all += float(squares.sum())
+        self._parts.append(InputSample(sample.inputs, sample.gradients, sample.outputs[:, self._rows]))
+
+    def result(self) -> HeadSample:
+        """All of them; raises NumericError."""
+        joined = _joined(self._parts, "the output matrix")
+        share = self._all / self._kept if self._kept else 1.0
+        return HeadSample(joined.inputs, joined.gradients, self._rows, joined.outputs, share)
+
+
+@contextmanager
+def _watched(linears: Mapping[str, nn.Module]) -> Iterator[_Watch]:
+    """Watch `linears` while the context is open."""
+    watch = _Watch(linears)
+    watch.open()
+    try:
+        yield watch
+    finally:
+        watch.close()
+
+
+class _Watch:
+    """Adds zeros to what enters and leaves some linears, at which a gradient can be taken, while it is open."""
+
+    def __init__(self, linears: Mapping[str, nn.Module]) -> None:
+        self._linears, self._stack = linears, ExitStack()
+        self._inputs: dict[str, torch.Tensor] = {}
+        self._leaves: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def open(self) -> None:
+        """Hook every linear."""
+        for name, module in self._linears.items():
+            for handle in (
+                module.register_forward_pre_hook(self._entering(name)),
+                module.register_forward_hook(self._leaving(name)),
+            ):
+                self._stack.callback(handle.remove)
+
+    def close(self) -> None:
+        """Remove all hooks."""
+        self._stack.close()
+
+    def _entering(self, name: str) -> Any:
+        def look(_module: Any, arguments: tuple[Any, ...]) -> Any:
+            if not arguments or arguments[0].ndim != 3:
+                return None
+            zeros = torch.zeros_like(arguments[0], requires_grad=True)
+            self._inputs[name], self._leaves[name] = arguments[0].detach(), (zeros, zeros)
+            return (arguments[0] + zeros, *arguments[1:])
+
+        return look
+
+    def _leaving(self, name: str) -> Any:
+        def look(_module: Any, _arguments: Any, output: Any) -> Any:
+            if name not in self._leaves or not isinstance(output, torch.Tensor):
+                self._leaves.pop(name, None)
+                return None
+            zeros = torch.zeros_like(output, requires_grad=True)
+            self._leaves[name] = (self._leaves[name][0], zeros)
+            return output + zeros
+
+        return look
+
+    def back(
+        self, output: torch.Tensor, gradient: torch.Tensor, hidden: torch.Tensor, places: torch.Tensor
+    ) -> tuple[dict[str, InputSample], torch.Tensor]:
+        """Samples at `places` [sequences, kept], from the gradient at `output`; the gradient at `hidden` [CPU]."""
+        names = list(self._leaves)
+        leaves = [leaf for name in names for leaf in self._leaves[name]]
+        before, *found = torch.autograd.grad(output, (hidden, *leaves), gradient, allow_unused=True)
+        samples = {}
+        for index, name in enumerate(names):
+            at_inputs, at_outputs = found[2 * index], found[2 * index + 1]
+            if at_inputs is not None and at_outputs is not None:
+                every = (self._inputs[name], at_inputs, at_outputs)
+                samples[name] = InputSample(*(_at(each, places) for each in every))
+        return samples, before.cpu()
+
+
+def _at(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Rows of [sequences, length, width] at `places` [sequences, kept]: float32 [sequences · kept, width], a copy."""
+    rows = torch.arange(len(values), device=values.device)[:, None]
+    return values[rows, places.to(values.device)].detach().float().flatten(0, 1)
+
+
+def _joined(parts: list[InputSample], what: str) -> InputSample:
+    every = [torch.cat([getattr(part, field) for part in parts]) for field in ("inputs", "gradients", "outputs")]
+    if not all(torch.isfinite(each).all() for each in every):
+        raise NumericError(f"{what}: NaN or infinity in its inputs or gradients")
+    return InputSample(*every)

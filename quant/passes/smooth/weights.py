@@ -1,0 +1,200 @@
+"""Smoothing over a model: scales or an order of the residual stream for the head, then the scales of every fold.
+
+The result is an ordinary checkpoint that computes the same function. Searches are `scales`' and `order`'s, tables
+`passes.awq.folding`'s and `residual`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from edgepack.gguf.types import GGMLType
+from edgepack.model import OverriddenTensors, read_tensor
+from edgepack.quant.calibration.input_samples import TOKENS, InputSampler
+from edgepack.quant.passes.awq.folding import FOLDS, HeadCounts, apply_fold, spread_over_heads
+from edgepack.quant.passes.run import ArrayFolder, PassOutcome
+from edgepack.quant.passes.smooth.head import head_objectives, head_order
+from edgepack.quant.passes.smooth.objective import Sink, objective_of
+from edgepack.quant.passes.smooth.residual import ChangedColumns, block_axis, last_norm, outer_names, reordered
+from edgepack.quant.passes.smooth.scales import STEPS, find_scales, parts_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from edgepack.model import Checkpoint
+    from edgepack.quant.calibration.blocks import Block
+    from edgepack.quant.calibration.input_samples import HeadSample, InputSample
+    from edgepack.quant.passes.awq.folding import Fold
+    from edgepack.quant.passes.run import PassRun
+    from edgepack.quant.passes.smooth.scales import FoundScales
+
+
+@dataclass(frozen=True)
+class SmoothSettings:
+    """How scales are searched.
+
+    Attributes:
+        steps: of the search; 0 leaves the model as it is.
+        strength: share of the scales' logarithms that is folded; 0 leaves the model as it is.
+        order: whether the residual stream may be put in another order where the head is tied to the embedding.
+        tokens: how many are looked at, one by one.
+    """
+
+    steps: int = STEPS
+    strength: float = 1.0
+    order: bool = True
+    tokens: int = TOKENS
+
+
+def apply_smooth(checkpoint: Checkpoint, settings: SmoothSettings, run: PassRun) -> PassOutcome:
+    """Fold the scales that lower what the file's rounding of activations and weights costs. Modifies no argument.
+
+    A family without a folding table keeps its scales, and the outcome's notes say so.
+
+    Raises:
+        CalibrationError: no tokens.
+        NumericError: NaN or infinity; the text names the layer.
+        UnsupportedModelError: layers that read what earlier ones keep.
+    """
+    kind = str(checkpoint.config.get("model_type"))
+    if not settings.steps or not settings.strength:
+        return PassOutcome(checkpoint, {"folds": 0})
+    if kind not in FOLDS:
+        return PassOutcome(checkpoint, {"folds": 0}, (f"smooth: no folding table for '{kind}': nothing was done",))
+    return _Smoothing(checkpoint, settings, run).outcome(FOLDS[kind])
+
+
+class _Smoothing:
+    """One walk back over the blocks, each smoothed as it comes."""
+
+    def __init__(self, checkpoint: Checkpoint, settings: SmoothSettings, run: PassRun) -> None:
+        self.checkpoint, self.settings, self.run = checkpoint, settings, run
+        tokens = run.required_tokens("pass 'smooth'").numpy()
+        self.sampler = InputSampler(
+            checkpoint, tokens, run.folder / "smooth-inputs", device=run.device, batch=run.batch, kept=settings.tokens,
+            progress=run.progress,
+        )  # fmt: skip
+        self.heads = HeadCounts.of(checkpoint.config)
+        self.changed = ArrayFolder(run.folder / "smooth")
+        self.order: NDArray[np.int64] | None = None  # of the residual stream
+        self.orders: dict[str, NDArray[np.int64]] = {}  # of the tensors outside blocks
+        self.head_scales: dict[str, NDArray[np.float32]] = {}
+        self.found: list[FoundScales] = []
+        self.notes: list[str] = []
+        self.figures: dict[str, float] = {}
+
+    def outcome(self, folds: tuple[Fold, ...]) -> PassOutcome:
+        """Smooth every block."""
+        self._smooth_head(self.sampler.head(), folds[0].norm_offset)
+        for block, samples in self.sampler.blocks():
+            touched = set[str]()
+            for fold in folds:
+                touched |= self._fold(block, fold, samples)
+            self._keep(block, touched)
+        helped = [found for found in self.found if found.helps]
+        self.figures |= {
+            "folds": len(helped),
+            "folds_searched": len(self.found),
+            "predicted_before": sum(found.before for found in self.found),
+            "predicted_after": sum(found.after if found.helps else found.before for found in self.found),
+        }
+        outer = ChangedColumns(self.checkpoint.tensors, self.orders, self.head_scales)
+        changed = replace(self.checkpoint, tensors=OverriddenTensors(outer, self.changed))
+        return PassOutcome(changed, self.figures, tuple(self.notes))
+
+    def _smooth_head(self, sample: HeadSample, norm_offset: float) -> None:
+        """Choose the residual stream's order for a head that is the embedding too, scales for one that is not."""
+        model, name = self.sampler.model, self.sampler.model.head_name
+        kind = GGMLType.F32 if name is None else self.run.target_types.get(name, GGMLType.F32)
+        tied = name == model.embedding_name
+        if name is None or not kind.is_quantized or (tied and not self.settings.order):
+            return
+        outer = outer_names(model)
+        if outer is None:
+            self.notes.append("smooth: not all that is outside the blocks is known: the output matrix was left alone")
+        elif tied:
+            self._order_of_head(name, kind, sample, outer)
+        else:
+            self._scales_of_head(name, kind, sample, last_norm(outer), norm_offset)
+
+    def _order_of_head(self, name: str, kind: GGMLType, sample: HeadSample, outer: tuple[str, ...]) -> None:
+        found = head_order(self.sampler.model.source, name, kind, sample)
+        self.figures |= {"head_before": found.before, "head_after": found.after}
+        if found.helps:
+            self.order = found.order
+            self.orders = dict.fromkeys(outer, found.order)
+
+    def _scales_of_head(
+        self, name: str, kind: GGMLType, sample: HeadSample, norm: str | None, norm_offset: float
+    ) -> None:
+        if norm is None:
+            return
+        source = self.sampler.model.source
+        objectives = head_objectives(source, name, kind, sample)
+        found = find_scales(
+            *objectives, sample.inputs.shape[1], lambda scales: scales, steps=self.settings.steps,
+            strength=self.settings.strength,
+        )  # fmt: skip
+        self.figures |= {"head_before": found.before, "head_after": found.after}
+        if not found.helps:
+            return
+        scales = found.scales.numpy()
+        self.head_scales = {name: scales}
+        for vector, offset in ((norm, norm_offset), (norm.replace(".weight", ".bias"), 0.0)):
+            if vector in source.specs:
+                whole = (read_tensor(source, vector).astype(np.float64) + offset) / scales - offset
+                self.changed.put(vector, whole.astype(np.float32))
+
+    def _fold(self, block: Block, fold: Fold, samples: Mapping[str, InputSample]) -> set[str]:
+        """Search a fold and apply it if it helps; checkpoint names of what it changed."""
+        names = [block.names[f"{path}.weight"] for path in fold.sinks]
+        kinds = [self.run.target_types.get(name, GGMLType.F32) for name in names]
+        if any(name not in samples for name in names) or not any(kind.is_quantized for kind in kinds):
+            return set()
+        sinks = [self._sink(block, name, kind, samples[name], fold) for name, kind in zip(names, kinds, strict=True)]
+        columns = sinks[0].weight.shape[1]
+        place = torch.arange(columns) if self._moved(fold) is None else torch.from_numpy(self.order)
+
+        def spread(scales: torch.Tensor) -> torch.Tensor:
+            return (spread_over_heads(scales, self.heads) if fold.per_head else scales)[place]
+
+        channels = columns // self.heads.query * self.heads.key_value if fold.per_head else columns
+        searched, held = (objective_of(sinks, part) for part in parts_of(len(sinks[0].sample.inputs)))
+        found = find_scales(
+            searched, held, channels, spread, steps=self.settings.steps, strength=self.settings.strength
+        )
+        self.found.append(found)
+        if not found.helps:
+            return set()
+        apply_fold(block.module, fold, found.scales, self.heads)
+        paths = [f"{path}.weight" for path in fold.sinks] + [f"{fold.source}.weight", f"{fold.source}.bias"]
+        return {block.names[path] for path in paths if path in block.names}
+
+    def _moved(self, fold: Fold) -> NDArray[np.int64] | None:
+        """The order in which the columns of a fold's sinks will stand, where it is not that of the checkpoint."""
+        return self.order if block_axis(f"{fold.sinks[0]}.weight") == "columns" else None
+
+    def _sink(self, block: Block, name: str, kind: GGMLType, sample: InputSample, fold: Fold) -> Sink:
+        weight, order = block.weight(name), self._moved(fold)
+        if order is None:
+            return Sink(weight, kind, sample)
+        place = torch.from_numpy(order)
+        moved = replace(sample, inputs=sample.inputs[:, place], gradients=sample.gradients[:, place])
+        return Sink(weight[:, place], kind, moved)
+
+    def _keep(self, block: Block, touched: set[str]) -> None:
+        """Write what has changed of a block."""
+        for path, name in block.names.items():
+            axis = "none" if self.order is None else block_axis(path)
+            if name not in touched and axis == "none":
+                continue
+            array = block.as_stored(name)
+            if self.order is not None and axis is not None:
+                array = reordered(array, axis, self.order)
+            self.changed.put(name, array, self.checkpoint.tensors.specs[name].dtype)
