@@ -74,8 +74,8 @@ class Geometry:
         count = len(damped) // group
         upper = inverse_upper(damped)
         parts = damped.reshape(count, group, count, group)[torch.arange(count), :, torch.arange(count)]
-        curvature, panels = (_float(part.reshape(-1, count, group).transpose(0, 1)) for part in (damped, upper))
-        return cls(order, curvature, panels, _float(inverse_upper(parts)))
+        quadratic, factor = (_float(part.reshape(-1, count, group).transpose(0, 1)) for part in (damped, upper))
+        return cls(order, quadratic, factor, _float(inverse_upper(parts)))
 
 
 def _float(values: torch.Tensor) -> NDArray[np.float32]:
