@@ -66,7 +66,7 @@ class LayerFolder:
 
         Args:
             groups: its input groups.
-            shape: gives the scales of a group from those that would make its inputs even; these where None.
+            shape: gives the scales of a group from those that even its inputs; these where None.
         """
         layer = FoldedLayer()
         for group in groups:
@@ -112,7 +112,7 @@ class LayerFolder:
 
 
 def evening(mean_squares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scales that make inputs even, [in] to [in]."""
+    """Scales that even inputs by half, [in] to [in]."""
     return _evening(mean_squares)
 
 
