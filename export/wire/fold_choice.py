@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
     from edgepack.quant.codecs.ggml.host_grids import Host
 
-# Exponents of (columns' root mean squares, evening scales): from inputs evened by half, which is what activations alone
-# want (docs/floor.md), to columns that share a block's step, which should be as (w̄^p U²)^(1 / (p + 2)) where that step
-# is the p-norm of a block's columns over the host's reach.
-STRENGTHS = ((0.0, 1.0), (0.5, 1.0), (2 / 3, 2 / 3))
-FINE = 0  # of STRENGTHS: what hosts of many integers take most often, and those of few
-COARSE = 2
+# Exponents of (columns' root mean squares, evening scales). Between even inputs and columns that share a block's step
+# as (w̄^p U²)^(1 / (p + 2)): what costs least where a block's step is the p-norm of its columns over the host's reach.
+STRENGTHS = ((0.0, 1.0), (0.0, 0.5), (0.5, 0.5), (2 / 3, 1 / 3))
+COARSE = 3  # of STRENGTHS: what hosts of few integers take most often
+FINE = 1
 _CREST = 4.0  # square of the largest of a block of activations over the largest mean square in it
 _INTEGERS = 127  # of llama.cpp's activations, Q8_0 and Q8_K
 
@@ -38,7 +37,7 @@ class FoldSample:
     Attributes:
         weights: float32 [n, in].
         relative: their relative steps, float64 [n].
-        even: scales that even the inputs by half, float64 [in].
+        even: scales that make the inputs even, float64 [in].
         squares: mean squares of the inputs, float64 [in].
     """
 

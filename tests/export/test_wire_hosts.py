@@ -79,9 +79,9 @@ def test_inputs_are_evened_where_activations_decide_and_left_where_weights_do() 
     random = np.random.default_rng(0)
     squares = np.exp(random.normal(0, 2, 64))
     weights = torch.from_numpy(random.normal(size=(16, 64))).float()
-    sample = FoldSample(weights, torch.ones(16).double(), squares**-0.25, squares)
+    sample = FoldSample(weights, torch.ones(16).double(), 1 / np.sqrt(squares), squares)
     host = HOSTS["q8"]
-    assert sample.activations(0, host, 1.0) < sample.activations(2, host, 1.0)
+    assert sample.activations(0, host, 1.0) < sample.activations(1, host, 1.0)
     assert STRENGTHS[choose_strength(sample, host, 1e-6, lambda _scales: 0.0)] == (0.0, 1.0)
 
     def unevenness(scales: np.ndarray) -> float:

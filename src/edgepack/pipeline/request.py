@@ -133,6 +133,10 @@ class ExportRequest:
             "switch",
         ),
     )
+    prefer_speed: bool = option(
+        False,
+        Option("--prefer-speed", "With --refine: what tokens read counts, so that they come faster.", (GGUF,), "flag"),
+    )
     tensor_codecs: tuple[str, ...] = option(
         (),
         Option(
