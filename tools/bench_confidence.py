@@ -1,28 +1,32 @@
 """How well calibrated files are, before and after, and what their routers do, on questions that nobody was fitted on.
 
-    python tools/bench_confidence.py FILE... --text TEXT [--items 5000] [--sums 300] [--costs]
-        [--figure forms,methods,router,costs]
+    python tools/bench_confidence.py FILE... --text TEXT [--items 5000] [--sums 300] [--answers FOLDER] [--costs]
+        [--figure forms,methods,risk,router,costs]
 
 Questions are made of the text: the next word, and three others as frequent. With `--sums`, files with a chat template
-are asked sums too, through it. `--costs` measures what the numbers behind a verdict take from generation.
+are asked sums too, through it. Answers are kept in a folder where one is named, so that files can be asked one by one
+and judged together. `--costs` measures what the numbers behind a verdict take from generation.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import resource
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from figure_file import run_with_figure
 
+from edgepack.edge.confidence.features import Features, Observation
 from edgepack.edge.install.model_file import prepare
 from edgepack.edge.llama.engines import open_model
 from edgepack.edge.llama.options import RuntimeOptions, SamplingOptions
 from edgepack.errors import CheckFailedError
+from edgepack.pipeline.confidence.asking import Answered
 from edgepack.pipeline.confidence.calibrate import CalibrateOptions, ask_file, fit_form
 from edgepack.pipeline.confidence.cloze import cloze_questions
 from edgepack.pipeline.confidence.questions import Question
@@ -34,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgepack.edge.confidence.record import Form
-    from edgepack.pipeline.confidence.asking import Answered
     from edgepack.pipeline.confidence.results import FormResult
 
 COVERAGES = (0.2, 0.5, 0.8, 0.9, 1.0)
@@ -69,8 +72,27 @@ def sums(count: int, seed: int = 0) -> list[Question]:
     return found
 
 
-def ask_all(path: Path, questions: list[Question], options: CalibrateOptions) -> list[Asked]:
-    """Every form that the questions allow."""
+def ask_all(path: Path, questions: list[Question], options: CalibrateOptions, kept: Path | None) -> list[Asked]:
+    """Every form that the questions allow; answers that are kept already are not asked for again."""
+    name = f"{path.stem}-{'sums' if options.chat else 'cloze'}-{len(questions)}.json"
+    if kept is not None and (kept / name).is_file():
+        return [_read(one) for one in json.loads((kept / name).read_text())]
+    found = _ask(path, questions, options)
+    if kept is not None:
+        kept.mkdir(exist_ok=True)
+        (kept / name).write_text(json.dumps([asdict(one) for one in found]))
+    return found
+
+
+def _read(told: dict[str, Any]) -> Asked:
+    answers = [
+        Answered(**{**one, "seen": Observation(Features(**one["seen"]["features"]), tuple(one["seen"]["scores"]))})
+        for one in told["answers"]
+    ]
+    return Asked(**{**told, "answers": answers})
+
+
+def _ask(path: Path, questions: list[Question], options: CalibrateOptions) -> list[Asked]:
     source = prepare(path, progress=silent)
     began, cpu = time.perf_counter(), time.process_time()
     answers, _left_out = ask_file(source, questions, options, str(path), silent)
@@ -175,16 +197,17 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="questions are made of it")
     parser.add_argument("--items", type=int, default=5000)
     parser.add_argument("--sums", type=int, default=0, help="sums asked of files with a chat template")
+    parser.add_argument("--answers", type=Path, metavar="FOLDER", help="keep answers there, and take those that are")
     parser.add_argument("--costs", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     questions = cloze_questions(read_text(given.text), given.items, 0, given.text.name)
     every: list[Asked] = []
     for path in given.files:
-        every += ask_all(path, questions, CalibrateOptions(threads=given.threads))
+        every += ask_all(path, questions, CalibrateOptions(threads=given.threads), given.answers)
         if given.sums and prepare(path, progress=silent).template is not None:
             chat = CalibrateOptions(threads=given.threads, chat=True, max_tokens=SUM_TOKENS)
-            every += ask_all(path, sums(given.sums), chat)
+            every += ask_all(path, sums(given.sums), chat, given.answers)
     rows = [(asked, asked.result(WISHES[0])) for asked in every]
     print_forms(rows)
     print_methods(rows)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 import edgepack
@@ -14,6 +16,8 @@ from edgepack.edge.confidence.binding import contents_digest
 from edgepack.edge.confidence.record import read_record
 from edgepack.edge.fidelity.certificate import MEMBER
 from edgepack.edge.fidelity.certificate_file import with_metadata
+from edgepack.edge.llama.engines import open_model
+from edgepack.edge.llama.options import RuntimeOptions
 from edgepack.file_digest import file_sha256
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
@@ -158,10 +162,10 @@ def test_a_calibrated_file_is_calibrated_again_without_losing_its_other_forms(
 
 def test_a_certificate_goes_on_holding(model: Path, tmp_path: Path, told: Callable[..., tuple[str, str]]) -> None:
     certified, out = tmp_path / "a.edgepack", tmp_path / "b.edgepack"
-    scoring = ["--text", TEXT, "--ctx", 64, "--chunks", 2, "--threads", 1, "--no-floor"]
+    scoring = ["--text", TEXT, "--ctx", 64, "--chunks", 2, "--threads", 1, "--no-floor", "--stored-tokens", 64]
     told(0, "certify", model, "--reference", model, "-o", certified, *scoring)
     told(0, "calibrate", certified, "--from-text", TEXT, "--items", 140, "-o", out, "--threads", 1)
-    printed, _err = told(0, "validate", out, "--json")
+    printed, _err = told(0, "validate", out, "--json", "--threads", 1)
     assert json.loads(printed)["passed"] is True
     with open_archive(out, ANYONE) as archive:
         assert MEMBER in [member.name for member in archive.members]
@@ -208,7 +212,11 @@ def test_what_cannot_be_calibrated_is_one_line(
 ) -> None:
     wrong = questions(tmp_path, 120, answer="zebra")
     cases: list[tuple[int, list[object], str]] = [
-        (12, ["--questions", wrong], "expected at least 10 right and 10 wrong answers, got 0 and 120"),
+        (
+            12,
+            ["--questions", wrong, "--max-tokens", 3],
+            "expected at least 10 right and 10 wrong answers, got 0 and 120",
+        ),
         (2, ["--questions", wrong, "--chat"], "chat template"),
         (
             2,
@@ -258,3 +266,27 @@ def test_an_answer_of_a_changed_file_has_no_verdict(
     out.write_bytes(raw)
     _out, err = told(2, "run", out, "--prompt", "a", "-n", 1, "--confidence")
     assert "is dropped: it was fitted on contents" in err
+
+
+def test_a_model_chooses_as_its_calibration_was_asked(calibrated: dict[str, Any], model: Path) -> None:
+    question = cloze_questions(TEXT.read_text(encoding="utf-8"), 1, 0, "x")[0]
+    with edgepack.load(calibrated["folder"] / "c.edgepack", threads=1, engine="llama-cpp-python") as opened:
+        found = opened.choose(question.prompt, question.choices)
+        with pytest.raises(edgepack.errors.UsageError, match="expected at least two texts"):
+            opened.choose("a", ["b"])
+    with open_model(model, RuntimeOptions(n_ctx=512, threads=1)) as runtime:
+        scores = [_log_p(runtime, question.prompt, f" {choice}") for choice in question.choices]
+    assert found.index == max(range(4), key=scores.__getitem__)
+    assert found.share == pytest.approx(math.exp(max(scores)) / sum(map(math.exp, scores)), rel=1e-2)
+    assert found.verdict is not None
+    assert found.verdict.threshold == calibrated["forms"]["choice"]["threshold"]
+    with edgepack.load(model, threads=1, engine="llama-cpp-python") as opened:
+        assert opened.choose(question.prompt, question.choices).verdict is None
+
+
+def _log_p(runtime: Any, prompt: str, ending: str) -> float:
+    """log p(ending | prompt) of logits of the whole text at once."""
+    ids, first = runtime.tokenize(prompt + ending), len(runtime.tokenize(prompt))
+    logits = runtime.logits(ids, first - 1)[:-1].astype(float)
+    shares = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return float(shares[np.arange(len(shares)), ids[first:]].sum())

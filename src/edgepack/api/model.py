@@ -12,6 +12,7 @@ from edgepack.api.questions import checked_message, sampling_of
 from edgepack.edge.chat.completion import Completion, CompletionStream, complete
 from edgepack.edge.chat.conversation import Conversation
 from edgepack.edge.chat.sight import Sight
+from edgepack.edge.confidence.choosing import Choice, pick
 from edgepack.edge.confidence.opening import Found, find_record
 from edgepack.edge.fit.opening import runtime_options
 from edgepack.edge.install.projector import require_projector
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from edgepack.api.values import ImageFile
     from edgepack.edge.chat.template import ChatTemplate, JinjaTemplate, NamedTemplate
-    from edgepack.edge.confidence.record import Fitted, Verdict
+    from edgepack.edge.confidence.record import Fitted, Form, Verdict
     from edgepack.edge.fit.opening import OpenWish
     from edgepack.edge.install.model_file import ModelFile
     from edgepack.edge.llama.chances import TokenChances
@@ -176,18 +177,36 @@ class Model:
         """
         return self.calibration(chat=chat).judge(_with_chances(completion))
 
+    def choose(self, prompt: str, choices: Sequence[str]) -> Choice:
+        """The likeliest of several endings of a text, with a verdict where the file's confidence in choices holds.
+
+        Args:
+            prompt: the text as it stands.
+            choices: at least two, each after one space unless it brings its own.
+
+        Raises:
+            UsageError: fewer than two choices, longer than the context, or the engine is not llama-cpp-python.
+        """
+        found = pick(self.runtime, prompt, choices)
+        record = self.confidence().record
+        fitted = None if record is None else record.fitted.get("choice")
+        verdict = None if fitted is None else fitted.verdict(found.seen, found.tokens)
+        return Choice(found.index, found.seen.features.raw, verdict)
+
     def calibration(self, *, chat: bool) -> Fitted:
         """The calibration of chats, or of texts continued; raises UsageError where there is none that holds."""
-        found, form = self.confidence(), "chat" if chat else "text"
+        return self._fitted("chat" if chat else "text")
+
+    def _fitted(self, form: Form) -> Fitted:
+        found = self.confidence()
         if found.problem:
             raise UsageError(f"{self.label}: {found.problem}")
         if found.record is None:
             raise UsageError(f"{self.label}: it says nothing of its confidence: {_CALIBRATE}")
-        for known, fitted in found.record.fitted.items():
-            if known == form:
-                return fitted
+        if form in found.record.fitted:
+            return found.record.fitted[form]
         stated = " and ".join(found.record.fitted)
-        how = "with --chat" if chat else "without --chat"
+        how = {"chat": "with --chat", "text": "without --chat", "choice": "with questions that have choices"}[form]
         raise UsageError(f"{self.label}: its confidence is of {stated}, expected {form}: {_CALIBRATE}, {how}")
 
     @property

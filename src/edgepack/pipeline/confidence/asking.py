@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING
 
 from edgepack.edge.chat.completion import CompletionStream
 from edgepack.edge.chat.conversation import Conversation
-from edgepack.edge.confidence.features import TOLD, Observation, observe_answer, observe_choice
-from edgepack.edge.llama.chances import chances_of
-from edgepack.edge.llama.engine import common_prefix
-from edgepack.edge.llama.engines import with_logits
+from edgepack.edge.confidence.choosing import pick
+from edgepack.edge.confidence.features import TOLD, Observation, observe_answer
 from edgepack.edge.llama.options import SamplingOptions
 from edgepack.errors import UsageError
 from edgepack.pipeline.confidence.questions import Question, is_right
@@ -23,9 +21,6 @@ from edgepack.progress import silent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
 
     from edgepack.edge.chat.template import ChatTemplate
     from edgepack.edge.confidence.record import Form
@@ -159,33 +154,5 @@ def _word_has_ended(text: str) -> bool:
 
 
 def _picked(asking: Asking, number: int, question: Question) -> Answered:
-    """The choice that the model finds likeliest as a whole."""
-    endings = [choice if choice[:1].isspace() else f" {choice}" for choice in question.choices]
-    context = asking.model.tokenize(question.prompt)
-    row = _Rows(asking.model)
-    tokens = [_log_p(row, context, asking.model.tokenize(question.prompt + ending)) for ending in endings]
-    scores = [sum(one) for one in tokens]
-    best = max(range(len(scores)), key=scores.__getitem__)
-    seen = observe_choice(scores, tokens[best])
-    return Answered(number, question.group, seen, len(tokens[best]), best == question.right, question.right)
-
-
-def _log_p(row: _Rows, context: Sequence[int], ids: Sequence[int]) -> list[float]:
-    """Log p of each token of `ids` that follows the context; the text was tokenized as a whole, so none is cut."""
-    first = max(1, min(common_prefix(context, ids), len(ids) - 1))
-    return [chances_of(row.after(ids[:place]), ids[place], 1).log_p for place in range(first, len(ids))]
-
-
-class _Rows:
-    """Logits after beginnings, each computed once."""
-
-    def __init__(self, model: OpenModel) -> None:
-        self._model = with_logits(model, "scoring choices")
-        self._known: dict[tuple[int, ...], NDArray[np.float32]] = {}
-
-    def after(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits [vocabulary] of what follows `ids`."""
-        key = tuple(ids)
-        if key not in self._known:
-            self._known[key] = self._model.next_logits(ids)
-        return self._known[key]
+    found = pick(asking.model, question.prompt, question.choices)
+    return Answered(number, question.group, found.seen, found.tokens, found.index == question.right, question.right)
