@@ -98,7 +98,10 @@ def rows() -> list[Row]:
             Row(f"AWQ search-bits 1 → {target}, imatrix", target, ("awq:search_bits=1",)),
             Row(f"GPTQ → {target}, imatrix", target, ("gptq",)),
             Row(f"AWQ scales + GPTQ → {target}, imatrix", target, ("awq:clip=false", "gptq")),
+            Row(f"smooth → {target}, imatrix", target, ("smooth",)),
+            Row(f"smooth + GPTQ → {target}, imatrix", target, ("smooth", "gptq")),
         ]
+    rounded.append(Row("smooth → q8_0", "q8_0", ("smooth",), False))
     rounded.append(Row("GPTQ → q2_k, imatrix", "q2_k", ("gptq",)))
     corrected = [
         Row(f"{target} + rank {rank} ({kind})", target, (f"lowrank:method=correction,rank={rank},covariance={kind}",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fidelity_study import ABLATIONS, SETTINGS
+from fidelity_study import ABLATIONS, REFINED_ABLATIONS, REFINEMENT, SETTINGS
 from fidelity_text import CALIBRATION, TESTS
 
 from edgepack.pipeline.frontier.catalogue import (
@@ -82,7 +82,12 @@ class Part:
 
     def specs(self) -> list[Spec]:
         """The points that this edgepack can make."""
-        return [spec for spec in self.wanted() if SETTINGS in spec.options or is_known(spec)]
+        return [spec for spec in self.wanted() if is_known(replace(spec, options=_plain_options(spec)))]
+
+
+def _plain_options(spec: Spec) -> dict[str, object]:
+    """What is an option of export."""
+    return {name: value for name, value in spec.options.items() if name not in (SETTINGS, REFINEMENT)}
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -210,13 +215,27 @@ def _ingredient(name: str, changes: dict[str, object]) -> Spec:
     return Spec(f"ingredients/{name}", "ingredients", {SETTINGS: {"host": "q8", **changes}}, "calibration", size)
 
 
+def _refined_ingredient(name: str, changes: dict[str, bool]) -> Spec:
+    """Within the stock file's bytes; without allocation, in the target's own types."""
+    own = not changes.get("allocation", True)
+    options = {"refine": True, REFINEMENT: changes, **({"target": TYPES[INGREDIENTS_AT]} if own else {})}
+    size = None if own else ("file_bytes", stock(INGREDIENTS_AT).id)
+    return Spec(f"ingredients/{name}", "ingredients", options, "calibration", size)
+
+
 def _ingredients_table(found: Frontier) -> str:
     at, rows = by_id(found, stock(INGREDIENTS_AT).id), []
-    names = [f"ingredients/{name}" for name in ABLATIONS] + [wire("q8", INGREDIENTS_AT).id, refined(INGREDIENTS_AT).id]
-    for text in found.texts:
-        theirs = None if at is None else best(found, text, True, shipped_bytes=at.shipped_bytes)
-        rows += [beside(INGREDIENTS_AT, text, theirs, by_id(found, name), None)[:9] for name in names]
-    return markdown(_BESIDE[:9], rows)
+    of = {
+        "shipped_bytes": [*(f"ingredients/{name}" for name in ABLATIONS), wire("q8", INGREDIENTS_AT).id],
+        "file_bytes": [*(f"ingredients/{name}" for name in REFINED_ABLATIONS), refined(INGREDIENTS_AT).id],
+    }
+    for measure, names in of.items():
+        for text in found.texts if at is not None else ():
+            theirs = best(found, text, True, **{measure: getattr(at, measure)})
+            for point in (by_id(found, name) for name in names):
+                row = beside(f"{INGREDIENTS_AT}, {measure}", text, theirs, point, None)[:9]
+                rows.append([*row, "" if point is None else f"{getattr(point, measure):,}"])
+    return markdown((*_BESIDE[:9], "bytes"), rows)
 
 
 def _calibrated() -> list[Spec]:
@@ -305,6 +324,7 @@ def _top95() -> list[Spec]:
 
 def _ingredients() -> list[Spec]:
     without = [_ingredient(name, changes) for name, changes in ABLATIONS.items()]
+    without += [_refined_ingredient(name, changes) for name, changes in REFINED_ABLATIONS.items()]
     return [*stock_types(_SMALLER[1:3]), wire("q8", INGREDIENTS_AT), refined(INGREDIENTS_AT), *without]
 
 

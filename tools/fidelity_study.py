@@ -1,15 +1,18 @@
-"""How `bench_fidelity` makes the files that no option of export makes: the wire without one of its ingredients."""
+"""How `bench_fidelity` makes the files that no option of export makes: wire and refinement without an ingredient."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.wire.plan import WireSettings
 from edgepack.pipeline.frontier.making import FileMaker, MadeFile
 from edgepack.pipeline.goals.scalar import scale_to_size
+from edgepack.pipeline.makers import refined
+from edgepack.pipeline.makers.refined_run import refined_run
 from edgepack.pipeline.makers.wire_run import WireRun, read_calibration
 from edgepack.quant.codecs.ggml.host_grids import find_host
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from edgepack.pipeline.frontier.points import Spec
 
 SETTINGS = "settings"  # an option of a spec: fields of `WireSettings` → value, and the host's name
+REFINEMENT = "refinement"  # an option of a spec: fields of `RefineSettings` → value
 
 # What each ingredient of the wire does alone; none has what the ones above it lack.
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -31,13 +35,33 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
+# What each ingredient of refinement does alone; a type's own mixture is made as its target, not within its bytes.
+REFINED_ABLATIONS: dict[str, dict[str, bool]] = {
+    "encoder alone": {"allocation": False, "feedback": False},
+    "feedback in the target's types": {"allocation": False},
+    "allocation, encoder": {"feedback": False},
+}
+
+
 class BenchMaker(FileMaker):
-    """As `FileMaker`; a spec with `settings` is a wire with these."""
+    """As `FileMaker`; a spec with `settings` is a wire with these, one with `refinement` a refined file."""
 
     def export(self, spec: Spec, limit: int | None) -> MadeFile:
-        """The export, or the run of a wire with settings of its own."""
-        if SETTINGS not in spec.options:
+        """The export, or the run of a wire or of a refinement with settings of its own."""
+        if SETTINGS in spec.options:
+            return self._wire(spec, limit)
+        if REFINEMENT not in spec.options:
             return super().export(spec, limit)
+        rest = dict(spec.options)
+        changes = rest.pop(REFINEMENT)
+
+        def changed(checkpoint: Any, output: Any, settings: Any, *others: Any) -> Any:
+            return refined_run(checkpoint, output, replace(settings, **changes), *others)
+
+        with patch.object(refined, "refined_run", changed):
+            return super().export(replace(spec, options=rest), limit)
+
+    def _wire(self, spec: Spec, limit: int | None) -> MadeFile:
         began, study, changes = time.monotonic(), self.study, dict(spec.options[SETTINGS])
         checkpoint = open_checkpoint(study.model)
         tokens = read_calibration(

@@ -55,7 +55,7 @@ def encode_logits(logits: NDArray[np.float32]) -> bytes:
     codes = np.full(logits.shape, _IMPOSSIBLE, "<u2")
     finite = np.isfinite(fall)
     codes[finite] = np.minimum(np.rint(fall[finite] / np.float32(_LATTICE)), _IMPOSSIBLE - 1).astype("<u2")
-    body = _HEADER.pack(_MAGIC, rows, vocabulary) + top.tobytes() + codes.tobytes()
+    body: bytes = _HEADER.pack(_MAGIC, rows, vocabulary) + top.tobytes() + codes.tobytes()
     return body + hashlib.sha256(body).digest()
 
 
@@ -232,16 +232,18 @@ def _write_about(folder: Path, text: str, chunking: Chunking, reference: Scorer)
         stream.write(json.dumps(about).encode())
 
 
-_KNOWN = {"label": str, "vocabulary": int, "bos": (int, type(None)), "text_sha256": str, "ctx": int,
-          "stride": (int, type(None)), "max_chunks": (int, type(None)), "tokens": list}  # fmt: skip
+_KNOWN: dict[str, type | tuple[type, ...]] = {
+    "label": str, "vocabulary": int, "bos": (int, type(None)), "text_sha256": str, "ctx": int,
+    "stride": (int, type(None)), "max_chunks": (int, type(None)), "tokens": list,
+}  # fmt: skip
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
     where = folder / _ABOUT
-    about = parse_json(read_small(where, IntegrityError, _MOST_ABOUT), where, IntegrityError)
+    about: Any = parse_json(read_small(where, IntegrityError, _MOST_ABOUT), where, IntegrityError)
     for name, kind in _KNOWN.items():
         if not isinstance(about, dict) or not isinstance(about.get(name, ...), kind):
             raise IntegrityError(f"{where}: not what was kept of a reference: '{name}'")
     if not all(isinstance(token, int) and 0 <= token < _MOST_VOCABULARY for token in about["tokens"]):
         raise IntegrityError(f"{where}: not what was kept of a reference: 'tokens'")
-    return about
+    return dict(about)

@@ -135,6 +135,20 @@ class Passes:
             raise UsageError('pass \'lowrank\' with output = "adapter": expected a gguf target, or output = "merged"')
         return ChangedModel(work.checkpoint, recipe_metadata(self.recipe, work.figures), tuple(work.notes))
 
+    def changed_for(self, target: Target) -> ChangedModel:
+        """The model after the recipe, its passes that ask for a target run for `target`; nothing may round it.
+
+        Raises:
+            UsageError: a pass that rounds for the file, corrects it or leaves an adapter.
+            EdgepackError: whatever a pass finds wrong.
+        """
+        work = self._common_work().for_target(target)
+        for step in self._own:
+            work.run(step)
+        if work.coded is not None or work.low_rank or self.corrections:
+            raise UsageError("passes: expected none that rounds for the file, corrects it or leaves an adapter")
+        return ChangedModel(work.checkpoint, recipe_metadata(self.recipe, work.figures), tuple(work.notes))
+
     def prepare(self, target: Target) -> PreparedExport:
         """Run what is left of the recipe for `target` and plan the file.
 

@@ -18,6 +18,7 @@ from edgepack.errors import UnsupportedModelError
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.refine.factors import FeedbackFactors
 from edgepack.export.refine.prospects import Prospect, fitting, input_costs, quick_loss, read_masses, sample
+from edgepack.export.refine.reading import read_share
 from edgepack.export.wire.curvatures import MatrixCurvatures
 from edgepack.export.wire.origins import Origins
 from edgepack.export.wire.rounding import ScratchRows
@@ -29,6 +30,7 @@ from edgepack.progress import silent
 from edgepack.quant.codecs.ggml.codec import quantize_rows
 from edgepack.quant.codecs.torch_threads import one_thread
 from edgepack.quant.refine.allocation import Choice, allocate, least_bytes, least_cost, segments, total
+from edgepack.quant.refine.kinds import candidates
 from edgepack.quant.refine.rounding import Refined, refine_matrix, row_losses
 
 if TYPE_CHECKING:
@@ -57,11 +59,13 @@ class RefineSettings:
         feedback: whether matrices are rounded by their curvature; else by the plain encoder with H's diagonal as
             importance.
         on_gpu: whether activations are rounded in blocks of 32 whatever the type, as llama.cpp does on GPUs.
+        prefer_speed: whether bytes that every token reads are worth less than others: divergence times time is least.
     """
 
     allocation: bool = True
     feedback: bool = True
     on_gpu: bool = False
+    prefer_speed: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,13 +170,30 @@ class RefinedModel:
         """
         items, own = self._items(plan, fixed)
         rest = plan.total_bytes - total(items, own).bytes
-        chosen = own if all(len(of) == 1 for of in items) else allocate(items, budget - rest)
-        if total(items, own).bytes <= budget - rest and total(items, own).cost <= total(items, chosen).cost:
-            chosen = own
+        chosen, tensors = self._best(items, own, budget - rest), self.refinable(plan)
+        if self.settings.prefer_speed:
+            chosen = self._best(self._slowed(items, chosen, tensors), own, budget - rest)
         found = total(items, chosen)
-        tensors = self.refinable(plan)
         types = {t.info.name: self._choices(t, fixed)[n] for t, n in zip(tensors, chosen, strict=True)}
         return Allocation(types, rest + found.bytes, found.cost)
+
+    def _best(self, items: list[list[Choice]], own: list[int], most: int) -> list[int]:
+        """What allocation finds, or the plan's own types where they fit and cost no more."""
+        chosen, stock = allocate(items, most), total(items, own)
+        return own if stock.bytes <= most and stock.cost <= total(items, chosen).cost else chosen
+
+    def _slowed(self, items: list[list[Choice]], chosen: list[int], tensors: list[PlannedTensor]) -> list[list[Choice]]:
+        """Choices that cost more where a token reads more: a hundredth of the time as much as one of the divergence.
+
+        So divergence times time is least, to first order about `chosen`.
+        """
+        shares = [read_share(tensor.info.name, self.model) for tensor in tensors]
+        read = sum(share * of[n].bytes for share, of, n in zip(shares, items, chosen, strict=True))
+        price = total(items, chosen).cost / max(read, 1.0)
+        return [
+            [replace(choice, cost=choice.cost + price * share * choice.bytes) for choice in of]
+            for share, of in zip(shares, items, strict=True)
+        ]
 
     def least_bytes(self, plan: ExportPlan, fixed: frozenset[str] = frozenset()) -> int:
         """Of a file whose tensors have the smallest type that they may have."""
@@ -250,7 +271,7 @@ class RefinedModel:
         """What refinement leaves of the loss of plain feedback, by type: of a few matrices, spread over the model."""
         path = self._scratch / "gains.json"
         if not path.is_file():
-            with atomic_output(path) as stream:
+            with one_thread(), atomic_output(path) as stream:
                 stream.write(json.dumps({kind.name: gain for kind, gain in self._measured_gains().items()}).encode())
         return {GGMLType[name]: gain for name, gain in json.loads(path.read_text()).items()}
 
@@ -261,8 +282,9 @@ class RefinedModel:
         for tensor in chosen:
             info, outputs = tensor.info, self._costs.outputs(tensor.info).numpy()
             (rows,) = sample(tensor, outputs, read_masses(tensor, outputs).squares, _GAIN_ROWS)
-            share = 1 / max(sum(self._quick_losses(info, rows, (info.type,)).values()), 1e-30)  # every matrix counts
-            for kind, loss in self._quick_losses(info, rows, fitting(tensor)).items():
+            losses = self._quick_losses(info, rows, candidates(info.shape[-1]))
+            share = 1 / max(*losses.values(), 1e-30)  # every matrix counts as much as the others
+            for kind, loss in losses.items():
                 again = self._round(info, 0, rows.weights, rows.costs, kind, self._threads).loss
                 quick[kind], refined[kind] = quick.get(kind, 0) + share * loss, refined.get(kind, 0) + share * again
         return {kind: min(1.0, refined[kind] / loss) for kind, loss in quick.items() if loss > 0}
@@ -273,23 +295,24 @@ class RefinedModel:
         Raises:
             NumericError: a Hessian that is not positive semi-definite.
         """
-        tensors = [self._allocated(tensor, allocation) for tensor in plan.tensors]
-        rounded, losses = [t for t in tensors if t.info.name in allocation.kinds], dict[str, float]()
+        plan = self.allocated(plan, allocation)
+        rounded, losses = [t for t in plan.tensors if t.info.name in allocation.kinds], dict[str, float]()
         (self._scratch / "rows").mkdir(exist_ok=True)
         with one_thread(), self._progress("Rounding", len(rounded), " matrices") as advance:
             for name, loss in ordered_map(self._kept, rounded, self._threads, size=_read_bytes):
                 losses[name] = loss
                 advance(1)
         made = {tensor.info.name: self._stored(tensor) for tensor in rounded}
-        finished = tuple(replace(t, rows=made.get(t.info.name, t.rows)) for t in tensors)
+        finished = tuple(replace(t, rows=made.get(t.info.name, t.rows)) for t in plan.tensors)
         return RefinedFile(
             replace(plan, tensors=finished), losses, self._input_cost(allocation), self.without_curvature(plan)
         )
 
-    def _allocated(self, tensor: PlannedTensor, allocation: Allocation) -> PlannedTensor:
-        """The tensor in its new type; none has the importance that only chose the plan's mixture."""
-        kind = allocation.kinds.get(tensor.info.name, tensor.info.type)
-        return replace(tensor, info=replace(tensor.info, type=kind), importance=None)
+    def allocated(self, plan: ExportPlan, allocation: Allocation) -> ExportPlan:
+        """The plan with its tensors in their new types; none has the importance that only chose the plan's mixture."""
+        kinds = {tensor.info.name: allocation.kinds.get(tensor.info.name, tensor.info.type) for tensor in plan.tensors}
+        tensors = (replace(t, info=replace(t.info, type=kinds[t.info.name]), importance=None) for t in plan.tensors)
+        return replace(plan, tensors=tuple(tensors))
 
     def _input_cost(self, allocation: Allocation) -> float:
         of = {name: (self._known[name], kind) for name, kind in allocation.kinds.items()}

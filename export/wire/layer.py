@@ -66,14 +66,16 @@ class LayerFolder:
 
         Args:
             groups: its input groups.
-            shape: gives the scales of a group from those that would make its inputs even; these where None.
+            shape: gives the scales of a group from those that would make its inputs even; their square root where None.
         """
         layer = FoldedLayer()
         for group in groups:
             if not self._folds or (group.norm is None and group.producer is None):
                 continue
-            even = _evening(self._squares(group))
-            even = even if shape is None else shape(group, even)
+            even = evening(self._squares(group))
+            # All of it would be right if mean squares were those of typical tokens; they are those of a few huge ones,
+            # and weights pay for what activations gain: half is close to what a search finds (docs/floor.md).
+            even = np.sqrt(even) if shape is None else shape(group, even)
             if group.norm is not None:
                 self._fold_into_norm(group, even, layer)
             elif group.producer is not None:
@@ -112,20 +114,14 @@ class LayerFolder:
 
 
 def evening(mean_squares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scales that make inputs even, [in] to [in]."""
-    return _evening(mean_squares)
+    """Scales that would make all inputs equally large, geometric mean 1; [in] to [in].
 
-
-def _evening(mean_squares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scales that take half of the inputs' unevenness (the square root of their size), geometric mean 1.
-
-    llama.cpp rounds activations to 8 bits a block of 32 or 256, by the largest in it. All of the unevenness would be
-    right if errors cost the same everywhere; they cost least where inputs are large (docs/floor.md has what half, as
-    SmoothQuant takes, gives on a real model). What the columns' steps then still lack to be proportional to U_kk,
-    small integer multiples give.
+    llama.cpp rounds activations to 8 bits a block of 32 or 256, by the largest in it. How much of the unevenness is
+    taken is `fold_choice`'s; half where nothing chooses. What the columns' steps then still lack to be proportional
+    to U_kk, small integer multiples give.
     """
-    size = np.sqrt(np.sqrt(mean_squares + _EVEN_FLOOR * mean_squares.mean() + 1e-30))
-    return np.asarray(np.exp(np.log(size).mean()) / size)
+    rms = np.sqrt(mean_squares + _EVEN_FLOOR * mean_squares.mean() + 1e-30)
+    return np.asarray(np.exp(np.log(rms).mean()) / rms)
 
 
 def _on_ladder(values: NDArray[np.float64]) -> NDArray[np.float64]:

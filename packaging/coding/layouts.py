@@ -9,7 +9,7 @@ dequantize_row functions have it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from edgepack.gguf.types import GGMLType
@@ -216,6 +216,17 @@ def _q5_k_grid() -> tuple[Plane, ...]:
     return (Plane("quants", tuple(quants), repeats=False, zero=16), *_scales_k4(4), *_delta_pair(0))
 
 
+def _q4_0_grid() -> tuple[Plane, ...]:
+    """Q4_0 with one weight a symbol."""
+    quants = [Column(16, (Part(2, 4 * half, 4),)) for half in range(2)]
+    return (*_half("d", 0), Plane("quants", tuple(quants), repeats=False, zero=8))
+
+
+def _q5_0_grid() -> tuple[Plane, ...]:
+    """Q5_0 with the integers of a matrix in its quants."""
+    return (*_half("d", 0), replace(_fifth_bits(2, 6), zero=16))
+
+
 # Nibbles and 2-bit weights stay joined in their byte: the joint entropy is at most the sum, and Huffman codes
 # of 256 symbols lose less to whole bits (`tools/symbol_coding.py` on Q4_K: 0.3 % over the entropy, one nibble a
 # byte 0.9 %).
@@ -269,9 +280,13 @@ TEXT = Layout(2, "text", 1, (_bytes("text", 0, 1),))
 
 Q4_K_GRID = Layout(256, "Q4_K grid", GGMLType.Q4_K.block_bytes, _q4_k_grid())
 Q5_K_GRID = Layout(257, "Q5_K grid", GGMLType.Q5_K.block_bytes, _q5_k_grid())
-_GRIDS = {GGMLType.Q4_K: Q4_K_GRID, GGMLType.Q5_K: Q5_K_GRID}
+Q4_0_GRID = Layout(258, "Q4_0 grid", GGMLType.Q4_0.block_bytes, _q4_0_grid())
+Q5_0_GRID = Layout(259, "Q5_0 grid", GGMLType.Q5_0.block_bytes, _q5_0_grid())
+_GRIDS = {
+    GGMLType.Q4_K: Q4_K_GRID, GGMLType.Q5_K: Q5_K_GRID, GGMLType.Q4_0: Q4_0_GRID, GGMLType.Q5_0: Q5_0_GRID,
+}  # fmt: skip
 
-LAYOUTS: dict[int, Layout] = {layout.id: layout for layout in (BYTES, METADATA, TEXT, Q4_K_GRID, Q5_K_GRID)} | {
+LAYOUTS: dict[int, Layout] = {layout.id: layout for layout in (BYTES, METADATA, TEXT, *_GRIDS.values())} | {
     _TYPE_BASE + kind: Layout(_TYPE_BASE + kind, kind.name, kind.block_bytes, planes) for kind, planes in _TYPES.items()
 }
 

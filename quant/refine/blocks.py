@@ -1,7 +1,7 @@
-"""What ggml's blocks keep beside their integers, as numbers and back: steps (halves) of a block, codes of its groups.
+"""What ggml's blocks keep beside their integers, as numbers: steps of a block, codes of its groups; and back.
 
-A weight is step · scale · q + floor step · floor. Layouts are those of the structs in ggml-common.h. How the numbers are
-chosen is left to `search`; integers are packed by `quant.codecs.ggml.grid`. numpy only.
+A weight is step · scale · q + floor step · floor. Layouts are those of the structs in ggml-common.h. How the numbers
+are chosen is left to `search`; integers are packed by `quant.codecs.ggml.grid`. numpy only.
 """
 
 from __future__ import annotations

@@ -5,15 +5,19 @@ Which tensor gets which type is left to `allocation`, the search itself to `sear
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from edgepack.errors import NumericError
 from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows
+from edgepack.quant.codecs.torch_threads import one_thread
 from edgepack.quant.refine.blocks import FORMS, read_scales, write_rows
 from edgepack.quant.refine.search import Geometry, heavy_first, search_rows
+from edgepack.quant.refine.two_sided import RowFeedback, round_two_sided
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,7 +34,7 @@ class Refined:
 
     Attributes:
         rows: uint8 [out, bytes of a row].
-        loss: ½ Σ_r G_rr · e_r H e_rᵀ in nats, e = W - Ŵ.
+        loss: ½ tr(G E H Eᵀ) in nats, E = W - Ŵ; with G's diagonal alone, ½ Σ_r G_rr · e_r H e_rᵀ.
     """
 
     rows: NDArray[np.uint8]
@@ -46,30 +50,71 @@ def refine_matrix(
     row_costs: torch.Tensor,
     threads: int | None = None,
 ) -> Refined:
-    """Round `weight` to `kind`; the loss of no row is above the plain encoder's with H's diagonal as importance.
+    """Round `weight` to `kind`; never a greater loss than the plain encoder's with H's diagonal as importance.
 
     Args:
         weight: float32 [out, in], `in` a multiple of the type's block; not modified.
-        factor: of `inputs`.
+        factor: of `inputs`; its damping is used.
         kind: any type that `quantize_rows` takes; those not in `REFINED_TYPES` come from the plain encoder.
         inputs: H = E[x xᵀ], float32 [in, in].
-        row_costs: diagonal of G, float32 [out].
+        row_costs: diagonal of G, float32 [out]: no row's loss is greater than the encoder's. Or G, float32
+            [out, out], for which rows make good each other's errors.
         threads: that share the rows; as many as there are cores where None. The bytes are the same for any number.
 
     Raises:
-        CodecError: `in` is no multiple of the type's block.
+        GGUFError: `in` is no multiple of the type's block.
+        NumericError: NaN or infinity in `weight`.
     """
-    plain = quantize_rows(kind, weight.numpy(), inputs.diagonal().numpy())
-    losses = row_losses(weight, kind, plain, inputs)
-    if kind in REFINED_TYPES:
-        group = FORMS[kind].group
-        geometry = Geometry.of(inputs, factor.damping, group, heavy_first(inputs.diagonal().numpy(), group))
-        found = write_rows(kind, *search_rows(weight.numpy(), kind, read_scales(kind, plain), geometry, threads))
-        found_losses = row_losses(weight, kind, found, inputs)
-        better = found_losses < losses
-        plain[better] = found[better]
-        losses = np.where(better, found_losses, losses)
-    return Refined(plain, 0.5 * float(losses @ row_costs.double().numpy()))
+    if not torch.isfinite(weight).all():
+        raise NumericError("a matrix to refine: NaN or infinity in its weights")
+    with one_thread():  # sums of torch depend on how many threads share them
+        return _refined(weight, factor.damping, kind, inputs, row_costs, threads or os.cpu_count() or 1)
+
+
+def _refined(
+    weight: torch.Tensor,
+    damping: float,
+    kind: GGMLType,
+    inputs: torch.Tensor,
+    row_costs: torch.Tensor,
+    threads: int,
+) -> Refined:
+    squares = inputs.diagonal().numpy()
+    plain = quantize_rows(kind, weight.numpy(), squares)
+    if kind not in REFINED_TYPES:
+        return Refined(plain, _loss(weight, kind, plain, inputs, row_costs))
+    group = FORMS[kind].group
+    geometry = Geometry.of(inputs, damping, group, heavy_first(squares, group))
+    candidates = [_best_rows(weight, kind, plain, geometry, inputs, threads)]
+    if row_costs.ndim == 2:
+        candidates += [plain, round_two_sided(weight, kind, geometry, RowFeedback.of(row_costs), squares, threads)]
+    losses = [_loss(weight, kind, rows, inputs, row_costs) for rows in candidates]
+    least = min(range(len(losses)), key=losses.__getitem__)
+    return Refined(candidates[least], losses[least])
+
+
+def _best_rows(
+    weight: torch.Tensor,
+    kind: GGMLType,
+    plain: NDArray[np.uint8],
+    geometry: Geometry,
+    inputs: torch.Tensor,
+    threads: int,
+) -> NDArray[np.uint8]:
+    """Of every row the refined one, or the plain one where its loss is less."""
+    found = write_rows(kind, *search_rows(weight.numpy(), kind, read_scales(kind, plain), geometry, threads))
+    better = row_losses(weight, kind, found, inputs) < row_losses(weight, kind, plain, inputs)
+    return np.where(better[:, None], found, plain)
+
+
+def _loss(
+    weight: torch.Tensor, kind: GGMLType, rows: NDArray[np.uint8], inputs: torch.Tensor, costs: torch.Tensor
+) -> float:
+    """In nats, for G's diagonal or G."""
+    if costs.ndim == 1:
+        return 0.5 * float(row_losses(weight, kind, rows, inputs) @ costs.double().numpy())
+    errors = weight - torch.from_numpy(dequantize_rows(kind, rows, *weight.shape))
+    return 0.5 * float(((costs @ errors).double() * (errors @ inputs).double()).sum())
 
 
 def row_losses(
@@ -77,4 +122,4 @@ def row_losses(
 ) -> NDArray[np.float64]:
     """e_r H e_rᵀ of every row, float64 [out]."""
     errors = weight - torch.from_numpy(dequantize_rows(kind, rows, *weight.shape))
-    return ((errors @ inputs).double() * errors.double()).sum(1).numpy()
+    return np.asarray(((errors @ inputs).double() * errors.double()).sum(1).numpy())

@@ -190,10 +190,12 @@ class Tuning:
         run.learnt = []
 
     def _is_hopeless(self, judged: list[Judged]) -> bool:
-        """Whether the last looks were all worse than the best before them."""
-        last = judged[-self._settings.patience :]
-        before = judged[: -self._settings.patience]
-        return bool(before) and min(each.held_out for each in last) > min(each.held_out for each in before)
+        """Whether the last looks were all worse than the file that was given.
+
+        Worse than the best is no reason: while rates are high states lie around what they come to when rates fall.
+        """
+        last = judged[1:][-self._settings.patience :]
+        return len(last) == self._settings.patience and all(each.held_out > judged[0].held_out for each in last)
 
     def _judge(self) -> float:
         with torch.no_grad():

@@ -29,7 +29,7 @@ class TuningSettings:
         top: most probable tokens of the original that are kept at each position; the others are one.
         held_out: share of the sequences that is set aside to judge by.
         judgements: how often in a run the held-out text is judged.
-        patience: judgements in a row that are worse than the best, after which a run ends.
+        patience: judgements in a row that are worse than the file given, after which a run ends.
         seed: of the order of sequences.
         device: a torch device.
         rounds_inputs: whether inputs of quantised matrices are rounded as llama.cpp does.
@@ -74,6 +74,6 @@ class TuningSettings:
 
 
 DEFAULT_RATES: Mapping[str, float] = {
-    "vectors": 3e-3, "rows": 1.5e-3, "steps": 1e-3, "codes": 2e-3, "integers": 3e-3,
+    "vectors": 3e-3, "rows": 1e-3, "steps": 1e-3, "codes": 2e-3, "integers": 2e-3,
 }  # fmt: skip
 """By measurement: docs/tuning.md."""

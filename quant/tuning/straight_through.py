@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from edgepack.quant.passes.awq.rounding import rounded_activations
+
 _EDGE = 0.499  # of half a step: where a latent number rounds to the integer that it belongs to
 
 
@@ -83,21 +85,7 @@ def _slopes(levels: torch.Tensor) -> torch.Tensor:
 
 
 def in_blocks_of_8_bits(inputs: torch.Tensor, block: int) -> torch.Tensor:
-    """What llama.cpp's CPU kernels make of the inputs of a quantised matrix; the gradient is the identity.
-
-    Args:
-        inputs: [..., columns], columns a multiple of `block`.
-        block: 32 for Q8_0 (`quantize_row_q8_0_ref`: a float16 step, the largest magnitude becomes 127) or 256 for Q8_K
-            (`quantize_row_q8_K_ref`: a float32 step, the largest magnitude becomes -127).
-    """
+    """`inputs` [..., columns] as llama.cpp's kernels see them, a step a `block`; the gradient is the identity."""
     with torch.no_grad():
-        parts = inputs.float().unflatten(-1, (-1, block))
-        if block == 32:
-            step = parts.abs().amax(-1, keepdim=True) / 127
-            held = step.half().float()
-        else:
-            largest = parts.gather(-1, parts.abs().argmax(-1, keepdim=True))
-            step = held = largest / -127
-        safe = torch.where(step == 0, torch.ones_like(step), step)
-        error = ((parts / safe).round().clamp_(-128, 127) * held - parts).flatten(-2).to(inputs.dtype)
+        error = rounded_activations(inputs, block) - inputs
     return inputs + error

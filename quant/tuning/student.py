@@ -16,6 +16,7 @@ from edgepack.gguf.types import GGMLType
 from edgepack.quant.calibration.blocks import BlockwiseModel, is_linear
 from edgepack.quant.calibration.checkpoint_names import StackedTensors, checkpoint_names
 from edgepack.quant.calibration.empty_model import module_of
+from edgepack.quant.passes.awq.rounding import GGMLRounding
 from edgepack.quant.tuning.straight_through import in_blocks_of_8_bits
 
 if TYPE_CHECKING:
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
     from edgepack.quant.tuning.tensors import TunedTensor
 
 _HALVES = frozenset({GGMLType.F32, GGMLType.F16, GGMLType.BF16})
-# Types that ggml's CPU kernels multiply by inputs in Q8_0 or Q8_1 (type_traits_cpu of ggml-cpu.c); others by Q8_K.
-_BLOCKS_OF_32 = frozenset({
-    GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q5_0, GGMLType.Q5_1, GGMLType.Q8_0, GGMLType.IQ4_NL, GGMLType.MXFP4,
-})  # fmt: skip
 
 
 class Student:
@@ -104,7 +101,7 @@ class Student:
         for path, module in self.model.named_modules():
             kind = kinds.get((names.get(f"{path}.weight") or [""])[0])
             if is_linear(module) and kind is not None and kind not in _HALVES:
-                module.register_forward_pre_hook(_rounding(32 if kind in _BLOCKS_OF_32 else 256, last))
+                module.register_forward_pre_hook(_rounding(GGMLRounding(kind).activation_block, last))
 
 
 def _rounding(block: int, last: list[tuple[Any, int, Any]]) -> Any:

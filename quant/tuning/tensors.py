@@ -196,7 +196,10 @@ class TunedBlocks(nn.Module):  # type: ignore[misc]  # torch is not followed by 
     def settle(self) -> None:
         """As `TunedTensor.settle`."""
         if INTEGERS in self.parts:
-            self.integers.data.clamp_(0, len(self.levels) - 1)
+            lowest = (
+                1 if self.kind is GGMLType.Q8_0 else 0
+            )  # ggml never writes -128: some backends negate what they read
+            self.integers.data.clamp_(lowest, len(self.levels) - 1)
 
     def blocks(self) -> NDArray[np.uint8]:
         """As `TunedTensor.blocks`."""

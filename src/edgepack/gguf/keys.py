@@ -81,6 +81,7 @@ REFINE = "edgepack.refine."
 REFINE_BUDGET = "edgepack.refine.budget"  # bytes that the file may have
 REFINE_ALLOCATION = "edgepack.refine.allocation"  # whether types were allocated, or are the target's mixture
 REFINE_ON_GPU = "edgepack.refine.on_gpu"  # whether activations were taken to be rounded as on GPUs
+REFINE_PREFER_SPEED = "edgepack.refine.prefer_speed"  # whether what every token reads was priced
 REFINE_PREDICTED_KL = "edgepack.refine.predicted_kl"  # of weights and activations, nats a token
 REFINE_CALIBRATION_SHA256 = "edgepack.refine.calibration_sha256"
 REFINE_CALIBRATION_TOKENS = "edgepack.refine.calibration_tokens"

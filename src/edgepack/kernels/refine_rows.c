@@ -7,14 +7,14 @@
 
    In both a group is solved alike: of several scales (and floors) each is tried with feedback *inside* the group, and each
    try gives the scale of least squares for its integers, from which the next tries start: with r(y) = U⁻ᵀ y a try's errors
-   are r(x) - S r(q) - F r(1). Between sweeps of descent the steps of a unit are refitted by least squares under H, rounded
-   to halves. What does not make e H eᵀ less is not taken, so no step of descent makes it more. */
+   are r(x) - S r(q) - F r(1). Before the first sweep of descent the steps of a unit are refitted by least squares under H,
+   rounded to halves. What does not make e H eᵀ less is not taken, so no step of descent makes it more. */
 #include "refine_rows.h"
 
 #include "lanes.h"
 #include "uneven_levels.h"
 
-enum { SIZE = 32, CHUNK = 128, AT_ONCE = 4, MOST_UNIT = 256 };
+enum { SIZE = 32, CHUNK = 128, AT_ONCE = 4 };
 
 /* 16 rows: everything [index][lane]. */
 typedef struct {
@@ -213,6 +213,8 @@ static void search(const edgepack_refine_matrix *m, problem *p, const int affine
         floor[lane] = p->floor[lane] * p->floor_step[lane];
         p->cost[lane] = INFINITY;
     }
+    memset(p->q, 0, sizeof p->q); /* what remains where no try has a finite cost: a caller refuses such rows */
+    memset(p->errors, 0, sizeof p->errors);
     for (int batch = 0; batch < 4; batch++) {
         for (int c = 0; c < AT_ONCE; c++) {
             const float factor = 1.0f + 0.025f * (float)(c * 4 + batch - 9);
@@ -417,7 +419,7 @@ static void refine(const tile *t, const int size, const int affine) {
     feedback(t, size, affine);
     for (int64_t g = 0; g < groups; g++) measure(t, g, size);
     for (int64_t sweep = 0; sweep < t->m->sweeps; sweep++) {
-        if (t->m->scale_high != 0.0f) {
+        if (t->m->scale_high != 0.0f && sweep == 0) {
             for (int64_t unit = 0; unit < t->m->units; unit++) refit_unit(t, unit, size, affine);
         }
         if (!descend(t, size, affine)) return;

@@ -65,7 +65,11 @@ CONFLICTS: tuple[Conflict, ...] = (
              "--adapter and --calibration of a GGUF: expected --imatrix FILE, as llama.cpp runs '{model}' without the"
              " adapter"),
     Conflict(lambda r: r.kind == WIRE and len(_wire_goals(r)) != 1,
-             "--target wire: expected exactly one of --bits, --max-size, --min-agreement, --max-kl"),
+             "--target wire: expected exactly one of --bits, --max-size, --max-download, --min-agreement, --max-kl"),
+    Conflict(lambda r: r.max_download is not None and r.max_size is not None,
+             "--max-download and --max-size: both limit the archive, expected one of them"),
+    Conflict(lambda r: r.max_memory is not None and r.host_type is not None,
+             "--max-memory and --host: expected one of them, as every matrix gets a host of its own"),
     Conflict(lambda r: r.dry_run and r.calibration is not None and (r.kind == CODED or (
         r.kind == GGUF and not r.has_passes and not r.refines)),
              "--calibration: collecting is work; with --dry-run give --imatrix FILE"),
@@ -88,6 +92,7 @@ CONFLICTS: tuple[Conflict, ...] = (
              "--refine and --quantizer ggml: expected one of them, got both"),
     Conflict(lambda r: bool(r.refine) and not refinable(r.target),
              "--refine: expected a target between gguf-q2k and gguf-q8, whose types can be allocated, got '{target}'"),
+    Conflict(lambda r: r.prefer_speed and not _may_refine(r), "--prefer-speed: expected --refine with it"),
     Conflict(lambda r: r.kind == GGUF and r.bits is not None and not _may_refine(r),
              "--bits: expected --target wire, or --refine"),
     Conflict(lambda r: r.kind == GGUF and r.for_device is not None and not _may_refine(r),
@@ -128,6 +133,7 @@ def _check_goals(request: ExportRequest) -> None:
     """Goals are numbers that can be reached."""
     for name, value in (
         ("--bits", request.bits), ("--max-kl", request.max_kl), ("--max-size", request.max_bytes),
+        ("--max-memory", request.memory_bytes),
         ("--max-mean-error", request.max_mean_error), ("--max-tensor-error", request.max_tensor_error),
     ):  # fmt: skip
         if value is not None and not value > 0:

@@ -37,7 +37,7 @@ RECIPE = "recipe_toml"  # the recipe's text, in the place of its file
 _ELSEWHERE = frozenset({"output", "force", "pack", "threads", "resume", "dry_run", "validate", "provenance", "recipe",
                         "max_mean_error", "max_tensor_error"})  # fmt: skip
 # What a search was told; a file whose target was found is made again by its target. A wire's scale stands on them.
-_GOALS = frozenset({"max_size", "min_agreement", "max_kl", "bits", "text", "chunks"})
+_GOALS = frozenset({"max_size", "max_download", "min_agreement", "max_kl", "bits", "text", "chunks"})
 _DESCRIBING = re.compile(r".*\.(json|jinja|model|tiktoken|spm)|.*vocab.*\.txt|merges\.txt|README\.md", re.IGNORECASE)
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.gguf")
 _LIBRARIES = ("numpy", "torch", "transformers", "peft", "llama-cpp-python")

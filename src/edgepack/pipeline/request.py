@@ -133,6 +133,10 @@ class ExportRequest:
             "switch",
         ),
     )
+    prefer_speed: bool = option(
+        False,
+        Option("--prefer-speed", "With --refine: what tokens read counts, so that they come faster.", (GGUF,), "flag"),
+    )
     tensor_codecs: tuple[str, ...] = option(
         (),
         Option(
@@ -223,6 +227,19 @@ class ExportRequest:
     # The goal: what must be reached.
     max_size: int | str | None = option(
         None, Option("--max-size", "Without --target: the largest type that fits.", value="size", metavar="S")
+    )
+    max_download: int | str | None = option(
+        None, Option("--max-download", "For wire: of the archive, as --max-size.", (WIRE,), "size", "S")
+    )
+    max_memory: int | str | None = option(
+        None,
+        Option(
+            "--max-memory",
+            "For wire: of the GGUF on the device; each matrix gets the host that serves it best.",
+            (WIRE,),
+            "size",
+            "S",
+        ),
     )
     bits: float | None = option(
         None,
@@ -326,7 +343,12 @@ class ExportRequest:
     @property
     def max_bytes(self) -> int | None:
         """Of what is shipped: the GGUF and what belongs beside it, or the archive; raises UsageError for no size."""
-        return _bytes(self.max_size)
+        return _bytes(self.max_size if self.max_download is None else self.max_download)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Of the GGUF on the device; raises UsageError for no size."""
+        return _bytes(self.max_memory)
 
     @property
     def shard_bytes(self) -> int | None:

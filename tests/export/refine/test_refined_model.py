@@ -18,6 +18,7 @@ from edgepack.export.gguf_file import write_gguf  # noqa: E402
 from edgepack.export.plan import PlanOptions, collectable_importance, plan_export  # noqa: E402
 from edgepack.export.refine import model as refine_model  # noqa: E402
 from edgepack.export.refine.model import RefinedModel, RefineSettings  # noqa: E402
+from edgepack.export.refine.reading import read_share  # noqa: E402
 from edgepack.quant.calibration.curvature import measure  # noqa: E402
 from edgepack.quant.calibration.curvature_store import CurvatureStore  # noqa: E402
 from edgepack.quant.codecs.ggml.codec import dequantize_rows  # noqa: E402
@@ -175,6 +176,24 @@ def test_the_number_of_threads_changes_no_byte(mixed: Fixture, threads: int) -> 
         write_gguf(plan, path)
         files.append(path.read_bytes())
     assert files[0] == files[1]
+
+
+def test_preferred_speed_reads_no_more_a_token_and_stays_within_the_budget(made: Fixture) -> None:
+    base, read = made.base("gguf-q4km"), []
+    for prefer_speed in (False, True):
+        found = made.model(prefer_speed=prefer_speed).allocation(base, base.total_bytes)
+        kinds = {info.name: replace(info, type=found.kinds.get(info.name, info.type)) for info in base.infos}
+        read.append(sum(read_share(name, made.model().model) * info.nbytes for name, info in kinds.items()))
+        assert found.bytes <= base.total_bytes
+    assert read[1] <= read[0]
+
+
+def test_tables_that_are_looked_up_are_not_read_and_tied_ones_are(mixed: Fixture) -> None:
+    model = mixed.model().model
+    tied = "output.weight" not in model.tensors
+    assert read_share("token_embd.weight", model) == float(tied)
+    assert read_share("blk.0.ffn_up.weight", model) == 1.0
+    assert read_share("token_embd.weight", replace(model, tensors={**model.tensors, "output.weight": None})) == 0.0
 
 
 class KilledError(BaseException):

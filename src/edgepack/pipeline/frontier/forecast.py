@@ -10,6 +10,7 @@ import tempfile
 import time
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,13 +173,12 @@ class _Timed:
         path = self._folder / "timed.gguf"
         for kind in dict.fromkeys(_kind(spec) for spec in self._specs if spec.family in LLAMA_CPP):
             _export, needs, target = kind.split(" ")
-            found[kind] = _time(lambda t=target, n=needs: self._export(mapped, t, path, weighted=n == IMPORTANCE))
+            found[kind] = _time(partial(self._export, mapped, target, path, weighted=needs == IMPORTANCE))
         if not path.is_file():
             self._export(mapped, "gguf-q8", path, weighted=False)
         archive = self._folder / "timed.edgepack"
         found["pack"] = sum(
-            _time(lambda g=grids: pack_archive(path, archive, grids=g, threads=self._threads))
-            for grids in (False, True)
+            _time(partial(pack_archive, path, archive, grids=grids, threads=self._threads)) for grids in (False, True)
         )
         tokens = read_calibration(self._cut, self._study.calibration, self._study.device, _SEQUENCES,
                                   self._study.length).tokens  # fmt: skip
@@ -231,9 +231,11 @@ class _Timed:
 
     def _refined(self, tokens: np.ndarray[Any, np.dtype[np.int64]], shared: Path) -> ExportRequest:
         """A refinement of the cut, whose curvature is there."""
+        study = self._study
         return ExportRequest(
-            self._study.model, TYPES["Q4_K_M"], refine=True, device=self._study.device, calibration=self._study.calibration, sequences=len(tokens), length=self._study.length,
-            output=self._folder / "refined.gguf", force=True, threads=self._threads, original=self._cut, shared=shared,
+            study.model, TYPES["Q4_K_M"], refine=True, device=study.device, calibration=study.calibration,
+            sequences=len(tokens), length=study.length, output=self._folder / "refined.gguf", force=True,
+            threads=self._threads, original=self._cut, shared=shared,
         )  # fmt: skip
 
 

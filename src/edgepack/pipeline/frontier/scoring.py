@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from edgepack.edge.fidelity.kept_predictions import KeptPredictions, keep
@@ -20,11 +21,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.edge.fidelity.run import Text
-    from edgepack.edge.fidelity.scorers.scorer import Scorer
+    from edgepack.edge.fidelity.scorers.scorer import Chunking, Scorer
     from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.edge.fidelity.validate import Validation
     from edgepack.pipeline.frontier.ledger import Ledger
     from edgepack.pipeline.frontier.request import StudyRequest
+
+
+def _chunking(options: ScoringOptions, text: str, scorer: Scorer) -> Chunking:
+    return choose_chunking(scorer, text, options)
 
 
 class KeptOriginal:
@@ -60,7 +65,7 @@ class KeptOriginal:
             for name, text in self.texts.items():
                 self.scored[name] = keep(
                     self._kept[name], text.text,
-                    lambda scorer, text=text: choose_chunking(scorer, text.text, self._study.scoring),
+                    partial(_chunking, self._study.scoring, text.text),
                     reference, self._study.progress,
                 )  # fmt: skip
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from edgepack.export.gguf_file import write_shards
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, collectable_importance, plan_export, shard_paths, split_plan
+from edgepack.export.recipe.changed import ChangedModel
 from edgepack.files.output import check_output
 from edgepack.gguf import keys
 from edgepack.gguf.types import Value, ValueType, boolean, f32, string, u32
 from edgepack.pipeline.makers.gguf import ladder
 from edgepack.pipeline.makers.opened import (
-    changed_by,
     opened_checkpoint,
     overrides_of,
     read_request_recipe,
@@ -131,7 +131,7 @@ class RefinedMaker:
     def outline(self, aim: Aim) -> Outline:
         """As `goals.Maker.outline`: before `opened` the most bytes that the file may have."""
         if self._model is None:
-            base, limits = self._base(aim), (*self.mapped.notes, *self._told(aim))
+            base, limits = self._base(aim), (*self.mapped.notes, *self._forecast(aim))
             return replace(self._outline(base, limits), label=self._label(aim), is_exact=False).sized(aim.budget)
         plan, allocation = self._planned(aim)
         return self._outline(plan, self.mapped.notes).sized(allocation.bytes)
@@ -143,7 +143,7 @@ class RefinedMaker:
             plan.metadata, _LEAST_PACKED_SHARE, limits=limits,
         )  # fmt: skip
 
-    def _told(self, aim: Aim) -> Iterator[str]:
+    def _forecast(self, aim: Aim) -> Iterator[str]:
         """What a plan cannot show before anything was measured."""
         yield (
             f"refined: types are allocated within {format_size(aim.budget)} once curvature is measured; until then"
@@ -177,9 +177,10 @@ class RefinedMaker:
         """
         from edgepack.export.refine.model import RefineSettings
 
-        request, changed = self._request, changed_by(self._passes, self._request)
+        request, changed = self._request, self._changed()
         self._calibration = calibration_of(request, changed.checkpoint)
-        settings = RefineSettings(allocation=not self._overrides.pure, on_gpu=_is_gpu(request.for_device))
+        settings = RefineSettings(allocation=not self._overrides.pure, on_gpu=_is_gpu(request.for_device),
+                                  prefer_speed=request.prefer_speed)  # fmt: skip
         options = RunOptions(
             request.pre, request.device, request.threads, request.resume, request.progress, request.shared
         )  # fmt: skip
@@ -189,21 +190,33 @@ class RefinedMaker:
             self._allocated.clear()
             yield
 
+    def _changed(self) -> ChangedModel:
+        """The model as the passes leave it; those that ask for a target get the one named, or that of the bytes."""
+        if self._passes is None:
+            return ChangedModel(opened_checkpoint(self._request))
+        target = self._target or self._base(self.aim()).target
+        return self._passes.changed_for(target)
+
     def _planned(self, aim: Aim) -> tuple[ExportPlan, Allocation]:
         """Types for an aim, and the plan whose metadata says so."""
         if aim not in self._allocated:
-            model, base = self._opened_model, self._base(aim)
-            told = replace(base, metadata={**base.metadata, **self._metadata(aim, 0.0)})
-            told.__dict__.pop("layout", None)
-            fixed = self._fixed(told)
-            budget = aim.budget if aim.divergence is None else model.budget_for(told, aim.divergence, fixed)
-            allocation = model.allocation(told, max(budget, self._least(told, fixed)), fixed)
-            metadata = {**told.metadata, **self._metadata(replace(aim, budget=budget), allocation.divergence)}
-            kind = self._file_type(allocation, told)
-            metadata[keys.FILE_TYPE] = u32(kind.file_type)
-            named = replace(kind, label=self._label(aim))
-            self._allocated[aim] = replace(told, metadata=metadata, target=named), allocation
+            model, budget = self._opened_model, aim.budget
+            if aim.divergence is not None:  # the base depends on nothing but the bytes, so that they give the same file
+                base = self._told(aim)
+                budget = model.budget_for(base, aim.divergence, self._fixed(base))
+            base = self._told(Aim(budget))
+            fixed = self._fixed(base)
+            allocation = model.allocation(base, max(budget, self._least(base, fixed)), fixed)
+            kind = self._file_type(allocation, base)
+            about = self._metadata(Aim(budget), allocation.divergence) | {keys.FILE_TYPE: u32(kind.file_type)}
+            plan = replace(model.allocated(base, allocation), metadata={**base.metadata, **about})
+            self._allocated[aim] = replace(plan, target=replace(kind, label=self._label(aim))), allocation
         return self._allocated[aim]
+
+    def _told(self, aim: Aim) -> ExportPlan:
+        """The base with metadata as long as the file's will be."""
+        base = self._base(aim)
+        return replace(base, metadata={**base.metadata, **self._metadata(aim, 0.0)})
 
     def _least(self, plan: ExportPlan, fixed: frozenset[str]) -> int:
         """A target's own types always fit, though the file says more of itself than llama.cpp's; a size is a size."""
@@ -248,6 +261,7 @@ class RefinedMaker:
             keys.REFINE_BUDGET: Value(ValueType.UINT64, aim.budget),
             keys.REFINE_ALLOCATION: boolean(settings.allocation),
             keys.REFINE_ON_GPU: boolean(settings.on_gpu),
+            keys.REFINE_PREFER_SPEED: boolean(settings.prefer_speed),
             keys.REFINE_PREDICTED_KL: f32(divergence),
             keys.REFINE_CALIBRATION_SHA256: string(self._calibration.sha256),
             keys.REFINE_CALIBRATION_TOKENS: u32(self._calibration.tokens.size),

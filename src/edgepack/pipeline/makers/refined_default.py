@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from edgepack.pipeline.request import ExportRequest
     from edgepack.quant.passes.recipe import PassStep, Recipe
 
+_FOR_ENCODERS = "awq"  # its scales make good what the plain encoder does, so that by default it gets the plain encoder
+
 
 def decided(request: ExportRequest) -> ExportRequest:
     """The request with `refine` said, where it could be either; it tells why a default does not hold.
 
     Raises:
-        UsageError: refinement is asked for behind a pass that rounds or corrects.
+        UsageError: refinement is asked for behind a pass that rounds or corrects, or bytes that only it can meet.
         RecipeError: the recipe is wrong.
     """
     if request.kind != GGUF or request.only_sees or request.calibration is None or request.refine is False:
@@ -31,11 +33,22 @@ def decided(request: ExportRequest) -> ExportRequest:
     if request.refine:
         return _checked(request)
     if not (request.refines or _goes_after_passes(request)):
+        _refuse_bytes(request, "passes come in front whose work refinement would undo")
         return request
     reason = _unmeasurable(request)
     if reason is not None:
+        _refuse_bytes(request, reason)
         request.tell(f"not refined, as by default with --calibration: {reason}")
     return replace(request, refine=reason is None)
+
+
+def _refuse_bytes(request: ExportRequest, reason: str) -> None:
+    """Raise UsageError where something was asked for that only refinement does."""
+    speed = request.prefer_speed or None
+    given = {"--bits": request.bits, "--for-device": request.for_device, "--prefer-speed": speed}
+    name = next((name for name, value in given.items() if value is not None), None)
+    if name is not None:
+        raise UsageError(f"{name}: expected a file that is refined, but {reason}")
 
 
 def _checked(request: ExportRequest) -> ExportRequest:
@@ -50,7 +63,8 @@ def _goes_after_passes(request: ExportRequest) -> bool:
     if not request.has_passes or not request.source.is_dir() or not refinable(request.target):
         return False
     recipe = read_request_recipe(request)
-    return _unfit(recipe) is None and not any(step.leaves_zeros for step in recipe.passes)
+    fitting = not any(step.leaves_zeros or step.name == _FOR_ENCODERS for step in recipe.passes)
+    return _unfit(recipe) is None and fitting
 
 
 def _unfit(recipe: Recipe) -> str | None:
@@ -60,7 +74,7 @@ def _unfit(recipe: Recipe) -> str | None:
 def _rounds(step: PassStep) -> bool:
     adapter = step.name == "lowrank" and step.settings.get("output") == "adapter"
     rounded = ROUNDED in find_pass(step.name).leaves(step.settings)
-    return step.is_correction or step.depends_on_target or rounded or adapter
+    return step.is_correction or rounded or adapter
 
 
 def _unmeasurable(request: ExportRequest) -> str | None:

@@ -57,6 +57,8 @@ def refined_run(
 ) -> Iterator[RefinedModel]:
     """The model, measured; its scratch lies beside `output` and goes when the block ends, unless it was killed.
 
+    With `options.shared` it lies there and stays: matrices that were rounded to a type serve every later file.
+
     Raises:
         CalibrationError: the text is one line repeated.
         UnsupportedModelError: its curvature cannot be measured.
@@ -64,9 +66,12 @@ def refined_run(
     """
     from edgepack.export.refine.model import RefinedModel
 
+    digest = run_digest((calibration.tokens, asdict(settings), options.pre, options.device), checkpoint)
+    alone = options.shared is None
     folder = output.parent / f".edgepack-refine-{output.name}"
-    about = (calibration.tokens, asdict(settings), options.pre, options.device)
-    own_scratch(folder, output, run_digest(about, checkpoint), resume=options.resume)
+    if options.shared is not None:
+        folder = options.shared / f"refined-{digest[:32]}"
+    own_scratch(folder, output, digest, resume=options.resume or not alone)
     try:
         place = curvature_place(options.shared, folder, calibration.tokens, checkpoint, output)
         store = _measured(checkpoint, place, calibration, options)
@@ -76,9 +81,11 @@ def refined_run(
             progress=options.progress,
         )  # fmt: skip
     except Exception:
-        shutil.rmtree(folder, ignore_errors=True)
+        if alone:
+            shutil.rmtree(folder, ignore_errors=True)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    if alone:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _measured(checkpoint: Checkpoint, folder: Path, calibration: Calibration, options: RunOptions) -> CurvatureStore:

@@ -106,4 +106,4 @@ def _seconds_per_weight(block: Block) -> float:
     factor, costs = feedback_factor(inputs), torch.from_numpy(np.ones(len(rows), np.float32))
     started = time.perf_counter()
     refine_matrix(rows, factor, kind, inputs=inputs, row_costs=costs, threads=1)
-    return (time.perf_counter() - started) / rows.numel()
+    return float((time.perf_counter() - started) / rows.numel())

@@ -17,10 +17,10 @@ from edgepack.pipeline.derivation import Recorder
 from edgepack.pipeline.makers.opened import changed_by, opened_checkpoint, read_request_recipe, unworked
 from edgepack.pipeline.makers.projector import seeing
 from edgepack.pipeline.makers.separate import SUFFIX
-from edgepack.pipeline.makers.wire_host import check_host, choose_host
+from edgepack.pipeline.makers.wire_host import check_host, choose_host, memory_for
 from edgepack.pipeline.makers.wire_run import SEQUENCES, WireRun, read_calibration
 from edgepack.pipeline.outline import Made, Outline, rows_of
-from edgepack.quant.codecs.ggml.host_grids import find_host
+from edgepack.quant.codecs.ggml.host_grids import HOSTS, find_host
 from edgepack.quant.types.choice import Overrides
 from edgepack.quantities import format_size
 
@@ -59,7 +59,8 @@ class WireMaker:
         eyes: ProjectorFile | None = None,
     ) -> None:
         self._request, self._passes, self._beside, self._eyes = request, passes, beside, eyes
-        self.host = _host(request)
+        self.memory = _memory(request)
+        self.host = HOSTS["q8"] if self.memory else _host(request)
         self._recorder = Recorder(request)
 
     @cached_property
@@ -78,11 +79,12 @@ class WireMaker:
 
         refuse_shared_keys(opened_checkpoint(self._request).config)
         plan = plan_export(self._mapped, host_target(self.host), PlanOptions(Overrides(pure=True)))
-        label = f"wire-{self.host.kind.name}"
+        label = "wire-mixed" if self.memory else f"wire-{self.host.kind.name}"
+        size = min(plan.total_bytes, self.memory or plan.total_bytes)
         extra = 0 if self._beside is None else self._beside.bytes_for(self._mapped)
         extra += 0 if self._eyes is None else self._eyes.bytes
         outline = Outline(
-            "wire", label, plan.total_bytes, plan.total_bytes + extra, plan.source_bytes, rows_of(plan), plan.metadata,
+            "wire", label, size, size + extra, plan.source_bytes, rows_of(plan), plan.metadata,
             is_exact=False, beside=() if self._beside is None else (SUFFIX,), limits=self._mapped.notes,
         )  # fmt: skip
         return outline if self._eyes is None else seeing(outline, self._eyes)
@@ -98,7 +100,7 @@ class WireMaker:
 
         request, changed = self._request, changed_by(self._passes, self._request)
         settings = WireSettings(
-            self.host, rdo=request.rdo or 0.0, drift=request.drift, device=request.device,
+            self.host, memory=self.memory, rdo=request.rdo or 0.0, drift=request.drift, device=request.device,
             trellis=DEFAULT_TRELLIS if request.trellis is None else int(request.trellis),
         )  # fmt: skip
         text = None if request.calibration is None else Path(request.calibration)
@@ -142,6 +144,17 @@ class WireMaker:
             "wire", self.outline.label, size, size, plan.source_bytes, rows_of(plan),
             plan.metadata, beside=self.outline.beside, projector=self.outline.projector, limits=self.outline.limits,
         )  # fmt: skip
+
+
+def _memory(request: ExportRequest) -> int:
+    """Bytes that the GGUF may have; 0 where one host serves all matrices."""
+    if request.memory_bytes is not None:
+        if request.for_device is None:
+            return request.memory_bytes
+        return min(request.memory_bytes, memory_for(request.source, request.for_device, pre=request.pre) or 1 << 62)
+    if request.for_device is None or request.host_type is not None:
+        return 0
+    return memory_for(request.source, request.for_device, pre=request.pre)
 
 
 def _host(request: ExportRequest) -> Host:

@@ -40,17 +40,33 @@ def check_host(model: Path, host: Host, device: str | None, *, pre: str | None =
         raise CheckFailedError(f"--host {name}: does not fit {device}; the largest that does is {best.kind.name}")
 
 
+def memory_for(model: Path, device: str, *, pre: str | None = None) -> int:
+    """Bytes that a GGUF of mixed hosts may have on a device; 0 where the largest host fits everywhere.
+
+    Raises:
+        CheckFailedError: not even the smallest fits.
+    """
+    from edgepack.quant.codecs.ggml.host_grids import HOSTS
+
+    plans = [_planned(model, host, pre=pre) for host in HOSTS.values()]
+    found = largest_bytes_on(plans, device)
+    return 0 if found == plans[0].total_bytes else found
+
+
 def fits_device(model: Path, host: Host, device: str, *, pre: str | None = None) -> bool:
-    """Whether a GGUF of the host's type fits the device: `edgepack fit` on its header."""
+    """Whether a GGUF of the host's type fits the device."""
+    return plan_fits(_planned(model, host, pre=pre), device)
+
+
+def _planned(model: Path, host: Host, *, pre: str | None) -> ExportPlan:
     from edgepack.export.mapped_model import open_model
     from edgepack.export.plan import PlanOptions, plan_export
     from edgepack.export.wire.plan import host_target
     from edgepack.quant.types.choice import Overrides
 
-    plan = plan_export(
+    return plan_export(
         open_model(model, pre=pre, allow_requantize=True), host_target(host), PlanOptions(Overrides(pure=True))
     )
-    return plan_fits(plan, device)
 
 
 def plan_fits(plan: ExportPlan, device: str) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgepack.gguf import keys
-from edgepack.gguf.types import string, u32
+from edgepack.gguf.types import GGMLType, string, u32
 from edgepack.pipeline.goals.scalar import scale_of
 from edgepack.pipeline.makers.wire_scratch import Tried, WireScratch, curvature_place
 from edgepack.progress import silent
@@ -193,13 +193,15 @@ class WireRun:
         include = self._beside if self._origin is None else (*self._beside, self._origin(result.plan, self))
         packed = pack_archive(self.gguf, self.archive, include=include, threads=self.threads, progress=self.progress)
         trial = Trial(scale, packed.bytes, written, result)
-        self._kept.note(Tried(scale, packed.bytes, written, self.model.trellises))
+        hosts = {name: kind.name for name, kind in self.model.hosts.items()}
+        self._kept.note(Tried(scale, packed.bytes, written, self.model.trellises, hosts))
         self.trials.append(trial)
         return trial
 
     def _replayed(self, tried: Tried) -> Trial:
         """What an interrupted run had found at this scale."""
         self.model.trellises = tried.trellises
+        self.model.hosts = {name: GGMLType[kind] for name, kind in tried.hosts.items()}
         self.trials.append(Trial(tried.scale, tried.archive_bytes, tried.gguf_bytes, None))
         return self.trials[-1]
 
@@ -221,6 +223,8 @@ class WireRun:
     @property
     def host(self) -> str:
         """The type that holds them."""
+        if self.model.settings.memory:
+            return "mixed"
         return self.model.settings.host.kind.name
 
     def hold_still(self, held: bool) -> None:

@@ -33,13 +33,15 @@ class Tried:
         scale: the scalar.
         archive_bytes: of its archive.
         gguf_bytes: of its GGUF.
-        trellises: what was decided on trellises.
+        trellises: what was decided on trellises and folds.
+        hosts: what was decided on hosts, where a budget of memory did.
     """
 
     scale: float
     archive_bytes: int
     gguf_bytes: int
     trellises: dict[str, int] = field(default_factory=dict)
+    hosts: dict[str, str] = field(default_factory=dict)
 
 
 class WireScratch:

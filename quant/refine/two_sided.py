@@ -1,0 +1,85 @@
+"""A matrix rounded under a full curvature of its outputs: rows that err together make good each other's errors.
+
+With G = E[g gᵀ] of the outputs' gradients, what is made small is tr(G E H Eᵀ). Rows are rounded in blocks; of each
+block the errors are made good by the rows not yet rounded, as feedback does along columns (GPTQ's update, from the
+left). Rows of one block are searched by `search`, each for itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows
+from edgepack.quant.refine.blocks import read_scales, write_rows
+from edgepack.quant.refine.search import inverse_upper, search_rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgepack.gguf.types import GGMLType
+    from edgepack.quant.refine.search import Geometry
+
+# Rows that are rounded side by side: what the kernel takes in its lanes.
+BLOCK = 16
+# Of G's diagonal: what is added to it. With G of 1,536 tokens, less than .3 made some matrices worse under the G of
+# other tokens, and more gave away what query rows gain (docs/lab-notes.md).
+_SHRINKAGE, _DAMPING = 0.3, 0.01
+
+
+@dataclass(frozen=True)
+class RowFeedback:
+    """How errors of rows are made good by other rows.
+
+    Attributes:
+        order: int64 [out]: rows as they are rounded, those whose errors cost most first.
+        upper: U with G⁻¹ = UᵀU, float32 [out, out], in that order.
+    """
+
+    order: torch.Tensor
+    upper: torch.Tensor
+
+    @classmethod
+    def of(cls, outputs: torch.Tensor) -> RowFeedback:
+        """From G, [out, out], positive semi-definite."""
+        diagonal = outputs.diagonal().double()
+        order = torch.argsort(-diagonal, stable=True)
+        floor = _DAMPING * diagonal.mean().clamp_min(1e-30)
+        damped = outputs.double() + torch.diag(_SHRINKAGE * diagonal + floor)
+        return cls(order, inverse_upper(damped[order][:, order]).float())
+
+
+def round_two_sided(
+    weight: torch.Tensor,
+    kind: GGMLType,
+    geometry: Geometry,
+    feedback: RowFeedback,
+    importance: NDArray[np.float32],
+    threads: int | None = None,
+) -> NDArray[np.uint8]:
+    """Rows of `kind`, uint8 [out, bytes of a row].
+
+    Args:
+        weight: float32 [out, in]; not modified.
+        kind: of `FORMS`.
+        geometry: of the columns.
+        feedback: of the rows.
+        importance: E[x²] [in], for the scales that the search starts from.
+        threads: as `search_rows` takes them.
+    """
+    work, upper = weight[feedback.order].clone(), feedback.upper
+    found = np.empty((len(work), kind.row_bytes(work.shape[1])), np.uint8)
+    for start in range(0, len(work), BLOCK):
+        stop = min(start + BLOCK, len(work))
+        rows = work[start:stop].numpy()
+        scales = read_scales(kind, quantize_rows(kind, rows, importance))
+        found[start:stop] = write_rows(kind, *search_rows(rows, kind, scales, geometry, threads))
+        errors = work[start:stop] - torch.from_numpy(dequantize_rows(kind, found[start:stop], *rows.shape))
+        moved = torch.linalg.solve_triangular(upper[start:stop, start:stop], upper[start:stop, stop:], upper=True)
+        work[stop:] -= moved.T @ errors
+    back = np.empty_like(found)
+    back[feedback.order.numpy()] = found
+    return back
