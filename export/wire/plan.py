@@ -104,7 +104,7 @@ class WireModel:
             int(checkpoint.config.get("hidden_size", 0)) // max(1, self.model.facts.n_heads)
         )
         self._grids = GridChooser(settings)
-        kept = f"factors-{int(settings.column_steps)}{int(settings.feedback)}"
+        kept = f"unfolded-{int(settings.column_steps)}{int(settings.feedback)}"
         folder = None if settings.drift else curvatures.folder / kept
         self._factors = FactorStore(folder, settings.feedback)
         self._folder = LayerFolder(self.model, self._squares, settings.column_steps)
