@@ -62,14 +62,12 @@ class Asked:
 
 
 def sums(count: int, seed: int = 0) -> list[Question]:
-    """Questions after sums of small numbers, no operand of which is the answer."""
-    chance = random.Random(seed)
-    found = []
-    for group in range(count):
-        first, second = chance.randint(1, 60), chance.randint(1, 30)
-        prompt = f"What is {first} + {second}? Answer with the number alone."
-        found.append(Question(f"sum {group}", prompt, str(first + second), (), 0, group, "turn"))
-    return found
+    """Questions after sums of small numbers, no operand of which is the answer; each at most once."""
+    pairs = random.Random(seed).sample([(first, second) for first in range(1, 26) for second in range(1, 13)], count)
+    return [
+        Question(f"sum {group}", f"Calculate {first} plus {second}.", str(first + second), (), 0, group, "turn")
+        for group, (first, second) in enumerate(pairs)
+    ]
 
 
 def ask_all(path: Path, questions: list[Question], options: CalibrateOptions, kept: Path | None) -> list[Asked]:
