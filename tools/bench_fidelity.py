@@ -72,6 +72,8 @@ def main() -> None:
     specs = unique([spec for part in parts.values() for spec in part.specs()])
     if arguments.dry_run:
         found = Study(request, specs, BenchMaker).forecast()
+        for name, seconds in {**found.once, **found.points}.items():
+            print(f"{told_time(seconds):>8}  {name}")
         print(f"{len(found.points)} points are left: about {told_time(found.seconds)} on this machine")
         return
     told = Study(request, specs, BenchMaker, write_report).run()

@@ -26,6 +26,7 @@ SWEEPS = 5  # of descent, at most: the next would give .2 % of the loss (tools/b
 # the same text: without it the loss under another text's H is up to 5 % higher (docs/refine.md).
 _SHRINKAGE, _MOST_SHRINKAGE = 1 / 12288, 0.3
 _TILE = 64  # rows of one call
+_BEHIND = 1024  # numbers; 64 to 1024 bytes were seen to be read
 _WRITTEN = ("steps", "floor_steps", "scales", "floors", "quants")
 
 
@@ -79,7 +80,11 @@ class Geometry:
 
 
 def _float(values: torch.Tensor) -> NDArray[np.float32]:
-    return np.asarray(values.float().contiguous().numpy())
+    """As float32 with room behind: what gcc 12 makes of `gather` for x86-64-v4 loads past the last rows of a panel."""
+    flat = np.zeros(values.numel() + _BEHIND, np.float32)
+    found: NDArray[np.float32] = flat[: values.numel()].reshape(values.shape)
+    found[...] = values.float().numpy()
+    return found
 
 
 def inverse_upper(matrices: torch.Tensor) -> torch.Tensor:

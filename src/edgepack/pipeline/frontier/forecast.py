@@ -25,7 +25,7 @@ from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.packaging.pack import pack_archive
 from edgepack.packaging.trust.policy import ANYONE
 from edgepack.pipeline.export import run_export
-from edgepack.pipeline.frontier.catalogue import IMPORTANCE, LLAMA_CPP, REFINED, TYPES
+from edgepack.pipeline.frontier.catalogue import IMPORTANCE, TYPES
 from edgepack.pipeline.makers.opened import opened_checkpoint, with_original
 from edgepack.pipeline.makers.wire_run import Calibration, WireRun, read_calibration
 from edgepack.pipeline.options import WIRE
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from edgepack.pipeline.frontier.points import Spec
     from edgepack.pipeline.frontier.request import StudyRequest
 
+_CALIBRATED = "calibration"  # what `Spec.needs` says of files that are made of the text's curvature
 _TRIES = 6  # of a wire's search, on average
 _CHUNK = 512  # tokens that are timed; longest that is scored
 _SEQUENCES = 2  # that the curvature is timed on
@@ -101,7 +102,7 @@ def forecast(study: StudyRequest, specs: Sequence[Spec], done: Sequence[str] = (
         found.once["original"] = chunks * whole["original"]
     if any(spec.needs == IMPORTANCE for spec in left):
         found.once["importance"] = study.sequences * whole["score"]
-    if any(spec.needs == "calibration" for spec in left):
+    if any(spec.needs == _CALIBRATED for spec in left):
         found.once["curvature"] = study.sequences * whole["curvature"]
     for spec in left:
         found.points[spec.id] = _making(spec, whole) + whole["pack"] + chunks * whole["score"]
@@ -135,9 +136,9 @@ def _carried(one: float, two: float, blocks: int) -> float:
 
 
 def _making(spec: Spec, seconds: Mapping[str, float]) -> float:
-    if spec.family in LLAMA_CPP:
+    if spec.needs != _CALIBRATED:
         return seconds[_kind(spec)]
-    return seconds["refined"] if spec.family == REFINED else _TRIES * seconds["wire"]
+    return seconds["refined"] if spec.options.get("refine") else _TRIES * seconds["wire"]
 
 
 def _kind(spec: Spec) -> str:
@@ -171,7 +172,7 @@ class _Timed:
         found: dict[str, float] = {}
         mapped = map_checkpoint(self._cut)
         path = self._folder / "timed.gguf"
-        for kind in dict.fromkeys(_kind(spec) for spec in self._specs if spec.family in LLAMA_CPP):
+        for kind in dict.fromkeys(_kind(spec) for spec in self._specs if spec.needs != _CALIBRATED):
             _export, needs, target = kind.split(" ")
             found[kind] = _time(partial(self._export, mapped, target, path, weighted=needs == IMPORTANCE))
         if not path.is_file():
@@ -185,7 +186,7 @@ class _Timed:
         share = tokens.shape[1] / _CHUNK
         chunk = Chunk(0, 0, tokens[0].astype(np.int32), tokens[0, 1:].astype(np.int32), tokens.shape[1] // 2)
         found["original"], found["score"] = (each / share for each in self._scoring(chunk, path))
-        if any(spec.needs == "calibration" for spec in self._specs):
+        if any(spec.needs == _CALIBRATED for spec in self._specs):
             found |= self._calibrated(tokens)
         return found
 
@@ -216,16 +217,16 @@ class _Timed:
         """Seconds of the curvature a sequence, of one try of a wire and of one refinement."""
         from edgepack.export.wire.rounding import WireSettings
 
-        families = {spec.family for spec in self._specs if spec.needs == "calibration"}
+        refining = {bool(spec.options.get("refine")) for spec in self._specs if spec.needs == _CALIBRATED}
         output, settings = self._folder / "wire.gguf", WireSettings(find_host("q8"), device=self._study.device)
         began, found = time.monotonic(), dict[str, float]()
         shared = Path(tempfile.mkdtemp(prefix="shared-", dir=self._folder))
         calibration = Calibration(tokens, "0" * 64)
         with WireRun(self._cut, output, settings, calibration, threads=self._threads, shared=shared) as run:
             found["curvature"] = (time.monotonic() - began) / len(tokens)
-            if families - {REFINED}:
+            if False in refining:
                 found["wire"] = _time(lambda: run.attempt(run.scale_of(_SCALE_KL)))
-        if REFINED in families:
+        if True in refining:
             found["refined"] = _time(lambda: run_export(self._refined(tokens, shared)))
         return found
 

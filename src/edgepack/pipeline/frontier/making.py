@@ -107,7 +107,8 @@ class FileMaker:
             options["imatrix"] = self._importance(spec, text)
         elif spec.needs:
             options["calibration"] = text
-            options |= {"sequences": spec.sequences or study.sequences, "length": study.length}
+            if "passes" not in options:  # a pass decides itself how much of the text it takes
+                options |= {"sequences": spec.sequences or study.sequences, "length": study.length}
             options["device"] = study.device
         if limit is not None:
             options["max_size"] = limit
