@@ -42,7 +42,7 @@ class TuningSettings:
     steps: int | None = None
     minutes: float | None = None
     rate: float = 1.0
-    parts: frozenset[str] = DEFAULT_PARTS
+    parts: frozenset[str] = frozenset(DEFAULT_PARTS)
     rates: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_RATES))
     batch: int = 1
     top: int = 256
