@@ -4,7 +4,7 @@
     python tools/floor.py MODEL --calibration TEXT --text TEXT [--types Q8_0,Q6_K,Q4_K_M] [--chunks 24] [--pass smooth]
     python tools/floor.py MODEL --calibration TEXT --where Q8_0        which matrices, predicted; scores nothing
 
-Every type is written twice, without a pass and after `--pass`. Each file is run by llama.cpp, which rounds weights and
+Every type is written thrice: with an importance matrix, after `--pass`, and refined after it. Each file is run by llama.cpp, which rounds weights and
 activations; its weights, read back and written as float16, are run by llama.cpp again, which then rounds weights
 alone. The difference is the activations' share. `--where` predicts it from gradients instead, matrix by matrix, with
 the bytes that float16 would take there.
@@ -60,18 +60,24 @@ def export(source: Path, target: str, out: Path, *options: str) -> None:
     subprocess.run([*command, "--force"], check=True, stdout=subprocess.DEVNULL)
 
 
+def variants(kind: str, passes: str) -> list[tuple[str, tuple[str, ...]]]:
+    """What stands in the table for one type: rows' names and the options of their exports."""
+    worked = ("--pass", passes)
+    return [(f"{kind}, importance", ("--no-refine",)), (f"{kind}, {passes}", (*worked, "--no-refine")),
+            (f"{kind}, {passes} and refined", (*worked, "--refine"))]  # fmt: skip
+
+
 def measure(arguments: argparse.Namespace, folder: Path) -> list[Measured]:
     """Write and score every file; scored by pairs, so that the disk holds two."""
     found = []
     for kind in arguments.types.split(","):
-        for passes in ((), ("--pass", arguments.passes)):
+        for name, options in variants(kind, arguments.passes):
             quantised, floats = folder / "quantised.gguf", folder / "floats.gguf"
-            export(arguments.model, kind, quantised, *passes, "--calibration", str(arguments.calibration))
+            export(arguments.model, kind, quantised, *options, "--calibration", str(arguments.calibration))
             export(quantised, "f16", floats, "--allow-requantize")
-            options = ScoringOptions(ctx=arguments.ctx, max_chunks=arguments.chunks, threads=arguments.threads)
-            run = run_validation(arguments.model, [quantised, floats], arguments.text, options)
+            scoring = ScoringOptions(ctx=arguments.ctx, max_chunks=arguments.chunks, threads=arguments.threads)
+            run = run_validation(arguments.model, [quantised, floats], arguments.text, scoring)
             both, weights = (candidate.validation.statistics for candidate in run.candidates)
-            name = f"{kind}, {arguments.passes}" if passes else kind
             figures = (both.divergence.mean, both.agreement.mean, weights.divergence.mean)
             found.append(Measured(name, quantised.stat().st_size, *figures))
             print(f"{name}: {figures}", file=sys.stderr, flush=True)
