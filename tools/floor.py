@@ -4,10 +4,10 @@
     python tools/floor.py MODEL --calibration TEXT --text TEXT [--types Q8_0,Q6_K,Q4_K_M] [--chunks 24] [--pass smooth]
     python tools/floor.py MODEL --calibration TEXT --where Q8_0        which matrices, predicted; scores nothing
 
-Every type is written thrice: with an importance matrix, after `--pass`, and refined after it. Each file is run by llama.cpp, which rounds weights and
-activations; its weights, read back and written as float16, are run by llama.cpp again, which then rounds weights
-alone. The difference is the activations' share. `--where` predicts it from gradients instead, matrix by matrix, with
-the bytes that float16 would take there.
+Every type is written thrice: with an importance matrix, after `--pass`, and refined after it. Each file is run by
+llama.cpp, which rounds weights and activations; its weights, read back and written as float16, are run by llama.cpp
+again, which then rounds weights alone. The difference is the activations' share. `--where` predicts it from gradients
+instead, matrix by matrix, with the bytes that float16 would take there.
 """
 
 from __future__ import annotations
