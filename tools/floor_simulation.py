@@ -115,4 +115,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from figure_file import run_with_figure
+
+    run_with_figure(main)
