@@ -38,7 +38,7 @@ def run_cell(cell: str, model: Path, scratch: Path) -> str:
     arguments = {
         "dry-run": [*export, "--dry-run"],
         "q4km": [*export, "-o", str(file)],
-        "imatrix": [*export, "--calibration", str(text), "-o", str(scratch / "imatrix.gguf")],
+        "imatrix": [*export, "--calibration", str(text), "--no-refine", "-o", str(scratch / "imatrix.gguf")],
         "gptq": [*export, "--pass", "gptq", "--calibration", str(text), "-o", str(scratch / "gptq.gguf")],
         "wire": [
             "export", str(model), "--target", "wire", "--bits", "12", "--host-type", "q8", "--calibration", str(text),
