@@ -44,8 +44,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 CELLS = list(product(TARGETS, GOALS, VARIANTS))
 # What the table refuses, and nothing else.
 REFUSED = {
-    **{(kind, "bits"): "--bits: expected --target wire" for kind in ("gguf", "coded")},
-    ("wire", "given"): "--target wire: expected exactly one of --bits, --max-size, --min-agreement, --max-kl",
+    ("gguf", "bits"): "--bits: expected ",  # calibration, or passes that refinement does not undo
+    ("coded", "bits"): "--bits: expected a gguf target or --target wire",
+    ("wire", "given"): "expected exactly one of --bits, --max-size, --max-download, --min-agreement, --max-kl",
 }
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _EXPECTED = {(GGUF,): "a gguf target", (CODED,): "an edge target", (WIRE,): "--target wire",
-             (GGUF, CODED): "a gguf or an edge target"}  # fmt: skip
+             (GGUF, CODED): "a gguf or an edge target", (GGUF, WIRE): "a gguf target or --target wire"}  # fmt: skip
 
 # What a projector takes that is written alone.
 _OF_PROJECTORS = frozenset({"mmproj", "mmproj_type", "output", "dry_run", "threads"})
