@@ -55,10 +55,12 @@ class Outcome:
     Attributes:
         judged: every look at the held-out text, in order; the first is before anything was tuned.
         steps: that were run.
+        planned: steps of the schedule: fewer are run where the stop rule ends it.
     """
 
     judged: tuple[Judged, ...]
     steps: int
+    planned: int
 
     @property
     def best(self) -> Judged:
@@ -149,7 +151,7 @@ class Tuning:
                     self._look(run)
                 advance(1)
         self._restore(run.best)
-        return Outcome(tuple(run.judged), run.step)
+        return Outcome(tuple(run.judged), run.step, steps)
 
     def _begin(self, steps: int) -> tuple[_Run, torch.optim.Optimizer]:
         """A new run, or one that was interrupted; Adam's moments with it."""

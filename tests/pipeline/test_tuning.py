@@ -186,7 +186,7 @@ def test_minutes_become_a_number_of_steps_and_the_same_number_gives_the_same_byt
 ) -> None:
     found = tuned(quantised, wide, tmp_path / "minutes.gguf", steps=None, minutes=0.02)
     assert found.steps >= 1
-    again = tuned(quantised, wide, tmp_path / "steps.gguf", steps=found.steps)
+    again = tuned(quantised, wide, tmp_path / "steps.gguf", steps=found.planned)
     assert again.curve == found.curve
 
 

@@ -49,7 +49,8 @@ class TuneResult:
         tuned = self.tuned
         return {
             "output": str(tuned.output), "bytes": tuned.bytes, "seconds": round(tuned.seconds, 3),
-            "steps": tuned.steps, "best_step": tuned.best_step, "dropped": tuned.dropped, "tokens": tuned.tokens,
+            "steps": tuned.steps, "planned_steps": tuned.planned, "best_step": tuned.best_step,
+            "dropped": tuned.dropped, "tokens": tuned.tokens,
             "held_out_kl": {"before": tuned.before, "after": tuned.after},
             "curve": [{"step": step, "held_out_kl": divergence} for step, divergence in tuned.curve],
             "tensors": tuned.tuned, "left": dict(tuned.left), "notes": list(tuned.notes),

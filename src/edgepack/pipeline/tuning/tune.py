@@ -51,6 +51,7 @@ class Tuned:
         bytes: its length.
         seconds: wall time.
         steps: that were run.
+        planned: steps of the schedule, with which the same bytes come again.
         best_step: after which the tensors were as they are written; 0 where the tuning was dropped.
         tokens: of the text, what was held out included.
         before: held-out divergence of the file given, nats.
@@ -65,6 +66,7 @@ class Tuned:
     bytes: int
     seconds: float
     steps: int
+    planned: int
     best_step: int
     tokens: int
     before: float
@@ -138,7 +140,8 @@ def tune_gguf(
         write_tuned(path, header, student.tensors, tuning_metadata(header, outcome, settings, tokens), output)
     shutil.rmtree(folder, ignore_errors=True)
     return Tuned(
-        output, output.stat().st_size, time.monotonic() - began, outcome.steps, best.step, tokens.size,
+        output, output.stat().st_size, time.monotonic() - began, outcome.steps, outcome.planned, best.step,
+        tokens.size,
         outcome.judged[0].held_out, best.held_out, tuple((each.step, each.held_out) for each in outcome.judged),
         len(student.tensors), opened.left(), notes,
     )  # fmt: skip

@@ -37,7 +37,7 @@ def tuning_metadata(
         if key != keys.CERTIFICATE and not key.startswith(keys.TUNING)
     }
     return kept | {
-        keys.TUNING_STEPS: u32(outcome.steps),
+        keys.TUNING_STEPS: u32(outcome.planned),
         keys.TUNING_BEST_STEP: u32(outcome.best.step),
         keys.TUNING_PARTS: string(" ".join(part for part in PARTS if part in settings.parts)),
         keys.TUNING_RATE: f32(settings.rate),
