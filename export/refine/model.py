@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from edgepack.errors import UnsupportedModelError
+from edgepack.errors import UnsupportedModelError, UsageError
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.refine.factors import FeedbackFactors
 from edgepack.export.refine.prospects import Prospect, fitting, input_costs, quick_loss, read_masses, sample
@@ -170,6 +170,8 @@ class RefinedModel:
         """
         items, own = self._items(plan, fixed)
         rest = plan.total_bytes - total(items, own).bytes
+        if (least := rest + least_bytes(items)) > budget:
+            raise UsageError(f"size: expected at least {least} bytes, the least that this model takes, got {budget}")
         chosen, tensors = self._best(items, own, budget - rest), self.refinable(plan)
         if self.settings.prefer_speed:
             chosen = self._best(self._slowed(items, chosen, tensors), own, budget - rest)
