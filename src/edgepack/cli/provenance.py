@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import json_option, note, print_json, say, terminal_progress
+from edgepack.cli.source_options import source_options
 from edgepack.cli.trust_options import trust_options
 from edgepack.errors import CheckFailedError
 
@@ -24,12 +25,7 @@ _SHOWN = 20
 @click.command("provenance")
 @click.argument("file", type=_PATH)
 @click.option("--check", "model", type=_PATH, metavar="MODEL", help="Make it again from MODEL and compare.")
-@click.option("--calibration", type=_PATH, metavar="TEXT", help="With --check: the text that the derivation names.")
-@click.option("--imatrix", type=_PATH, metavar="FILE", help="Likewise the importance matrix.")
-@click.option("--adapter", type=_PATH, metavar="DIR", help="Likewise the PEFT adapter.")
-@click.option("--text", type=_PATH, metavar="FILE", help="Likewise the text that a wire's gate was judged on.")
-@click.option("--factors", type=_PATH, metavar="FILE", help="Likewise the low-rank factors that were read.")
-@click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
+@source_options("With --check: the text that the derivation names.")
 @trust_options
 @json_option
 def command(

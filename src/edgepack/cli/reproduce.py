@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgepack.cli.output import json_option, note, print_json, say, terminal_progress
+from edgepack.cli.source_options import source_options
 from edgepack.cli.trust_options import trust_options
 from edgepack.errors import CheckFailedError
 
@@ -23,12 +24,7 @@ _PATH = click.Path(path_type=Path)
 @click.command("reproduce")
 @click.argument("file", type=_PATH)
 @click.option("--model", type=_PATH, required=True, metavar="MODEL", help="What FILE was made from: a folder or GGUF.")
-@click.option("--calibration", type=_PATH, metavar="TEXT", help="The text that its derivation names.")
-@click.option("--imatrix", type=_PATH, metavar="FILE", help="Likewise the importance matrix.")
-@click.option("--adapter", type=_PATH, metavar="DIR", help="Likewise the PEFT adapter.")
-@click.option("--text", type=_PATH, metavar="FILE", help="Likewise the text that a wire's gate was judged on.")
-@click.option("--factors", type=_PATH, metavar="FILE", help="Likewise the low-rank factors that were read.")
-@click.option("--threads", type=click.IntRange(1), help="Workers; one a core by default.")
+@source_options("The text that its derivation names.")
 @trust_options
 @json_option
 def command(
