@@ -102,10 +102,18 @@ def read_fields(kind: GGMLType, rows: Bytes) -> Fields:
     Raises:
         CodecError: a type without fields, or rows that are not whole blocks.
     """
+    integers = block_format(kind).unpack(_blocks(kind, rows)).astype(np.uint8)
+    return Fields(*read_steps(kind, rows), integers)
+
+
+def read_steps(
+    kind: GGMLType, rows: Bytes
+) -> tuple[NDArray[np.float16], NDArray[np.float16] | None, Codes | None, Codes | None]:
+    """All of `Fields` but the integers: step, minimum, codes, minimum codes; raises as `read_fields`."""
     form, blocks = block_format(kind), _blocks(kind, rows)
     codes, minimum_codes = form.read_codes(blocks) if form.read_codes is not None else (None, None)
     minimum = None if form.minimum_at is None else _half(blocks, form.minimum_at)
-    return Fields(_half(blocks, form.step_at), minimum, codes, minimum_codes, form.unpack(blocks).astype(np.uint8))
+    return _half(blocks, form.step_at), minimum, codes, minimum_codes
 
 
 def write_fields(kind: GGMLType, rows: Bytes, fields: Fields) -> Bytes:
@@ -114,8 +122,13 @@ def write_fields(kind: GGMLType, rows: Bytes, fields: Fields) -> Bytes:
     Raises:
         CodecError: a number that its field cannot hold; and as `read_fields`.
     """
+    _check(block_format(kind), fields)
+    return put_fields(kind, rows, fields)
+
+
+def put_fields(kind: GGMLType, rows: Bytes, fields: Fields) -> Bytes:
+    """As `write_fields`, of fields that hold what they may; steps may be infinite, where weights are beyond halves."""
     form, blocks = block_format(kind), _blocks(kind, np.array(rows))
-    _check(form, fields)
     _put_half(blocks, form.step_at, fields.step)
     if form.minimum_at is not None and fields.minimum is not None:
         _put_half(blocks, form.minimum_at, fields.minimum)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.fidelity.outcome import percent
+from edgepack.edge.fidelity.report.page import filled
 from edgepack.edge.fit.devices import find_device
 from edgepack.files.output import atomic_output
 from edgepack.pipeline.frontier.drawing import MEASURES, budget_on, colours, panel, picture
 from edgepack.pipeline.frontier.study import RESULT, Frontier
 from edgepack.quantities import format_size
-from edgepack.version import __version__
 
 if TYPE_CHECKING:
     from edgepack.pipeline.frontier.points import Point
@@ -32,24 +32,19 @@ def write_report(found: Frontier, folder: Path) -> None:
 
 def page(found: Frontier) -> str:
     """The page; it needs no network and no other file."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     shipped, memory = found.front("shipped_bytes"), found.front("file_bytes")
-    return template.render(
-        found=found,
-        colours=colours(found),
-        texts=[{"name": name, "sha256": sha, "tokens": f"{tokens:,}", "ctx": ctx,
+    return filled(_TEMPLATE, {
+        "found": found,
+        "colours": colours(found),
+        "texts": [{"name": name, "sha256": sha, "tokens": f"{tokens:,}", "ctx": ctx,
                 "charts": [panel(found, measure, name) for measure in MEASURES]}
                for name, (sha, tokens, ctx) in found.texts.items()],
-        rows=[_row(found, point, shipped, memory) for point in found.measured],
-        failed=[point for point in found.points if point.failed],
-        devices=_devices(found),
-        verdicts=verdicts(found),
-        result=RESULT,
-        version=__version__,
-    )  # fmt: skip
+        "rows": [_row(found, point, shipped, memory) for point in found.measured],
+        "failed": [point for point in found.points if point.failed],
+        "devices": _devices(found),
+        "verdicts": verdicts(found),
+        "result": RESULT,
+    })  # fmt: skip
 
 
 def _row(found: Frontier, point: Point, shipped: frozenset[str], memory: frozenset[str]) -> dict[str, Any]:
