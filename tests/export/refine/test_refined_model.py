@@ -151,7 +151,7 @@ def test_fixed_tensors_keep_their_type(mixed: Fixture) -> None:
 
 def test_a_budget_below_the_least_is_refused(mixed: Fixture) -> None:
     model, base = mixed.model(), mixed.base("gguf-q4km")
-    with pytest.raises(UsageError, match="budget: expected at least"):
+    with pytest.raises(UsageError, match="size: expected at least"):
         model.allocation(base, model.least_bytes(base) - 1)
 
 
