@@ -52,7 +52,7 @@ else
 	mkdir -p build && sed -n 's/^\([A-Za-z0-9._-]*==[^ +;\\]*\).*/\1/p' constraints.txt > build/versions.txt
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -qq --no-deps torch -c build/versions.txt \
 	  --extra-index-url $(TORCH_CPU_INDEX)
-	$(BIN)/python -m pip install -qq -c build/versions.txt -e ".[compress,calibrate,clients,sigstore,dev]"
+	$(BIN)/python -m pip install -qq -c build/versions.txt -e ".[compress,train,cluster,calibrate,clients,sigstore,dev]"
 endif
 	touch $@
 

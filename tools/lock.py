@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK, BUILD_LOCK = ROOT / "constraints.txt", ROOT / "constraints-build.txt"
-EXTRAS = ("compress", "calibrate", "clients", "sigstore", "dev")
+EXTRAS = ("compress", "train", "cluster", "calibrate", "clients", "sigstore", "dev")
 # What builds edgepack itself, and the one package that has no wheels: llama-cpp-python.
 BUILD = ("setuptools>=77", "wheel", "cffi>=1.17", "scikit-build-core>=0.10", "pathspec", "cmake>=3.21", "ninja")
 _OURS = frozenset({"edgepack", "pip", "uv"})
