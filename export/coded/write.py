@@ -25,13 +25,15 @@ from edgepack.quant.codecs.codec import NO_STATISTICS, CodesTogether
 from edgepack.quant.codecs.native_choice import choose_native
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from edgepack.crew import Crew
     from edgepack.progress import Progress
     from edgepack.quant.codecs.codec import Codec, Encoded, Parameter, Statistics
 
 
+_WORK_BYTES = 24  # a weight, of memory: itself, its codes and errors in float32 or wider
 # A larger matrix is read by rows, as often as its codecs need them: 128 MiB as float32.
 _WHOLE_WEIGHTS = 1 << 25
 
@@ -61,6 +63,19 @@ class CodedReport:
     error: float
     stages: tuple[StageReport, ...]
     components: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A coded matrix.
+
+    Attributes:
+        outcome: what an interrupted run must remember of it.
+        stages: that were kept.
+    """
+
+    outcome: _Outcome
+    stages: tuple[Encoded, ...]
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,7 @@ def write_variant(
     threads: int | None = None,
     progress: Progress = silent,
     resume: bool = False,
+    crew: Crew | None = None,
 ) -> tuple[int, tuple[CodedReport, ...]]:
     """Code every planned matrix and write the variant; it appears under its name only when it is whole.
 
@@ -112,6 +128,7 @@ def write_variant(
         progress: told the weights done.
         resume: go on after the tensors that an interrupted run of the same plan has left; the bytes are the same
             as without interruption.
+        crew: who codes; None for this process.
 
     Returns:
         The file's length in bytes, and a report for each tensor.
@@ -133,8 +150,9 @@ def write_variant(
         writer = VariantWriter(stream, settled.layout, run.done)
         with progress("code", sum(prod(tensor.rows.shape) for tensor in plan.tensors), " weights") as advance:
             advance(sum(prod(tensor.rows.shape) for tensor in plan.tensors[: len(outcomes)]))
-            for tensor in settled.tensors[len(outcomes) :]:
-                run.add(writer, tensor)
+            left = settled.tensors[len(outcomes) :]
+            for tensor, coded in run.coded(left) if crew is None else crew_coded(run, left, crew):
+                run.add(writer, tensor, coded)
                 advance(prod(tensor.rows.shape))
                 journal.note_now(len(run.outcomes), writer.length, run.as_json)
         length = writer.finish()
@@ -152,6 +170,34 @@ def _digest(plan: VariantPlan, statistics: Mapping[str, Statistics], skip_harmfu
             digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
     digest.update(plan.sources.identity())
     return digest.hexdigest()
+
+
+def code_piece(run: _Run, piece: tuple[int, ...]) -> list[Coded | None]:
+    """Code some tensors that are next to each other or coded together; what a worker does."""
+    run.forget_ahead()
+    return [run.code(run.plan.tensors[number]) for number in piece]
+
+
+def crew_coded(
+    run: _Run, tensors: Sequence[PlannedMatrix], crew: Crew
+) -> Iterator[tuple[PlannedMatrix, Coded | None]]:
+    """As `_Run.coded`, by a crew; matrices that are coded together are one piece of work."""
+    context = crew.share(run.alone())
+    numbers = {tensor.name: number for number, tensor in enumerate(run.plan.tensors)}
+    pieces: list[tuple[int, ...]] = []
+    for tensor in tensors:
+        if not (pieces and numbers[tensor.name] in pieces[-1]):
+            pieces.append(tuple(numbers[each.name] for each in run.together(tensor)))
+
+    def need(piece: tuple[int, ...]) -> int:
+        return _WORK_BYTES * max(prod(run.plan.tensors[number].rows.shape) for number in piece)
+
+    wanted = {numbers[tensor.name] for tensor in tensors}  # a resumed run may begin within a group
+    results = crew.map(code_piece, context, pieces, need=need, with_torch=True)
+    for piece, coded in zip(pieces, results, strict=True):
+        for number, each in zip(piece, coded, strict=True):
+            if number in wanted:
+                yield run.plan.tensors[number], each
 
 
 @dataclass
@@ -189,22 +235,37 @@ class _Run:
         written = zip(self.plan.tensors, self.outcomes, strict=False)
         return tuple(_report(tensor, outcome) for tensor, outcome in written)
 
-    def add(self, writer: VariantWriter, tensor: PlannedMatrix) -> None:
-        """Code one tensor and write it."""
+    def coded(self, tensors: Sequence[PlannedMatrix]) -> Iterator[tuple[PlannedMatrix, Coded | None]]:
+        """Each tensor with what coding it gave; None for one that stays as it is."""
+        for tensor in tensors:
+            yield tensor, self.code(tensor)
+
+    def code(self, tensor: PlannedMatrix) -> Coded | None:
+        """Code one tensor; raises as `write_variant`."""
         if tensor.target is None:
+            return None
+        result = self._chained(tensor, tensor.target.codecs)
+        native = choose_native(open_chain(result.stages), tensor.matrix_shape, result.squared_error)
+        outcome = _Outcome(native.name, result.error, result.reports, tuple(s.parameters for s in result.stages))
+        return Coded(outcome, tuple(result.stages))
+
+    def add(self, writer: VariantWriter, tensor: PlannedMatrix, coded: Coded | None) -> None:
+        """Write one tensor."""
+        if coded is None:
             assert isinstance(tensor.draft, TensorInfo)
             writer.add_plain(tensor.draft, tensor.read())
             self.outcomes.append(None)
             return
-        result = self._coded(tensor, tensor.target.codecs)
-        native = choose_native(open_chain(result.stages), tensor.matrix_shape, result.squared_error)
-        outcome = _Outcome(native.name, result.error, result.reports, tuple(s.parameters for s in result.stages))
-        filled = _filled(tensor, outcome)
+        filled = _filled(tensor, coded.outcome)
         assert isinstance(filled, CodedTensor)
-        writer.add_coded(filled, result.stages)
-        self.outcomes.append(outcome)
+        writer.add_coded(filled, coded.stages)
+        self.outcomes.append(coded.outcome)
 
-    def _coded(self, tensor: PlannedMatrix, codecs: tuple[Codec, ...]) -> ChainResult:
+    def together(self, tensor: PlannedMatrix) -> list[PlannedMatrix]:
+        """Those that a matrix is coded with, in order, itself among them."""
+        return self._groups.get(tensor.name, [tensor])
+
+    def _chained(self, tensor: PlannedMatrix, codecs: tuple[Codec, ...]) -> ChainResult:
         return encode_chain(
             tensor if prod(tensor.matrix_shape) > _WHOLE_WEIGHTS else tensor.read(), codecs,
             self.statistics.get(tensor.name, NO_STATISTICS), skip_harmful=self.skip_harmful, threads=self.threads,
@@ -221,6 +282,14 @@ class _Run:
             coded = codec.encode_together([member.read() for member in group])
             self._ahead = {member.name: one for member, one in zip(group, coded, strict=True)}
         return self._ahead.pop(tensor.name)
+
+    def alone(self) -> _Run:
+        """The run as another process takes it up: without what is done."""
+        return _Run(self.plan, self.statistics, self.skip_harmful, 1, [])
+
+    def forget_ahead(self) -> None:
+        """Drop first stages that were coded ahead: a worker's next piece is another's neighbour."""
+        self._ahead = {}
 
     @cached_property
     def _groups(self) -> dict[str, list[PlannedMatrix]]:

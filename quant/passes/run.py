@@ -108,6 +108,10 @@ class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
         self._arrays: dict[str, NDArray[Any]] = {}
         self.files: list[tuple[str, str]] = []  # (name, file in the folder) of each array, in order
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the files anew, under the same names."""
+        return _reopened, (self._folder, tuple(self.files))
+
     def put(self, name: str, array: NDArray[np.float32], dtype: str = "f32") -> None:
         """Keep a copy of `array` under `name`: in `dtype` (a source's type) where that holds every weight exactly."""
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -137,6 +141,13 @@ class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
 
     def __len__(self) -> int:
         return len(self._arrays)
+
+
+def _reopened(folder: Path, files: Sequence[tuple[str, str]]) -> ArrayFolder:
+    """An array folder that another process has filled."""
+    found = ArrayFolder(folder)
+    found.reopen(files)
+    return found
 
 
 # How the types lie on disk; bfloat16, which numpy lacks, as its bits.

@@ -19,13 +19,14 @@ from edgepack.pipeline.outline import Made
 from edgepack.pipeline.ship import Shipment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from edgepack.edge.fidelity.run import FidelityRun
     from edgepack.edge.fidelity.scorers.scorer import Scorer
     from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.edge.fidelity.validate import Gates
     from edgepack.export.recipe.work import Passes
+    from edgepack.pipeline.cluster.board import Board
     from edgepack.pipeline.goals.judging import Judge, Rung
     from edgepack.pipeline.goals.ladder import Maker
     from edgepack.pipeline.makers.projector import ProjectorFile
@@ -54,6 +55,7 @@ class ExportResult:
         tried: what a search judged, in order.
         validation: the file held against its original, where that was asked for.
         gates: the bars that it had to clear.
+        cluster: what the nodes of a cluster did, or are predicted to do; None where there is none.
     """
 
     output: Path
@@ -66,6 +68,7 @@ class ExportResult:
     tried: tuple[Rung, ...]
     validation: FidelityRun | None
     gates: Gates
+    cluster: Mapping[str, Json] | None = None
 
     @property
     def beside(self) -> tuple[Path, ...]:
@@ -95,6 +98,8 @@ class ExportResult:
             found["notes"] = list(self.made.notes)
             found["adapters"] = [{"output": str(path), "bytes": path.stat().st_size} for path in self.adapters]
             found |= self.made.more
+        if self.cluster is not None:
+            found["cluster"] = dict(self.cluster)
         if self.tried:
             found["tried"] = [_tried(rung) for rung in self.tried]
         if self.validation is not None:
@@ -128,8 +133,21 @@ def run_export(request: ExportRequest) -> ExportResult:
     started = time.monotonic()
     if request.only_sees:
         return _projector_alone(request, started)
-    with with_original(request) as opened:
-        return _exported(opened, started)
+    with _with_crew(request) as (manned, board), with_original(manned) as opened:
+        result = _exported(opened, started)
+        return result if board is None else replace(result, cluster=board.as_json())
+
+
+@contextmanager
+def _with_crew(request: ExportRequest) -> Iterator[tuple[ExportRequest, Board | None]]:
+    """The request with the workers of its cluster, where it names one, and who counts what they do."""
+    if request.cluster is None:
+        yield request, None
+        return
+    from edgepack.pipeline.cluster.opening import opened_crew
+
+    with opened_crew(request) as crew:
+        yield replace(request, crew=crew), crew.board
 
 
 def _exported(request: ExportRequest, started: float) -> ExportResult:

@@ -19,6 +19,7 @@ from edgepack.trellis import STATES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgepack.crew import Crew
     from edgepack.model import Checkpoint
 
 StrPath = str | Path
@@ -35,6 +36,7 @@ class ExportRequest:
         tell: told one line for each file that a search tried.
         original: the checkpoint that a GGUF was read back into, while an export of it runs.
         shared: a folder for what exports of one model and text may share, such as its curvature; None shares nothing.
+        crew: who does the work while an export with `cluster` runs.
     """
 
     model: StrPath
@@ -43,6 +45,7 @@ class ExportRequest:
     tell: Callable[[str], object] = lambda _line: None
     original: Checkpoint | None = None
     shared: Path | None = None
+    crew: Crew | None = None
 
     # What is read, beside the model itself.
     pre: str | None = option(
@@ -311,6 +314,15 @@ class ExportRequest:
         False, Option("--dry-run", "Print the plan, exact to the byte; write nothing.", value="flag")
     )
     threads: int | None = option(None, Option("--threads", "Default: all processors.", value="count", metavar="N"))
+    cluster: str | None = option(
+        None,
+        Option(
+            "--cluster",
+            "Let the nodes of a Ray cluster do the work, for the same bytes: auto, or HOST:PORT of its head.",
+            value="text",
+            metavar="ADDRESS",
+        ),
+    )
 
     @property
     def kind(self) -> str:

@@ -63,7 +63,7 @@ class CodedMaker:
         request, (plan, statistics) = self._request, self._plan(target)
         size, reports = write_variant(
             plan, path, statistics, skip_harmful=request.skip_harmful, threads=request.threads,
-            progress=request.progress, resume=request.resume,
+            progress=request.progress, resume=request.resume, crew=request.crew,
         )  # fmt: skip
         outline = self._outline(plan, size, tuple(map(_coded_row, reports)), exact=True)
         notes = self._changed.notes if self._changed else ()

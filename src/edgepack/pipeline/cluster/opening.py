@@ -1,0 +1,95 @@
+"""Opens the cluster that a request names: connects, asks every node what it is and sees, refuses those that differ."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.errors import DependencyError, NetworkError
+from edgepack.files.names import hidden_path
+from edgepack.pipeline.cluster.backend import WorkerLostError
+from edgepack.pipeline.cluster.board import Board
+from edgepack.pipeline.cluster.crew import ClusterCrew
+from edgepack.pipeline.cluster.nodes import Facts, SeenFile, facts, refuse_others
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgepack.pipeline.cluster.ray_backend import RayBackend
+    from edgepack.pipeline.request import ExportRequest
+
+SECONDS = 60.0  # for every node to answer: a worker's first import takes some
+_PROBE_BYTES = 16
+
+
+@contextmanager
+def opened_crew(request: ExportRequest) -> Iterator[ClusterCrew]:
+    """The workers of `request.cluster`, all of them fit for the job.
+
+    Raises:
+        NetworkError: no cluster, or a node that does not answer.
+        DependencyError: a node has another version, or ray is not installed.
+        CheckpointError, UsageError: a node does not see the model or the output's folder.
+    """
+    from edgepack.pipeline.cluster.ray_backend import connected
+
+    assert request.cluster is not None
+    with connected(request.cluster) as backend:
+        with _probed(request) as files:
+            refuse_others(*_asked(backend, files))
+        yield ClusterCrew(backend, Board(request.tell))
+
+
+@contextmanager
+def _probed(request: ExportRequest) -> Iterator[list[SeenFile]]:
+    """The files that every node must see: the model's, other inputs, and one written beside the output for this."""
+    files = [SeenFile(path.resolve(), path.stat().st_size) for path in _inputs(request)]
+    with ExitStack() as stack:
+        if not request.dry_run:
+            output = (request.path or Path(request.source.name)).resolve()
+            probe = hidden_path(output, f"{secrets.token_hex(4)}.probe")
+            content = secrets.token_bytes(_PROBE_BYTES)
+            if output.parent.is_dir() and os.access(output.parent, os.W_OK):  # else the output is refused later
+                stack.callback(probe.unlink, missing_ok=True)
+                probe.write_bytes(content)
+                files.append(SeenFile(probe, _PROBE_BYTES, content))
+        yield files
+
+
+def _inputs(request: ExportRequest) -> list[Path]:
+    """Files that workers read; an absent one is refused where it is opened."""
+    named = [Path(each) for each in (request.model, request.adapter) if each is not None]
+    found = [sorted(path.iterdir()) if path.is_dir() else [path] for path in named]
+    return [path for group in found for path in group if path.is_file()]
+
+
+def _asked(backend: RayBackend, files: list[SeenFile]) -> tuple[Facts, list[Facts]]:
+    """What this machine is, and every node."""
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch is not None else int(os.environ.get("OMP_NUM_THREADS", 0) or 1)
+    nodes = {backend.on_node(node["NodeID"], facts, files, threads): node for node in backend.nodes()}
+    here, found = facts([], threads), []
+    end, waiting = time.monotonic() + SECONDS, list(nodes)
+    while waiting:
+        for ticket in backend.wait(waiting, max(0.0, min(5.0, end - time.monotonic()))):
+            waiting.remove(ticket)
+            try:
+                answer = backend.take(ticket)
+            except WorkerLostError as error:
+                raise NetworkError(f"cluster: node '{_name(nodes[ticket])}' does not answer: {error}") from None
+            if answer.error is not None:
+                raise DependencyError(f"cluster: node '{_name(nodes[ticket])}': {answer.error}")
+            found.append(answer.value)
+        if waiting and time.monotonic() > end:
+            names = ", ".join(_name(nodes[ticket]) for ticket in waiting)
+            raise NetworkError(f"cluster: no answer within {SECONDS:.0f} seconds from: {names}")
+    return here, found
+
+
+def _name(node: dict[str, object]) -> str:
+    return str(node.get("NodeManagerHostname") or node.get("NodeManagerAddress"))
