@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from edgepack.crew import Crew
     from edgepack.export.mapped import MappedModel
     from edgepack.export.plan import ExportPlan, Importance
     from edgepack.gguf.types import GGMLType
@@ -53,6 +54,7 @@ class RecipeOptions:
         factors: where low-rank factors are stored, or read from; None for neither.
         save_calibration: a `.safetensors` file for the statistics, which makes calibration resumable; or None.
         progress: told of each block done.
+        crew: who runs what can be split; None for this process.
     """
 
     folder: Path
@@ -65,6 +67,7 @@ class RecipeOptions:
     factors: Path | None = None
     save_calibration: Path | None = None
     progress: Progress = silent
+    crew: Crew | None = None
 
 
 @dataclass(frozen=True)
@@ -266,6 +269,7 @@ class _Work:
             resumable=self.options.resumable,
             factors=self.options.factors,
             progress=self.options.progress,
+            crew=self.options.crew,
         )
 
     def _target_types(self) -> dict[str, GGMLType]:
@@ -298,6 +302,7 @@ class _Work:
         return collect(
             self.checkpoint, self.tokens(), with_hessian=full, device=self.options.device, batch=self.options.batch,
             save_to=self.options.save_calibration or self._kept_statistics(), progress=self.options.progress,
+            crew=self.options.crew,
         )  # fmt: skip
 
     def _kept_statistics(self) -> Path | None:

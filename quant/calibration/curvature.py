@@ -19,7 +19,7 @@ import torch
 
 from edgepack.errors import CalibrationError, NumericError, UnsupportedModelError
 from edgepack.progress import silent
-from edgepack.quant.calibration.block_context import BlockContext
+from edgepack.quant.calibration.block_context import BlockContext, stage_bytes
 from edgepack.quant.calibration.block_sums import BackwardSums, GradientSquares, expert_hessians
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.checkpoint_names import expert_parts
@@ -271,7 +271,7 @@ class _CrewRun(_Run):
 
     def _context(self) -> BlockContext:
         device, tokens = str(self.model.device), self.tokens.numpy()
-        return BlockContext(self.model.checkpoint, device, tokens, self.batch)
+        return BlockContext(self.model.checkpoint, device, tokens, self.batch, one_by_one=True)
 
     def _forward(self, progress: Progress) -> torch.Tensor:
         from edgepack.quant.calibration.curvature_relay import ForwardLeg, open_forward
@@ -284,7 +284,7 @@ class _CrewRun(_Run):
         with progress("Forward", blocks - first, " blocks") as advance:
             leg = ForwardLeg(self.kept, self.batch, len(self.tokens), blocks)
             context = self._crew.share(self._context())
-            for _block in self._crew.relay(open_forward, context, range(first, blocks), leg, need=self._need()):
+            for _block in self._crew.relay(open_forward, context, range(first, blocks), leg, need=stage_bytes(self.model)):
                 advance(1)
         assert leg.last is not None
         return leg.last
@@ -294,17 +294,9 @@ class _CrewRun(_Run):
 
         context, count = self._crew.share(self._context()), len(self.kept.gradient(left))
         leg = BackwardLeg(self.kept, self.batch, count, self.stride)
-        for index in self._crew.relay(open_backward, context, range(left)[::-1], leg, need=self._need()):
+        for index in self._crew.relay(open_backward, context, range(left)[::-1], leg, need=stage_bytes(self.model)):
             yield self._curvatures(index, leg.sums.pop(index))
             leg.went_back(index)
-
-    def _need(self) -> int:
-        """Memory of a stage: a block, H of its inputs in float64, a batch's activations."""
-        specs = self.model.source.specs
-        names = [name for name in self.model.tensor_names(0) if name in specs]
-        weights = 4 * sum(specs[name].rows * specs[name].columns for name in names)
-        moments = 12 * sum(specs[name].columns ** 2 for name in names)
-        return weights + moments
 
 
 def draw_labels(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -6,15 +6,12 @@ the bit; activations and gradients travel and lie on the asker's disk, as they d
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
 from edgepack.quant.calibration.block_sums import BackwardSums, ForwardSums
-from edgepack.quant.calibration.blocks import BlockwiseModel
-from edgepack.quant.calibration.sweep import BatchRunner
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,22 +24,16 @@ class BlockStage:
     """A loaded block on a worker.
 
     Args:
-        context: as `BlockContext`.
+        context: the model, which stays on the worker for its next block.
         number: of the block.
     """
 
     def __init__(self, context: BlockContext, number: int) -> None:
-        self.model = BlockwiseModel(context.checkpoint, context.device)
-        if context.one_by_one:
-            self.model.run_experts_one_by_one()
-        self.runner = BatchRunner(self.model, torch.from_numpy(context.tokens), context.batch)
-        self.runner.calls(min(context.batch, len(context.tokens)))
-        self._stack = ExitStack()
-        self.block = self._stack.enter_context(self.model.block(number))
+        self.context, self.block = context, context.block(number)
 
     def close(self) -> None:
         """Drop the block's weights."""
-        self._stack.close()
+        self.context.drop()
 
 
 class ForwardStage(BlockStage):
@@ -50,11 +41,11 @@ class ForwardStage(BlockStage):
 
     def __init__(self, context: BlockContext, number: int) -> None:
         super().__init__(context, number)
-        self._sums = ForwardSums(self.model.source, self.block)
+        self._sums = ForwardSums(context.model.source, self.block)
 
     def step(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """A batch of what enters the block → what leaves it, [sequences, length, width]."""
-        return np.asarray(self._sums.run(torch.from_numpy(np.array(hidden)), self.runner).detach().numpy())
+        return np.asarray(self._sums.run(torch.from_numpy(np.array(hidden)), self.context.runner).detach().numpy())
 
     def finish(self) -> dict[str, NDArray[np.float32] | None]:
         """Checkpoint name → H; names that share an input have one array."""
@@ -70,7 +61,7 @@ class BackwardStage(BlockStage):
 
     def step(self, entering: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[np.float32]:
         """A batch of what enters the block and of the gradient after it → the gradient before it."""
-        before = self._sums.run(torch.from_numpy(np.array(entering)), torch.from_numpy(np.array(after)), self.runner)
+        before = self._sums.run(torch.from_numpy(np.array(entering)), torch.from_numpy(np.array(after)), self.context.runner)
         return np.asarray(before.numpy())
 
     def finish(self) -> BackwardSums:
@@ -88,6 +79,14 @@ def open_backward(context: BlockContext, number: int) -> BackwardStage:
     return BackwardStage(context, number)
 
 
+class Filling(Protocol):
+    """A folder that holds arrays while they fill."""
+
+    def filling(self, shape: tuple[int, ...], number: int) -> NDArray[np.float32]:
+        """A new array on disk, float32, to be filled piece by piece."""
+        ...
+
+
 class ActivationFiles:
     """What leaves one stage and enters the next: an array on disk that fills batch by batch.
 
@@ -97,8 +96,8 @@ class ActivationFiles:
         count: sequences in all.
     """
 
-    def __init__(self, kept: CurvatureProgress, batch: int, count: int) -> None:
-        self.kept, self.batch, self.count = kept, batch, count
+    def __init__(self, kept: Filling, batch: int, count: int) -> None:
+        self._files, self.batch, self.count = kept, batch, count
         self._open: dict[int, Any] = {}
 
     @property
@@ -113,7 +112,7 @@ class ActivationFiles:
     def put(self, number: int, step: int, output: NDArray[np.float32]) -> None:
         """Keep a batch of array `number`; the same again changes nothing."""
         if number not in self._open:
-            self._open[number] = self.kept.filling((self.count, *output.shape[1:]), number)
+            self._open[number] = self._files.filling((self.count, *output.shape[1:]), number)
         self._open[number][self.rows(step)] = output
 
     def get(self, number: int, step: int) -> NDArray[np.float32] | None:
@@ -137,7 +136,7 @@ class ForwardLeg(ActivationFiles):
 
     def __init__(self, kept: CurvatureProgress, batch: int, count: int, blocks: int) -> None:
         super().__init__(kept, batch, count)
-        self._blocks = blocks
+        self.kept, self._blocks = kept, blocks
         self.last: torch.Tensor | None = None
 
     def feed(self, stage: int, step: int) -> tuple[NDArray[np.float32]]:
@@ -169,7 +168,7 @@ class BackwardLeg(ActivationFiles):
 
     def __init__(self, kept: CurvatureProgress, batch: int, count: int, stride: int) -> None:
         super().__init__(kept, batch, count)
-        self._stride = stride
+        self.kept, self._stride = kept, stride
         self.sums: dict[int, BackwardSums] = {}
 
     def feed(self, stage: int, step: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -18,8 +18,10 @@ import torch
 from edgepack.errors import CalibrationError
 from edgepack.model import OverriddenTensors
 from edgepack.progress import silent
+from edgepack.quant.calibration.block_context import BlockContext
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.sweep import sweep
+from edgepack.quant.passes.crew_blocks import CrewVisit
 from edgepack.quant.passes.kept_blocks import KeptBlocks, Walk
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from edgepack.crew import Crew
     from edgepack.gguf.types import GGMLType
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
@@ -52,6 +55,7 @@ class PassRun:
         resumable: whether the folder stays after a kill, so that what is done is kept for a run that goes on.
         factors: where low-rank factors are stored, or read from; None for neither.
         progress: told of each block done.
+        crew: who runs the blocks of passes that can be split; None for this process.
     """
 
     folder: Path
@@ -63,6 +67,7 @@ class PassRun:
     resumable: bool = False
     factors: Path | None = None
     progress: Progress = silent
+    crew: Crew | None = None
 
     def required_tokens(self, purpose: str) -> torch.Tensor:
         """The tokens for `purpose`, such as `pass 'awq'`; raises CalibrationError when there are none."""
@@ -227,15 +232,20 @@ def change_blocks(checkpoint: Checkpoint, run: PassRun, walk: VisitingWalk, labe
     changed, kept = ArrayFolder(run.folder / label), KeptBlocks(run.folder / label, resumable=run.resumable)
     kept.restore(changed, walk)
 
+    tokens = run.required_tokens(f"pass '{label}'")
+    context = BlockContext(checkpoint, run.device, tokens.numpy(), run.batch)
+    shared = None if run.crew is None else run.crew.share(context)
+
     def visitor(visit: BlockVisit) -> torch.Tensor:
+        if run.crew is not None:
+            visit = CrewVisit(visit.block, visit.inputs, visit.runner, run.crew, shared)
         for name in walk(visit):
             changed.put(name, visit.block.as_stored(name), checkpoint.tensors.specs[name].dtype)
-        outputs = visit.outputs()
+        outputs = visit.outputs_with(changed) if isinstance(visit, CrewVisit) else visit.outputs()
         kept.add(changed, walk, outputs)
         return outputs
 
     model = BlockwiseModel(checkpoint, run.device)
-    tokens = run.required_tokens(f"pass '{label}'")
     if kept.done < model.block_count:
         sweep(
             model, tokens, visitor, batch=run.batch, progress=run.progress, label=label, first_block=kept.done,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgepack.pipeline.cluster.ray_backend import RayBackend
     from edgepack.pipeline.request import ExportRequest
 
-SECONDS = 60.0  # for every node to answer: a worker's first import takes some
+SECONDS = 120.0  # for every node to answer: a worker's first import takes some
 _PROBE_BYTES = 16
 
 

@@ -267,9 +267,15 @@ class _RemoteBench(worker.Bench):
 
     def open(self, opens: Callable[[Any, int], Any], context: Any, number: int, threads: int) -> Answer:
         """As `Bench.open`, of what is shared."""
-        return super().open(opens, _fetched(context), number, threads)
+        answer = super().open(opens, _fetched(context), number, threads)
+        return replace(answer, node=_node(answer.node))
 
     def step(self, *arrays: Any) -> Answer:
         """As `Bench.step`."""
         answer = super().step(*arrays)
+        return replace(answer, node=_node(answer.node))
+
+    def finish(self) -> Answer:
+        """As `Bench.finish`."""
+        answer = super().finish()
         return replace(answer, node=_node(answer.node))
