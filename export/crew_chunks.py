@@ -5,6 +5,7 @@ Who the crew is is the caller's; a chunk's bytes are `chunks`'.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from edgepack.export.chunks import CHUNK_WEIGHTS, Chunk, chunks
@@ -56,15 +57,27 @@ def halves(piece: Spans) -> list[Spans]:
     return [piece] if middle == start else [((number, start, middle),), ((number, middle, stop),)]
 
 
+def piece_bytes(tensors: Sequence[PlannedTensor], piece: Spans) -> int:
+    """Memory that a piece takes on a worker: its encoded rows twice, and one chunk's weights with what is beside."""
+    infos = [(tensors[number].info, stop - start) for number, start, stop in piece]
+    encoded = sum(rows * info.type.row_bytes(info.shape[-1]) for info, rows in infos)
+    return 2 * encoded + _WORK_FACTOR * min(4 * CHUNK_WEIGHTS, 4 * max(rows * info.shape[-1] for info, rows in infos))
+
+
+def sample_spans(tensors: Sequence[PlannedTensor]) -> dict[str, Spans]:
+    """Type → a piece of the largest tensor that has it, of one chunk: what rates are measured of."""
+    largest: dict[str, int] = {}
+    for number, tensor in enumerate(tensors):
+        name = tensor.info.type.name
+        if name not in largest or tensor.info.nbytes > tensors[largest[name]].info.nbytes:
+            largest[name] = number
+    firsts = ((name, number, next(iter(chunks(tensors[number])))) for name, number in largest.items())
+    return {name: ((number, chunk.start, chunk.stop),) for name, number, chunk in firsts}
+
+
 def crew_chunks(tensors: Sequence[PlannedTensor], crew: Crew) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """As `gguf_file.encoded_chunks`, made by a crew. Every row is encoded by itself, so no cut changes a byte."""
     context = crew.share(tuple(tensors))
-    most = 4 * CHUNK_WEIGHTS
-
-    def need(piece: Spans) -> int:
-        sizes = [(stop - start) * tensors[number].info.shape[-1] for number, start, stop in piece]
-        rows = sum((stop - start) * tensors[n].info.type.row_bytes(tensors[n].info.shape[-1]) for n, start, stop in piece)
-        return 2 * rows + _WORK_FACTOR * min(most, 4 * max(sizes))
-
-    for blocks in crew.map(encode_spans, context, spans(tensors), need=need, halves=halves):
+    pieces, need = spans(tensors), partial(piece_bytes, tensors)
+    for blocks in crew.map(encode_spans, context, pieces, need=need, halves=halves):
         yield from blocks

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckpointError
-from edgepack.export.chunks import Chunk, chunks
+from edgepack.export.chunks import chunks
 from edgepack.export.crew_chunks import crew_chunks
 from edgepack.export.interrupted import journaled_output, noted, plan_digest
 from edgepack.export.plan import shard_paths
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from edgepack.crew import Crew
     from edgepack.export.plan import ExportPlan, PlannedTensor
     from edgepack.progress import Progress
+
 
 def encoded_chunks(tensors: Sequence[PlannedTensor], threads: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """(tensor name, bytes) of every chunk in file order, computed ahead by `threads` threads.

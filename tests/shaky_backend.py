@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import pickle
 import random
-import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from edgepack.errors import NumericError
 from edgepack.pipeline.cluster.backend import Answer, Size, WorkerLostError, WorkerMemoryError
 from edgepack.pipeline.cluster.worker import Bench, answered
 
@@ -41,14 +41,14 @@ class ShakyBackend:
     _contexts: dict[int, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.random = random.Random(self.seed)  # noqa: S311
+        self.random = random.Random(self.seed)
 
     def size(self) -> Size:
         return Size(self.workers, 64, self.memory, self.workers)
 
     def share(self, context: object) -> object:
         key = len(self._contexts)
-        self._contexts[key] = pickle.loads(pickle.dumps(context))  # noqa: S301
+        self._contexts[key] = pickle.loads(pickle.dumps(context))
         return key
 
     def _ticket(self, work: Callable[[], Answer]) -> int:
@@ -64,11 +64,11 @@ class ShakyBackend:
         shared = None if context is None else self._contexts[context]  # type: ignore[index]
 
         def run() -> Answer:
-            does, sent = pickle.loads(raw)  # noqa: S301
+            does, sent = pickle.loads(raw)
             if self.random.random() < self.shortages:
                 raise WorkerMemoryError("memory was short")
             answer = answered(lambda: does(shared, sent), threads)
-            return pickle.loads(pickle.dumps(answer))  # noqa: S301
+            return pickle.loads(pickle.dumps(answer))
 
         return self._ticket(run)
 
@@ -111,12 +111,12 @@ class ShakyBackend:
             opens, context, number, threads = arguments
             arguments = (opens, copy.deepcopy(self._contexts[context]), number, threads)  # a process of its own
         else:
-            arguments = pickle.loads(pickle.dumps(arguments))  # noqa: S301
+            arguments = pickle.loads(pickle.dumps(arguments))
 
         def run() -> Answer:
             if id(bench) not in self._queues:
                 raise WorkerLostError("its bench is gone")
-            return pickle.loads(pickle.dumps(getattr(bench, name)(*arguments)))  # noqa: S301
+            return pickle.loads(pickle.dumps(getattr(bench, name)(*arguments)))
 
         ticket = self._ticket(run)
         self._queues[id(bench)].append(ticket)
@@ -128,7 +128,30 @@ class ShakyBackend:
         bench.close()
 
 
-def torch_threads() -> int:
-    """Of this process."""
-    torch = sys.modules.get("torch")
-    return 1 if torch is None else int(torch.get_num_threads())
+def squared(context: int, piece: int) -> int:
+    """Work for tests of order."""
+    if piece == context:
+        raise NumericError(f"piece {piece} is not finite")
+    return piece * piece
+
+
+class Adding:
+    """A stage that adds its number to every part, and keeps the parts that it saw."""
+
+    def __init__(self, number: int) -> None:
+        self._number, self._seen = number, list[Any]()
+
+    def step(self, part: Any) -> Any:
+        self._seen.append(part)
+        return part + self._number
+
+    def finish(self) -> list[Any]:
+        return self._seen
+
+    def close(self) -> None:
+        return
+
+
+def adding(_context: None, number: int) -> Adding:
+    """Opens one."""
+    return Adding(number)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.errors import CheckpointError
+from edgepack.export.coded.crew import crew_coded
 from edgepack.export.coded.file import VariantWriter, fill_draft
 from edgepack.export.coded.plan import PlannedMatrix, VariantPlan, settle_plan
 from edgepack.export.interrupted import journaled_output, noted
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from edgepack.quant.codecs.codec import Codec, Encoded, Parameter, Statistics
 
 
-_WORK_BYTES = 24  # a weight, of memory: itself, its codes and errors in float32 or wider
 # A larger matrix is read by rows, as often as its codecs need them: 128 MiB as float32.
 _WHOLE_WEIGHTS = 1 << 25
 
@@ -145,7 +145,7 @@ def write_variant(
     kept = noted(output, digest, start) if resume else None
     known_outcomes = kept.more["outcomes"][: kept.tensors] if kept else []
     outcomes = [_Outcome.from_json(fields) if fields else None for fields in known_outcomes]
-    run = _Run(settled, known, skip_harmful, threads, outcomes)
+    run = CodingRun(settled, known, skip_harmful, threads, outcomes)
     with journaled_output(output, digest, settled.total_bytes, kept, start) as (stream, journal):
         writer = VariantWriter(stream, settled.layout, run.done)
         with progress("code", sum(prod(tensor.rows.shape) for tensor in plan.tensors), " weights") as advance:
@@ -172,36 +172,8 @@ def _digest(plan: VariantPlan, statistics: Mapping[str, Statistics], skip_harmfu
     return digest.hexdigest()
 
 
-def code_piece(run: _Run, piece: tuple[int, ...]) -> list[Coded | None]:
-    """Code some tensors that are next to each other or coded together; what a worker does."""
-    run.forget_ahead()
-    return [run.code(run.plan.tensors[number]) for number in piece]
-
-
-def crew_coded(
-    run: _Run, tensors: Sequence[PlannedMatrix], crew: Crew
-) -> Iterator[tuple[PlannedMatrix, Coded | None]]:
-    """As `_Run.coded`, by a crew; matrices that are coded together are one piece of work."""
-    context = crew.share(run.alone())
-    numbers = {tensor.name: number for number, tensor in enumerate(run.plan.tensors)}
-    pieces: list[tuple[int, ...]] = []
-    for tensor in tensors:
-        if not (pieces and numbers[tensor.name] in pieces[-1]):
-            pieces.append(tuple(numbers[each.name] for each in run.together(tensor)))
-
-    def need(piece: tuple[int, ...]) -> int:
-        return _WORK_BYTES * max(prod(run.plan.tensors[number].rows.shape) for number in piece)
-
-    wanted = {numbers[tensor.name] for tensor in tensors}  # a resumed run may begin within a group
-    results = crew.map(code_piece, context, pieces, need=need, with_torch=True)
-    for piece, coded in zip(pieces, results, strict=True):
-        for number, each in zip(piece, coded, strict=True):
-            if number in wanted:
-                yield run.plan.tensors[number], each
-
-
 @dataclass
-class _Run:
+class CodingRun:
     """Coding in progress.
 
     Attributes:
@@ -283,9 +255,9 @@ class _Run:
             self._ahead = {member.name: one for member, one in zip(group, coded, strict=True)}
         return self._ahead.pop(tensor.name)
 
-    def alone(self) -> _Run:
+    def alone(self) -> CodingRun:
         """The run as another process takes it up: without what is done."""
-        return _Run(self.plan, self.statistics, self.skip_harmful, 1, [])
+        return CodingRun(self.plan, self.statistics, self.skip_harmful, 1, [])
 
     def forget_ahead(self) -> None:
         """Drop first stages that were coded ahead: a worker's next piece is another's neighbour."""

@@ -17,6 +17,7 @@ import torch
 
 from edgepack.errors import UnsupportedModelError, UsageError
 from edgepack.export.mapped_model import map_checkpoint
+from edgepack.export.refine.crew import crew_matrices, predict, round_kept
 from edgepack.export.refine.factors import FeedbackFactors
 from edgepack.export.refine.prospects import Prospect, fitting, input_costs, quick_loss, read_masses, sample
 from edgepack.export.refine.reading import read_share
@@ -35,7 +36,7 @@ from edgepack.quant.refine.kinds import candidates
 from edgepack.quant.refine.rounding import Refined, refine_matrix, row_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from edgepack.crew import Crew
@@ -248,7 +249,7 @@ class RefinedModel:
 
         with one_thread(), self._progress("Predicting", len(missing), " matrices") as advance:
             if self._crew is not None:  # what the workers find lies in the folder then
-                crew_matrices(self, _predict, missing, self._crew, advance)
+                crew_matrices(self, predict, missing, self._crew, advance)
             for name, found in ordered_map(self.prospect, missing, self._threads, size=_read_bytes):
                 self._known[name] = found
                 if self._crew is None:
@@ -318,7 +319,7 @@ class RefinedModel:
         (self._scratch / "rows").mkdir(exist_ok=True)
         with one_thread(), self._progress("Rounding", len(rounded), " matrices") as advance:
             if self._crew is not None:
-                crew_matrices(self, _round_kept, rounded, self._crew, advance)
+                crew_matrices(self, round_kept, rounded, self._crew, advance)
             for name, loss in ordered_map(self.round_kept, rounded, self._threads, size=_read_bytes):
                 losses[name] = loss
                 if self._crew is None:
@@ -396,38 +397,3 @@ class RefinedModel:
 def _read_bytes(tensor: PlannedTensor) -> int:
     """What a matrix takes in memory."""
     return 4 * int(np.prod(tensor.info.shape[-2:]))
-
-
-def _work_bytes(tensor: PlannedTensor) -> int:
-    """What work on a matrix takes: it and its candidates, H and its factor in both precisions."""
-    return 6 * _read_bytes(tensor) + 32 * tensor.info.shape[-1] ** 2
-
-
-# A model as workers take it up, and the tensors that pieces of work name by their numbers.
-Matrices = tuple[RefinedModel, tuple["PlannedTensor", ...]]
-
-
-def _predict(context: Matrices, number: int) -> str:
-    """Predict for one tensor, into the scratch folder; what a worker does."""
-    with one_thread():
-        return context[0].prospect(context[1][number])[0]
-
-
-def _round_kept(context: Matrices, number: int) -> str:
-    """Round one tensor into the scratch folder; what a worker does."""
-    with one_thread():
-        return context[0].round_kept(context[1][number])[0]
-
-
-def crew_matrices(
-    model: RefinedModel, work: Callable[[Matrices, int], str], tensors: Sequence[PlannedTensor], crew: Crew,
-    advance: Callable[[int], object],
-) -> None:  # fmt: skip
-    """Let a crew do `work` on every tensor; what it finds lies in the model's scratch folder, as a killed run's does.
-
-    Raises:
-        NumericError: as `RefinedModel.rounded`.
-    """
-    context = crew.share((model.alone(), tuple(tensors)))
-    for _name in crew.map(work, context, range(len(tensors)), need=lambda number: _work_bytes(tensors[number])):
-        advance(1)

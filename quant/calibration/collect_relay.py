@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgepack.quant.calibration.block_context import BlockContext
     from edgepack.quant.calibration.statistics import LinearStatistics
 
+
 class StatisticsStage(BlockStage):
     """The moments of what enters a block's linears.
 

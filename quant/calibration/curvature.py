@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from edgepack.errors import CalibrationError, NumericError, UnsupportedModelError
+from edgepack.errors import CalibrationError, UnsupportedModelError
 from edgepack.progress import silent
 from edgepack.quant.calibration.block_context import BlockContext, stage_bytes
 from edgepack.quant.calibration.block_sums import BackwardSums, GradientSquares, expert_hessians
@@ -29,7 +29,7 @@ from edgepack.quant.calibration.statistics import MomentAccumulator
 from edgepack.quant.calibration.sweep import BatchRunner, sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -284,7 +284,9 @@ class _CrewRun(_Run):
         with progress("Forward", blocks - first, " blocks") as advance:
             leg = ForwardLeg(self.kept, self.batch, len(self.tokens), blocks)
             context = self._crew.share(self._context())
-            for _block in self._crew.relay(open_forward, context, range(first, blocks), leg, need=stage_bytes(self.model)):
+            for _block in self._crew.relay(
+                open_forward, context, range(first, blocks), leg, need=stage_bytes(self.model)
+            ):
                 advance(1)
         assert leg.last is not None
         return leg.last

@@ -61,7 +61,9 @@ class BackwardStage(BlockStage):
 
     def step(self, entering: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[np.float32]:
         """A batch of what enters the block and of the gradient after it → the gradient before it."""
-        before = self._sums.run(torch.from_numpy(np.array(entering)), torch.from_numpy(np.array(after)), self.context.runner)
+        before = self._sums.run(
+            torch.from_numpy(np.array(entering)), torch.from_numpy(np.array(after)), self.context.runner
+        )
         return np.asarray(before.numpy())
 
     def finish(self) -> BackwardSums:

@@ -14,7 +14,7 @@ from edgepack.pipeline.goals.ladder import Reached, fitting, reach_gates, reach_
 from edgepack.pipeline.makers.opened import opened_checkpoint, separate_adapter, with_original, work_of
 from edgepack.pipeline.makers.refined_default import decided
 from edgepack.pipeline.makers.separate import SUFFIX, SeparateAdapter, WithAdapter
-from edgepack.pipeline.options import CODED, WIRE
+from edgepack.pipeline.options import CODED, GGUF, WIRE
 from edgepack.pipeline.outline import Made
 from edgepack.pipeline.ship import Shipment
 
@@ -135,7 +135,8 @@ def run_export(request: ExportRequest) -> ExportResult:
         return _projector_alone(request, started)
     with _with_crew(request) as (manned, board), with_original(manned) as opened:
         result = _exported(opened, started)
-        return result if board is None else replace(result, cluster=board.as_json())
+        done = board is not None and not request.dry_run
+        return replace(result, cluster=board.as_json()) if board is not None and done else result
 
 
 @contextmanager
@@ -194,8 +195,22 @@ def _planned(request: ExportRequest, passes: Passes | None, started: float) -> E
     """What a dry run tells."""
     outline, shipment = _outline(request, passes), Shipment(request)
     shipment.check(outline)
-    path, seconds = shipment.path_for(outline), time.monotonic() - started
-    return ExportResult(path, outline.bytes, seconds, outline, None, (), None, (), None, gates_of(request))
+    path, predicted = shipment.path_for(outline), _forecast(request, outline)
+    seconds = time.monotonic() - started
+    return ExportResult(path, outline.bytes, seconds, outline, None, (), None, (), None, gates_of(request), predicted)
+
+
+def _forecast(request: ExportRequest, outline: Outline) -> Mapping[str, Json] | None:
+    """What the work will take on the request's cluster, where its file is one of ordinary types without passes."""
+    if request.crew is None or request.kind != GGUF or request.refine or request.has_passes:
+        return None
+    from edgepack.pipeline.cluster.crew import ClusterCrew
+    from edgepack.pipeline.cluster.forecast import forecast
+    from edgepack.pipeline.makers.gguf import open_gguf
+    from edgepack.quant.types.targets import find_target
+
+    assert isinstance(request.crew, ClusterCrew)
+    return forecast(open_gguf(request, None).planner.outline(find_target(outline.target)), request.crew).as_json()
 
 
 def _outline(request: ExportRequest, passes: Passes | None) -> Outline:

@@ -70,7 +70,8 @@ class Board:
         """What every node has done, in one line."""
         passed = max(time.monotonic() - self._began, 1e-9)
         told = (
-            f"{name} {tally.pieces} pieces, {tally.seconds / passed:.1f} processors busy, peak {format_size(tally.peak)}"
+            f"{name} {tally.pieces} pieces, {tally.seconds / passed:.1f} processors busy,"
+            f" peak {format_size(tally.peak)}"
             for name, tally in sorted(self.nodes.items())
         )
         return f"cluster: {'; '.join(told)}"

@@ -9,7 +9,6 @@ import hashlib
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +21,7 @@ from edgepack.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 _PACKAGES = ("llama-cpp-python", "numpy", "torch", "transformers", "gguf")
 _ENCODED = (GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.Q8_0, GGMLType.IQ4_XS)  # a grid search of each kind
@@ -102,13 +102,23 @@ def arithmetic(threads: int) -> str:
     if _version("torch") != "absent":
         import torch
 
-        torch.set_num_threads(threads)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
         matrix = torch.from_numpy(values)
         product = matrix @ matrix.T
         factor = torch.linalg.cholesky(product.double() + _SIDE * torch.eye(_SIDE, dtype=torch.float64))
         for each in (product, matrix.square().sum(0), torch.softmax(product, -1), factor):
             digest.update(each.numpy().tobytes())
     return digest.hexdigest()
+
+
+def torch_threads() -> int:
+    """Threads that torch computes with in this process; 1 where it is not installed."""
+    if _version("torch") == "absent":
+        return 1
+    import torch
+
+    return int(torch.get_num_threads())
 
 
 def refuse_others(here: Facts, there: Sequence[Facts]) -> None:

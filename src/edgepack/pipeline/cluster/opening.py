@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from edgepack.files.names import hidden_path
 from edgepack.pipeline.cluster.backend import WorkerLostError
 from edgepack.pipeline.cluster.board import Board
 from edgepack.pipeline.cluster.crew import ClusterCrew
-from edgepack.pipeline.cluster.nodes import Facts, SeenFile, facts, refuse_others
+from edgepack.pipeline.cluster.nodes import Facts, SeenFile, facts, refuse_others, torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,8 +69,7 @@ def _inputs(request: ExportRequest) -> list[Path]:
 
 def _asked(backend: RayBackend, files: list[SeenFile]) -> tuple[Facts, list[Facts]]:
     """What this machine is, and every node."""
-    torch = sys.modules.get("torch")
-    threads = torch.get_num_threads() if torch is not None else int(os.environ.get("OMP_NUM_THREADS", 0) or 1)
+    threads = torch_threads()
     nodes = {backend.on_node(node["NodeID"], facts, files, threads): node for node in backend.nodes()}
     here, found = facts([], threads), []
     end, waiting = time.monotonic() + SECONDS, list(nodes)

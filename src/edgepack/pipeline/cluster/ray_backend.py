@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -199,10 +199,8 @@ class RayBackend:
     def cancel(self, tickets: Sequence[Hashable]) -> None:
         """As `Backend.cancel`; a call of a bench ends with the bench."""
         for ticket in tickets:
-            try:
+            with suppress(ValueError, TypeError, RuntimeError, self._ray.exceptions.RayError):
                 self._ray.cancel(ticket, force=False)
-            except (ValueError, TypeError, RuntimeError, self._ray.exceptions.RayError):
-                continue
 
     def bench(self, need: int, threads: int) -> object:
         """As `Backend.bench`."""

@@ -94,7 +94,7 @@ class Bench:
 
     def finish(self) -> Answer:
         """What the stage kept; it goes."""
-        answer = answered(lambda: self._stage.finish(), self._threads)
+        answer = answered(self._stage.finish, self._threads)
         self.close()
         return answer
 

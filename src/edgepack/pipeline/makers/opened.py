@@ -97,7 +97,8 @@ def work_of(request: ExportRequest) -> Iterator[Passes]:
             checkpoint, recipe = unworked(checkpoint, recipe), replace(recipe, passes=())
         options = RecipeOptions(
             folder, overrides_of(request), pre=request.pre, device=request.device, resumable=not request.dry_run,
-            factors=None if request.factors is None else Path(request.factors), progress=request.progress, crew=request.crew,
+            factors=None if request.factors is None else Path(request.factors), progress=request.progress,
+            crew=request.crew,
         )  # fmt: skip
         yield Passes(checkpoint, recipe, options)
 

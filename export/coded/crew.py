@@ -1,0 +1,46 @@
+"""A variant's matrices coded by a crew: what a piece of work is, and the results in file order.
+
+Coding one is `write`'s, who the crew is the caller's.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from edgepack.crew import Crew
+    from edgepack.export.coded.plan import PlannedMatrix
+    from edgepack.export.coded.write import Coded, CodingRun
+
+_WORK_BYTES = 24  # a weight, of memory: itself, its codes and errors in float32 or wider
+
+
+def code_piece(run: CodingRun, piece: tuple[int, ...]) -> list[Coded | None]:
+    """Code some tensors that are next to each other or coded together; what a worker does."""
+    run.forget_ahead()
+    return [run.code(run.plan.tensors[number]) for number in piece]
+
+
+def crew_coded(
+    run: CodingRun, tensors: Sequence[PlannedMatrix], crew: Crew
+) -> Iterator[tuple[PlannedMatrix, Coded | None]]:
+    """As `CodingRun.coded`, by a crew; matrices that are coded together are one piece of work."""
+    context = crew.share(run.alone())
+    numbers = {tensor.name: number for number, tensor in enumerate(run.plan.tensors)}
+    pieces: list[tuple[int, ...]] = []
+    for tensor in tensors:
+        if not (pieces and numbers[tensor.name] in pieces[-1]):
+            pieces.append(tuple(numbers[each.name] for each in run.together(tensor)))
+
+    def need(piece: tuple[int, ...]) -> int:
+        return _WORK_BYTES * max(prod(run.plan.tensors[number].rows.shape) for number in piece)
+
+    wanted = {numbers[tensor.name] for tensor in tensors}  # a resumed run may begin within a group
+    results = crew.map(code_piece, context, pieces, need=need, with_torch=True)
+    for piece, coded in zip(pieces, results, strict=True):
+        for number, each in zip(piece, coded, strict=True):
+            if number in wanted:
+                yield run.plan.tensors[number], each
