@@ -29,8 +29,8 @@ def decided(request: ExportRequest) -> ExportRequest:
         UsageError: refinement is asked for behind a pass that rounds or corrects, or bytes that only it can meet.
         RecipeError: the recipe is wrong.
     """
-    refined = _refine_decided(request)
-    return replace(refined, smooth=bool(refined.refine) and _smooths(refined))
+    found = _refine_decided(request)
+    return replace(found, smooth=_smooths(found) if found.refine else None)
 
 
 def _smooths(request: ExportRequest) -> bool:
