@@ -13,6 +13,7 @@ from edgepack.errors import NumericError
 from edgepack.quant.calibration.checkpoint_names import expert_parts
 from edgepack.quant.calibration.expert_curvature import ExpertMoments, ExpertSquares, ExpertWatch, expert_stacks
 from edgepack.quant.calibration.sweep import InputWatch
+from edgepack.quant.row_feedback import JOINT_LEFT, RowFeedback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,10 +27,19 @@ if TYPE_CHECKING:
     from edgepack.quant.calibration.sweep import BatchRunner
 
 
-class GradientSquares:
-    """Mean squares of gradients, in float64 on the CPU."""
+_TOKENS_AN_OUTPUT = 4  # that G needs, so that what it says of rows together holds of other tokens
 
-    def __init__(self) -> None:
+
+class GradientSquares:
+    """Mean squares of gradients, in float64 on the CPU, and mean products where outputs are not too many.
+
+    Args:
+        most: outputs for which products are kept: as many as inputs, so that G is no larger than H.
+    """
+
+    def __init__(self, most: int = 0) -> None:
+        self.most = most
+        self.products: torch.Tensor | None = None
         self.total: torch.Tensor | None = None
         self.count = 0
         self.gives_more = False  # than one tensor, as routers do that choose by themselves
@@ -40,6 +50,18 @@ class GradientSquares:
         squares = flat.square().sum(0).double().cpu()
         self.total = squares if self.total is None else self.total + squares
         self.count += len(flat)
+        if flat.shape[-1] <= self.most:
+            products = (flat.T.float() @ flat.float()).double().cpu()
+            self.products = products if self.products is None else self.products + products
+
+    def joint(self) -> torch.Tensor | None:
+        """G, float32 [out, out], where it pays."""
+        if self.products is None or not torch.isfinite(self.products).all():
+            return None
+        if self.count < _TOKENS_AN_OUTPUT * len(self.products):
+            return None
+        joint = (self.products / self.count).float()
+        return joint if RowFeedback.of(joint).left <= JOINT_LEFT else None
 
     def result(self, name: str) -> torch.Tensor:
         """float32 [out]; raises NumericError."""
@@ -59,7 +81,7 @@ class BackwardSums:
 
     def __init__(self, block: Block) -> None:
         self._block: Block | None = block
-        self.squares = {name: GradientSquares() for name in block.linears}
+        self.squares = {name: GradientSquares(block.weight(name).shape[1]) for name in block.linears}
         self._stacks: Mapping[str, torch.Tensor] = expert_stacks(block)
         self.experts = {name: ExpertSquares(len(stack)) for name, stack in self._stacks.items()}
 

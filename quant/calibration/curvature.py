@@ -3,10 +3,10 @@
 For a small error E in a matrix, KL(original ‖ changed) is about ½ · tr(G · E · H · Eᵀ) a token, where H = E[x xᵀ] is
 the second moment of the matrix's inputs and G that of the loss's gradient at its outputs, with the label drawn from
 the model itself: the Fisher information, Kronecker-factored (Martens and Grosse 2015, arXiv 1503.05671). Kept are H
-whole and the diagonal of G. A forward pass over all the text gives H; a backward pass over every other sequence gives
-G, whose means need fewer tokens. Memory is one block and the activations between two blocks, those that enter the
-others wait on disk, where an interrupted run goes on at the last finished block. What is done with them is left to
-`grid`.
+whole and the diagonal of G; G itself too where rows err together so much that rounding them together pays. A forward
+pass over all the text gives H; a backward pass over every other sequence gives G, whose means need fewer tokens. Memory
+is one block and the activations between two blocks, those that enter the others wait on disk, where an interrupted run
+goes on at the last finished block. What is done with them is left to `grid` and `refine`.
 """
 
 from __future__ import annotations
@@ -52,10 +52,12 @@ class Curvature:
     Attributes:
         inputs: H = E[x xᵀ], float32 [in, in].
         outputs: diagonal of G, float32 [out]: mean square of the loss's gradient at each output.
+        joint: G, float32 [out, out], where rows make good much of each other's errors; else None.
     """
 
     inputs: torch.Tensor
     outputs: torch.Tensor
+    joint: torch.Tensor | None = None
 
 
 def check_tokens(tokens: NDArray[np.int64]) -> None:
@@ -230,7 +232,7 @@ class _Run:
         """A block's curvature, of the sums of both ways."""
         moments, after = self.kept.kept_moments(index), self.kept.gradient(index + 1)
         found = {
-            name: Curvature(moments[name], total.result(name))
+            name: Curvature(moments[name], total.result(name), total.joint())
             for name, total in sums.squares.items()
             if name in moments and not total.gives_more
         }
