@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-Context = TypeVar("Context")
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
