@@ -19,7 +19,7 @@ _WORK_BYTES = 24  # a weight, of memory: itself, its codes and errors in float32
 
 
 def code_piece(run: CodingRun, piece: tuple[int, ...]) -> list[Coded | None]:
-    """Code some tensors that are next to each other or coded together; what a worker does."""
+    """Code a tensor, or those that are coded together; what a worker does."""
     run.forget_ahead()
     return [run.code(run.plan.tensors[number]) for number in piece]
 
@@ -30,17 +30,18 @@ def crew_coded(
     """As `CodingRun.coded`, by a crew; matrices that are coded together are one piece of work."""
     context = crew.share(run.alone())
     numbers = {tensor.name: number for number, tensor in enumerate(run.plan.tensors)}
-    pieces: list[tuple[int, ...]] = []
+    wanted = [numbers[tensor.name] for tensor in tensors]  # a resumed run may begin within a group
+    pieces: dict[tuple[int, ...], None] = {}
     for tensor in tensors:
-        if not (pieces and numbers[tensor.name] in pieces[-1]):
-            pieces.append(tuple(numbers[each.name] for each in run.together(tensor)))
+        pieces[tuple(numbers[each.name] for each in run.together(tensor))] = None
 
     def need(piece: tuple[int, ...]) -> int:
         return _WORK_BYTES * max(prod(run.plan.tensors[number].rows.shape) for number in piece)
 
-    wanted = {numbers[tensor.name] for tensor in tensors}  # a resumed run may begin within a group
-    results = crew.map(code_piece, context, pieces, need=need, with_torch=True)
-    for piece, coded in zip(pieces, results, strict=True):
-        for number, each in zip(piece, coded, strict=True):
-            if number in wanted:
-                yield run.plan.tensors[number], each
+    results = zip(pieces, crew.map(code_piece, context, pieces, need=need, with_torch=True), strict=True)
+    ready: dict[int, Coded | None] = {}  # members of a group need not stand next to each other in the file
+    for number in wanted:
+        while number not in ready:
+            piece, coded = next(results)
+            ready |= dict(zip(piece, coded, strict=True))
+        yield run.plan.tensors[number], ready.pop(number)
