@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from shaky_backend import ShakyBackend, adding, squared
 
 from edgepack.errors import NumericError, ResourceError
+from edgepack.export.coded.crew import crew_coded
 from edgepack.pipeline.cluster.backend import Answer
 from edgepack.pipeline.cluster.board import Board
 from edgepack.pipeline.cluster.crew import ClusterCrew
@@ -133,3 +135,37 @@ def test_help_and_an_export_without_a_cluster_import_nothing_of_ray() -> None:
         "sys.exit('ray' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
+
+
+class Tensor(NamedTuple):
+    """What a crew asks of a planned matrix."""
+
+    name: str
+    rows: Any = SimpleNamespace(shape=(2, 2))
+
+
+class Coding:
+    """A run whose first and last matrices are coded together, with another between them."""
+
+    plan = SimpleNamespace(tensors=[Tensor("a"), Tensor("v"), Tensor("b")])
+
+    def alone(self) -> Coding:
+        return self
+
+    def forget_ahead(self) -> None:
+        return
+
+    def code(self, tensor: Tensor) -> str:
+        return f"coded {tensor.name}"
+
+    def together(self, tensor: Tensor) -> list[Tensor]:
+        first, between, last = self.plan.tensors
+        return [between] if tensor.name == "v" else [first, last]
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_matrices_that_are_coded_together_keep_their_places_in_the_file(done: int) -> None:
+    backend, run = ShakyBackend(2, seed=2, losses=0.2), Coding()
+    left = run.plan.tensors[done:]
+    found: Any = list(crew_coded(run, left, crew_of(backend)))  # type: ignore[arg-type]  # stands for a run
+    assert found == [(tensor, f"coded {tensor.name}") for tensor in left]
