@@ -77,7 +77,7 @@ def test_a_coded_variant(books: Path, tmp_path: Path, cluster: dict[str, ShakyBa
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return open_checkpoint(write_tiny(tmp_path_factory.mktemp("model"), num_hidden_layers=3))
+    return open_checkpoint(write_tiny(tmp_path_factory.mktemp("model"), num_hidden_layers=3, intermediate_size=64))
 
 
 TOKENS = np.random.Generator(np.random.PCG64(1)).integers(0, 40, (18, 16)).astype(np.int64)
