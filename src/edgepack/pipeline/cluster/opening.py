@@ -15,6 +15,7 @@ from edgepack.pipeline.cluster.backend import WorkerLostError
 from edgepack.pipeline.cluster.board import Board
 from edgepack.pipeline.cluster.crew import ClusterCrew
 from edgepack.pipeline.cluster.nodes import Facts, SeenFile, facts, refuse_others, torch_threads
+from edgepack.pipeline.cluster.ordered import TRIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,21 +71,26 @@ def _inputs(request: ExportRequest) -> list[Path]:
 def _asked(backend: RayBackend, files: list[SeenFile]) -> tuple[Facts, list[Facts]]:
     """What this machine is, and every node."""
     threads = torch_threads()
-    nodes = {backend.on_node(node["NodeID"], facts, files, threads): node for node in backend.nodes()}
+    asked = {backend.on_node(node["NodeID"], facts, files, threads): node for node in backend.nodes()}
     here, found = facts([], threads), []
-    end, waiting = time.monotonic() + SECONDS, list(nodes)
-    while waiting:
-        for ticket in backend.wait(waiting, max(0.0, min(5.0, end - time.monotonic()))):
-            waiting.remove(ticket)
+    end, left = time.monotonic() + SECONDS, TRIES
+    while asked:
+        for ticket in backend.wait(list(asked), max(0.0, min(5.0, end - time.monotonic()))):
+            node = asked.pop(ticket)
             try:
                 answer = backend.take(ticket)
-            except WorkerLostError as error:
-                raise NetworkError(f"cluster: node '{_name(nodes[ticket])}' does not answer: {error}") from None
+            except WorkerLostError as error:  # of one worker's death nobody need hear, of a node's everybody
+                left -= 1
+                if not left:
+                    raise NetworkError(f"cluster: node '{_name(node)}' does not answer: {error}") from None
+                if any(alive["NodeID"] == node["NodeID"] for alive in backend.nodes()):
+                    asked[backend.on_node(node["NodeID"], facts, files, threads)] = node
+                continue
             if answer.error is not None:
-                raise DependencyError(f"cluster: node '{_name(nodes[ticket])}': {answer.error}")
+                raise DependencyError(f"cluster: node '{_name(node)}': {answer.error}")
             found.append(answer.value)
-        if waiting and time.monotonic() > end:
-            names = ", ".join(_name(nodes[ticket]) for ticket in waiting)
+        if asked and time.monotonic() > end:
+            names = ", ".join(_name(node) for node in asked.values())
             raise NetworkError(f"cluster: no answer within {SECONDS:.0f} seconds from: {names}")
     return here, found
 

@@ -104,10 +104,17 @@ def _connect(ray: Any, address: str, seconds: float) -> None:
     failures: list[BaseException] = []
 
     def join() -> None:
+        from ray._private import worker as driver
+
+        # Ray prints of every dead worker on stdout, which is JSON's alone here; losses are told by who asks again.
+        told = driver.listen_error_messages
+        driver.listen_error_messages = lambda *_arguments: None
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
             failures.append(error)
+        finally:
+            driver.listen_error_messages = told
 
     thread = threading.Thread(target=join, daemon=True)
     thread.start()
