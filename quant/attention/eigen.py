@@ -70,9 +70,11 @@ class EigenAttention(nn.Module):  # type: ignore[misc]
         value_rank: int | None,
         rope: Rope = "before",
         metric: Metric = "scores",
-        joined: Joined = "head",
+        joined: Joined = "layer",
     ) -> EigenAttention:
         """Principal components of the keys and values of a calibration text.
+
+        All heads of a layer together need fewer dimensions than each by itself: heads say much of the same.
 
         Args:
             model: a transformers model of a known family, in evaluation.

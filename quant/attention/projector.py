@@ -58,6 +58,8 @@ class LearnableProjector(nn.Module):  # type: ignore[misc]
         spread = root @ moments.covariance @ root
         components = torch.linalg.eigh(spread).eigenvectors[..., -rank:].flip(-1)
         down, up = root @ components, components.transpose(-1, -2) @ inverse
+        lengths = up.norm(dim=-1)  # what is stored has the units of the states: every way up is one long
+        down, up = down * lengths[:, None], up / lengths[..., None]
         return cls(down.to(dtype), up.to(dtype), moments.mean.to(dtype))
 
     @classmethod

@@ -23,7 +23,7 @@ FULL = [
 
 
 def fitted(model: Any, rank: int | None, **settings: Any) -> EigenAttention:
-    settings = {"key_rank": rank, "value_rank": rank, **settings}
+    settings = {"key_rank": rank, "value_rank": rank, "joined": "head", **settings}
     return EigenAttention.fit(model, some_tokens(), **settings)
 
 
