@@ -100,6 +100,32 @@ class EigenAttention(nn.Module):  # type: ignore[misc]
                 f"{layout.head} elements and heads joined by {joined}"
             )
         moments = layer_moments(model, layout, tokens, groups, before_rope=rope != "after")
+        return cls.from_moments(model, moments, key_rank=key_rank, value_rank=value_rank, rope=rope, metric=metric)
+
+    @classmethod
+    def from_moments(
+        cls,
+        model: Any,
+        moments: tuple[LayerMoments, ...],
+        *,
+        key_rank: int | None,
+        value_rank: int | None,
+        rope: Rope = "before",
+        metric: Metric = "scores",
+    ) -> EigenAttention:
+        """The same of what was seen already, for another k.
+
+        Args:
+            model: that `moments` are of.
+            moments: of another's `moments`, made with the same `rope` and `joined`.
+            key_rank: as in `fit`.
+            value_rank: likewise.
+            rope: likewise.
+            metric: likewise.
+
+        Raises:
+            UsageError: k above what is projected together.
+        """
         make = LearnableProjector.of_pairs if rope == "pairs" else LearnableProjector.from_moments
         weighted, dtype = metric == "scores", next(model.parameters()).dtype
         keys = key_rank and [make(m.keys, key_rank, m.key_metric if weighted else None, dtype) for m in moments]
@@ -107,7 +133,9 @@ class EigenAttention(nn.Module):  # type: ignore[misc]
             LearnableProjector.from_moments(m.values, value_rank, m.value_metric if weighted else None, dtype)
             for m in moments
         ]
-        return cast("EigenAttention", cls(layout, keys or None, values or None, rope, moments).to(model.device))
+        return cast(
+            "EigenAttention", cls(layout_of(model), keys or None, values or None, rope, moments).to(model.device)
+        )
 
     def cache(self, dtype: torch.dtype | None = None) -> ProjectedCache:
         """An empty cache.
