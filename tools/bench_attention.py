@@ -136,8 +136,9 @@ def main() -> None:
         width = whole.moments[0].keys.width
         claimed = [] if options.no_claim else [_CLAIMED_RANK, max(1, round(width / _CLAIMED_TIMES))]
         names = [text.stem for text in options.unseen]
-        print("| k | bytes a token | smaller | energy of K / V, raw | centred | KL "
-              + " | KL ".join(names) + " | top-1 " + " | top-1 ".join(names) + " | CPU s of training | of all |")  # fmt: skip
+        heads = ["k", "bytes a token", "smaller", "energy of K / V, raw", "centred"]
+        heads += [f"KL {name}, before → after" for name in names] + [f"top-1 {name}" for name in names]
+        print("| " + " | ".join([*heads, "CPU s of training", "of all"]) + " |")
         print("|---" * (7 + 2 * len(names)) + "|")
         for rank in (*ranks, *claimed):
             print(row(model, whole, rank, learnt, unseen, options), flush=True)
