@@ -5,7 +5,7 @@
 
 MODEL is a Llama's folder. A shape is the latent's rank and how many frequencies of rope become one; `whole` behind it
 (128xwhole) keeps every head's rope, which transformers alone runs. Every shape is written as a checkpoint and exported
-as `gguf-f32`; bytes a token are what llama.cpp says that its cache has, at 16 bits an element, and divergence is that of
+as `gguf-f32`; bytes a token are what llama.cpp says that its cache has, at 16 bits an element, divergence is that of
 llama.cpp's answers from transformers' of the original. The first row is the original, exported likewise.
 """
 
