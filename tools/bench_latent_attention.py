@@ -1,7 +1,7 @@
 """What attention through a latent gives on stock llama.cpp: bytes a token and divergence, before and after training.
 
     python tools/bench_latent_attention.py MODEL CALIBRATION_TEXT UNSEEN_TEXT [--shapes 192x1,128x1,96x2] [--steps 60]
-        [--sequences 32] [--length 128] [--evaluate 4]
+        [--rate 0.001] [--sequences 32] [--length 128] [--evaluate 4]
 
 MODEL is a Llama's folder. A shape is the latent's rank and how many frequencies of rope become one; `whole` behind it
 (128xwhole) keeps every head's rope, which transformers alone runs. Every shape is written as a checkpoint and exported
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("unseen", type=Path)
     parser.add_argument("--shapes", default="192x1,128x1,96x2")
     parser.add_argument("--steps", type=int, default=60, help="of training; 0 for none")
+    parser.add_argument("--rate", type=float, default=1e-3, help="of training")
     parser.add_argument("--sequences", type=int, default=32, help="to calibrate on and to learn from")
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--evaluate", type=int, default=4)
@@ -87,7 +88,7 @@ def main() -> None:
                 held, before = in_llama(folder, Path(scratch) / f"{shape}.gguf", original, unseen)
             after, seconds = "", time.process_time()
             if options.steps and settings.rope != "whole":
-                training = TrainingSettings(steps=options.steps, rate=3e-3)
+                training = TrainingSettings(steps=options.steps, rate=options.rate, patience=8)
                 learnt = Path(scratch) / f"{shape}-trained"
                 write_latent_checkpoint(options.model, learnt, tokens, settings, training)
                 seconds = time.process_time() - seconds
