@@ -6,7 +6,8 @@
 MODEL is a Llama's folder. A shape is the latent's rank and how many frequencies of rope become one; `whole` behind it
 (128xwhole) keeps every head's rope, which transformers alone runs. Every shape is written as a checkpoint and exported
 as `gguf-f32`; bytes a token are what llama.cpp says that its cache has, at 16 bits an element, divergence is that of
-llama.cpp's answers from transformers' of the original. The first row is the original, exported likewise.
+llama.cpp's answers from transformers' of the original. The first rows are the original, exported likewise, with some of
+llama.cpp's own types of cache.
 """
 
 from __future__ import annotations
@@ -40,14 +41,25 @@ def settings_of(shape: str) -> LatentSettings:
     return LatentSettings(int(rank), rope="whole") if fold == "whole" else LatentSettings(int(rank), int(fold or 1))
 
 
-def in_llama(folder: Path, out: Path, original: Answer, unseen: torch.Tensor) -> tuple[int, str]:
-    """Bytes of a token in llama.cpp's cache of 16 bits, as its log has them, and divergence with one of 32."""
-    result_of("export", folder, "--target", "gguf-f32", "-o", out)
-    cells = 4096
-    with LoadedModel(out, RuntimeOptions(n_ctx=cells, n_batch=32, n_ubatch=32, threads=1)) as model:
+def in_llama(folder: Path, out: Path, original: Answer, unseen: torch.Tensor, kv_type: str = "") -> tuple[int, str]:
+    """Bytes of a token in llama.cpp's cache, as its log has them, and divergence.
+
+    Args:
+        folder: a checkpoint.
+        out: the GGUF that is made of it where there is none.
+        original: answers that are compared with.
+        unseen: tokens [sequences, length].
+        kv_type: of the cache; by default bytes are those of f16, and divergence is that of f32.
+    """
+    if not out.exists():
+        result_of("export", folder, "--target", "gguf-f32", "-o", out)
+    cells, counted = 4096, kv_type or "f16"
+    small = RuntimeOptions(n_ctx=cells, n_batch=32, n_ubatch=32, threads=1, kv_type_k=counted, kv_type_v=counted)
+    with LoadedModel(out, small) as model:
         held = round(reported(model.load_log, "llama_kv_cache: size") / cells)
     options = RuntimeOptions(
-        n_ctx=unseen.shape[1], threads=1, kv_type_k="f32", kv_type_v="f32", flash_attention="off"
+        n_ctx=unseen.shape[1], threads=1, kv_type_k=kv_type or "f32", kv_type_v=kv_type or "f32",
+        flash_attention="on" if kv_type else "off",
     )  # fmt: skip
     with LoadedModel(out, options) as model:
         found = judge(original, lambda tokens: torch.from_numpy(model.logits(tokens.numpy())), unseen)
@@ -76,6 +88,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         whole, exact = in_llama(options.model, Path(scratch) / "source.gguf", original, unseen)
         print(f"| as it was | {whole:,} | 100% | {exact} | | |", flush=True)
+        for kv_type in ("q8_0", "q4_0"):
+            held, cost = in_llama(options.model, Path(scratch) / "source.gguf", original, unseen, kv_type)
+            print(f"| as it was, cache {kv_type} | {held:,} | {held / whole:.0%} | {cost} | | |", flush=True)
         for shape in options.shapes.split(","):
             settings = settings_of(shape)
             folder = Path(scratch) / shape
