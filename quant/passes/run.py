@@ -132,6 +132,11 @@ class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
         stored = self._arrays[name]
         return np.array(_widened(stored.reshape(-1, stored.shape[-1])[start:stop]))
 
+    def stored_dtype(self, name: str) -> str:
+        """How an array lies on disk: `f32`, or `f16` or `bf16` where that holds it exactly."""
+        kinds = {stored: dtype for dtype, stored in _ON_DISK.items()}
+        return kinds.get(self._arrays[name].dtype, "f32")
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
 
