@@ -17,6 +17,7 @@ from edgepack.errors import UsageError
 from edgepack.file_digest import file_sha256
 from edgepack.files.output import atomic_output
 from edgepack.model import TensorSpec, read_tensor
+from edgepack.quant.calibration.statistics import LinearStatistics
 from edgepack.quant.passes.coded_rows import CodedRows
 from edgepack.quant.passes.run import ArrayFolder, PassOutcome
 
@@ -87,20 +88,28 @@ class KeptOutcome:
         kept.reopen([(name, file) for name, file in index["weights"]])
         layout = {row["name"]: TensorSpec(row["name"], tuple(row["shape"]), row["dtype"]) for row in index["tensors"]}
         checkpoint = replace(before, config=index["config"], tensors=KeptTensors(before.tensors, kept, layout))
-        coded, low_rank = self._arrays(index)
-        return PassOutcome(checkpoint, index["figures"], tuple(index["notes"]), coded, low_rank)
+        coded, low_rank, measured = self._arrays(index)
+        return PassOutcome(checkpoint, index["figures"], tuple(index["notes"]), coded, low_rank, measured)
 
-    def _arrays(self, index: Mapping[str, Any]) -> tuple[CodedRows | None, dict[str, Any]]:
-        """Rows that are decided, and factors apart."""
+    def _arrays(
+        self, index: Mapping[str, Any]
+    ) -> tuple[CodedRows | None, dict[str, Any], dict[str, LinearStatistics] | None]:
+        """Rows that are decided, factors apart, moments."""
         if _ARRAYS not in index["files"]:
-            return None, {}
+            return None, {}, None
         with np.load(self.folder / _ARRAYS, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
         tables = {name: array for name, array in found.items() if name.startswith("coded.")}
         low_rank = {
             name: (found[f"left.{number}"], found[f"right.{number}"]) for number, name in enumerate(index["low_rank"])
         }
-        return CodedRows.of_arrays(tables) if index["coded"] else None, low_rank
+        counts, measured = index["measured"], None
+        if counts is not None:
+            measured = {
+                name: LinearStatistics(count, found[f"abs.{number}"], found[f"square.{number}"])
+                for number, (name, count) in enumerate(counts)
+            }
+        return CodedRows.of_arrays(tables) if index["coded"] else None, low_rank, measured
 
     def keep(self, outcome: PassOutcome, before: Checkpoint) -> PassOutcome:
         """Write what a pass gave, and remove its scratch; gives the outcome as `read` does.
@@ -119,12 +128,16 @@ class KeptOutcome:
         arrays: dict[str, NDArray[Any]] = {} if outcome.coded is None else dict(outcome.coded.as_arrays())
         for number, (left, right) in enumerate(outcome.low_rank.values()):
             arrays |= {f"left.{number}": left, f"right.{number}": right}
+        measured = outcome.measured
+        for number, moments in enumerate(() if measured is None else measured.values()):
+            arrays |= {f"abs.{number}": moments.mean_abs, f"square.{number}": moments.mean_square}
         if arrays:
             np.savez(self.folder / _ARRAYS, allow_pickle=False, **arrays)
         names = [f"{_WEIGHTS}/{file}" for _name, file in kept.files] + ([_ARRAYS] if arrays else [])
         index = {
             "figures": dict(outcome.figures), "notes": list(outcome.notes), "weights": kept.files,
             "config": dict(outcome.checkpoint.config), "tensors": [asdict(spec) for spec in specs.values()],
+            "measured": None if measured is None else [(name, each.count) for name, each in measured.items()],
             "low_rank": list(outcome.low_rank), "coded": outcome.coded is not None,
             "files": {name: file_sha256(self.folder / name) for name in names},
         }  # fmt: skip

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
     from edgepack.quant.calibration.collect import Calibration
+    from edgepack.quant.calibration.statistics import LinearStatistics
     from edgepack.quant.passes.coded_rows import CodedRows
     from edgepack.quant.passes.recipe import PassStep, Recipe
     from edgepack.quant.passes.run import Figure, PassOutcome, PassRun
@@ -185,8 +186,12 @@ class Passes:
 
     def _calibrated(self, work: _Work) -> Calibration | None:
         """Statistics of the changed model where something needs them; taken once where all targets share it."""
+        from edgepack.quant.calibration.collect import Calibration
+
         if not (work.with_importance or self.corrections):
             return None
+        if work.measured is not None and not self.corrections and self.options.save_calibration is None:
+            return Calibration(work.measured)
         if self._own:
             return work.calibrate()
         self._calibration = self._calibration or work.calibrate()
@@ -214,6 +219,7 @@ class _Work:
         self.notes: list[str] = []
         self.low_rank: dict[str, Any] = {}
         self.coded: CodedRows | None = None
+        self.measured: Mapping[str, LinearStatistics] | None = None  # by the last pass, of what it left
         self._folder = options.folder
         self._key = "" if options.stages is None else options.stages.key
         self._kept: dict[str, NDArray[np.int64]] = {}  # shared with what goes on from here
@@ -259,6 +265,7 @@ class _Work:
         self.notes += outcome.notes
         self.low_rank |= outcome.low_rank
         self.coded = outcome.coded or self.coded
+        self.measured = outcome.measured
 
     def _done(self, step: PassStep, folder: Path) -> PassOutcome:
         """What a pass gives that is done now."""
