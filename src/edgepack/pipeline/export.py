@@ -165,7 +165,7 @@ def _projector_alone(request: ExportRequest, started: float) -> ExportResult:
 @contextmanager
 def _passes(request: ExportRequest) -> Iterator[Passes | None]:
     """The recipe at work, where there is one."""
-    if not request.has_passes:
+    if not request.changes_weights:
         yield None
         return
     with work_of(request) as passes:

@@ -69,10 +69,15 @@ def opened_model(request: ExportRequest) -> MappedModel:
 
 
 def read_request_recipe(request: ExportRequest) -> Recipe:
-    """What `--recipe` or `--pass` say, with `--calibration` as the text where one is given; raises RecipeError."""
-    from edgepack.quant.passes.recipe import inline_recipe, read_recipe
+    """What `--recipe` or `--pass` say, with `--calibration` as the text where one is given; raises RecipeError.
+
+    Smoothing for refinement is the last of the passes.
+    """
+    from edgepack.quant.passes.recipe import followed_by, inline_recipe, read_recipe
 
     recipe = inline_recipe(request.passes, {}) if request.recipe is None else read_recipe(Path(request.recipe))
+    if request.smooth:
+        recipe = followed_by(recipe, "smooth")
     if request.calibration is not None:
         recipe = replace(recipe, calibration={**recipe.calibration, "text": str(request.calibration)})
     return recipe
