@@ -60,10 +60,10 @@ class PassStages:
     began: Callable[[int, str], object]
     finished: Callable[[FinishedPass], object]
 
-    def tokens_file(self, key: str) -> Path:
-        """Where the calibration tokens lie that were chosen from the model with this key."""
+    def tokens_file(self, name: str, key: str) -> Path:
+        """Where the tokens `name` lie that were chosen from the model with this key."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder / f"tokens-{key[:16]}.npy"
+        return self.folder / f"{name}-{key[:16]}.npy"
 
     def calibration_folder(self, key: str) -> Path:
         """Where the statistics of the model with this key lie."""

@@ -19,6 +19,7 @@ from edgepack.export.recipe.pass_stages import following_key
 from edgepack.export.recipe.records import importance_by_gguf_name, recipe_metadata
 from edgepack.progress import silent
 from edgepack.quant.passes.registry import find_pass
+from edgepack.quant.passes.training import sequences_learnt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -233,24 +234,25 @@ class _Work:
         work._key = following_key(self._key, target.name, overrides, self.options.pre)  # noqa: SLF001 - likewise
         return work
 
-    def tokens(self) -> NDArray[np.int64]:
-        """Calibration tokens: those given, of the recipe's text, or sampled from the model."""
+    def tokens(self, learnt: int = 0) -> NDArray[np.int64]:
+        """Calibration tokens: those given, of the recipe's text, or sampled from the model; more for `learnt`."""
         if self.options.tokens is not None:
             return self.options.tokens
-        if "tokens" not in self._kept:
-            self._kept["tokens"] = self._sampled() if self.options.resumable else self._chosen()
-        return self._kept["tokens"]
+        name = "tokens" if learnt <= self.recipe.calibration["sequences"] else f"tokens-{learnt}"
+        if name not in self._kept:
+            self._kept[name] = self._sampled(name, learnt) if self.options.resumable else self._chosen(learnt)
+        return self._kept[name]
 
-    def _chosen(self) -> NDArray[np.int64]:
-        return calibration_tokens(self.checkpoint, self.recipe, self.options.device)
+    def _chosen(self, learnt: int) -> NDArray[np.int64]:
+        return calibration_tokens(self.checkpoint, self.recipe, self.options.device, learnt)
 
-    def _sampled(self) -> NDArray[np.int64]:
+    def _sampled(self, name: str, learnt: int) -> NDArray[np.int64]:
         """The tokens that an interrupted run chose, or new ones, kept: a model's own samples take long."""
         stages = self.options.stages
-        path = self.options.folder / "tokens.npy" if stages is None else stages.tokens_file(self._key)
+        path = self.options.folder / f"{name}.npy" if stages is None else stages.tokens_file(name, self._key)
         if not path.is_file():
-            partial = path.with_name("partial-tokens.npy")
-            np.save(partial, self._chosen())
+            partial = path.with_name(f"partial-{name}.npy")
+            np.save(partial, self._chosen(learnt))
             partial.replace(path)
         found: NDArray[np.int64] = np.load(path)
         return found
@@ -270,26 +272,26 @@ class _Work:
     def _done(self, step: PassStep, folder: Path) -> PassOutcome:
         """What a pass gives that is done now."""
         scratch = folder / f"pass-{len(self.figures)}"
-        return find_pass(step.name).run(self.checkpoint, step.settings, self.pass_run(step.needs_tokens, scratch))
+        return find_pass(step.name).run(self.checkpoint, step.settings, self.pass_run(step, scratch))
 
     def _staged(self, step: PassStep) -> PassOutcome:
         """What a pass gives, or gave an earlier run with the same inputs."""
         stages = self.options.stages
         assert stages is not None
-        if step.needs_tokens:
-            self.tokens()  # a later pass has those that this one asked for, whether it is done now or was before
+        if step.needs_tokens:  # a later pass has those that this one asked for, whether it is done now or was before
+            self.tokens(sequences_learnt(step.settings))
         key = following_key(self._key, step.name, sorted(step.given.items()))
         outcome = stages.run(len(self.figures), step, key, self.checkpoint, lambda scratch: self._done(step, scratch))
         self._key = key
         return outcome
 
-    def pass_run(self, with_tokens: bool, scratch: Path) -> PassRun:
+    def pass_run(self, step: PassStep, scratch: Path) -> PassRun:
         """What a pass is given now, with a folder of its own."""
         from edgepack.quant.passes.run import PassRun
 
         return PassRun(
             folder=scratch,
-            tokens=self.tokens() if with_tokens else None,
+            tokens=self.tokens(sequences_learnt(step.settings)) if step.needs_tokens else None,
             target_types=self._target_types() if self.target else {},
             with_importance=self.with_importance,
             device=self.options.device,

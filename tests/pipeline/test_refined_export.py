@@ -215,6 +215,9 @@ def test_refining_smooths_first_unless_told_not_to(model: Path, text: Path, tmp_
     metadata = read_header(result.output).metadata
     assert 'name = "smooth"' in metadata[keys.RECIPE].value
     assert metadata[keys.REFINE_PASSES_FOR].value == "gguf-q4km"
+    assert (
+        result.outline.source_bytes == run_export(ExportRequest(model, "gguf-q4km", dry_run=True)).outline.source_bytes
+    )
 
 
 def test_what_was_folded_already_is_not_smoothed_again(model: Path, text: Path) -> None:

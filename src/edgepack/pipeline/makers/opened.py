@@ -8,12 +8,14 @@ from __future__ import annotations
 import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.errors import DependencyError
 from edgepack.export.backwards.checkpoint import opened_source, scratch_note
 from edgepack.export.mapped_model import map_checkpoint, merged, open_merged, open_model
+from edgepack.export.plan import stored_bytes
 from edgepack.export.recipe.changed import ChangedModel
 from edgepack.quant.types.choice import parse_overrides
 
@@ -66,6 +68,11 @@ def opened_model(request: ExportRequest) -> MappedModel:
     if request.original is not None:
         return map_checkpoint(opened_checkpoint(request), pre=request.pre, allow_requantize=again)
     return open_model(request.source, pre=request.pre, adapter=adapter, allow_requantize=again)
+
+
+def source_bytes(request: ExportRequest) -> int:
+    """What the tensors of the model take in the source, whatever passes make of them; raises as `opened_model`."""
+    return sum(stored_bytes(rows.dtype, prod(rows.shape)) for rows in opened_model(request).tensors.values())
 
 
 def read_request_recipe(request: ExportRequest) -> Recipe:
