@@ -141,7 +141,7 @@ class CrewVisit(BlockVisit):
             for number, sums in enumerate(outcome.sums):
                 found.setdefault(number, MomentAccumulator(with_hessian)).take(sums)
             parts.append(torch.from_numpy(np.array(outcome.outputs)))
-        first = {number: name for name, number in reversed(owners.items())}
+        first = {number: name for name, number in reversed(list(owners.items()))}
         results = {number: accumulator.result(first[number]) for number, accumulator in found.items()}
         return {name: results[number] for name, number in owners.items()}, torch.cat(parts)
 

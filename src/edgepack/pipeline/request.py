@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgepack.crew import Crew
+    from edgepack.export.recipe.pass_stages import PassStages
     from edgepack.model import Checkpoint
 
 StrPath = str | Path
@@ -37,6 +38,7 @@ class ExportRequest:
         original: the checkpoint that a GGUF was read back into, while an export of it runs.
         shared: a folder for what exports of one model and text may share, such as its curvature; None shares nothing.
         crew: who does the work while an export with `cluster` runs.
+        stages: where finished passes are kept for another run, and who hears of them; None keeps nothing.
         passes_for: target whose types passes work for in front of refining; None for that of the bytes asked for.
     """
 
@@ -47,6 +49,7 @@ class ExportRequest:
     original: Checkpoint | None = None
     shared: Path | None = None
     crew: Crew | None = None
+    stages: PassStages | None = None
     passes_for: str | None = None
 
     # What is read, beside the model itself.
@@ -216,7 +219,9 @@ class ExportRequest:
     )
 
     # What is done to the weights before they are written.
-    recipe: StrPath | None = option(None, Option("--recipe", "Passes on the weights, in order.", metavar="TOML"))
+    recipe: StrPath | None = option(
+        None, Option("--recipe", "Passes on the weights, in order; TOML or JSON.", metavar="FILE")
+    )
     passes: tuple[str, ...] = option(
         (),
         Option(

@@ -34,12 +34,12 @@ class SeenFile:
 
     Attributes:
         path: its place, the same on every node.
-        bytes: its length.
+        size: its length in bytes.
         content: what it holds, where that is compared; None for weights.
     """
 
     path: Path
-    bytes: int
+    size: int
     content: bytes | None = None
 
 
@@ -84,8 +84,8 @@ def _version(name: str) -> str:
 def _difference(file: SeenFile) -> str:
     try:
         found = file.path.stat().st_size
-        if found != file.bytes:
-            return f"'{file.path}' has {found} bytes there, {file.bytes} here"
+        if found != file.size:
+            return f"'{file.path}' has {found} bytes there, {file.size} here"
         if file.content is not None and file.path.read_bytes() != file.content:
             return f"'{file.path}' is another file there"
     except OSError as error:
