@@ -179,21 +179,21 @@ class _Summing(LookingVisitor):
 def attention_moments(
     checkpoint: Checkpoint,
     tokens: NDArray[np.int64],
-    visit: Callable[[LayerMoments], None],
+    take: Callable[[LayerMoments], None],
     *,
     kinds: Collection[Kind] = KINDS,
     device: str = "cpu",
     batch: int = 8,
     progress: Progress = silent,
 ) -> int:
-    """Run `checkpoint` over `tokens` and hand every layer's moments to `visit`, in the model's order.
+    """Run `checkpoint` over `tokens` and hand every layer's moments to `take`, in the model's order.
 
     Does not modify `checkpoint`. Layers without attention (of hybrid models) are passed over.
 
     Args:
         checkpoint: a causal language model that transformers can run.
         tokens: [sequences, length], each a text from its beginning.
-        visit: called once a layer; what it does not keep is forgotten.
+        take: called once a layer; what it does not keep is forgotten.
         kinds: what to sum; each kind costs a product of its own.
         device: a torch device.
         batch: sequences at a time; halved when the device's memory is full.
@@ -210,16 +210,16 @@ def attention_moments(
     model = BlockwiseModel(checkpoint, device)
     seen = 0
 
-    def look(block: BlockVisit) -> torch.Tensor:
+    def look(visit: BlockVisit) -> torch.Tensor:
         nonlocal seen
         while True:
-            size, summing = block.runner.batch, _Summing(kinds)
+            size, summing = visit.runner.batch, _Summing(kinds)
             with watched_attention(model.model, summing):
-                outputs = block.outputs()
-            if block.runner.batch == size:  # else a batch was run twice and counted twice
+                outputs = visit.outputs()
+            if visit.runner.batch == size:  # else a batch was run twice and counted twice
                 break
         if summing.sums:
-            visit(summing.result(block.block.index))
+            take(summing.result(visit.block.index))
             seen += 1
         return outputs
 
