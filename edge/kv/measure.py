@@ -86,6 +86,9 @@ class CacheSums:
 class Caches:
     """A file opened once, and read with one cache after another.
 
+    Attributes:
+        model: the file with the baseline's cache.
+
     Args:
         path: a plain GGUF that says what comes next.
         ctx: tokens of the longest chunk.
@@ -102,7 +105,7 @@ class Caches:
     ) -> None:
         self._path, self._ctx, self._threads, self._layers = path, ctx, threads, n_gpu_layers
         self._adapters = adapters
-        self._model = LoadedModel(path, self._options(BASELINE))
+        self.model = LoadedModel(path, self._options(BASELINE))
 
     def _options(self, name: str) -> RuntimeOptions:
         k, v = kv_types(name)
@@ -117,40 +120,40 @@ class Caches:
         Raises:
             ModelRuntimeError: llama.cpp opens no such cache of this model.
         """
-        with closing(LoadedModel(self._path, self._options(name), beside=self._model)) as model:
+        with closing(LoadedModel(self._path, self._options(name), beside=self.model)) as model:
             return model.logits(chunk.tokens, chunk.first)[:-1]
 
     def open_problem(self, name: str) -> str:
         """Why llama.cpp opens no such cache of this model; empty where it does."""
         try:
-            LoadedModel(self._path, self._options(name), beside=self._model).close()
+            LoadedModel(self._path, self._options(name), beside=self.model).close()
         except ModelRuntimeError as error:
             return str(error).rpartition(": ")[2]
         return ""
 
     def tokenize(self, text: str) -> NDArray[np.int32]:
         """Token ids [n] of `text`, with BOS in front where the file wants it."""
-        return np.array(self._model.tokenize(text), dtype=np.int32)
+        return np.array(self.model.tokenize(text), dtype=np.int32)
 
     @property
     def bos(self) -> int | None:
         """The token that begins every chunk, or None."""
-        vocabulary = self._model.vocabulary
+        vocabulary = self.model.vocabulary
         return vocabulary.bos if vocabulary.adds_bos and vocabulary.bos >= 0 else None
 
     @property
     def n_ctx_train(self) -> int:
         """The context that the model was trained with."""
-        return self._model.n_ctx_train
+        return self.model.n_ctx_train
 
     @property
     def n_vocab(self) -> int:
         """Width of a row of logits."""
-        return self._model.n_vocab
+        return self.model.n_vocab
 
     def close(self) -> None:
         """Free the model."""
-        self._model.close()
+        self.model.close()
 
 
 def measure_caches(

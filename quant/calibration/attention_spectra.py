@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 View = Literal["raw", "centred", "standardised", "raw_first_dropped", "centred_first_dropped",
                "standardised_first_dropped"]  # fmt: skip
 VIEWS: tuple[View, ...] = get_args(View)
-SHARES = (0.90, 0.95, 0.99)
 _DROPPED = "_first_dropped"
 
 
@@ -69,6 +68,11 @@ class HeadsSpectra:
 
     joint: Mapping[View, Spectrum]
     heads: tuple[Mapping[View, Spectrum], ...]
+
+    @property
+    def width(self) -> int:
+        """Dimensions of all heads together."""
+        return self.joint["raw"].width
 
     def mean_head_dimensions(self, view: View, share: float) -> float:
         """The mean over heads of the directions that keep `share` of a head's energy."""
