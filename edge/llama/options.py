@@ -45,10 +45,11 @@ def kv_types(name: str) -> tuple[str, str]:
     Raises:
         UsageError: an unknown type, or more than two.
     """
-    k, _slash, v = name.partition("/")
-    for one in (k, v or k):
+    k, slash, v = name.partition("/")
+    both = (k, v if slash else k)
+    for one in both:
         kv_type(one)
-    return k, v or k
+    return both
 
 
 def kv_name(k: str, v: str) -> str:
