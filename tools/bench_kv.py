@@ -1,7 +1,7 @@
 """What caches cost: every type of llama.cpp's, with its rotation and without, and caches of fewer dimensions.
 
     python tools/bench_kv.py NAME=CHECKPOINT=GGUF... --text TEXT [--ctx 512] [--chunks 4] [--keep FOLDER]
-        [--plot SVG] [--figure caches,dimensions,claim,spectra]
+        [--plot SVG] [--types-only] [--figure caches,dimensions,claim,spectra]
 
 Caches are measured through llama.cpp on the GGUF, against its own f16 cache. Caches of k dimensions are the
 checkpoint's in float32: principal components of keys and values, all heads of a layer side by side, from every other
@@ -69,11 +69,16 @@ class Kept:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
+    def known(self, name: str) -> Any:
+        """What is kept under a name; None where nothing is."""
+        path = None if self.folder is None else self.folder / f"{name}.json"
+        return json.loads(path.read_text()) if path is not None and path.is_file() else None
+
     def get(self, name: str, make: Callable[[], Any]) -> Any:
         """What is kept under a name, or what is made, with the CPU seconds that it took."""
+        if (known := self.known(name)) is not None:
+            return known
         path = None if self.folder is None else self.folder / f"{name}.json"
-        if path is not None and path.is_file():
-            return json.loads(path.read_text())
         began = time.process_time()
         found = {"made": make(), "seconds": time.process_time() - began}
         if path is not None:
@@ -250,6 +255,8 @@ def points(parts: dict[str, Any]) -> list[tuple[str, float, float, str]]:
     if parts["plain"] is not None:
         rows = parts["plain"]["made"]
         found += [(row["name"], row["bytes"], row["kl"], "not turned") for row in rows if row["kl"] > 0]
+    if parts["projected"] is None:
+        return found
     made = parts["projected"]["made"]
     layers = made["whole"] // (4 * made["width"])
     rows = [row for row in made["rows"] if row["held"] == BOTH.told]
@@ -261,11 +268,10 @@ def parts_of(one: Subject, text: str, given: argparse.Namespace, results: Kept) 
     plain = None
     if is_turned(one):
         plain = results.get(f"{one.name}-plain", lambda: measured(one, text, given, rotation=False))
-    return {
-        "caches": results.get(f"{one.name}-caches", lambda: measured(one, text, given, rotation=True)),
-        "projected": results.get(f"{one.name}-projected", lambda: projected(one, text, given)),
-        "plain": plain,
-    }
+    caches = results.get(f"{one.name}-caches", lambda: measured(one, text, given, rotation=True))
+    name = f"{one.name}-projected"
+    fewer = results.known(name) if given.types_only else results.get(name, lambda: projected(one, text, given))
+    return {"caches": caches, "plain": plain, "projected": fewer}
 
 
 def main() -> None:
@@ -276,6 +282,7 @@ def main() -> None:
     parser.add_argument("--ctx", type=int, default=512)
     parser.add_argument("--chunks", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--types-only", action="store_true", help="of fewer dimensions only what is kept, in the plot")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep results there, and take those that are")
     parser.add_argument("--plot", type=Path, metavar="SVG")
     given = parser.parse_args()
@@ -283,9 +290,10 @@ def main() -> None:
     kept_results, text = Kept(given.keep), read_text(given.text)
     found = [(one, parts_of(one, text, given, kept_results)) for one in given.models]
     print_caches(found)
-    print_dimensions(found)
-    print_claim(found)
-    print_spectra(found)
+    if not given.types_only:
+        print_dimensions(found)
+        print_claim(found)
+        print_spectra(found)
     if given.plot is not None:
         write_plot(given.plot, {one.name: points(parts) for one, parts in found})
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
