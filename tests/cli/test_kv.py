@@ -121,8 +121,8 @@ def test_inspect_shows_what_a_file_states(studied: tuple[Path, KvResult], told: 
 def test_the_table_holds_where_the_archive_is_installed(
     studied: tuple[Path, KvResult], told: Callable[..., tuple[str, str]], tmp_path: Path
 ) -> None:
-    told(0, "unpack", studied[0], "-o", tmp_path / "m")
-    path = next((tmp_path / "m").glob("*.gguf"))
+    path = tmp_path / "m.gguf"
+    told(0, "unpack", studied[0], "-o", path)
     found = find_table(path, read_header(path))
     assert found.problem == ""
     assert found.table is not None
@@ -183,7 +183,7 @@ def test_a_text_shorter_than_two_chunks_is_refused(
     assert "a chunk needs 512" in told(2, "kv", model, "--text", text)[1]
     text.write_text("word " * 60)
     assert "expected at least 2" in told(2, "kv", model, "--text", text, "--ctx", 48)[1]
-    assert "no such file" in told(2, "kv", model, "--text", tmp_path / "absent.txt")[1]
+    assert "No such file" in told(2, "kv", model, "--text", tmp_path / "absent.txt")[1]
 
 
 def test_a_folder_cannot_carry_a_table(told: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
