@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgepack.edge.fidelity.report.charts import Point, scatter
 from edgepack.edge.fidelity.report.page import filled
 from edgepack.edge.kv.sizes import BASELINE, rotated, row_bytes
-from edgepack.pipeline.kv.results import KINDS, SHARES
+from edgepack.pipeline.kv.terms import KINDS, SHARES
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:

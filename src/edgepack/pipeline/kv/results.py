@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.fit.contexts import contexts_of
 from edgepack.edge.kv.sizes import cache_bytes, rotated, row_bytes
+from edgepack.pipeline.kv.terms import SHARES
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
@@ -16,12 +17,10 @@ if TYPE_CHECKING:
     from edgepack.edge.fit.shape import ModelShape
     from edgepack.edge.kv.table import CacheTable
     from edgepack.pipeline.kv.spectra import Spectra
+    from edgepack.pipeline.kv.terms import KindName
     from edgepack.quant.calibration.attention_spectra import HeadsSpectra, LayerSpectra, View
 
-SHARES = (0.90, 0.95, 0.99)
 _HALF = 2  # bytes of a value of float16, in which a cache of fewer dimensions is reckoned
-KindName = Literal["q_before", "q", "k_before", "k", "v"]
-KINDS: tuple[KindName, ...] = get_args(KindName)
 
 
 @dataclass(frozen=True)
