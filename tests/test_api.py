@@ -310,6 +310,7 @@ ABSENT = {
     "check_provenance": ("absent.edgepack", "absent"),
     "checkpoint": ("absent.gguf", "absent-folder"),
     "kv": ("absent.gguf", "absent.txt"),
+    "compress": ("absent", "absent.toml", "absent-folder"),
     "frontier": ("absent", "absent.txt", "absent.txt", "absent-folder"),
     "provenance": ("absent.edgepack",),
     "reproduce": ("absent.edgepack", "absent"),

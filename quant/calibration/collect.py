@@ -155,12 +155,27 @@ class _Collector:
         return outputs
 
     def _observe_head(self, hidden: torch.Tensor) -> None:
-        name = self.model.head_name
-        if name is None:
-            return
-        accumulator = MomentAccumulator(self.with_hessian)
-        with self.model.shell():
-            for start in range(0, len(hidden), self.batch):
-                part = hidden[start : start + self.batch].to(self.model.device)
-                accumulator.add(self.model.head_inputs(part, self.tokens[start : start + self.batch]))
-        self.statistics[name] = accumulator.result(name)
+        self.statistics.update(head_statistics(self.model, self.tokens, hidden, self.batch, self.with_hessian))
+
+
+def head_statistics(
+    model: BlockwiseModel, tokens: torch.Tensor, hidden: torch.Tensor, batch: int, with_hessian: bool = False
+) -> dict[str, LinearStatistics]:
+    """Moments of what enters the output matrix, under its checkpoint name; empty where the model has none.
+
+    Args:
+        model: its final norm and output matrix are loaded.
+        tokens: [sequences, length].
+        hidden: the last block's outputs for them [sequences, length, width].
+        batch: sequences at a time.
+        with_hessian: whether to keep H as well.
+    """
+    name = model.head_name
+    if name is None:
+        return {}
+    accumulator = MomentAccumulator(with_hessian)
+    with model.shell():
+        for start in range(0, len(hidden), batch):
+            part = hidden[start : start + batch].to(model.device)
+            accumulator.add(model.head_inputs(part, tokens[start : start + batch]))
+    return {name: accumulator.result(name)}

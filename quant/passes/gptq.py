@@ -6,7 +6,7 @@ compiled kernel, factors are `edgepack.quant.feedback`'s, block layouts `edgepac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,8 @@ import torch
 
 from edgepack.gguf.types import GGMLType
 from edgepack.kernels.native import library, pointer
+from edgepack.quant.calibration.collect import head_statistics
+from edgepack.quant.calibration.statistics import LinearStatistics
 from edgepack.quant.codecs.ggml.codec import quantize_rows
 from edgepack.quant.codecs.ggml.grid import GRID_TYPES, read_grid, write_quants
 from edgepack.quant.feedback import DAMPING, damping_note, feedback_factor
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgepack.model import Checkpoint
-    from edgepack.quant.calibration.statistics import LinearStatistics
+    from edgepack.quant.calibration.blocks import BlockwiseModel
     from edgepack.quant.calibration.sweep import BlockVisit
     from edgepack.quant.codecs.ggml.grid import Grid
     from edgepack.quant.feedback import FeedbackFactor
@@ -46,6 +48,7 @@ class GptqSettings:
 
 # Columns whose errors move the columns beyond in one matrix product; a multiple of every type's block.
 _BLOCK = 256
+_MOMENTS = "moments"
 
 
 def gptq_rows(
@@ -122,13 +125,13 @@ def apply_gptq(checkpoint: Checkpoint, settings: GptqSettings, run: PassRun) -> 
     changed = change_blocks(checkpoint, run, walk, "gptq")
     figures: dict[str, Figure] = {"tensors": walk.rounded, "coded_rows": len(walk.coded), "damping": walk.damping}
     notes = [f"gptq: {name}: type {kind} has no grid; left to plain quantisation" for name, kind in walk.skipped]
-    return PassOutcome(changed, figures, (*notes, *few(walk.damped)), walk.coded)
+    return PassOutcome(changed, figures, (*notes, *few(walk.damped)), walk.coded, measured=walk.measured)
 
 
 class _Walk(VisitingWalk):
     """GPTQ on one block after the other."""
 
-    kept = ("skipped", "damped", "rounded", "damping")
+    kept = ("skipped", "damped", "rounded", "damping", "left")
 
     def __init__(self, settings: GptqSettings, run: PassRun) -> None:
         self.settings, self.run = settings, run
@@ -137,12 +140,19 @@ class _Walk(VisitingWalk):
         self.damped: list[str] = []
         self.rounded = 0
         self.damping = 0.0
+        self.left = 0  # linears that are still to be quantised
+        self.measured: dict[str, LinearStatistics] | None = None
+        self._seen: dict[str, LinearStatistics] = {}  # without H
+        self._last: dict[str, LinearStatistics] = {}  # of the last block
         self._rows: dict[str, NDArray[np.uint8]] = {}  # of the last block, by type, columns and name
 
     def __call__(self, visit: BlockVisit) -> list[str]:
         names = [name for name in visit.block.linears if self._takes(name)]
+        self.left += len(visit.block.linears) - len(names)
         self._rows = {}
         statistics, _ = visit.observe(names, True)
+        self._last = {name: replace(found, hessian=None) for name, found in statistics.items()}
+        self._seen |= self._last
         factors: dict[int, FeedbackFactor] = {}  # linears that read one input share its statistics
         for name in names:
             found, weight = statistics[name], visit.block.weight(name)
@@ -160,15 +170,25 @@ class _Walk(VisitingWalk):
             self.rounded += 1
         return names
 
+    def end(self, model: BlockwiseModel, tokens: torch.Tensor, hidden: torch.Tensor) -> None:
+        """As `VisitingWalk.end`: where every linear has its bytes, the output matrix alone is still to be quantised."""
+        if self.run.with_importance and not self.left:
+            self.measured = self._seen | head_statistics(model, tokens, hidden, self.run.batch)
+
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """As `Walk.arrays`: the coded rows of the last block."""
-        return dict(self._rows)
+        """As `Walk.arrays`: the coded rows of the last block, and the moments of its inputs."""
+        moments = {f"{_MOMENTS}:{found.count}:{name}": np.stack([found.mean_abs, found.mean_square])
+                   for name, found in self._last.items()}  # fmt: skip
+        return {**self._rows, **moments}
 
     def take(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """As `Walk.take`."""
         for key, rows in arrays.items():
-            kind, columns, _name = key.split(":", 2)
-            self.coded.add(GGMLType(int(kind)), rows, int(columns))
+            kind, number, name = key.split(":", 2)
+            if kind == _MOMENTS:
+                self._seen[name] = LinearStatistics(int(number), rows[0], rows[1])
+            else:
+                self.coded.add(GGMLType(int(kind)), rows, int(number))
 
     def _factor(self, name: str, found: LinearStatistics) -> FeedbackFactor:
         assert found.hessian is not None

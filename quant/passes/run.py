@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
     from edgepack.quant.calibration.blocks import Block
+    from edgepack.quant.calibration.statistics import LinearStatistics
     from edgepack.quant.calibration.sweep import BlockVisit
     from edgepack.quant.passes.coded_rows import CodedRows
 
@@ -81,6 +82,8 @@ class PassOutcome:
         notes: a line each on what was skipped and why.
         coded: exact bytes of rows that the pass has rounded for the file's own type, or None.
         low_rank: checkpoint name → (left [out, k], right [k, in]) to be added at run time by an adapter.
+        measured: checkpoint name → moments of the inputs of every linear that are good enough for what is left to be
+            quantised, so that nothing needs to be measured again; None where that is not so.
     """
 
     checkpoint: Checkpoint
@@ -88,6 +91,7 @@ class PassOutcome:
     notes: tuple[str, ...] = ()
     coded: CodedRows | None = None
     low_rank: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
+    measured: Mapping[str, LinearStatistics] | None = None
 
 
 def few(lines: Sequence[str], most: int = 3) -> list[str]:
@@ -132,6 +136,11 @@ class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
         stored = self._arrays[name]
         return np.array(_widened(stored.reshape(-1, stored.shape[-1])[start:stop]))
 
+    def stored_dtype(self, name: str) -> str:
+        """How an array lies on disk: `f32`, or `f16` or `bf16` where that holds it exactly."""
+        kinds = {stored: dtype for dtype, stored in _ON_DISK.items()}
+        return kinds.get(self._arrays[name].dtype, "f32")
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
 
@@ -171,6 +180,9 @@ class VisitingWalk(Walk):
 
         Called once a block, in the model's order; its inputs come from the changed blocks before it.
         """
+
+    def end(self, model: BlockwiseModel, tokens: torch.Tensor, hidden: torch.Tensor) -> None:
+        """Called after the last block with its outputs `hidden` [sequences, length, width]; does nothing by itself."""
 
 
 def change_weights(
@@ -225,9 +237,12 @@ def change_blocks(checkpoint: Checkpoint, run: PassRun, walk: VisitingWalk, labe
 
     model = BlockwiseModel(checkpoint, run.device)
     tokens = run.required_tokens(f"pass '{label}'")
+    hidden = kept.entering
     if kept.done < model.block_count:
-        sweep(
+        hidden = sweep(
             model, tokens, visitor, batch=run.batch, progress=run.progress, label=label, first_block=kept.done,
-            hidden=kept.entering,
+            hidden=hidden,
         )  # fmt: skip
+    if hidden is not None:
+        walk.end(model, tokens, hidden)
     return replace(checkpoint, tensors=OverriddenTensors(checkpoint.tensors, changed))

@@ -346,7 +346,7 @@ def _judge(request: ExportRequest) -> Judge:
     from edgepack.pipeline.goals.judging import Judge
 
     text = None if request.text is None else Path(request.text)
-    return Judge(request.source, gates_of(request), text, _scoring(request), opener=_opener(request))
+    return Judge(request.source, gates_of(request), text, _scoring(request), opener=opener_of(request))
 
 
 def _verdict(request: ExportRequest, reached: Reached) -> FidelityRun:
@@ -356,7 +356,7 @@ def _verdict(request: ExportRequest, reached: Reached) -> FidelityRun:
     scoring = replace(_scoring(request), adapters=reached.shipped.adapters)
     text = None if request.text is None else Path(request.text)
     run = run_validation(
-        request.source, [reached.shipped.path], text, scoring, request.progress, opener=_opener(request)
+        request.source, [reached.shipped.path], text, scoring, request.progress, opener=opener_of(request)
     )
     if not request.judges_weights:
         return run
@@ -364,7 +364,7 @@ def _verdict(request: ExportRequest, reached: Reached) -> FidelityRun:
     return with_findings(run, request.source, request.progress, merged)
 
 
-def _opener(request: ExportRequest) -> Callable[[], Scorer] | None:
+def opener_of(request: ExportRequest) -> Callable[[], Scorer] | None:
     """Opens the original where it is more than what lies at the model's place: with its adapter."""
     if request.adapter is None:
         return None

@@ -19,6 +19,7 @@ from edgepack.trellis import STATES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgepack.export.recipe.pass_stages import PassStages
     from edgepack.model import Checkpoint
 
 StrPath = str | Path
@@ -35,6 +36,7 @@ class ExportRequest:
         tell: told one line for each file that a search tried.
         original: the checkpoint that a GGUF was read back into, while an export of it runs.
         shared: a folder for what exports of one model and text may share, such as its curvature; None shares nothing.
+        stages: where finished passes are kept for another run, and who hears of them; None keeps nothing.
         passes_for: target whose types passes work for in front of refining; None for that of the bytes asked for.
     """
 
@@ -44,6 +46,7 @@ class ExportRequest:
     tell: Callable[[str], object] = lambda _line: None
     original: Checkpoint | None = None
     shared: Path | None = None
+    stages: PassStages | None = None
     passes_for: str | None = None
 
     # What is read, beside the model itself.
@@ -213,7 +216,9 @@ class ExportRequest:
     )
 
     # What is done to the weights before they are written.
-    recipe: StrPath | None = option(None, Option("--recipe", "Passes on the weights, in order.", metavar="TOML"))
+    recipe: StrPath | None = option(
+        None, Option("--recipe", "Passes on the weights, in order; TOML or JSON.", metavar="FILE")
+    )
     passes: tuple[str, ...] = option(
         (),
         Option(
