@@ -14,6 +14,7 @@ import numpy as np
 
 from edgepack.edge.install.cache_folder import cache_folder
 from edgepack.edge.llama.engines import choose_engine, open_model
+from edgepack.edge.llama.options import kv_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,7 +117,7 @@ def measure(
         device=device,
         threads=threads,
         n_gpu_layers=options.n_gpu_layers,
-        kv_type=options.kv_type_k,
+        kv_type=kv_name(options.kv_type_k, options.kv_type_v),
         llama_cpp=library_version(options.engine),
         time=time.time(),
         pp=pp,

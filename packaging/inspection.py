@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgepack.packaging.coding.layouts import LAYOUTS, kind_name
@@ -115,6 +115,7 @@ class Inspection:
         streams: what each kind of stream takes.
         archive: what only an archive has; None for a GGUF.
         tensors: of the model; None where nobody asked.
+        stated: what the model's metadata say was measured of it: `confidence`, `kv`; taken at its word.
     """
 
     format_version: str
@@ -124,6 +125,7 @@ class Inspection:
     streams: tuple[StreamFacts, ...]
     archive: ArchiveFacts | None = None
     tensors: tuple[TensorFacts, ...] | None = None
+    stated: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def json(self) -> dict[str, object]:
         """The object that `edgepack inspect --json` prints: what only an archive has stands beside the rest."""
@@ -140,6 +142,7 @@ class Inspection:
             tensors = [_without(tensor, "sha256") for tensor in tensors]
         else:
             told |= asdict(self.archive) | {"dictionaries": [asdict(entry) for entry in self.archive.dictionaries]}
+        told |= self.stated
         return told if self.tensors is None else told | {"tensors": tensors}
 
 

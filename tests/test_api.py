@@ -309,6 +309,7 @@ ABSENT = {
     "calibrate": ("absent.gguf", "absent.jsonl"),
     "check_provenance": ("absent.edgepack", "absent"),
     "checkpoint": ("absent.gguf", "absent-folder"),
+    "kv": ("absent.gguf", "absent.txt"),
     "compress": ("absent", "absent.toml", "absent-folder"),
     "frontier": ("absent", "absent.txt", "absent.txt", "absent-folder"),
     "provenance": ("absent.edgepack",),

@@ -14,7 +14,7 @@ from edgepack.edge.fidelity.scoring import open_candidate, open_stored
 from edgepack.edge.fidelity.stored_reference import StoredReference, decode, encode
 from edgepack.errors import IntegrityError, UsageError
 from edgepack.file_digest import file_sha256, stream_sha256
-from edgepack.files.output import atomic_output, move_output
+from edgepack.files.output import atomic_output, move_output, scratch_beside
 from edgepack.files.source import open_source
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
@@ -24,7 +24,7 @@ from edgepack.packaging import derivation
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from typing import Any
 
@@ -117,6 +117,48 @@ def run_replay(path: Path, options: ScoringOptions, progress: Progress = silent)
         if expected != got:
             raise IntegrityError(f"'{path}': the certificate was made for a GGUF with SHA-256 {expected}, got {got}")
         return replay(stored, candidate, progress), stored
+
+
+def places_of_copy(file: Path, output: Path | None, trust: TrustPolicy | None) -> Iterator[Path]:
+    """Where the files of a copy with other metadata (`deliver_noted`) will come to lie; nowhere without an output."""
+    if output is None:
+        return
+    yield output
+    if output.suffix != _ARCHIVE_SUFFIX:
+        if has_certificate(file, trust):
+            yield certificate_path(output)
+        if has_derivation(file):
+            yield derivation.beside_path(output)
+
+
+def deliver_noted(
+    file: Path,
+    model: Path,
+    noted: Mapping[str, Value],
+    instead_of: str,
+    output: Path,
+    trust: TrustPolicy | None,
+    progress: Progress,
+) -> int:
+    """Write a copy of a file whose metadata say something more, with its certificate and what else it holds.
+
+    Args:
+        file: the archive or GGUF that was named.
+        model: its GGUF.
+        noted: what is said, by key.
+        instead_of: the beginning of keys that are left out, those said excepted.
+        output: `.edgepack` for an archive; any other name gets the GGUF.
+        trust: whose archives are taken.
+        progress: told of bytes.
+
+    Returns:
+        The copy's length.
+    """
+    with scratch_beside(output) as folder:
+        copy = folder / f"{file.stem}.gguf"
+        with_metadata(model, noted, copy, instead_of=instead_of)
+        deliver(file, copy, carried_certificate(file, model, copy, trust), output, trust, progress)
+    return output.stat().st_size
 
 
 def _certified(path: Path, model: Path) -> None:

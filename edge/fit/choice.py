@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.edge.fit.memory import MemoryPlan, MemoryRequest, plan_memory
 from edgepack.edge.fit.speed import device_tokens_per_second
-from edgepack.edge.llama.options import kv_type
+from edgepack.edge.llama.options import kv_type, kv_types
 from edgepack.errors import UsageError
 from edgepack.quantities import format_size
 
@@ -29,9 +29,10 @@ _SYSTEM = 2048 * _MIB  # what an operating system and a browser keep of a profil
 _MARGIN_SHARE, _MARGIN_LEAST = 0.04, 200 * _MIB
 _Q8_1_BYTES = 36 / 32  # of a value that CUDA quantises before multiplying
 DEFAULT_CONTEXT = 8192
+EVERYTHING = "everything fits"  # the reason of a fit for which nothing had to give
 _LEAST_CONTEXT = 2048
 _KV_SHOWN = ("f16", "q8_0", "q4_0")
-_KV_CHOICES = ("f16", "q8_0")  # q4_0 and its like cost accuracy: only on request
+KV_CHOICES = ("f16", "q8_0")  # q4_0 and its like cost accuracy: on request, or where it was measured (`edge.kv`)
 _UBATCH_CHOICES = (512, 256, 128)
 HOST_MEMORY = 16 * 1000**3  # main memory beside a GPU of a profile, unless said otherwise
 
@@ -79,7 +80,8 @@ class FitWish:
 
     Attributes:
         n_ctx: tokens of context.
-        kv_type: for K and V.
+        kv_type: for K and V, or one of each (`q8_0/q4_0`).
+        kv_choices: what is tried where no type is insisted on, the best first.
         host_memory: of the machine that a GPU stands in.
         n_outputs: rows of logits that a batch may ask for; 0 is every token of it.
         cpu_weights: llama.cpp's model buffers on this machine's CPU (`mapped_weights`). What they are above the
@@ -96,6 +98,7 @@ class FitWish:
     cpu_weights: int | None = None
     beside: int = 0
     beyond_training: bool = False
+    kv_choices: tuple[str, ...] = KV_CHOICES
 
 
 class Fitter:
@@ -154,7 +157,9 @@ class Fitter:
             return _GPU_CONTEXT
         widest = max(max(layer.feed_forward, layer.q) for layer in self.shape.layers)
         scratch = round(request.tokens * widest * max(self.shape.experts_used, 1) * _Q8_1_BYTES)
-        if kv_type(request.kv_type_k).is_quantized:  # flash attention unpacks one layer's cache to F16
+        if any(
+            kv_type(kind).is_quantized for kind in (request.kv_type_k, request.kv_type_v)
+        ):  # flash attention unpacks one layer's cache to F16
             scratch += request.cells * max(layer.k + layer.v for layer in self.shape.layers) * 2
         return _CUDA_CONTEXT + scratch
 
@@ -172,14 +177,19 @@ class Fitter:
 
     def _suits(self, name: str) -> bool:
         """Whether llama.cpp opens a cache of this type: its blocks divide every head."""
-        block = kv_type(name).block_size
-        return self.shape.head_k % block == 0 and self.shape.head_v % block == 0
+        k, v = map(kv_type, kv_types(name))
+        return self.shape.head_k % k.block_size == 0 and self.shape.head_v % v.block_size == 0
+
+    def _row_bytes(self, name: str) -> int:
+        k, v = map(kv_type, kv_types(name))
+        return sum(k.row_bytes(layer.k) + v.row_bytes(layer.v) for layer in self.shape.layers)
 
     def _host_room(self) -> int:
         return max(self.wish.host_memory - _SYSTEM - _PROCESS, 0)
 
     def _request(self, n_ctx: int, kv: str, n_ubatch: int, n_gpu_layers: int) -> MemoryRequest:
-        return MemoryRequest(n_ctx, 512, n_ubatch, kv, kv, n_gpu_layers, self.wish.n_outputs)
+        k, v = kv_types(kv)
+        return MemoryRequest(n_ctx, 512, n_ubatch, k, v, n_gpu_layers, self.wish.n_outputs)
 
     def _contexts(self) -> list[int]:
         if self.wish.n_ctx is not None:
@@ -189,7 +199,7 @@ class Fitter:
 
     def _requests(self) -> Iterator[MemoryRequest]:
         """From the best to the smallest: everything on the device, then fewer layers, then the CPU alone."""
-        kinds = (self.wish.kv_type,) if self.wish.kv_type else tuple(filter(self._suits, _KV_CHOICES))
+        kinds = (self.wish.kv_type,) if self.wish.kv_type else tuple(filter(self._suits, self.wish.kv_choices))
         contexts = self._contexts()
         layers = len(self.shape.layers) + 1 if self.device.is_gpu else 0
         for n_ctx in contexts:
@@ -203,7 +213,8 @@ class Fitter:
 
     def _fit(self, request: MemoryRequest, *, fits: bool) -> Fit:
         plan = plan_memory(self.shape, request, self.wish.cpu_weights)
-        kinds = dict.fromkeys([self.wish.kv_type] if self.wish.kv_type else filter(self._suits, _KV_SHOWN))
+        shown = [self.wish.kv_type] if self.wish.kv_type else [*self.wish.kv_choices, *_KV_SHOWN]
+        kinds = sorted(dict.fromkeys(filter(self._suits, shown)), key=self._row_bytes, reverse=True)
         return Fit(
             device=self.device,
             fits=fits,
@@ -214,7 +225,7 @@ class Fitter:
             available=self.available,
             margin=self.margin,
             tokens_per_second=device_tokens_per_second(self.shape, self.device, request.n_gpu_layers) if fits else None,
-            largest_context={kind: self.largest_context(kind) for kind in kinds if kind},
+            largest_context={kind: self.largest_context(kind) for kind in kinds},
             droppable=max(plan.cpu.weights - self.shape.nbytes, 0) if self.wish.cpu_weights else 0,
         )
 
@@ -234,6 +245,6 @@ class Fitter:
         best = self._contexts()[0]
         if request.n_ctx < best:
             return f"a context of {best} would not fit"
-        if request.kv_type_k != (self.wish.kv_type or _KV_CHOICES[0]):
-            return f"the KV cache is kept as {request.kv_type_k}, as {_KV_CHOICES[0]} it would not fit"
-        return "everything fits"
+        if request.kv_type != (self.wish.kv_type or KV_CHOICES[0]):
+            return f"the KV cache is kept as {request.kv_type}, as {KV_CHOICES[0]} it would not fit"
+        return EVERYTHING

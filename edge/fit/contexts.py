@@ -60,4 +60,4 @@ def _at(shape: ModelShape, device: Device, wish: FitWish) -> ContextFit:
     plan = plan_memory(shape, request, wish.cpu_weights)
     use = plan.gpu if device.is_gpu and request.n_gpu_layers else plan.cpu
     total = use.total + fitter.overhead(request)
-    return ContextFit(request.n_ctx, fits, request.n_gpu_layers, request.kv_type_k, use.kv, total)
+    return ContextFit(request.n_ctx, fits, request.n_gpu_layers, request.kv_type, use.kv, total)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.edge.fit.allocator import buffer_bytes
 from edgepack.edge.fit.graph import GraphBuilder, GraphSize
-from edgepack.edge.llama.options import kv_type
+from edgepack.edge.llama.options import kv_name, kv_type
 from edgepack.gguf.types import GGMLType
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ class MemoryRequest:
     n_gpu_layers: int = 0
     n_outputs: int = 1
     flash_attention: bool = True
+
+    @property
+    def kv_type(self) -> str:
+        """The cache's name: `q8_0`, or `q8_0/q4_0` where K and V are of two types."""
+        return kv_name(self.kv_type_k, self.kv_type_v)
 
     @property
     def cells(self) -> int:

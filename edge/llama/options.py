@@ -39,6 +39,24 @@ def kv_type(name: str) -> GGMLType:
         raise UsageError(f"KV cache type '{name}': expected one of {', '.join(KV_TYPES)}") from None
 
 
+def kv_types(name: str) -> tuple[str, str]:
+    """The types of K and V that a cache's name says: `q8_0` is both, `q8_0/q4_0` is K's and V's.
+
+    Raises:
+        UsageError: an unknown type, or more than two.
+    """
+    k, slash, v = name.partition("/")
+    both = (k, v if slash else k)
+    for one in both:
+        kv_type(one)
+    return both
+
+
+def kv_name(k: str, v: str) -> str:
+    """The name of a cache: what `kv_types` reads."""
+    return k if k == v else f"{k}/{v}"
+
+
 @dataclass(frozen=True)
 class Adapter:
     """A GGUF LoRA adapter and how strongly it is applied (1.0 is as trained)."""

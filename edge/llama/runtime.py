@@ -54,13 +54,21 @@ class LoadedModel:
         path: a plain GGUF that has been checked (`edge.llama.check`).
         options: how to open it.
         abort: ends opening, and later what is being computed.
+        beside: another model of the same file, which must be closed after this one: its weights are shared.
 
     Raises:
         StoppedError: `abort` was set meanwhile.
         ModelRuntimeError: llama.cpp refuses the file, an adapter or the options; the text quotes its log.
     """
 
-    def __init__(self, path: Path, options: RuntimeOptions | None = None, abort: AbortFlag | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        options: RuntimeOptions | None = None,
+        abort: AbortFlag | None = None,
+        *,
+        beside: LoadedModel | None = None,
+    ) -> None:
         from llama_cpp import llama_cpp as c
 
         self._c = c
@@ -68,11 +76,15 @@ class LoadedModel:
         self.options = options or RuntimeOptions()
         self._context: Any = None
         self._model: Any = None
+        self._shares_weights = beside is not None
         self._evaluated: list[int] = []
         self.abort = AbortFlag() if abort is None else abort
         with runtime_log().recording() as log:
             try:
-                self._model, self._adapters = open_model(path, self.options, self.abort)
+                if beside is None:
+                    self._model, self._adapters = open_model(path, self.options, self.abort)
+                else:
+                    self._model, self._adapters = beside._model, beside._adapters  # noqa: SLF001
                 self._context = open_context(path, self._model, self._adapters, self.options, self.abort)
             except BaseException:
                 self.close()
@@ -93,7 +105,8 @@ class LoadedModel:
             self._c.llama_free(self._context)
             self._context = None
         if self._model:
-            self._c.llama_model_free(self._model)  # its adapters go with it
+            if not self._shares_weights:
+                self._c.llama_model_free(self._model)  # its adapters go with it
             self._model = None
 
     @property

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgepack.api.analysis import analyze, architecture_of
     from edgepack.api.archives import estimate_pack, extract, pack, unpack, unpack_native
     from edgepack.api.bundling import bundle
+    from edgepack.api.caches import kv
     from edgepack.api.checking import generate_key, inspect, sign, verify
     from edgepack.api.checkpoint import checkpoint
     from edgepack.api.compress import compress
@@ -72,6 +73,7 @@ _NAMES = {
     "generate_key": "api.checking",
     "imatrix": "api.importance",
     "inspect": "api.checking",
+    "kv": "api.caches",
     "load": "api.loading",
     "pack": "api.archives",
     "patch": "api.updates",
@@ -117,6 +119,7 @@ __all__ = [
     "generate_key",
     "imatrix",
     "inspect",
+    "kv",
     "load",
     "pack",
     "patch",

@@ -49,6 +49,10 @@ WRITES = {
         "{gguf} --from-text {text} -o {out}/x.edgepack",
         "{gguf} --from-text {text} --report {out}/x.html",
     ],
+    "kv": [
+        "{gguf} --text {text} --ctx 64 --chunks 2 --types q8_0 --no-spectra -o {out}/x.gguf",
+        "{gguf} --text {text} --ctx 64 --chunks 2 --types q8_0 --no-spectra --report {out}/x.html",
+    ],
     "release": ["{archive} -o {out}/x"],
     "extract": ["{archive} output_norm.weight -o {out}", "{archive} a.gguf -o {out}"],
     "keygen": ["{out}/key", "{out}/key --openssf"],

@@ -47,6 +47,7 @@ TAKES = {
     ],
     "compare": ["{archive} --reference {gguf} --text {text} --ctx 32 --chunks 2"],
     "evaluate": ["{archive} --reference {gguf} --task {items}"],
+    "kv": ["{archive} --text {text} --ctx 32 --chunks 2 --types q8_0 --no-spectra"],
     "calibrate": ["{archive} --questions {items} -o {out}/c.edgepack"],
     "certify": ["{archive} --reference {gguf} --text {text} --ctx 32 -o {out}/c.edgepack"],
     "diff": ["{archive} {gguf} -o {out}/d", "{gguf} {archive} -o {out}/d"],

@@ -74,7 +74,8 @@ def _set_context(values: Any, settings: EngineSettings) -> None:
     values.n_ctx = settings.n_ctx * settings.slots
     values.n_batch = values.n_ubatch = settings.n_batch
     values.cache_ram_mib = 0  # prompts stay in the slots' own context; copies of them would be memory nobody counted
-    values.cache_type_k = values.cache_type_v = xllamacpp.ggml_type(settings.kv_type)
+    values.cache_type_k = xllamacpp.ggml_type(settings.kv_type_k)
+    values.cache_type_v = xllamacpp.ggml_type(settings.kv_type_v)
     values.flash_attn_type = xllamacpp.llama_flash_attn_type(settings.flash_attention)
     if settings.context_extension != 1.0:
         values.rope_freq_scale = 1 / settings.context_extension

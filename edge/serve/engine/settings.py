@@ -22,7 +22,7 @@ class EngineSettings:
         n_batch: prompt tokens that are evaluated at once: between two batches a request can be cancelled.
         threads: for generation and prompts; 0 leaves it to llama.cpp.
         poll: how busily threads wait for each other, 0 (not at all) to 100.
-        kv_type: ggml's number of the type of K and V.
+        kv_type_k, kv_type_v: ggml's numbers of the types of K and V.
         n_gpu_layers: layers on the GPU; -1 is all.
         flash_attention: enum llama_flash_attn_type: -1 is auto, 0 off, 1 on.
         pooling: enum llama_pooling_type, or -1 for the model's own.
@@ -41,7 +41,8 @@ class EngineSettings:
     n_batch: int = 512
     threads: int = 0
     poll: int = 0
-    kv_type: int = 1
+    kv_type_k: int = 1
+    kv_type_v: int = 1
     n_gpu_layers: int = 0
     flash_attention: int = -1
     pooling: int = -1

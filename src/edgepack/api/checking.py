@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepack.api.stated import stated
 from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.values import FilePath, JsonObject, optional_path
+from edgepack.errors import EdgepackError
+from edgepack.gguf.reader import read_header
 from edgepack.packaging import signing
 from edgepack.packaging.archive import open_unjudged
 from edgepack.packaging.inspection import Inspection, inspect_archive
 from edgepack.packaging.plain_gguf import inspect_gguf, is_gguf, verify_gguf
 from edgepack.packaging.trust.releases import rollback
+from edgepack.packaging.trust.signatures import SignatureState
 from edgepack.packaging.verify import Problem, verify_archive
 from edgepack.progress import silent
 
@@ -98,9 +102,16 @@ def inspect(file: FilePath, *, tensors: bool = False, progress: Progress = silen
     """
     file = Path(file)
     if is_gguf(file):
-        return inspect_gguf(file, tensors=tensors, progress=progress)
+        found = inspect_gguf(file, tensors=tensors, progress=progress)
+        return replace(found, stated=stated(read_header(file)))
     with open_unjudged(file) as archive:
-        return inspect_archive(archive, tensors=tensors)
+        found = inspect_archive(archive, tensors=tensors)
+        if found.archive is None or found.archive.signature == SignatureState.INVALID.value:
+            return found
+        try:
+            return replace(found, stated=stated(archive.gguf_header()))
+        except EdgepackError:  # `verify` says what is wrong with it
+            return found
 
 
 @dataclass(frozen=True)

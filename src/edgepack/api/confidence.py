@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Literal
 from edgepack.api.opening import ignore
 from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.values import FilePath, optional_path
-from edgepack.edge.fidelity.certificate_file import certificate_path, has_certificate, has_derivation
+from edgepack.edge.fidelity.certificate_file import places_of_copy
 from edgepack.errors import UsageError
 from edgepack.files.output import claimed_output
-from edgepack.packaging.derivation import beside_path
 from edgepack.pipeline.confidence import calibrate as calibration
 from edgepack.pipeline.confidence.cloze import cloze_questions
 from edgepack.pipeline.confidence.fitting import METHODS, require_scipy
@@ -22,10 +21,9 @@ from edgepack.progress import silent
 from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from edgepack.edge.llama.engine import EngineWish
-    from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.pipeline.confidence.fitting import Method
     from edgepack.pipeline.confidence.results import CalibrationResult
     from edgepack.progress import Progress
@@ -105,7 +103,7 @@ def calibrate(
     inputs = [path, *(Path(one) for one in (questions, from_text) if one is not None)]
     target = optional_path(output)
     with ExitStack() as claims:
-        for place in _places(path, target, policy):
+        for place in places_of_copy(path, target, policy):
             claims.enter_context(claimed_output(place, inputs=inputs, force=force))
         return calibration.calibrate(path, asked, origin, target, options, progress, note)
 
@@ -138,15 +136,3 @@ def _questions(
         raise UsageError("chat: expected a file of questions: what is made of a text is no chat")
     made = cloze_questions(read_text(text), items, seed, text.name)
     return made, f"the next word in {text.name}, seed {seed}"
-
-
-def _places(file: Path, output: Path | None, trust: TrustPolicy | None) -> Iterator[Path]:
-    """Where files will come to lie."""
-    if output is None:
-        return
-    yield output
-    if output.suffix != ".edgepack":
-        if has_certificate(file, trust):
-            yield certificate_path(output)
-        if has_derivation(file):
-            yield beside_path(output)

@@ -97,5 +97,5 @@ def prepare_model(
 ) -> Model:
     """As `load`, but llama.cpp opens nothing before it is needed (or `open` asks for it)."""
     source, wish = open_file(file, options, progress, note)
-    opened = with_room_for_images(runtime_options(source.header, wish), source.projector)
+    opened = with_room_for_images(runtime_options(source.header, wish, note), source.projector)
     return Model(source, wish, opened, str(file), template)

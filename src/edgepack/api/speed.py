@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from edgepack.api.opening import OpenOptions, adapters_of, open_file
 from edgepack.api.trust import Trusted, policy_for
-from edgepack.edge.fit.choice import HOST_MEMORY, Fit, Fitter, FitWish
+from edgepack.edge.fit.choice import HOST_MEMORY, Fit, FitWish
 from edgepack.edge.fit.contexts import ContextFit, by_context
 from edgepack.edge.fit.devices import cpu_features, find_device
+from edgepack.edge.fit.measured import fit_measured, settled
 from edgepack.edge.fit.memory import mapped_weights
 from edgepack.edge.fit.opening import running_device, runtime_options
 from edgepack.edge.fit.probe import can_probe, probe_cpu
@@ -71,6 +72,7 @@ class FitResult:
         on_gpu: whether the device is a GPU.
         contexts: how it is opened at one context after another.
         projector: bytes of what sees in an archive, loaded beside the model and taken off `available`.
+        kv_kl: what the chosen KV cache costs beside `f16`, in nats a token, as the file states; None where it does not.
     """
 
     device: str
@@ -97,6 +99,7 @@ class FitResult:
     on_gpu: bool
     contexts: tuple[ContextFit, ...] = ()
     projector: int = 0
+    kv_kl: float | None = None
 
     def json(self) -> JsonObject:
         """The object that `edgepack fit --json` prints."""
@@ -119,7 +122,8 @@ def fit(
         file: a GGUF or an `.edgepack`; its header suffices.
         device: a profile such as `gtx-1660`; `auto` and `cpu` are this machine.
         ctx: tokens of context; by default up to 8192, what fits.
-        kv_type: of the KV cache; by default `f16`, `q8_0` where that is too large.
+        kv_type: of the KV cache, such as `q8_0`, or of K and of V: `q8_0/q4_0`. `auto`, the default: `f16`; where
+            that is too large, the smallest that costs little enough as the file states (`edgepack.kv`), else `q8_0`.
         host_memory: bytes of main memory beside a profile's GPU; by default 16 GB.
         probe: on this CPU, time a few layers (two seconds, once for a model), where llama-cpp-python is installed.
         trusted: files of public keys, one of which must have signed (by default: of the trust store), or a policy.
@@ -135,12 +139,14 @@ def fit(
     shape = read_shape(header)
     on_cpu = where.id == "cpu"
     weights = mapped_weights(header, cpu_features()) if on_cpu else None
-    wish = FitWish(ctx, kv_type, host_memory or HOST_MEMORY, cpu_weights=weights, beside=projector)
-    found = Fitter(shape, where, wish).choose()
+    wish = FitWish(ctx, settled(kv_type), host_memory or HOST_MEMORY, cpu_weights=weights, beside=projector)
+    measured = fit_measured(shape, where, wish, file, header, longest=shape.n_ctx_train)
+    found = measured.fit
     if on_cpu and found.fits and probe and can_probe():
         found = replace(found, tokens_per_second=probed_tokens_per_second(shape, probe_cpu(header, shape)))
     result = _fit_result(found, shape, file.stat().st_size, header.file_bytes)
-    return replace(result, contexts=by_context(shape, where, wish), projector=projector)
+    cost = None if measured.cost is None else measured.cost.kl
+    return replace(result, contexts=by_context(shape, where, measured.wish), projector=projector, kv_kl=cost)
 
 
 def _fit_result(fit: Fit, shape: ModelShape, file_bytes: int, model_bytes: int) -> FitResult:
@@ -153,7 +159,7 @@ def _fit_result(fit: Fit, shape: ModelShape, file_bytes: int, model_bytes: int) 
         reason=fit.reason,
         n_gpu_layers=request.n_gpu_layers,
         ctx=request.n_ctx,
-        kv_type=request.kv_type_k,
+        kv_type=request.kv_type,
         batch=request.n_batch,
         ubatch=request.n_ubatch,
         flash_attention=request.flash_attention,

@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "tasks with right answers, the original and the file side by side"),
     "certify": ("certify", "a file measured, and the proof put inside it"),
     "calibrate": ("calibrate", "how sure a file may be of its answers, measured and put into it"),
+    "kv": ("kv", "what each type of KV cache costs a model, measured and put into it"),
     "provenance": ("provenance", "what a file was made from, and whether that gives the same bytes again"),
     "reproduce": ("reproduce", "a file made again from its sources: exit 0 when the bytes are equal"),
     "release": ("release", "what a publisher uploads: files, model card, sums, signature"),

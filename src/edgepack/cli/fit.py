@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--device", default="auto", show_default=True, help="A profile such as gtx-1660; auto and cpu: here.")
 @click.option("--ctx", type=click.IntRange(min=1), help="Tokens of context.  [default: up to 8192, what fits]")
-@click.option("--kv-type", help="Type of the KV cache, such as q8_0.  [default: f16, q8_0 where that is too large]")
+@click.option(
+    "--kv-type",
+    help="KV cache: q8_0, q8_0/q4_0 (K/V) …, or auto: f16, else what the file says costs little, else q8_0.",
+)
 @click.option("--host-memory", type=SIZE, help="Main memory beside a profile's GPU.  [default: 16GB]")
 @click.option("--no-probe", is_flag=True, help="Do not measure this CPU's speed (two seconds, once for a model).")
 @click.option("--list-devices", is_flag=True, help="Print the known devices instead.")
@@ -83,7 +86,8 @@ def _print(fit: FitResult, file: Path) -> None:
         rows.append(("layers on the GPU", f"{fit.n_gpu_layers} of {fit.layers}"))
         rows.append(("main memory", format_size(fit.host_memory)))
     rows.append(("context", f"{fit.ctx} tokens of {fit.ctx_train}"))
-    rows.append(("KV cache as", fit.kv_type))
+    cost = "" if fit.kv_kl is None else f" (KL {fit.kv_kl:.4f} nats a token to f16, as the file states)"
+    rows.append(("KV cache as", f"{fit.kv_type}{cost}"))
     rows.append(("batch", f"{fit.batch}, {fit.ubatch} at once, flash attention"))
     largest = ", ".join(f"{kind}: {n}" if n else f"{kind}: none" for kind, n in fit.largest_ctx.items())
     rows.append(("largest context", f"{largest} (everything on the device)"))

@@ -21,7 +21,7 @@ _OPENING = [
     click.option("--ctx", "--ctx-size", "ctx", type=click.IntRange(min=1), help="Context.  [default: fitted]"),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, or a profile to behave as."),
     click.option("--n-gpu-layers", type=click.IntRange(min=-1), help="Layers on the GPU.  [default: what fits]"),
-    click.option("--kv-type", help="Type of the KV cache: f16, q8_0, q4_0 …  [default: f16, q8_0 where it must be]"),
+    click.option("--kv-type", help="KV cache: f16, q8_0, q8_0/q4_0 (K/V) …, or auto.  [default: auto]"),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: cores that are free]"),
     click.option("--adapter", "adapters", multiple=True, metavar="FILE[:SCALE]", help="Apply a GGUF LoRA; repeatable."),
     click.option("--no-adapters", is_flag=True, help="Leave out the adapters that an archive brings."),

@@ -50,7 +50,7 @@ def command(file: Path, **values: Any) -> None:
     if not template[0] and "text" in opening.tasks_of(source.header):
         note(f"{file}: no chat template, so chats are refused; --template NAME chooses one")
     with closing(bound_socket(options)) as listener:
-        opened = runtime_options(source.header, wish)
+        opened = runtime_options(source.header, wish, note)
         slots = opening.slots_that_fit(source.header, opened, wish.device, values["parallel"], wish.beside)
         facts = opening.served_facts(source, options.name, opened.n_ctx, slots, has_template=bool(template[0]))
         if values["confidence"]:

@@ -61,6 +61,11 @@ CONFIDENCE = "edgepack.confidence."  # and a form of question: how sure its answ
 CONFIDENCE_VERSION = "edgepack.confidence.version"
 CONFIDENCE_DIGEST = "edgepack.confidence.digest"  # of the contents that it was fitted on
 CONFIDENCE_ADAPTERS = "edgepack.confidence.adapters"  # digests and strengths of the adapters that ran with them
+KV = "edgepack.kv."  # what each type of KV cache costs the file
+KV_VERSION = "edgepack.kv.version"
+KV_DIGEST = "edgepack.kv.digest"  # of the contents that it was measured on
+KV_ADAPTERS = "edgepack.kv.adapters"  # digests and strengths of the adapters that ran with them
+KV_TABLE = "edgepack.kv.table"  # as JSON
 EMBEDDING_NORMALIZE = "edgepack.embedding.normalize"  # embeddings are scaled to length 1
 EMBEDDING_PROMPT = "edgepack.embedding.prompt."  # and a prompt's name: the text before every input
 EMBEDDING_DEFAULT_PROMPT = "edgepack.embedding.default_prompt"  # the prompt's name that is taken when none is named
@@ -98,4 +103,4 @@ TUNING_TEXT_SHA256 = "edgepack.tuning.text_sha256"  # of the token ids, int64, s
 TUNING_KL_BEFORE = "edgepack.tuning.held_out_kl_before"
 TUNING_KL_AFTER = "edgepack.tuning.held_out_kl_after"
 # Beginnings of the keys that tell how a file was made; nothing that runs a model reads them.
-NOTES = (RECIPE, FIGURES, CERTIFICATE, CONFIDENCE, WIRE, REFINE, IMATRIX_RUN, TUNING)
+NOTES = (RECIPE, FIGURES, CERTIFICATE, CONFIDENCE, KV, WIRE, REFINE, IMATRIX_RUN, TUNING)

@@ -15,13 +15,12 @@ from edgepack.edge.confidence.binding import adapter_digests, contents_digest
 from edgepack.edge.confidence.calibrators import Raw
 from edgepack.edge.confidence.opening import find_record
 from edgepack.edge.confidence.record import Fitted, Record
-from edgepack.edge.fidelity.certificate_file import carried_certificate, deliver, with_metadata
+from edgepack.edge.fidelity.certificate_file import deliver_noted
 from edgepack.edge.install.model_file import prepare
 from edgepack.edge.llama.check import check_generates
 from edgepack.edge.llama.engines import choose_engine, open_model
 from edgepack.edge.llama.options import Adapter, RuntimeOptions
 from edgepack.errors import CalibrationError
-from edgepack.files.output import scratch_beside
 from edgepack.gguf import keys
 from edgepack.pipeline.confidence import fitting
 from edgepack.pipeline.confidence.asking import Asking, ask
@@ -126,7 +125,7 @@ def calibrate(
     written = 0
     if output is not None:
         record = Record(digest, tuple(adapter_digests(adapters)), known)
-        written = _store(file, source, record, output, options.trust, progress)
+        written = deliver_noted(file, source.path, record.metadata(), keys.CONFIDENCE, output, options.trust, progress)
     return CalibrationResult(
         file, origin, len(questions), options.wish, forms, left_out, digest, seconds, output, written
     )
@@ -227,15 +226,3 @@ def fit_form(form: Form, answers: Sequence[Answered], options: CalibrateOptions)
         fitted, len(fitted_on), len(judged_on), routed.accuracy_of_all, methods, method,
         risk_curve(raw, right), risk_curve(said[method], right), routed,
     )  # fmt: skip
-
-
-def _store(
-    file: Path, source: ModelFile, record: Record, output: Path, trust: TrustPolicy | None, progress: Progress
-) -> int:
-    """Put the record into a copy of the file; gives the copy's length."""
-    with scratch_beside(output) as folder:
-        model = folder / f"{file.stem}.gguf"
-        with_metadata(source.path, record.metadata(), model, instead_of=keys.CONFIDENCE)
-        certificate = carried_certificate(file, source.path, model, trust)
-        deliver(file, model, certificate, output, trust, progress)
-    return output.stat().st_size
