@@ -35,13 +35,23 @@ class Targets:
 
         All tokens but the kept ones count as one, so it is at most that of the whole distributions.
         """
-        logits = logits.float()
-        original = self.logarithms[index].to(logits.device).float()
-        tokens = self.tokens[index].to(logits.device).long()
-        ours = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
-        kept = (original.exp() * (original - ours)).sum(-1)
-        rest, our_rest = _rest(original), _rest(ours)
-        return (kept + rest * (rest.log() - our_rest.log())).mean()
+        return kept_divergence(self.tokens[index], self.logarithms[index], logits).mean()
+
+
+def kept_divergence(tokens: torch.Tensor, logarithms: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Divergence at each position, in nats: float32 [...], of `logits` [..., vocabulary] against kept probabilities.
+
+    Args:
+        tokens: integers [..., top], on any device.
+        logarithms: [..., top], of their probabilities; all other tokens are one.
+        logits: of the model that learns.
+    """
+    logits = logits.float()
+    original = logarithms.to(logits.device).float()
+    ours = logits.gather(-1, tokens.to(logits.device).long()) - logits.logsumexp(-1, keepdim=True)
+    kept = (original.exp() * (original - ours)).sum(-1)
+    rest, our_rest = _rest(original), _rest(ours)
+    return kept + rest * (rest.log() - our_rest.log())
 
 
 def _rest(logarithms: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,141 @@
+"""transformers' Trainer with what edgepack asks of a run: any objective, checkpoints that are whole or not there.
+
+Optimiser, schedule, accumulation, mixed precision and evaluation are the Trainer's. Which settings it is given and what
+becomes of its record is left to `loop`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback
+
+from edgepack.errors import NumericError, ResourceError
+from edgepack.files.opened import sync_folder, sync_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from edgepack.quant.learning.objectives import Objective
+
+_PREFIX, _WHOLE = "checkpoint-", "whole"
+
+
+class LearningTrainer(Trainer):  # type: ignore[misc]  # transformers is not followed by mypy
+    """A Trainer whose loss is an `Objective`.
+
+    Args:
+        objective: what a batch costs.
+        settings: the Trainer's own keywords.
+    """
+
+    def __init__(self, objective: Objective, **settings: Any) -> None:
+        super().__init__(data_collator=stacked, **settings)
+        self._objective = objective
+        self.model_accepts_loss_kwargs = False  # a batch costs a mean: the Trainer divides it by the accumulation
+
+    def compute_loss(
+        self, model: Any, inputs: Mapping[str, torch.Tensor], return_outputs: bool = False, **_others: Any
+    ) -> Any:
+        """The objective; raises NumericError with the step where it is NaN or infinite."""
+        loss = self._objective(model, inputs)
+        if not torch.isfinite(loss.detach()):
+            raise self._not_finite(f"a loss of {float(loss.detach())}")
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def check_gradients(self) -> None:
+        """Raise NumericError where a gradient is NaN or infinite: before a step, weights are still good."""
+        for parameter in self.model.parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                raise self._not_finite("gradients that are NaN or infinite")
+
+    def _not_finite(self, what: str) -> NumericError:
+        step, kept = self.state.global_step + 1, last_checkpoint(Path(self.args.output_dir))
+        again = "begin again" if kept is None else f"the checkpoint after step {step_of(kept)} is kept"
+        return NumericError(f"learning: expected finite numbers, got {what} at step {step}: {again}; lower the rate")
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint that counts only once all of it is on disk; only then are older ones removed."""
+        folder = Path(self.args.output_dir)
+        made = folder / f"{_PREFIX}{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            sync_tree(made)
+            (made / _WHOLE).touch()
+            sync_folder(made)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(made, ignore_errors=True)
+            kept = last_checkpoint(folder)
+            left = "none before it" if kept is None else f"that after step {step_of(kept)} is kept"
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise ResourceError(
+                f"learning: the checkpoint after step {self.state.global_step} cannot be written: {reason}; {left}"
+            ) from error
+        best = self.state.best_model_checkpoint
+        for older in checkpoints(folder)[:-1]:
+            if best is None or older.resolve() != Path(best).resolve():
+                shutil.rmtree(older, ignore_errors=True)
+
+
+class Watching(TrainerCallback):  # type: ignore[misc]  # transformers is not followed by mypy
+    """Tells progress of each step, and looks at gradients before it.
+
+    Args:
+        advance: told of 1 a step.
+    """
+
+    def __init__(self, advance: Callable[[int], object]) -> None:
+        self._advance = advance
+        self.trainer: LearningTrainer | None = None
+
+    def on_pre_optimizer_step(self, *_arguments: Any, **_keywords: Any) -> None:
+        """As transformers calls it."""
+        assert self.trainer is not None
+        self.trainer.check_gradients()
+
+    def on_step_end(self, *_arguments: Any, **_keywords: Any) -> None:
+        """As transformers calls it."""
+        self._advance(1)
+
+
+def stacked(items: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A batch: examples that are shorter than others are filled up at the end, their labels with -100."""
+    found = {}
+    for key in items[0]:
+        values = [item[key] for item in items]
+        longest = max(len(value) for value in values)
+        filling = -100 if key == "labels" else 0
+        padded = [
+            value if len(value) == longest
+            else torch.cat([value, value.new_full((longest - len(value), *value.shape[1:]), filling)])
+            for value in values
+        ]  # fmt: skip
+        found[key] = torch.stack(padded)
+    return found
+
+
+def step_of(checkpoint: Path) -> int:
+    """After which step a checkpoint was written."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in a run's folder, oldest first; what a kill or a full disk left half is none."""
+    found = [each for each in folder.glob(f"{_PREFIX}*") if (each / _WHOLE).is_file()]
+    return sorted((each for each in found if each.name.removeprefix(_PREFIX).isdigit()), key=step_of)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; None for none."""
+    return next(reversed(checkpoints(folder)), None)
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove checkpoints that are not whole."""
+    for each in folder.glob(f"{_PREFIX}*"):
+        if not (each / _WHOLE).is_file():
+            shutil.rmtree(each, ignore_errors=True)
