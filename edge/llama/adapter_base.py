@@ -43,9 +43,7 @@ def file_digest(path: Path, header: GGUFHeader) -> str:
     return _digest(path, header, header.tensors, sampled, types=True)
 
 
-def _digest(
-    path: Path, header: GGUFHeader, tensors: Iterable[TensorInfo], read: dict[str, int], *, types: bool
-) -> str:
+def _digest(path: Path, header: GGUFHeader, tensors: Iterable[TensorInfo], read: dict[str, int], *, types: bool) -> str:
     digest = hashlib.sha256()
     with open_source(path) as stream:
         for info in sorted(tensors, key=lambda each: each.name):

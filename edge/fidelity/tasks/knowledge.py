@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.edge.fidelity.tasks.runner import answer
 from edgepack.edge.fidelity.tasks.tasks import ChoiceItem, Comparison, MatchItem, compare_answers
-from edgepack.edge.fidelity.tasks.tasks_runner import answer
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
