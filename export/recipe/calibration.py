@@ -15,8 +15,16 @@ if TYPE_CHECKING:
     from edgepack.quant.passes.recipe import Recipe
 
 
-def calibration_tokens(checkpoint: Checkpoint, recipe: Recipe, device: str = "cpu") -> NDArray[np.int64]:
+def calibration_tokens(
+    checkpoint: Checkpoint, recipe: Recipe, device: str = "cpu", learnt: int = 0
+) -> NDArray[np.int64]:
     """The tokens [sequences, length] that a recipe's `[calibration]` asks for.
+
+    Args:
+        checkpoint: the model.
+        recipe: says which text.
+        device: a torch device, for a model that writes its own text.
+        learnt: sequences that a pass which trains can make use of: of a text, as many are given if it has them.
 
     Raises:
         UsageError: the text cannot be read.
@@ -30,7 +38,7 @@ def calibration_tokens(checkpoint: Checkpoint, recipe: Recipe, device: str = "cp
             checkpoint, length=asked["length"], sequences=asked["sequences"], device=device, seed=asked["seed"]
         )
     text = read_text(Path(asked["text"]))
-    return text_sequences(checkpoint, text, length=asked["length"], sequences=asked["sequences"])
+    return text_sequences(checkpoint, text, length=asked["length"], sequences=max(asked["sequences"], learnt))
 
 
 def short_text_note(tokens: NDArray[np.int64], recipe: Recipe) -> list[str]:

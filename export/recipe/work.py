@@ -18,6 +18,7 @@ from edgepack.export.recipe.changed import ChangedModel
 from edgepack.export.recipe.records import importance_by_gguf_name, recipe_metadata
 from edgepack.progress import silent
 from edgepack.quant.passes.registry import find_pass
+from edgepack.quant.passes.training import sequences_learnt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -220,30 +221,31 @@ class _Work:
         work.figures, work.notes, work.low_rank = list(self.figures), list(self.notes), dict(self.low_rank)
         return work
 
-    def tokens(self) -> NDArray[np.int64]:
-        """Calibration tokens: those given, of the recipe's text, or sampled from the model."""
+    def tokens(self, learnt: int = 0) -> NDArray[np.int64]:
+        """Calibration tokens: those given, of the recipe's text, or sampled from the model; more for `learnt`."""
         if self.options.tokens is not None:
             return self.options.tokens
-        if "tokens" not in self._kept:
-            self._kept["tokens"] = self._sampled() if self.options.resumable else self._chosen()
-        return self._kept["tokens"]
+        name = "tokens" if learnt <= self.recipe.calibration["sequences"] else f"tokens-{learnt}"
+        if name not in self._kept:
+            self._kept[name] = self._sampled(name, learnt) if self.options.resumable else self._chosen(learnt)
+        return self._kept[name]
 
-    def _chosen(self) -> NDArray[np.int64]:
-        return calibration_tokens(self.checkpoint, self.recipe, self.options.device)
+    def _chosen(self, learnt: int) -> NDArray[np.int64]:
+        return calibration_tokens(self.checkpoint, self.recipe, self.options.device, learnt)
 
-    def _sampled(self) -> NDArray[np.int64]:
+    def _sampled(self, name: str, learnt: int) -> NDArray[np.int64]:
         """The tokens that an interrupted run chose, or new ones, kept: a model's own samples take long."""
-        path = self.options.folder / "tokens.npy"
+        path = self.options.folder / f"{name}.npy"
         if not path.is_file():
-            partial = path.with_name("partial-tokens.npy")
-            np.save(partial, self._chosen())
+            partial = path.with_name(f"partial-{name}.npy")
+            np.save(partial, self._chosen(learnt))
             partial.replace(path)
         found: NDArray[np.int64] = np.load(path)
         return found
 
     def run(self, step: PassStep) -> None:
         """One pass, and what it leaves."""
-        outcome = find_pass(step.name).run(self.checkpoint, step.settings, self.pass_run(step.needs_tokens))
+        outcome = find_pass(step.name).run(self.checkpoint, step.settings, self.pass_run(step))
         self.checkpoint = outcome.checkpoint
         if outcome.coded is None:
             self.unrounded = outcome.checkpoint
@@ -252,13 +254,13 @@ class _Work:
         self.low_rank |= outcome.low_rank
         self.coded = outcome.coded or self.coded
 
-    def pass_run(self, with_tokens: bool) -> PassRun:
+    def pass_run(self, step: PassStep) -> PassRun:
         """What a pass is given now."""
         from edgepack.quant.passes.run import PassRun
 
         return PassRun(
             folder=self._folder / f"pass-{len(self.figures)}",
-            tokens=self.tokens() if with_tokens else None,
+            tokens=self.tokens(sequences_learnt(step.settings)) if step.needs_tokens else None,
             target_types=self._target_types() if self.target else {},
             with_importance=self.with_importance,
             device=self.options.device,

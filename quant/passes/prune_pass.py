@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 from edgepack.errors import RecipeError
 from edgepack.quant.passes.registry import ROUNDED, ZEROS, PassDeclaration, never
 from edgepack.quant.passes.settings import Setting
+from edgepack.quant.passes.training import DEFAULTS, LEARNING_KEYS, check_learning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from edgepack.model import Checkpoint
+    from edgepack.quant.passes.prune.weights import PruneSettings
     from edgepack.quant.passes.run import PassOutcome, PassRun
     from edgepack.quant.passes.settings import Settings
 
+GRADUAL = ("every", "ramp", "recover", *LEARNING_KEYS)  # keys of `schedule = "cubic"`
+EVERY, RAMP = 100, 0.6  # steps between masks, and the share of the run that sparsity rises over, where nobody says
 METHODS = ("magnitude", "wanda", "sparsegpt")  # that set single weights to zero
 
 
@@ -44,6 +48,20 @@ def _check(settings: Settings, given: frozenset[str], path: str) -> None:
         )
     if group and settings["allocation"] != "uniform":
         raise RecipeError(f"{path}.allocation: pattern '{settings['pattern']}' is the same in every layer")
+    _check_schedule(settings, given, path)
+
+
+def _check_schedule(settings: Settings, given: frozenset[str], path: str) -> None:
+    """One shot has no steps; masks come within the run."""
+    if settings["schedule"] == "once":
+        extra = [key for key in GRADUAL if key in given]
+        if extra:
+            raise RecipeError(f"{path}.{extra[0]}: belongs to schedule 'cubic', got schedule 'once'")
+        return
+    check_learning(settings, path)
+    steps = DEFAULTS["steps"] if settings["steps"] is None else settings["steps"]
+    if steps and (settings["every"] or 1) > steps:
+        raise RecipeError(f"{path}.every: expected at most the {steps} steps of the run, got {settings['every']}")
 
 
 def _check_layers(settings: Settings, given: frozenset[str], path: str) -> None:
@@ -55,8 +73,9 @@ def _check_layers(settings: Settings, given: frozenset[str], path: str) -> None:
 
 
 def _needs_tokens(settings: Settings) -> bool:
-    """Magnitudes are the weights' own; everything else looks at activations."""
-    return bool(settings["method"] != "magnitude" or settings["allocation"] == "owl")
+    """Magnitudes are the weights' own; everything else looks at activations, or learns."""
+    looks = settings["method"] != "magnitude" or settings["allocation"] == "owl"
+    return bool(looks or settings.get("schedule") == "cubic")
 
 
 def _leaves(settings: Settings) -> Mapping[str, str]:
@@ -74,7 +93,19 @@ def _run(checkpoint: Checkpoint, settings: Settings, run: PassRun) -> PassOutcom
     sparsity = zeros / group if group else settings["sparsity"]
     compare = comparison(checkpoint) if settings["compare"] == "auto" else settings["compare"]
     chosen = PruneSettings(settings["method"], Pattern(sparsity, group, compare), settings["allocation"])
-    return prune_weights(checkpoint, chosen, run)
+    if settings["schedule"] == "once":
+        return prune_weights(checkpoint, chosen, run)
+    return _run_gradually(checkpoint, chosen, settings, run)
+
+
+def _run_gradually(checkpoint: Checkpoint, chosen: PruneSettings, settings: Settings, run: PassRun) -> PassOutcome:
+    from edgepack.quant.learning.lessons import learning_settings
+    from edgepack.quant.passes.prune.gradual import Rise, prune_gradually
+
+    learning = learning_settings(settings, run)
+    ramp = RAMP if settings["ramp"] is None else settings["ramp"]
+    rise = Rise(settings["every"] or EVERY, round(ramp * learning.steps))
+    return prune_gradually(checkpoint, chosen, rise, settings["recover"] or "logits", learning, run)
 
 
 PASS = PassDeclaration(
@@ -87,6 +118,11 @@ PASS = PassDeclaration(
         "compare": Setting("text", ("auto", "row", "layer"), default="auto"),
         "allocation": Setting("text", ("uniform", "owl"), default="uniform"),
         "layers": Setting("whole", low=1, high=10_000),
+        "schedule": Setting("text", ("once", "cubic"), default="once"),
+        "every": Setting("whole", low=1, high=1_000_000),
+        "ramp": Setting("number", low=0, high=1),
+        "recover": Setting("text", ("logits", "hidden", "text")),
+        **LEARNING_KEYS,
     },
     check=_check,
     depends_on_target=never,

@@ -72,6 +72,22 @@ def test_a_table_is_for_people_and_a_missed_bar_exits_with_1(text: Path, capsys:
     assert "FAILED prune grid: expected an agreement of 0.99 or more, the best is" in captured.err
 
 
+def test_each_level_is_measured_without_and_with_recovery(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text.write_text(TEXT * 3)
+    options = ["--sparsity", "0.6", "--recover", "2", "--every", "1", "--batch", "1", "--rate", "1e-5"]
+    assert execute(grid(text, *options, "--min-agreement", "0", "--json")) == 0
+    captured = capsys.readouterr()
+    once, recovered = json.loads(captured.out)["levels"]
+    assert (once["steps"], recovered["steps"]) == (0, 2)
+    assert once["perplexity"] != recovered["perplexity"]
+    assert abs(recovered["archive_bytes"] / once["archive_bytes"] - 1) < 0.02  # as many zeros
+    found = "picked 0.6 with 2 steps of recovery" in captured.err
+    assert found == (recovered["archive_bytes"] < once["archive_bytes"])
+    assert execute(grid(text, *options, "--dry-run")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ["schedule=cubic,steps=2,every=1,batch=1,rate=1e-05" in line for line in lines] == [False, True]
+
+
 def test_a_dry_run_says_what_would_be_measured_and_prunes_nothing(
     text: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -90,6 +106,10 @@ def test_a_dry_run_says_what_would_be_measured_and_prunes_nothing(
         (["--sparsity", "half"], "--sparsity: expected numbers such as 0.6,0.65,0.7, got 'half'"),
         (["--sparsity", "1.0"], "expected sparsities from 0 to 1 (not included)"),
         (["--sparsity", "0.5", "--target", "edge-seedlm4"], "edge-seedlm4"),
+        (["--sparsity", "0.5", "--every", "3"], "--every: belongs to --recover, which is not given"),
+        (["--sparsity", "0.5", "--recover", "3", "--every", "4"], "every: expected at most the 3 steps of the run"),
+        (["--sparsity", "0.5", "--recover", "3", "--rate", "7"], "rate: expected 1e-09 to 1"),
+        (["--sparsity", "0.5", "--recover", "3", "--max-memory", "lots"], "max_memory: size 'lots'"),
         (["--sparsity", "0.5", "--target", "wire"], "wire"),
     ],
 )

@@ -253,7 +253,7 @@ LEVELS = {0.3: Level(0.3, 10, 0.9, 500), 0.5: Level(0.5, 12, 0.8, 400), 0.7: Lev
 def test_the_grid_measures_each_level_once_in_order() -> None:
     asked: list[float] = []
 
-    def measure(sparsity: float) -> Level:
+    def measure(sparsity: float, _steps: int) -> Level:
         asked.append(sparsity)
         return LEVELS[sparsity]
 
@@ -271,7 +271,7 @@ def test_the_grid_picks_the_smallest_archive_that_agrees_enough() -> None:
 
 def test_a_grid_outside_the_range_is_refused() -> None:
     with pytest.raises(UsageError, match=r"got \[1\.0\]"):
-        measure_levels([1.0], LEVELS.__getitem__)
+        measure_levels([1.0], lambda sparsity, _steps: LEVELS[sparsity])
 
 
 def test_small_models_compare_over_a_matrix_and_large_ones_within_rows(tiny: Any) -> None:

@@ -23,12 +23,14 @@ class Level:
         perplexity: of the pruned file.
         agreement: share of tokens with the original's first choice.
         archive_bytes: of the packed file, where zeros save bytes.
+        steps: of learning while it was pruned; 0 for one shot.
     """
 
     sparsity: float
     perplexity: float
     agreement: float
     archive_bytes: int
+    steps: int = 0
 
 
 def ordered(sparsities: Sequence[float]) -> list[float]:
@@ -42,9 +44,17 @@ def ordered(sparsities: Sequence[float]) -> list[float]:
     return sorted(set(sparsities))
 
 
-def measure_levels(sparsities: Sequence[float], measure: Callable[[float], Level]) -> list[Level]:
-    """Every level, in the order of `ordered`; raises as it does."""
-    return [measure(sparsity) for sparsity in ordered(sparsities)]
+def measure_levels(
+    sparsities: Sequence[float], measure: Callable[[float, int], Level], steps: Sequence[int] = (0,)
+) -> list[Level]:
+    """Every level, in the order of `ordered`, each with as many steps of recovery as asked for; raises as it does.
+
+    Args:
+        sparsities: the levels.
+        measure: makes and measures one, given its sparsity and its steps.
+        steps: of learning: 0 is one shot.
+    """
+    return [measure(sparsity, count) for sparsity in ordered(sparsities) for count in steps]
 
 
 def choose_level(levels: Sequence[Level], min_agreement: float) -> Level:
@@ -60,6 +70,6 @@ def choose_level(levels: Sequence[Level], min_agreement: float) -> Level:
         best = max(levels, key=lambda level: level.agreement)
         raise CheckFailedError(
             f"prune grid: expected an agreement of {min_agreement:g} or more, the best is {best.agreement:.4f} at"
-            f" sparsity {best.sparsity:g}"
+            f" sparsity {best.sparsity:g}{f' with {best.steps} steps of recovery' if best.steps else ''}"
         )
     return min(good, key=lambda level: (level.archive_bytes, -level.agreement))

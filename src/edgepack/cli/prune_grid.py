@@ -10,7 +10,7 @@ import click
 
 from edgepack.cli.output import json_option, note, print_json, say, terminal_progress
 from edgepack.cli.scoring_options import blockwise_option, chunks_option, ctx_option, text_option, threads_option
-from edgepack.errors import CheckFailedError
+from edgepack.errors import CheckFailedError, UsageError
 from edgepack.quant.passes.prune_pass import METHODS
 
 if TYPE_CHECKING:
@@ -32,6 +32,16 @@ _PATH = click.Path(path_type=Path)
 @blockwise_option
 @threads_option
 @click.option("--device", default="cpu", show_default=True, metavar="D", help="Torch device of the pass.")
+@click.option(
+    "--recover",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Measure each sparsity again with N steps of learning while it is pruned.",
+)
+@click.option("--every", type=click.IntRange(1), metavar="N", help="Steps between two masks; default 100.")
+@click.option("--batch", type=click.IntRange(1), metavar="N", help="Sequences a step; default 8.")
+@click.option("--rate", type=float, metavar="R", help="Learning rate; default 0.0001.")
+@click.option("--max-memory", metavar="SIZE", help="Memory that learning may take, such as 16GB.")
 @click.option("--min-agreement", type=click.FloatRange(0, 1), default=0.7, show_default=True,
               help="Least share of first choices equal to MODEL's.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print what would be measured and about how large the GGUFs are.")
@@ -39,9 +49,13 @@ _PATH = click.Path(path_type=Path)
 def command(
     model: Path, sparsity: str, method: str, target: str, calibration: Path | None, text_path: Path | None,
     ctx: int | None, max_chunks: int | None, blockwise: bool | None, threads: int, device: str,
+    recover: int | None, every: int | None, batch: int | None, rate: float | None, max_memory: str | None,
     min_agreement: float, dry_run: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Prune MODEL, a folder or a GGUF, to each sparsity; print perplexity, agreement and archive size of each.
+
+    With --recover N each sparsity is measured twice: in one shot, and with masks that grow along a cubic schedule while
+    the model learns from its own dense answers on --calibration.
 
     Picked is the smallest archive whose first choices equal MODEL's in --min-agreement of all tokens or more; of
     equal archives the one that agrees more. Exits with 1 when no level agrees that much. No file is kept: the line
@@ -52,22 +66,27 @@ def command(
     from edgepack.quant.passes.prune.grid import choose_level, measure_levels, ordered
 
     scoring = ScoringOptions(ctx=ctx, max_chunks=max_chunks, threads=threads, blockwise=blockwise)
-    request = GridRequest(model, target, method, calibration, text_path, scoring, device, terminal_progress)
+    given = {"steps": recover, "every": every, "batch": batch, "rate": rate, "max_memory": max_memory}
+    recovery = {key: value for key, value in given.items() if value is not None}
+    if recovery and recover is None:
+        raise UsageError(f"--{next(iter(recovery)).replace('_', '-')}: belongs to --recover, which is not given")
+    request = GridRequest(model, target, method, calibration, text_path, scoring, device, recovery, terminal_progress)
     levels = ordered(parse_sparsities(sparsity))
     started = time.monotonic()
     with PruneGrid(request) as grid:
         if dry_run:
             return _plan(grid, request, levels, as_json=as_json)
         if not as_json:
-            say(f"{'sparsity':>8} {'perplexity':>11} {'agreement':>10} {'archive bytes':>14}")
+            recovers = f" {'steps':>6}" if recovery else ""
+            say(f"{'sparsity':>8}{recovers} {'perplexity':>11} {'agreement':>10} {'archive bytes':>14}")
 
-        def measured(level: float) -> Level:
-            found = grid.measure(level)
+        def measured(level: float, steps: int) -> Level:
+            found = grid.measure(level, steps)
             if not as_json:
-                say(_line(found))
+                say(_line(found, with_steps=bool(recovery)))
             return found
 
-        found = measure_levels(levels, measured)
+        found = measure_levels(levels, measured, request.steps)
         origin = grid.text.origin
     for line in grid.notes:
         note(f"note: {line}")
@@ -84,9 +103,11 @@ def command(
     if chosen is None:
         note(f"FAILED {missed}")
         return CheckFailedError.exit_code
-    note(f"picked {chosen.sparsity:g}: the smallest archive with an agreement of {min_agreement:g} or more")
+    recovered = f" with {chosen.steps} steps of recovery" if chosen.steps else ""
+    note(f"picked {chosen.sparsity:g}{recovered}: the smallest archive with an agreement of {min_agreement:g} or more")
     text = "" if calibration is None else f" --calibration {calibration}"
-    note(f"edgepack export {model} --target {target} --pass {request.pass_for(chosen.sparsity)}{text} --pack")
+    chosen_pass = request.pass_for(chosen.sparsity, chosen.steps)
+    note(f"edgepack export {model} --target {target} --pass {chosen_pass}{text} --pack")
     return 0
 
 
@@ -95,20 +116,25 @@ def _plan(grid: PruneGrid, request: GridRequest, levels: list[float], *, as_json
     if as_json:
         print_json({
             "model": str(request.model), "target": request.target, "method": request.method,
-            "levels": [{"sparsity": level, "gguf_bytes": size} for level in levels],
+            "levels": [
+                {"sparsity": level, "steps": steps, "gguf_bytes": size} for level in levels for steps in request.steps
+            ],
         })  # fmt: skip
         return 0
     for level in levels:
-        say(f"{level:>8.4g} {request.pass_for(level)}: a GGUF of about {size:,} bytes, packed and scored")
+        for steps in request.steps:
+            shown = request.pass_for(level, steps)
+            say(f"{level:>8.4g} {shown}: a GGUF of about {size:,} bytes, packed and scored")
     return 0
 
 
-def _line(level: Level) -> str:
-    return f"{level.sparsity:>8.4g} {level.perplexity:11.3f} {level.agreement:10.4f} {level.archive_bytes:14,}"
+def _line(level: Level, *, with_steps: bool) -> str:
+    steps = f" {level.steps:>6}" if with_steps else ""
+    return f"{level.sparsity:>8.4g}{steps} {level.perplexity:11.3f} {level.agreement:10.4f} {level.archive_bytes:14,}"
 
 
 def _as_object(level: Level) -> dict[str, float]:
     return {
         "sparsity": level.sparsity, "perplexity": level.perplexity, "top1_agreement": level.agreement,
-        "archive_bytes": level.archive_bytes,
+        "archive_bytes": level.archive_bytes, "steps": level.steps,
     }  # fmt: skip

@@ -27,6 +27,8 @@ from edgepack.quant.types.targets import find_target
 from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Self
@@ -49,6 +51,8 @@ class GridRequest:
         text: what is scored; None for the model's own samples.
         scoring: how it is scored.
         device: a torch device for the pass.
+        recovery: keys of the pass and their values, `steps` among them, of levels that learn while they are pruned;
+            empty for levels in one shot alone.
         progress: told of every stretch of work.
     """
 
@@ -59,17 +63,25 @@ class GridRequest:
     text: Path | None = None
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
     device: str = "cpu"
+    recovery: Mapping[str, float | str] = field(default_factory=dict)
     progress: Progress = silent
 
-    def pass_for(self, sparsity: float) -> str:
-        """The pass of one level as `--pass` spells it."""
-        return f"prune:method={self.method},sparsity={sparsity:g}"
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """How many steps of recovery each sparsity is measured with, one after the other."""
+        return (0, int(self.recovery["steps"])) if self.recovery else (0,)
 
-    def export_of(self, sparsity: float) -> ExportRequest:
+    def pass_for(self, sparsity: float, steps: int = 0) -> str:
+        """The pass of one level as `--pass` spells it."""
+        gradual = {"schedule": "cubic", **self.recovery} if steps else {}
+        given = "".join(f",{key}={value}" for key, value in gradual.items())
+        return f"prune:method={self.method},sparsity={sparsity:g}{given}"
+
+    def export_of(self, sparsity: float, steps: int = 0) -> ExportRequest:
         """The export of one level."""
         return ExportRequest(
             self.model, self.target, progress=self.progress, calibration=self.calibration, device=self.device,
-            passes=(self.pass_for(sparsity),), threads=self.scoring.threads or None,
+            passes=(self.pass_for(sparsity, steps),), threads=self.scoring.threads or None,
             allow_requantize=self.model.is_file(),  # an experiment: what is kept is made by `edgepack export`
         )  # fmt: skip
 
@@ -87,11 +99,13 @@ class PruneGrid:
     def __init__(self, request: GridRequest) -> None:
         find_target(request.target)
         check_request(request.export_of(0.0))
+        read_request_recipe(request.export_of(0.0, max(request.steps)))  # refuses what contradicts itself
         if request.calibration is not None:
             read_text(request.calibration)
         self._request = request
         self._text = None if request.text is None else text_to_score(request.text)
         self._opened = ExitStack()
+        self._chosen: dict[int, NDArray[np.int64]] = {}
         self.notes: dict[str, None] = {}
 
     def __enter__(self) -> Self:
@@ -104,8 +118,8 @@ class PruneGrid:
         """Length of the GGUF of any level, but for the passes' figures in its metadata; nothing is pruned for it."""
         return run_export(replace(self._request.export_of(0.0), dry_run=True)).bytes
 
-    def measure(self, sparsity: float) -> Level:
-        """Prune, write, pack and score one level; its files are removed again.
+    def measure(self, sparsity: float, steps: int = 0) -> Level:
+        """Prune, with `steps` of recovery, write, pack and score one level; its files are removed again.
 
         Raises:
             EdgepackError: whatever pruning, writing or scoring finds wrong.
@@ -116,23 +130,23 @@ class PruneGrid:
         reference, text, chunking = self._original
         threads = request.scoring.threads or None
         with TemporaryDirectory(prefix="edgepack-prune-") as folder:
-            made = self._make(sparsity, Path(folder))
+            made = self._make(sparsity, steps, Path(folder))
             archive = Path(folder) / "model.edgepack"
             packed = pack_archive(made.gguf, archive, threads=threads, progress=request.progress)
             options = replace(request.scoring, ctx=chunking.ctx)
             with closing(open_candidate(made.gguf, options)) as candidate:
                 (found,) = validate(reference, [candidate], text.text, chunking, request.progress)
         statistics = found.statistics
-        return Level(sparsity, exp(statistics.candidate_loss.mean), statistics.agreement.mean, packed.bytes)
+        return Level(sparsity, exp(statistics.candidate_loss.mean), statistics.agreement.mean, packed.bytes, steps)
 
-    def _make(self, sparsity: float, folder: Path) -> Made:
+    def _make(self, sparsity: float, steps: int, folder: Path) -> Made:
         """What `run_export` of the level makes, with tokens that all levels share."""
         from edgepack.export.recipe.work import Passes, RecipeOptions
         from edgepack.pipeline.makers.gguf import open_gguf
 
-        checkpoint, tokens = self._calibration
+        checkpoint, tokens = self._checkpoint, self._tokens(steps)
         original = checkpoint if self._request.model.is_file() else None
-        export = replace(self._request.export_of(sparsity), original=original)
+        export = replace(self._request.export_of(sparsity, steps), original=original)
         options = RecipeOptions(folder, device=export.device, tokens=tokens, progress=export.progress)
         passes = Passes(checkpoint, read_request_recipe(export), options)
         made = open_gguf(export, passes).make(find_target(self._request.target), folder / "model.gguf")
@@ -140,12 +154,20 @@ class PruneGrid:
         return made
 
     @cached_property
-    def _calibration(self) -> tuple[Checkpoint, NDArray[np.int64]]:
-        from edgepack.export.recipe.calibration import calibration_tokens
+    def _checkpoint(self) -> Checkpoint:
+        return opened_checkpoint(self._opened.enter_context(with_original(self._request.export_of(0.0))))
 
-        export = self._opened.enter_context(with_original(self._request.export_of(0.0)))
-        checkpoint = opened_checkpoint(export)
-        return checkpoint, calibration_tokens(checkpoint, read_request_recipe(export), export.device)
+    def _tokens(self, steps: int) -> NDArray[np.int64]:
+        """What levels with this many steps look at, or learn from; chosen once."""
+        from edgepack.export.recipe.calibration import calibration_tokens
+        from edgepack.quant.passes.training import sequences_learnt
+
+        if steps not in self._chosen:
+            export = self._request.export_of(0.0, steps)
+            recipe = read_request_recipe(export)
+            learnt = sequences_learnt(recipe.passes[0].settings)
+            self._chosen[steps] = calibration_tokens(self._checkpoint, recipe, export.device, learnt)
+        return self._chosen[steps]
 
     @property
     def text(self) -> Text:
