@@ -40,7 +40,7 @@ def test_a_short_section_is_one_passage_and_a_long_one_is_cut_between_paragraphs
 
 @settings(max_examples=60)
 @given(st.text("ab .!?\n", min_size=20, max_size=6000))
-def test_no_passage_is_too_long_and_no_word_is_lost(text: str) -> None:
+def test_no_passage_is_too_long_and_none_says_what_the_section_does_not(text: str) -> None:
     found = list(passages([Section("a.txt", (), text)]))
     assert all(len(each.text) <= MOST_CHARACTERS for each in found)
     assert sum(len("".join(each.text.split())) for each in found) <= len("".join(text.split()))

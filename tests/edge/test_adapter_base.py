@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,12 +29,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bases")
     write_random(folder / "own.gguf", Shape())
     write_random(folder / "half.gguf", Shape(type=GGMLType.F16))
-    write_random(folder / "other.gguf", Shape(), seed=1)
+    write_other_norm(folder / "own.gguf", folder / "other.gguf")
     write_random(folder / "wide.gguf", Shape(feed_forward=192))
     write_random(folder / "short.gguf", Shape(layers=1))
     write_random(folder / "qwen.gguf", Shape(architecture="qwen2"))
     write_adapter(folder / "lora.gguf", folder / "own.gguf", NAMES)
     return folder
+
+
+def write_other_norm(model: Path, output: Path) -> None:
+    """A model of the same shape that was trained further: one number of a norm differs."""
+    info, raw = read_header(model).tensor("output_norm.weight"), bytearray(model.read_bytes())
+    start = read_header(model).data_start + info.offset
+    raw[start : start + 4] = struct.pack("<f", 1.5)
+    output.write_bytes(raw)
 
 
 def stating(adapter: Path, output: Path, **stated: str) -> Path:

@@ -16,6 +16,7 @@ from wire_models import varied_text, write_small_llama
 import edgepack
 from edgepack.cli import execute
 from edgepack.edge.fidelity.scorers.gguf import GGUFScorer
+from edgepack.edge.fidelity.scoring import ScoringOptions, open_candidate
 from edgepack.edge.llama.check import check_adapter
 from edgepack.errors import CalibrationError, NumericError, UsageError
 from edgepack.gguf import keys
@@ -38,6 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapting")
     model = write_small_llama(folder / "model")
     edgepack.export(model, "gguf-q4_0", output=folder / "small.gguf")
+    edgepack.export(model, "gguf-q8", output=folder / "q8.gguf")
     (folder / "text.txt").write_text(varied_text(2500))
     write_canon(folder / "canon", 8)
     return folder
@@ -92,11 +94,12 @@ def test_it_is_held_against_a_larger_type_and_the_json_says_which_wins(recovery:
 def test_the_adapter_changes_its_own_file_and_is_refused_on_another_quantisation(place: Path, recovery: Any) -> None:
     own = place / "small.gguf"
     assert np.abs(logits(own, recovery.output) - logits(own)).max() > 1e-3
-    other = edgepack.export(place / "model", "gguf-q8", output=place / "q8.gguf", force=True).output
+    other = place / "q8.gguf"
     with pytest.raises(edgepack.errors.AdapterError, match="another file"):
         check_adapter(recovery.output, read_header(other), other)
-    told = ["validate", str(other), "--reference", str(place / "model"), "--text", str(place / "text.txt")]
-    assert execute([*told, "--ctx", "32", "--chunks", "1", "--adapter", str(recovery.output)]) in (2, 3)
+    options = ScoringOptions(ctx=32, threads=1, adapters=(recovery.output,))
+    with pytest.raises(edgepack.errors.AdapterError, match="another file"):
+        open_candidate(other, options)
 
 
 def test_no_step_is_the_identity(place: Path, tmp_path: Path) -> None:
@@ -129,9 +132,6 @@ def test_an_interrupted_recovery_goes_on_to_the_same_adapter(
     with pytest.raises(KeyboardInterrupt):
         recovered(place, output)
     monkeypatch.setattr(recovering.Student, "write", write)
-    scored: list[int] = []
-    score = recovering.difficulties
-    monkeypatch.setattr(recovering, "difficulties", lambda *a, **k: (scored.append(1), score(*a, **k))[1])
     again = recovered(place, output, resume=True)
     assert again.recovered.after.kl == pytest.approx(recovery.recovered.after.kl, rel=1e-4)
     assert again.recovered.learnt.held_out == pytest.approx(recovery.recovered.learnt.held_out)
@@ -179,7 +179,10 @@ def test_nothing_taught_is_nothing_forgotten(place: Path, tmp_path: Path) -> Non
     assert found.taught.before == found.taught.after
 
 
-def test_a_folder_is_exported_and_packed_with_its_card(place: Path, tmp_path: Path) -> None:
+def test_a_folder_is_exported_and_packed_with_its_card(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPACK_CACHE", str(place / "cache"))
     found = edgepack.teach(
         place / "model", place / "canon", tmp_path / "p.edgepack", pack=True, ctx=96, ask=4, replay=2, steps=1,
         other=place / "text.txt", **SMALL,
@@ -245,7 +248,7 @@ def measured(size: int, kl: float) -> Measured:
 
 @pytest.mark.parametrize(
     ("after", "larger", "size", "wins"),
-    [(0.05, 0.06, 110, True), (0.05, 0.04, 110, False), (0.05, 0.01, 130, True), (0.07, 0.01, 130, False)],
+    [(0.05, 0.06, 110, True), (0.05, 0.04, 110, False), (0.04, 0.01, 130, True), (0.07, 0.01, 130, False)],
 )
 def test_equal_bytes_are_a_type_that_fits_or_a_point_on_the_way_to_the_next(
     after: float, larger: float, size: int, wins: bool

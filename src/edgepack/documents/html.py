@@ -63,7 +63,7 @@ def _encoding(path: Path) -> str:
         return "utf-8"
     name = stated[1].decode("ascii").lower()
     try:
-        b"".decode(name)  # refuses what is no encoding of text, such as `zlib`
+        "a".encode(name)  # refuses what is no encoding of text, such as `zlib`
     except (LookupError, ValueError):
         return "utf-8"
     return "utf-8" if name.replace("_", "-") in ("utf8", "utf-8") else name
@@ -89,7 +89,7 @@ class _Reader(HTMLParser):
         elif tag in _BLOCKS:
             self.end_block()
             self._pre, self._title = tag == "pre", tag == "title"
-        elif tag in _CELLS and self._text:
+        elif tag in _CELLS and any(part.strip() for part in self._text):
             self._text.append(" | ")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

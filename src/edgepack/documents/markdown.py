@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgepack.documents.sections import Section
 
 _ENOUGH, _MOST = 1 << 18, 1 << 20  # characters of a stretch: from where it may end, and where it must
+_MOST_FRONT_MATTER = 200  # lines
 _HEADING = re.compile(r"^ {0,3}#{1,6}(\s|$)")
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
 
@@ -45,8 +46,8 @@ def read_markdown(path: Path, document: str) -> Iterator[Section]:
 def _stretches(path: Path) -> Iterator[str]:
     """The text in pieces that a parser understands each for itself."""
     kept: list[str] = []
-    size, fence, first = 0, "", True
-    for line in lines(path):
+    size, fence = 0, ""
+    for line in _without_front_matter(path):
         mark = _FENCE.match(line)
         if mark and (not fence or mark[1].startswith(fence)):
             fence = "" if fence else mark[1]
@@ -54,15 +55,24 @@ def _stretches(path: Path) -> Iterator[str]:
         if (size >= _ENOUGH and ends) or size >= _MOST:
             yield "\n".join(kept)
             kept, size = [], 0
-        if first and line.strip() == "---":
-            fence = "---"  # front matter: nothing of it is text
-        elif fence == "---":
-            fence = "" if line.strip() in ("---", "...") else fence
-        else:
-            kept.append(line)
-            size += len(line) + 1
-        first = False
+        kept.append(line)
+        size += len(line) + 1
     yield "\n".join(kept)
+
+
+def _without_front_matter(path: Path) -> Iterator[str]:
+    """The lines; what stands between two `---` at the very beginning is no text, and a `---` alone is a rule."""
+    every = lines(path)
+    held: list[str] = []
+    for line in every:
+        held.append(line)
+        if held[0].strip() != "---" or len(held) > _MOST_FRONT_MATTER:
+            break
+        if len(held) > 1 and line.strip() in ("---", "..."):
+            held = []
+            break
+    yield from held
+    yield from every
 
 
 def _take_in(tokens: list[Any], builder: SectionBuilder) -> None:

@@ -102,7 +102,7 @@ def test_replay_costs_nothing_while_the_model_says_what_it_said(
     from edgepack.quant.learning.objectives import NextToken
 
     model = trainable_model(tiny)
-    old = answer_examples(model, blocks, Asked(40), tmp_path / "said")
+    old = answer_examples(model, blocks, Asked(16), tmp_path / "said")
     new = write_labelled([(list(range(1, 12)), 4)], tmp_path / "new")
     mixed = MixedExamples(new, old)
     assert len(mixed) == 1 + len(blocks)

@@ -89,6 +89,19 @@ def opened_base(path: Path, command: str) -> Iterator[Base]:
         yield Base(path, header, checkpoint, map_checkpoint(checkpoint))
 
 
+def numbers_that_learn(base: Base, settings: AdaptSettings) -> int:
+    """How many numbers the adapter has.
+
+    Raises:
+        UsageError: a projection that the model lacks; the text lists what it has.
+    """
+    from edgepack.quant.calibration.empty_model import empty_model
+    from edgepack.quant.learning.lora import LoraSettings, lora_parameters
+
+    lora = LoraSettings(settings.rank, settings.scale, settings.modules)
+    return lora_parameters(empty_model(base.checkpoint.config), lora)
+
+
 def check_installed(command: str) -> None:
     """Raise DependencyError unless what trains adapters is installed."""
     try:

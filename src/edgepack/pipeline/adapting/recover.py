@@ -18,7 +18,7 @@ import numpy as np
 from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.errors import CalibrationError
 from edgepack.files.names import hidden_path
-from edgepack.pipeline.adapting.base import Base, Student, opened_base
+from edgepack.pipeline.adapting.base import Base, Student, numbers_that_learn, opened_base
 from edgepack.pipeline.adapting.examples import Renderer
 from edgepack.pipeline.adapting.forecast import FORWARD, STEP, forecast
 from edgepack.pipeline.adapting.larger import Verdict, larger_type, make_larger, verdict
@@ -123,15 +123,7 @@ def forecast_recovery(sources: Sources, settings: RecoverSettings) -> Forecast:
             "examples": (blocks * length, FORWARD), "original": (hardest * length, FORWARD),
             "learning": (learnt, STEP), "measuring": (4 * measured * length, FORWARD),
         }  # fmt: skip
-        return forecast(base, settings, parts, _numbers(base, settings), hardest, learning.steps)
-
-
-def _numbers(base: Base, settings: RecoverSettings) -> int:
-    from edgepack.quant.calibration.empty_model import empty_model
-    from edgepack.quant.learning.lora import LoraSettings, lora_parameters
-
-    lora = LoraSettings(settings.rank, settings.scale, settings.modules)
-    return lora_parameters(empty_model(base.checkpoint.config), lora)
+        return forecast(base, settings, parts, numbers_that_learn(base, settings), hardest, learning.steps)
 
 
 def _count(settings: RecoverSettings, examples: int) -> int:
@@ -167,6 +159,7 @@ def recover_file(
     """
     began = time.monotonic()
     with opened_base(sources.file, "recover") as base:
+        numbers_that_learn(base, settings)  # refuses what the model lacks before anything is done
         folder = hidden_path(owner, "recover")
         about = (*settings.about, *(_state(path) for path in sources.paths))
         own_scratch(folder, owner, run_digest(about, base.checkpoint), resume=settings.resume)

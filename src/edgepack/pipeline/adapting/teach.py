@@ -18,7 +18,7 @@ from edgepack.edge.fidelity.tasks.knowledge import Known, knowledge_test
 from edgepack.errors import CalibrationError, UsageError
 from edgepack.files.names import hidden_path
 from edgepack.files.output import make_scratch
-from edgepack.pipeline.adapting.base import Base, Student, check_installed, opened_base
+from edgepack.pipeline.adapting.base import Base, Student, check_installed, numbers_that_learn, opened_base
 from edgepack.pipeline.adapting.canon import Canon, read_questions, write_questions
 from edgepack.pipeline.adapting.examples import Renderer
 from edgepack.pipeline.adapting.forecast import FORWARD, STEP, forecast
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 _TOP = 64  # most probable tokens of the model itself that are kept of replayed text
 _SAMPLE_LENGTH = 192  # tokens of a text that the model writes itself
-_CHARACTERS = 4  # of a token, for a forecast
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,6 @@ class Taught:
 
 def forecast_teaching(lesson: Lesson, settings: TeachSettings) -> Forecast:
     """What teaching would take; writes nothing. Raises as `teach_file` where it would be refused at once."""
-    from edgepack.quant.calibration.empty_model import empty_model
-    from edgepack.quant.learning.lora import LoraSettings, lora_parameters
-
     check_installed("teach")
     lesson.canon.check()
     if lesson.model.is_dir():
@@ -126,10 +122,7 @@ def forecast_teaching(lesson: Lesson, settings: TeachSettings) -> Forecast:
             "asking": (2 * settings.questions * 200, FORWARD),
             "forgetting": (2 * settings.measured * _SAMPLE_LENGTH, FORWARD),
         }  # fmt: skip
-        lora = lora_parameters(
-            empty_model(base.checkpoint.config), LoraSettings(settings.rank, settings.scale, settings.modules)
-        )
-        return forecast(base, settings, parts, lora, examples, learning.steps)
+        return forecast(base, settings, parts, numbers_that_learn(base, settings), examples, learning.steps)
 
 
 @contextmanager
@@ -186,6 +179,7 @@ def teach_file(
     with ExitStack() as stack:
         path = stack.enter_context(file_of(lesson, owner, progress))
         base = stack.enter_context(opened_base(path, "teach"))
+        numbers_that_learn(base, settings)  # refuses what the model lacks before anything is done
         about = (*settings.about, *_states(lesson))
         own_scratch(folder, owner, run_digest(about, base.checkpoint), resume=settings.resume)
         taught = _Teaching(lesson, base, settings, folder, progress, note).run(output, questions, passed_over, began)
