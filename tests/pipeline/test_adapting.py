@@ -194,15 +194,17 @@ def test_a_folder_is_exported_and_packed_with_its_card(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.edgepack", "p.questions.jsonl"]
 
 
-@pytest.mark.parametrize("command", ["recover", "teach"])
+@pytest.mark.parametrize("command", ["recover", "teach", "teach a folder"])
 def test_a_dry_run_tells_time_and_memory_and_writes_nothing(
     place: Path, tmp_path: Path, command: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    command, _, folder = command.partition(" ")
     given = {
         "recover": ["--reference", str(place / "model"), "--text", str(place / "text.txt"), "--ctx", "32"],
         "teach": ["--documents", str(place / "canon")],
     }  # fmt: skip
-    arguments = [command, str(place / "small.gguf"), *given[command], "-o", str(tmp_path / "x"), "--dry-run", "--json"]
+    model = place / ("model" if folder else "small.gguf")
+    arguments = [command, str(model), *given[command], "-o", str(tmp_path / "x"), "--dry-run", "--json"]
     assert execute(arguments) == 0
     told = json.loads(capfd.readouterr().out)
     assert told["dry_run"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.llama.adapter_base import file_digest, vectors_digest
@@ -53,20 +52,10 @@ class Base:
     mapped: MappedModel
 
     @property
-    def parameters(self) -> int:
-        """Weights in all."""
-        return sum(prod(info.shape) for info in self.header.tensors)
-
-    def fact(self, name: str, default: int = 0) -> int:
-        """A number of the architecture's, such as `embedding_length`."""
-        value = self.header.get(f"{self.header.get(keys.ARCHITECTURE)}.{name}")
-        value = value[0] if isinstance(value, list) and value else value
-        return value if isinstance(value, int) else default
-
-    @property
     def width(self) -> int:
         """Of the states between blocks."""
-        return max(1, self.fact("embedding_length", 1))
+        value = self.header.get(f"{self.header.get(keys.ARCHITECTURE)}.embedding_length")
+        return value if isinstance(value, int) and value > 0 else 1
 
 
 @contextmanager
@@ -89,7 +78,18 @@ def opened_base(path: Path, command: str) -> Iterator[Base]:
         yield Base(path, header, checkpoint, map_checkpoint(checkpoint))
 
 
-def numbers_that_learn(base: Base, settings: AdaptSettings) -> int:
+@contextmanager
+def opened_weights(model: Path, command: str) -> Iterator[Checkpoint]:
+    """The checkpoint of a GGUF, as `opened_base`, or of a Hugging Face folder."""
+    if model.is_file():
+        with opened_base(model, command) as base:
+            yield base.checkpoint
+        return
+    with opened_source(model) as checkpoint:
+        yield checkpoint
+
+
+def numbers_that_learn(checkpoint: Checkpoint, settings: AdaptSettings) -> int:
     """How many numbers the adapter has.
 
     Raises:
@@ -99,7 +99,14 @@ def numbers_that_learn(base: Base, settings: AdaptSettings) -> int:
     from edgepack.quant.learning.lora import LoraSettings, lora_parameters
 
     lora = LoraSettings(settings.rank, settings.scale, settings.modules)
-    return lora_parameters(empty_model(base.checkpoint.config), lora)
+    return lora_parameters(empty_model(checkpoint.config), lora)
+
+
+def made_in(scratch: Path) -> Path:
+    """Where a run keeps what will get a final name; made when needed."""
+    folder = scratch / "made"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def check_installed(command: str) -> None:

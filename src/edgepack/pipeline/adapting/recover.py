@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +18,10 @@ import numpy as np
 from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.errors import CalibrationError
 from edgepack.files.names import hidden_path
-from edgepack.pipeline.adapting.base import Base, Student, numbers_that_learn, opened_base
+from edgepack.files.output import move_output
+from edgepack.pipeline.adapting.base import Base, Student, made_in, numbers_that_learn, opened_base
 from edgepack.pipeline.adapting.examples import Renderer
-from edgepack.pipeline.adapting.forecast import FORWARD, STEP, forecast
+from edgepack.pipeline.adapting.forecast import FORWARD, STEP, Shape, forecast
 from edgepack.pipeline.adapting.larger import Verdict, larger_type, make_larger, verdict
 from edgepack.pipeline.adapting.measuring import Measured, difficulties, measure
 from edgepack.pipeline.adapting.settings import ORIGINAL
@@ -117,13 +118,15 @@ def forecast_recovery(sources: Sources, settings: RecoverSettings) -> Forecast:
         blocks = max(1, round(count * sources.text.stat().st_size / max(1, len(some))) // length)
         measured = min(settings.measured, max(1, round(_MEASURED_SHARE * blocks)))
         hardest = _count(settings, blocks - measured)
-        learning = settings.learning(hardest, base.width)
+        shape = Shape.of(base.checkpoint)
+        learning = settings.learning(hardest, shape.width)
         learnt = learning.steps * learning.batch * length
         parts = {
             "examples": (blocks * length, FORWARD), "original": (hardest * length, FORWARD),
             "learning": (learnt, STEP), "measuring": (4 * measured * length, FORWARD),
         }  # fmt: skip
-        return forecast(base, settings, parts, numbers_that_learn(base, settings), hardest, learning.steps)
+        lora = numbers_that_learn(base.checkpoint, settings)
+        return forecast(shape, settings, parts, lora, hardest, learning.steps)
 
 
 def _count(settings: RecoverSettings, examples: int) -> int:
@@ -159,7 +162,7 @@ def recover_file(
     """
     began = time.monotonic()
     with opened_base(sources.file, "recover") as base:
-        numbers_that_learn(base, settings)  # refuses what the model lacks before anything is done
+        numbers_that_learn(base.checkpoint, settings)  # refuses what the model lacks before anything is done
         folder = hidden_path(owner, "recover")
         about = (*settings.about, *(_state(path) for path in sources.paths))
         own_scratch(folder, owner, run_digest(about, base.checkpoint), resume=settings.resume)
@@ -215,9 +218,12 @@ class _Recovery:
             "kind": "recover", "targets": self._targets, "rank": self.settings.rank, "alpha": self.settings.scale,
             "examples": len(self.pool), "hardest": len(chosen), "steps": learnt.steps, "seed": self.settings.seed,
         }  # fmt: skip
-        size = student.write(output, about, of_file=True)
+        made = made_in(self.folder) / output.name  # under its own name only when all of it has been measured
+        size = student.write(made, about, of_file=True)
         del student
-        return self._compared(output, size, learnt, len(chosen), began)
+        found = self._compared(made, size, learnt, len(chosen), began)
+        move_output(made, output)
+        return replace(found, output=output)
 
     @property
     def _targets(self) -> str:

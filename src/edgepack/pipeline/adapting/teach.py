@@ -15,13 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.edge.fidelity.tasks.knowledge import Known, knowledge_test
-from edgepack.errors import CalibrationError, UsageError
+from edgepack.errors import CalibrationError
 from edgepack.files.names import hidden_path
-from edgepack.files.output import make_scratch
-from edgepack.pipeline.adapting.base import Base, Student, check_installed, numbers_that_learn, opened_base
+from edgepack.files.output import make_scratch, move_output
+from edgepack.pipeline.adapting.base import (
+    Base,
+    Student,
+    check_installed,
+    made_in,
+    numbers_that_learn,
+    opened_base,
+    opened_weights,
+)
 from edgepack.pipeline.adapting.canon import Canon, read_questions, write_questions
 from edgepack.pipeline.adapting.examples import Renderer
-from edgepack.pipeline.adapting.forecast import FORWARD, STEP, forecast
+from edgepack.pipeline.adapting.forecast import FORWARD, STEP, Shape, forecast
 from edgepack.pipeline.adapting.measuring import Measured, measure
 from edgepack.pipeline.export import run_export
 from edgepack.pipeline.makers.wire_scratch import own_scratch, run_digest
@@ -106,13 +114,12 @@ def forecast_teaching(lesson: Lesson, settings: TeachSettings) -> Forecast:
     """What teaching would take; writes nothing. Raises as `teach_file` where it would be refused at once."""
     check_installed("teach")
     lesson.canon.check()
-    if lesson.model.is_dir():
-        raise UsageError("teach: a forecast needs the file that will run: export the folder first")
-    with opened_base(lesson.model, "teach") as base:
-        renderer = Renderer(load_tokenizer(base.checkpoint.path), sequence_length(base.checkpoint, settings.length))
+    with opened_weights(lesson.model, "teach") as checkpoint:
+        renderer = Renderer(load_tokenizer(checkpoint.path), sequence_length(checkpoint, settings.length))
+        shape = Shape.of(checkpoint)
         lengths = [len(ids) for ids, _read in lesson.canon.examples(renderer)]
         examples = len(lengths) + settings.replay
-        learning = settings.learning(examples, base.width)
+        learning = settings.learning(examples, shape.width)
         replayed = settings.replay * _SAMPLE_LENGTH
         tokens = sum(lengths) + replayed
         share = learning.steps * learning.batch / max(1, examples)
@@ -122,7 +129,8 @@ def forecast_teaching(lesson: Lesson, settings: TeachSettings) -> Forecast:
             "asking": (2 * settings.questions * 200, FORWARD),
             "forgetting": (2 * settings.measured * _SAMPLE_LENGTH, FORWARD),
         }  # fmt: skip
-        return forecast(base, settings, parts, numbers_that_learn(base, settings), examples, learning.steps)
+        lora = numbers_that_learn(checkpoint, settings)
+        return forecast(shape, settings, parts, lora, examples, learning.steps)
 
 
 @contextmanager
@@ -179,7 +187,7 @@ def teach_file(
     with ExitStack() as stack:
         path = stack.enter_context(file_of(lesson, owner, progress))
         base = stack.enter_context(opened_base(path, "teach"))
-        numbers_that_learn(base, settings)  # refuses what the model lacks before anything is done
+        numbers_that_learn(base.checkpoint, settings)  # refuses what the model lacks before anything is done
         about = (*settings.about, *_states(lesson))
         own_scratch(folder, owner, run_digest(about, base.checkpoint), resume=settings.resume)
         taught = _Teaching(lesson, base, settings, folder, progress, note).run(output, questions, passed_over, began)
@@ -215,8 +223,9 @@ class _Teaching:
         """All of it."""
         from edgepack.quant.learning.labelled import write_labelled
 
-        self._write_questions(questions)
-        items = read_questions(questions)
+        written = made_in(self.folder) / questions.name
+        self._write_questions(written)
+        items = read_questions(written)
         renderer = Renderer(self._tokenizer, self.length)
         examples = write_labelled(self.lesson.canon.examples(renderer), self.folder / "examples")
         replayed, measured = self._other_text()
@@ -227,10 +236,13 @@ class _Teaching:
             "kind": "teach", "rank": self.settings.rank, "alpha": self.settings.scale, "examples": len(examples),
             "steps": learnt.steps, "seed": self.settings.seed,
         }  # fmt: skip
-        size = student.write(output, about, of_file=False)
+        made = made_in(self.folder) / output.name  # under its own name only when all of it has been measured
+        size = student.write(made, about, of_file=False)
         del student
-        after = self._known(items, (output,))
-        other = self._forgotten(output, size, measured)
+        after = self._known(items, (made,))
+        other = self._forgotten(made, size, measured)
+        move_output(written, questions)
+        move_output(made, output)
         return Taught(
             self.base.path, output, size, questions, time.monotonic() - began, learnt, len(examples), before, after,
             other, tuple(f"teach: {line}" for line in passed_over),
