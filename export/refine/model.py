@@ -31,7 +31,8 @@ from edgepack.quant.codecs.ggml.codec import quantize_rows
 from edgepack.quant.codecs.torch_threads import one_thread
 from edgepack.quant.refine.allocation import Choice, allocate, least_bytes, least_cost, segments, total
 from edgepack.quant.refine.kinds import candidates
-from edgepack.quant.refine.rounding import Refined, refine_matrix, row_losses
+from edgepack.quant.refine.rounding import REFINED_TYPES, Refined, refine_matrix, row_losses
+from edgepack.quant.row_feedback import RowFeedback
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -231,8 +232,9 @@ class RefinedModel:
     ) -> list[Choice]:
         align = plan.layout.alignment
         sizes = [replace(tensor.info, type=kind).nbytes for kind in kinds]
-        gpu, gains = self.settings.on_gpu, self._gains
-        costs = [prospect.cost(kind, on_gpu=gpu, gain=gains.get(kind, 1.0)) for kind in kinds]
+        gpu, gains, left = self.settings.on_gpu, self._gains, prospect.joint
+        together = {kind: left if kind in REFINED_TYPES else 1.0 for kind in kinds}
+        costs = [prospect.cost(kind, on_gpu=gpu, gain=gains.get(kind, 1.0) * together[kind]) for kind in kinds]
         return [Choice(size + -size % align, cost) for size, cost in zip(sizes, costs, strict=True)]
 
     def prospects(self, tensors: Iterable[PlannedTensor]) -> dict[str, Prospect]:
@@ -260,7 +262,9 @@ class RefinedModel:
         for rows in sample(tensor, outputs, masses.squares):
             for kind, loss in self._quick_losses(tensor.info, rows, weights).items():
                 weights[kind] += loss
-        return Prospect(weights, input_costs(tensor, self._costs, masses.columns, self._inputs))
+        joint = self._costs.joint(tensor.info) if self.settings.feedback else None
+        left = 1.0 if joint is None else RowFeedback.of(joint).left
+        return Prospect(weights, input_costs(tensor, self._costs, masses.columns, self._inputs), left)
 
     def _quick_losses(self, info: TensorInfo, rows: RowSample, kinds: Iterable[GGMLType]) -> dict[GGMLType, float]:
         """Of plain feedback, a tenth of the work of refinement."""
@@ -343,10 +347,12 @@ class RefinedModel:
         info, outputs, loss = tensor.info, self._costs.outputs(tensor.info), 0.0
         per = info.shape[1] if len(info.shape) == 3 else info.rows
         threads = self._threads if per * info.shape[-1] > _LARGE else 1
+        joint = self._costs.joint(info) if info.type in REFINED_TYPES and self.settings.feedback else None
         with path.open("wb") as stream:
             for expert, start in enumerate(range(0, info.rows, per)):
                 weights = torch.from_numpy(np.ascontiguousarray(tensor.rows.read(start, start + per)))
-                found = self._round(info, expert, weights, outputs[start : start + per], info.type, threads)
+                costs = outputs[start : start + per] if joint is None else joint
+                found = self._round(info, expert, weights, costs, info.type, threads)
                 found.rows.tofile(stream)
                 loss += found.loss
         return loss

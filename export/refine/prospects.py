@@ -44,10 +44,12 @@ class Prospect:
     Attributes:
         weights: type → of rounding its weights with plain feedback, or as the encoder does where that loses less.
         inputs: block of 8-bit activations → of rounding what it reads; empty where that was not measured.
+        joint: what is left of the cost of weights where rows are rounded together; 1 where they are not.
     """
 
     weights: Mapping[GGMLType, float]
     inputs: Mapping[int, float] = field(default_factory=dict)
+    joint: float = 1.0
 
     def cost(self, kind: GGMLType, *, on_gpu: bool = False, gain: float = 1.0) -> float:
         """Of weights, of whose cost `gain` is left, and inputs together."""
@@ -56,7 +58,8 @@ class Prospect:
 
     def save(self, path: Path) -> None:
         """Keep it."""
-        told = {"weights": {kind.name: cost for kind, cost in self.weights.items()}, "inputs": dict(self.inputs)}
+        weights = {kind.name: cost for kind, cost in self.weights.items()}
+        told = {"weights": weights, "inputs": dict(self.inputs), "joint": self.joint}
         with atomic_output(path) as stream:
             stream.write(json.dumps(told).encode())
 
@@ -65,7 +68,7 @@ class Prospect:
         """What `save` kept."""
         told = json.loads(path.read_text())
         inputs = {int(block): cost for block, cost in told["inputs"].items()}
-        return cls({GGMLType[name]: cost for name, cost in told["weights"].items()}, inputs)
+        return cls({GGMLType[name]: cost for name, cost in told["weights"].items()}, inputs, float(told["joint"]))
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,14 @@ class MatrixCurvatures:
                 joined[origin.parts == number] = values
         return torch.from_numpy(joined if origin.factors is None else joined / np.square(origin.factors))
 
+    def joint(self, info: TensorInfo) -> torch.Tensor | None:
+        """G, float32 [rows, rows], of a tensor whose rows are all of one matrix for which it was kept; else None."""
+        parts, origin = self._parts(info), self.origins.of(info.name)
+        if len(info.shape) > 2 or len(parts) != 1 or origin.factors is not None:
+            return None
+        found, rows = self.store.joint(parts[0].name), parts[0].rows
+        return None if found is None else found[rows][:, rows].contiguous()
+
     def inputs(self, info: TensorInfo, expert: int = 0) -> torch.Tensor:
         """H of what a matrix, or one expert of a stack, reads: float32 [in, in]."""
         found, columns = self.store.inputs(self._parts(info)[expert].name), self.origins.of(info.name).columns

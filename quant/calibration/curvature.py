@@ -3,10 +3,10 @@
 For a small error E in a matrix, KL(original ‖ changed) is about ½ · tr(G · E · H · Eᵀ) a token, where H = E[x xᵀ] is
 the second moment of the matrix's inputs and G that of the loss's gradient at its outputs, with the label drawn from
 the model itself: the Fisher information, Kronecker-factored (Martens and Grosse 2015, arXiv 1503.05671). Kept are H
-whole and the diagonal of G. A forward pass over all the text gives H; a backward pass over every other sequence gives
-G, whose means need fewer tokens. Memory is one block and the activations between two blocks, those that enter the
-others wait on disk, where an interrupted run goes on at the last finished block. What is done with them is left to
-`grid`.
+whole and the diagonal of G; G itself too where rows err together so much that rounding them together pays. A forward
+pass over all the text gives H; a backward pass over every other sequence gives G, whose means need fewer tokens. Memory
+is one block and the activations between two blocks, those that enter the others wait on disk, where an interrupted run
+goes on at the last finished block. What is done with them is left to `grid` and `refine`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from edgepack.quant.calibration.curvature_progress import CurvatureProgress
 from edgepack.quant.calibration.expert_curvature import ExpertMoments, ExpertSquares, ExpertWatch, expert_stacks
 from edgepack.quant.calibration.statistics import MomentAccumulator
 from edgepack.quant.calibration.sweep import BatchRunner, sweep
+from edgepack.quant.row_feedback import JOINT_LEFT, RowFeedback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 
 _LOGITS = 1 << 25  # at a time: 128 MB in float32, and a few times that with their gradients
+_TOKENS_AN_OUTPUT = 4  # that G needs, so that what it says of rows together holds of other tokens
 _MANY = 16  # sequences from which on every other one is taken backwards
 
 
@@ -49,10 +51,12 @@ class Curvature:
     Attributes:
         inputs: H = E[x xᵀ], float32 [in, in].
         outputs: diagonal of G, float32 [out]: mean square of the loss's gradient at each output.
+        joint: G, float32 [out, out], where rows make good much of each other's errors; else None.
     """
 
     inputs: torch.Tensor
     outputs: torch.Tensor
+    joint: torch.Tensor | None = None
 
 
 def check_tokens(tokens: NDArray[np.int64]) -> None:
@@ -133,10 +137,16 @@ def refuse_shared_keys(config: Mapping[str, Any]) -> None:
 
 
 class _Squares:
-    """Mean squares of gradients, in float64 on the CPU."""
+    """Mean squares of gradients, in float64 on the CPU, and mean products where outputs are not too many.
 
-    def __init__(self) -> None:
+    Args:
+        most: outputs for which products are kept: as many as inputs, so that G is no larger than H.
+    """
+
+    def __init__(self, most: int = 0) -> None:
+        self.most = most
         self.total: torch.Tensor | None = None
+        self.products: torch.Tensor | None = None
         self.count = 0
         self.gives_more = False  # than one tensor, as routers do that choose by themselves
 
@@ -146,6 +156,18 @@ class _Squares:
         squares = flat.square().sum(0).double().cpu()
         self.total = squares if self.total is None else self.total + squares
         self.count += len(flat)
+        if flat.shape[-1] <= self.most:
+            products = (flat.T.float() @ flat.float()).double().cpu()
+            self.products = products if self.products is None else self.products + products
+
+    def joint(self) -> torch.Tensor | None:
+        """G, float32 [out, out], where it pays."""
+        if self.products is None or not torch.isfinite(self.products).all():
+            return None
+        if self.count < _TOKENS_AN_OUTPUT * len(self.products):
+            return None
+        joint = (self.products / self.count).float()
+        return joint if RowFeedback.of(joint).left <= JOINT_LEFT else None
 
     def result(self, name: str) -> torch.Tensor:
         """float32 [out]; raises NumericError."""
@@ -234,7 +256,8 @@ class _Run:
 
     def _backward_block(self, block: Block, entering: NDArray[np.float32]) -> tuple[dict[str, Curvature], torch.Tensor]:
         """A block's curvature, and the gradient at its inputs."""
-        squares = {name: _Squares() for name in block.linears}
+        moments = self.kept.kept_moments(block.index)
+        squares = {name: _Squares(len(moments[name]) if name in moments else 0) for name in block.linears}
         handles = [module.register_forward_hook(_observer(squares[name])) for name, module in block.linears.items()]
         stacks = expert_stacks(block)
         experts = {name: ExpertSquares(len(stack)) for name, stack in stacks.items()}
@@ -256,9 +279,8 @@ class _Run:
         finally:
             for handle in handles:
                 handle.remove()
-        moments = self.kept.kept_moments(block.index)
         found = {
-            name: Curvature(moments[name], total.result(name))
+            name: Curvature(moments[name], total.result(name), total.joint())
             for name, total in squares.items()
             if name in moments and not total.gives_more
         }

@@ -62,6 +62,8 @@ class CurvatureStore:
                 arrays[f"squares{shared}"] = curvature.inputs.diagonal().numpy()
             arrays["shared"][index] = shared
             arrays[f"outputs{index}"] = curvature.outputs.numpy()
+            if curvature.joint is not None:
+                arrays[f"joint{index}"] = curvature.joint.numpy()
         partial, path = self.folder / f"{_PARTIAL}.npz", self.folder / f"{next(iter(part))}.npz"
         np.savez(partial, **arrays)
         return partial.replace(path)
@@ -91,3 +93,9 @@ class CurvatureStore:
         path, _, index = self._files[name]
         with np.load(path) as arrays:
             return torch.from_numpy(arrays[f"outputs{index}"])
+
+    def joint(self, name: str) -> torch.Tensor | None:
+        """G of matrix `name`, float32 [out, out], where it was kept."""
+        path, _, index = self._files[name]
+        with np.load(path) as arrays:
+            return torch.from_numpy(arrays[f"joint{index}"]) if f"joint{index}" in arrays else None

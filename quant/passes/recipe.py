@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +141,14 @@ def inline_recipe(passes: Sequence[str], calibration: Mapping[str, Any]) -> Reci
                 raise RecipeError(f"pass '{text}': expected NAME:KEY=VALUE,KEY=VALUE, got '{pair}'")
             lines.append(f"{key.strip()} = {_literal(value.strip())}")
     return parse_recipe("\n".join(lines) + "\n")
+
+
+def followed_by(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with one pass more at its end, with its defaults; raises RecipeError where it cannot follow."""
+    passes = (*recipe.passes, _step({"name": name}, "pass"))
+    _check_order(passes)
+    text = f"{recipe.text}\n\n[[pass]]\nname = {_toml(name)}".strip()
+    return replace(recipe, passes=passes, text=text)
 
 
 def _literal(text: str) -> str:

@@ -17,7 +17,8 @@ from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows
 from edgepack.quant.codecs.torch_threads import one_thread
 from edgepack.quant.refine.blocks import FORMS, read_scales, write_rows
 from edgepack.quant.refine.search import Geometry, heavy_first, search_rows
-from edgepack.quant.refine.two_sided import RowFeedback, round_two_sided
+from edgepack.quant.refine.two_sided import round_two_sided
+from edgepack.quant.row_feedback import RowFeedback
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

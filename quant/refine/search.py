@@ -15,6 +15,7 @@ import torch
 
 from edgepack.kernels.native import library, pointer, record
 from edgepack.quant.refine.blocks import FORMS, Scales
+from edgepack.quant.row_feedback import inverse_upper
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,12 +86,6 @@ def _float(values: torch.Tensor) -> NDArray[np.float32]:
     found: NDArray[np.float32] = flat[: values.numel()].reshape(values.shape)
     found[...] = values.float().numpy()
     return found
-
-
-def inverse_upper(matrices: torch.Tensor) -> torch.Tensor:
-    """U with matrix⁻¹ = UᵀU, [..., n, n], for matrices that are positive definite; as `quant.feedback` computes it."""
-    lower = torch.linalg.cholesky(matrices.flip(-1, -2)).flip(-1, -2)
-    return torch.linalg.solve_triangular(lower, torch.eye(matrices.shape[-1], dtype=matrices.dtype), upper=True)
 
 
 def heavy_first(costs: NDArray[Any], group: int) -> NDArray[np.intp]:

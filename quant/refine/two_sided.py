@@ -7,7 +7,6 @@ left). Rows of one block are searched by `search`, each for itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,41 +14,17 @@ import torch
 
 from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows
 from edgepack.quant.refine.blocks import read_scales, write_rows
-from edgepack.quant.refine.search import inverse_upper, search_rows
+from edgepack.quant.refine.search import search_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgepack.gguf.types import GGMLType
     from edgepack.quant.refine.search import Geometry
+    from edgepack.quant.row_feedback import RowFeedback
 
 # Rows that are rounded side by side: what the kernel takes in its lanes.
 BLOCK = 16
-# Of G's diagonal: what is added to it. With G of 1,536 tokens, less than .3 made some matrices worse under the G of
-# other tokens, and more gave away what query rows gain (docs/lab-notes.md).
-_SHRINKAGE, _DAMPING = 0.3, 0.01
-
-
-@dataclass(frozen=True)
-class RowFeedback:
-    """How errors of rows are made good by other rows.
-
-    Attributes:
-        order: int64 [out]: rows as they are rounded, those whose errors cost most first.
-        upper: U with G⁻¹ = UᵀU, float32 [out, out], in that order.
-    """
-
-    order: torch.Tensor
-    upper: torch.Tensor
-
-    @classmethod
-    def of(cls, outputs: torch.Tensor) -> RowFeedback:
-        """From G, [out, out], positive semi-definite."""
-        diagonal = outputs.diagonal().double()
-        order = torch.argsort(-diagonal, stable=True)
-        floor = _DAMPING * diagonal.mean().clamp_min(1e-30)
-        damped = outputs.double() + torch.diag(_SHRINKAGE * diagonal + floor)
-        return cls(order, inverse_upper(damped[order][:, order]).float())
 
 
 def round_two_sided(

@@ -203,3 +203,39 @@ def test_smoothing_goes_in_front_and_is_refined_by_default(model: Path, text: Pa
     metadata = read_header(run_export(request).output).metadata
     assert metadata["edgepack.pass.0.name"].value == "smooth"
     assert keys.REFINE_BUDGET in metadata
+
+
+def test_refining_smooths_first_unless_told_not_to(model: Path, text: Path, tmp_path: Path) -> None:
+    request = ExportRequest(model, "gguf-q4km", calibration=text, **FEW)
+    assert decided(request).smooth
+    assert not decided(ExportRequest(model, "gguf-q4km", calibration=text, smooth=False, **FEW)).smooth
+    assert not decided(ExportRequest(model, "gguf-q4km", refine=True, **FEW)).smooth  # own samples, no text
+    assert not decided(ExportRequest(model, "gguf-q4km", calibration=text, refine=False, **FEW)).smooth
+    result = run_export(ExportRequest(model, "gguf-q4km", calibration=text, output=tmp_path / "x.gguf", **FEW))
+    metadata = read_header(result.output).metadata
+    assert 'name = "smooth"' in metadata[keys.RECIPE].value
+    assert metadata[keys.REFINE_PASSES_FOR].value == "gguf-q4km"
+    assert (
+        result.outline.source_bytes == run_export(ExportRequest(model, "gguf-q4km", dry_run=True)).outline.source_bytes
+    )
+
+
+def test_what_was_folded_already_is_not_smoothed_again(model: Path, text: Path) -> None:
+    request = ExportRequest(model, "gguf-q4km", passes=("smooth:steps=4",), calibration=text, **FEW)
+    found = decided(request)
+    assert found.refine
+    assert not found.smooth
+
+
+def test_an_adapter_beside_the_file_keeps_the_scales_that_it_was_made_for(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    request = ExportRequest(
+        model, "gguf-q4km", calibration=text, adapter=tmp_path / "a", adapter_mode="separate", refine=True, **FEW
+    )
+    assert not decided(request).smooth
+
+
+def test_smoothing_alone_is_a_pass_and_no_option(model: Path, text: Path) -> None:
+    with pytest.raises(UsageError, match="--smooth: expected --refine"):
+        check_request(ExportRequest(model, "gguf-q4km", smooth=True))

@@ -14,8 +14,8 @@ import torch
 from transformers import TrainerCallback
 
 from edgepack.progress import silent
+from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.text import evenly_spread
-from edgepack.quant.learning.layers import blocks_of
 from edgepack.quant.learning.lessons import learning_figures, open_lesson, recovery_objective
 from edgepack.quant.learning.loop import learn
 from edgepack.quant.learning.models import kept_checkpoint, live_checkpoint, parameter_names, trainable_model
@@ -72,8 +72,9 @@ def prune_gradually(
     if not learning.steps:
         return PassOutcome(checkpoint, {"steps_run": 0}, ("prune: 0 steps leave the model as it is",))
     notes: list[str] = []
-    student = trainable_model(checkpoint, learning.device)
-    lesson = open_lesson(checkpoint, run, learning, recovery_objective(recover, len(blocks_of(student))), "prune")
+    count = BlockwiseModel(checkpoint).block_count
+    lesson = open_lesson(checkpoint, run, learning, recovery_objective(recover, count), "prune")
+    student = trainable_model(checkpoint, learning.device)  # after its teacher, which is let go of
     masks = Masks(checkpoint, student, settings, rise, run)
     learnt = learn(
         student, lesson.examples, lesson.objective, learning, run.folder / "prune" / "learning",
@@ -110,8 +111,6 @@ class Masks(TrainerCallback):  # type: ignore[misc]  # transformers is not follo
 
     def _pruned_names(self) -> list[str]:
         """The matrices inside the blocks, as `weights` prunes them."""
-        from edgepack.quant.calibration.blocks import BlockwiseModel
-
         blockwise = BlockwiseModel(self._checkpoint)
         names: list[str] = []
         for index in range(blockwise.block_count):

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from edgepack.errors import UnsupportedModelError
 from edgepack.gguf.types import GGMLType
+from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.learning.answers import Asked
 from edgepack.quant.learning.layers import blocks_of
 from edgepack.quant.learning.lessons import learning_figures, open_lesson
@@ -81,14 +82,14 @@ def train_ternary(
     if not learning.steps:
         return PassOutcome(checkpoint, {"steps_run": 0}, ("ternary: 0 steps leave the model as it is",))
     notes: list[str] = []
-    student = trainable_model(checkpoint, learning.device)
-    layer = len(blocks_of(student)) - 1 if settings.layer is None else settings.layer
+    layer = BlockwiseModel(checkpoint).block_count - 1 if settings.layer is None else settings.layer
     objective = Distillation(Asked(_TOP, relations=layer if settings.relations else None), relations=settings.relations)
     lesson = open_lesson(checkpoint, run, learning, objective, "ternary")
     changed = checkpoint
     if settings.norms:
-        changed = with_sub_norms(checkpoint, student, run.required_tokens("pass 'ternary'")[:_NORM_SEQUENCES])
-        student = trainable_model(changed, learning.device)
+        tokens = run.required_tokens("pass 'ternary'")[:_NORM_SEQUENCES]
+        changed = with_sub_norms(checkpoint, trainable_model(checkpoint, learning.device), tokens)
+    student = trainable_model(changed, learning.device)
     layers = make_ternary(student, settings)
     learnt = learn(
         student, lesson.examples, lesson.objective, learning, run.folder / "ternary" / "learning",

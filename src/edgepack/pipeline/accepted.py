@@ -92,6 +92,8 @@ CONFLICTS: tuple[Conflict, ...] = (
              "--refine and --quantizer ggml: expected one of them, got both"),
     Conflict(lambda r: bool(r.refine) and not refinable(r.target),
              "--refine: expected a target between gguf-q2k and gguf-q8, whose types can be allocated, got '{target}'"),
+    Conflict(lambda r: bool(r.smooth) and not _may_refine(r),
+             "--smooth: expected --refine with it, or --pass smooth alone"),
     Conflict(lambda r: r.prefer_speed and not _may_refine(r), "--prefer-speed: expected --refine with it"),
     Conflict(lambda r: r.kind == GGUF and r.bits is not None and not _may_refine(r),
              "--bits: expected --target wire, or --refine"),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 FILES = {"adapter": "adapter", "imatrix": "importance", "calibration": "calibration", "text": "text",
          "factors": "factors"}  # fmt: skip
 RECIPE = "recipe_toml"  # the recipe's text, in the place of its file
+PASSES_FOR = "passes_for"  # the target whose types passes worked for, where bytes decided
 # What decides nothing about the bytes of the model.
 _ELSEWHERE = frozenset({"output", "force", "pack", "threads", "resume", "dry_run", "validate", "provenance", "recipe",
                         "max_mean_error", "max_tensor_error"})  # fmt: skip
@@ -152,7 +153,10 @@ def _refined(request: ExportRequest, outline: Outline) -> dict[str, Json]:
     if budget is None:
         return {} if request.calibration is None or request.kind != GGUF else {"refine": False}
     sized = request.target is None or (request.max_size, request.bits, request.for_device) != (None, None, None)
-    return {"refine": True, **({"max_size": int(budget.value)} if sized else {})}
+    told: dict[str, Json] = {"refine": True, "smooth": bool(request.smooth)}
+    if keys.REFINE_PASSES_FOR in outline.metadata:
+        told[PASSES_FOR] = str(outline.metadata[keys.REFINE_PASSES_FOR].value)
+    return {**told, **({"max_size": int(budget.value)} if sized else {})}
 
 
 def model_files(model: Path) -> list[tuple[str, Path]]:
@@ -214,7 +218,7 @@ def _first_line(path: Path) -> str:
 def versions(request: ExportRequest) -> dict[str, str]:
     """What computed: edgepack, Python, the machine's architecture, numpy and llama.cpp; torch where weights were."""
     coded = request.kind == CODED and request.calibration is not None
-    computes_in_torch = request.has_passes or request.kind == WIRE or request.refines or coded
+    computes_in_torch = request.changes_weights or request.kind == WIRE or request.refines or coded
     wanted = _LIBRARIES if computes_in_torch else ("numpy", "llama-cpp-python")
     found = {"edgepack": __version__, "python": platform.python_version(), "machine": platform.machine()}
     found |= {name: version for name in wanted if (version := _version(name))}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from edgepack.files.output import check_output
 from edgepack.pipeline.accepted import check_request
 from edgepack.pipeline.goals.ladder import Reached, fitting, reach_gates, reach_given, reach_size
-from edgepack.pipeline.makers.opened import opened_checkpoint, separate_adapter, with_original, work_of
+from edgepack.pipeline.makers.opened import opened_checkpoint, separate_adapter, source_bytes, with_original, work_of
 from edgepack.pipeline.makers.refined_default import decided
 from edgepack.pipeline.makers.separate import SUFFIX, SeparateAdapter, WithAdapter
 from edgepack.pipeline.options import CODED, WIRE
@@ -142,8 +142,11 @@ def _exported(request: ExportRequest, started: float) -> ExportResult:
     shipped = reached.shipped
     asked = request.is_gated or request.validate
     judged = _verdict(request, reached) if request.judges_weights or (asked and not reached.tried) else None
+    outline = shipped.made.outline
+    if request.changes_weights:  # passes leave float32; what is told is the model that was given
+        outline = replace(outline, source_bytes=source_bytes(request))
     return ExportResult(
-        shipped.path, shipped.bytes, time.monotonic() - started, shipped.made.outline, shipped.made, shipped.adapters,
+        shipped.path, shipped.bytes, time.monotonic() - started, outline, shipped.made, shipped.adapters,
         shipped.projector, reached.tried, judged, gates_of(request),
     )  # fmt: skip
 
@@ -165,7 +168,7 @@ def _projector_alone(request: ExportRequest, started: float) -> ExportResult:
 @contextmanager
 def _passes(request: ExportRequest) -> Iterator[Passes | None]:
     """The recipe at work, where there is one."""
-    if not request.has_passes:
+    if not request.changes_weights:
         yield None
         return
     with work_of(request) as passes:

@@ -19,7 +19,7 @@ from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import is_archive, open_archive
 from edgepack.packaging.derivation import read_derivation
 from edgepack.packaging.trust.policy import ANYONE
-from edgepack.pipeline.derivation import FILES, RECIPE, model_files, versions
+from edgepack.pipeline.derivation import FILES, PASSES_FOR, RECIPE, model_files, versions
 from edgepack.pipeline.export import run_export
 from edgepack.pipeline.options import REFINED, WIRE
 from edgepack.pipeline.request import ExportRequest, declared_options
@@ -179,7 +179,11 @@ def _request(
     progress: Progress,
 ) -> ExportRequest:
     """The export that the derivation tells of, of files under the names that they had."""
-    values = {name: _option(name, value) for name, value in derivation.parameters.items() if name != RECIPE}
+    values = {name: _option(name, value) for name, value in derivation.parameters.items() if name not in _BESIDE}
+    if PASSES_FOR in derivation.parameters:
+        values[PASSES_FOR] = str(derivation.parameters[PASSES_FOR])
+    if values.get("refine"):
+        values.setdefault("smooth", False)  # derivations before it was an option
     for name, role in FILES.items():
         if role in files:
             values[name] = _stand_in(files[role], folder / role, [*derivation.of_role(role)])
@@ -197,6 +201,7 @@ def _request(
     )  # fmt: skip
 
 
+_BESIDE = (RECIPE, PASSES_FOR)  # parameters that are no options
 _KINDS: dict[str, tuple[type, ...]] = {
     "text": (str,), "texts": (list,), "count": (int,), "number": (int, float), "flag": (bool,), "size": (int, str),
     "switch": (bool,),

@@ -35,6 +35,7 @@ class ExportRequest:
         tell: told one line for each file that a search tried.
         original: the checkpoint that a GGUF was read back into, while an export of it runs.
         shared: a folder for what exports of one model and text may share, such as its curvature; None shares nothing.
+        passes_for: target whose types passes work for in front of refining; None for that of the bytes asked for.
     """
 
     model: StrPath
@@ -43,6 +44,7 @@ class ExportRequest:
     tell: Callable[[str], object] = lambda _line: None
     original: Checkpoint | None = None
     shared: Path | None = None
+    passes_for: str | None = None
 
     # What is read, beside the model itself.
     pre: str | None = option(
@@ -129,6 +131,16 @@ class ExportRequest:
             "--refine/--no-refine",
             "Types allocated within the target's bytes and matrices rounded by their curvature; by default where"
             " --calibration is given.",
+            (GGUF,),
+            "switch",
+        ),
+    )
+    smooth: bool | None = option(
+        None,
+        Option(
+            "--smooth/--no-smooth",
+            "Before refining, scales and an order of channels under which rounding activations costs least; by default"
+            " where --calibration is given.",
             (GGUF,),
             "switch",
         ),
@@ -357,8 +369,13 @@ class ExportRequest:
 
     @property
     def has_passes(self) -> bool:
-        """Whether weights are changed first."""
+        """Whether passes were named that change weights first."""
         return self.recipe is not None or bool(self.passes)
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether passes run before anything is made: those that were named, and the smoothing in front of refining."""
+        return self.has_passes or bool(self.smooth)
 
     @property
     def only_sees(self) -> bool:

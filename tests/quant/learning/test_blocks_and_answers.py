@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,11 @@ import transformers
 from edgepack.errors import CalibrationError, NumericError, UnsupportedModelError, UsageError
 from edgepack.model import read_tensor
 from edgepack.quant.learning.answers import Asked, answer_examples
+from edgepack.quant.learning.loop import learn
+from edgepack.quant.learning.memory import footprint
 from edgepack.quant.learning.models import kept_checkpoint, live_checkpoint, trainable_model
 from edgepack.quant.learning.objectives import Distillation, NextToken, relation_divergence
+from edgepack.quant.learning.settings import LearningSettings
 from edgepack.quant.learning.text_blocks import TokenBlocks, text_pieces, write_blocks
 from edgepack.quant.learning.trainer import stacked
 
@@ -141,6 +145,23 @@ def test_relations_are_those_of_the_formula() -> None:
             p, q = ((each @ each.T / 2**0.5).softmax(-1) for each in (a, b))
             total += float((p * (p / q).log()).sum())
     assert float(relation_divergence(one, two, 3)) == pytest.approx(total / (2 * 3 * 5), rel=1e-5)
+
+
+def test_layers_are_compared_where_activations_are_recomputed_too(
+    tiny: Checkpoint, blocks: TokenBlocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgepack.quant.learning.memory._resident", lambda _device: 0)
+    asked = Asked(8, relations=1, hidden=(0,))
+    examples = answer_examples(trainable_model(tiny), blocks, asked, tmp_path / "answers")
+    objective, settings = Distillation(asked, relations=1.0, hidden=1.0), LearningSettings(4, batch=2, rate=1e-2)
+    losses = []
+    for limit in (10**12, footprint(trainable_model(tiny), examples[0], objective, 16).peak(2, recomputes=True)):
+        bounded, student = replace(settings, length=16, max_memory=limit), trainable_model(tiny)
+        learnt = learn(student, examples, objective, bounded, tmp_path / f"{limit}")
+        assert learnt.plan is not None
+        assert learnt.plan.recomputes == (limit < 10**12)
+        losses.append([loss for _, loss in learnt.losses])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
 def test_a_teacher_that_is_not_finite_and_layers_that_are_not_there_are_refused(

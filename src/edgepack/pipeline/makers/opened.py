@@ -8,12 +8,14 @@ from __future__ import annotations
 import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.errors import DependencyError
 from edgepack.export.backwards.checkpoint import opened_source, scratch_note
 from edgepack.export.mapped_model import map_checkpoint, merged, open_merged, open_model
+from edgepack.export.plan import stored_bytes
 from edgepack.export.recipe.changed import ChangedModel
 from edgepack.quant.types.choice import parse_overrides
 
@@ -68,11 +70,21 @@ def opened_model(request: ExportRequest) -> MappedModel:
     return open_model(request.source, pre=request.pre, adapter=adapter, allow_requantize=again)
 
 
+def source_bytes(request: ExportRequest) -> int:
+    """What the tensors of the model take in the source, whatever passes make of them; raises as `opened_model`."""
+    return sum(stored_bytes(rows.dtype, prod(rows.shape)) for rows in opened_model(request).tensors.values())
+
+
 def read_request_recipe(request: ExportRequest) -> Recipe:
-    """What `--recipe` or `--pass` say, with `--calibration` as the text where one is given; raises RecipeError."""
-    from edgepack.quant.passes.recipe import inline_recipe, read_recipe
+    """What `--recipe` or `--pass` say, with `--calibration` as the text where one is given; raises RecipeError.
+
+    Smoothing for refinement is the last of the passes.
+    """
+    from edgepack.quant.passes.recipe import followed_by, inline_recipe, read_recipe
 
     recipe = inline_recipe(request.passes, {}) if request.recipe is None else read_recipe(Path(request.recipe))
+    if request.smooth:
+        recipe = followed_by(recipe, "smooth")
     if request.calibration is not None:
         recipe = replace(recipe, calibration={**recipe.calibration, "text": str(request.calibration)})
     return recipe

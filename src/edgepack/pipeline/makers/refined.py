@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from edgepack.pipeline.request import ExportRequest
 
 _LEAST_PACKED_SHARE = 0.88  # as of other block types (makers.gguf)
+_GATED = "q5km"  # what passes work for where a gate decides: gates are mostly reached about there
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class RefinedMaker:
         if self._model is not None:
             return self._model.model
         checkpoint = opened_checkpoint(request)
-        if request.has_passes:
+        if request.changes_weights:
             checkpoint = unworked(checkpoint, read_request_recipe(request))
         return map_checkpoint(checkpoint, pre=request.pre, allow_requantize=request.allow_requantize)
 
@@ -182,7 +183,8 @@ class RefinedMaker:
         settings = RefineSettings(allocation=not self._overrides.pure, on_gpu=_is_gpu(request.for_device),
                                   prefer_speed=request.prefer_speed)  # fmt: skip
         options = RunOptions(
-            request.pre, request.device, request.threads, request.resume, request.progress, request.shared
+            request.pre, request.device, request.threads, request.resume, request.progress,
+            None if request.changes_weights else request.shared,  # changed for this file's types: of use to no other
         )  # fmt: skip
         with refined_run(changed.checkpoint, output, settings, self._calibration, options) as model:
             self._model, self._about, self._notes = model, dict(changed.metadata), changed.notes
@@ -194,8 +196,21 @@ class RefinedMaker:
         """The model as the passes leave it; those that ask for a target get the one named, or that of the bytes."""
         if self._passes is None:
             return ChangedModel(opened_checkpoint(self._request))
-        target = self._target or self._base(self.aim()).target
-        return self._passes.changed_for(target)
+        return self._passes.changed_for(self._passes_target)
+
+    @cached_property
+    def _passes_target(self) -> Target:
+        """Whose types passes work for; where bytes are searched, those that come near what is asked for."""
+        request = self._request
+        if request.passes_for is not None:
+            return find_target(request.passes_for)
+        if self._target is not None:
+            return self._target
+        if not self.searches:
+            return self._base(self.aim()).target
+        if request.max_bytes is None:
+            return find_target(_GATED)
+        return self._base(Aim(int(request.max_bytes / _LEAST_PACKED_SHARE))).target
 
     def _planned(self, aim: Aim) -> tuple[ExportPlan, Allocation]:
         """Types for an aim, and the plan whose metadata says so."""
@@ -256,7 +271,9 @@ class RefinedMaker:
         """How the file was made; as long whatever the figures are."""
         assert self._calibration is not None
         settings = self._opened_model.settings
+        passes = {} if self._passes is None else {keys.REFINE_PASSES_FOR: string(self._passes_target.name)}
         return {
+            **passes,
             **self._about,
             keys.REFINE_BUDGET: Value(ValueType.UINT64, aim.budget),
             keys.REFINE_ALLOCATION: boolean(settings.allocation),

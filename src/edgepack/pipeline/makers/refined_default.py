@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.errors import CalibrationError, CheckpointError, UnsupportedModelError, UsageError
-from edgepack.pipeline.makers.opened import opened_checkpoint, read_request_recipe
+from edgepack.errors import CalibrationError, CheckpointError, RecipeError, UnsupportedModelError, UsageError
+from edgepack.pipeline.makers.opened import opened_checkpoint, read_request_recipe, separate_adapter
 from edgepack.pipeline.options import GGUF
 from edgepack.pipeline.request import refinable
+from edgepack.quant.passes.recipe import followed_by
 from edgepack.quant.passes.registry import ROUNDED, find_pass
 
 if TYPE_CHECKING:
@@ -22,12 +23,34 @@ _FOR_ENCODERS = "awq"  # its scales make good what the plain encoder does, so th
 
 
 def decided(request: ExportRequest) -> ExportRequest:
-    """The request with `refine` said, where it could be either; it tells why a default does not hold.
+    """The request with `refine` and `smooth` said, where they could be either; it tells why a default does not hold.
 
     Raises:
         UsageError: refinement is asked for behind a pass that rounds or corrects, or bytes that only it can meet.
         RecipeError: the recipe is wrong.
     """
+    found = _refine_decided(request)
+    return replace(found, smooth=_smooths(found) if found.refine else None)
+
+
+def _smooths(request: ExportRequest) -> bool:
+    """Whether scales and channels are moved before refining.
+
+    By default not beside an adapter, which was made for them as they are, nor after a pass that folded its own.
+    """
+    if request.smooth is not None:
+        return request.smooth
+    if request.calibration is None or separate_adapter(request) is not None:
+        return False
+    recipe = read_request_recipe(request)
+    try:
+        followed_by(recipe, "smooth")
+    except RecipeError:
+        return False
+    return True
+
+
+def _refine_decided(request: ExportRequest) -> ExportRequest:
     if request.kind != GGUF or request.only_sees or request.calibration is None or request.refine is False:
         return _checked(request) if request.refine else request
     if request.refine:
@@ -45,7 +68,10 @@ def decided(request: ExportRequest) -> ExportRequest:
 def _refuse_bytes(request: ExportRequest, reason: str) -> None:
     """Raise UsageError where something was asked for that only refinement does."""
     speed = request.prefer_speed or None
-    given = {"--bits": request.bits, "--for-device": request.for_device, "--prefer-speed": speed}
+    given = {
+        "--bits": request.bits, "--for-device": request.for_device, "--prefer-speed": speed,
+        "--smooth": request.smooth or None,
+    }  # fmt: skip
     name = next((name for name, value in given.items() if value is not None), None)
     if name is not None:
         raise UsageError(f"{name}: expected a file that is refined, but {reason}")
