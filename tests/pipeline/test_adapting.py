@@ -102,6 +102,19 @@ def test_the_adapter_changes_its_own_file_and_is_refused_on_another_quantisation
         open_candidate(other, options)
 
 
+def test_validate_runs_the_candidate_with_the_adapter_and_the_reference_without(
+    place: Path, recovery: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = str(place / "small.gguf")
+    line = ["validate", own, "--reference", own, "--text", str(place / "text.txt"), "--ctx", "32", "--chunks", "2"]
+    found = []
+    for more in ([], ["--adapter", str(recovery.output)]):
+        assert execute([*line, "--threads", "1", "--json", *more]) == 0
+        found.append(json.loads(capfd.readouterr().out)["mean_kl"])
+    assert found[0] == 0 < found[1]
+    assert execute([*line, "--adapter", str(place / "absent.gguf")]) == 2
+
+
 def test_no_step_is_the_identity(place: Path, tmp_path: Path) -> None:
     found = recovered(place, tmp_path / "zero.gguf", steps=0)
     own = place / "small.gguf"
