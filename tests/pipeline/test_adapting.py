@@ -147,7 +147,7 @@ def test_an_interrupted_recovery_goes_on_to_the_same_adapter(
     monkeypatch.setattr(recovering.Student, "write", write)
     again = recovered(place, output, resume=True)
     assert again.recovered.after.kl == pytest.approx(recovery.recovered.after.kl, rel=1e-4)
-    assert again.recovered.learnt.held_out == pytest.approx(recovery.recovered.learnt.held_out)
+    assert dict(again.recovered.learnt.held_out) == pytest.approx(dict(recovery.recovered.learnt.held_out))
 
 
 def test_a_loss_that_is_nan_names_its_step(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
