@@ -76,7 +76,8 @@ def _without_front_matter(path: Path) -> Iterator[str]:
 
 
 def _take_in(tokens: list[Any], builder: SectionBuilder) -> None:
-    level, cells = 0, None
+    level = 0
+    cells: list[str] | None = None
     for token in tokens:
         if token.type == "heading_open":
             level = int(token.tag[1:])

@@ -60,7 +60,8 @@ def passages(sections: Iterable[Section]) -> Iterator[Passage]:
 
 
 def _joined(text: str) -> Iterator[str]:
-    kept, size = [], 0
+    kept: list[str] = []
+    size = 0
     for paragraph in text.split("\n\n"):
         for part in _cut(paragraph):
             if kept and size + len(part) > MOST_CHARACTERS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import UsageError
 from edgepack.quant.learning.settings import LearningSettings
@@ -180,7 +180,7 @@ class Forecast:
     examples: int = 0
     steps: int = 0
 
-    def json(self) -> dict[str, object]:
+    def json(self) -> dict[str, Any]:
         """For scripts."""
         return {
             "seconds": round(self.seconds, 1), "memory_bytes": self.memory, "examples": self.examples,
