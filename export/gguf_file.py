@@ -6,81 +6,29 @@ is the plan's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from edgepack.errors import CheckpointError, NumericError
+from edgepack.errors import CheckpointError
+from edgepack.export.chunks import chunks
+from edgepack.export.crew_chunks import crew_chunks
 from edgepack.export.interrupted import journaled_output, noted, plan_digest
 from edgepack.export.plan import shard_paths
-from edgepack.export.rows import StoredBlocks
 from edgepack.files.source import open_source
 from edgepack.gguf.writer import GGUFWriter
 from edgepack.ordered_threads import ordered_map
 from edgepack.processors import default_threads
 from edgepack.progress import silent
-from edgepack.quant.codecs.ggml.codec import quantize_rows, valid_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
+    from edgepack.crew import Crew
     from edgepack.export.plan import ExportPlan, PlannedTensor
     from edgepack.progress import Progress
-
-# Weights in a chunk: 4 MB of float32, so that a few in flight stay small and a call lasts some milliseconds.
-_CHUNK_WEIGHTS = 1 << 20
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Rows `start` to `stop` (not included) of a tensor; never across two experts."""
-
-    tensor: PlannedTensor
-    start: int
-    stop: int
-
-    def encode(self) -> NDArray[np.uint8]:
-        """Read and convert the rows: uint8, shape [rows, bytes of a row].
-
-        Raises:
-            NumericError: a weight is not finite, or too large for the type.
-        """
-        info = self.tensor.info
-        stored = self.tensor.rows
-        if isinstance(stored, StoredBlocks) and stored.stored_type is info.type:
-            return stored.read_blocks(self.start, self.stop)
-        rows = self.tensor.rows.read(self.start, self.stop)
-        blocks = quantize_rows(info.type, rows, self._importance(), self.tensor.quantizer)
-        if not valid_rows(info.type, blocks):
-            largest = float(np.abs(rows).max())
-            raise NumericError(
-                f"tensor '{info.name}': weights up to {largest:.6g} do not fit into {info.type.name}: "
-                "choose a type with a larger range for it, such as bf16"
-            )
-        return blocks
-
-    def _importance(self) -> NDArray[np.float32] | None:
-        weights = self.tensor.importance
-        if weights is None or weights.ndim == 1:
-            return weights
-        rows_per_expert = self.tensor.info.rows // weights.shape[0]
-        expert: NDArray[np.float32] = weights[self.start // rows_per_expert]
-        return expert
-
-
-def chunks(tensor: PlannedTensor) -> Iterator[Chunk]:
-    """A tensor in pieces of about a million weights, aligned to experts."""
-    info = tensor.info
-    rows_per_expert = info.rows // info.shape[0] if len(info.shape) == 3 else info.rows
-    step = max(1, _CHUNK_WEIGHTS // info.shape[-1])
-    for origin in range(0, info.rows, rows_per_expert):
-        end = origin + rows_per_expert
-        for start in range(origin, end, step):
-            yield Chunk(tensor, start, min(start + step, end))
 
 
 def encoded_chunks(tensors: Sequence[PlannedTensor], threads: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
@@ -93,7 +41,13 @@ def encoded_chunks(tensors: Sequence[PlannedTensor], threads: int) -> Iterator[t
 
 
 def write_gguf(
-    plan: ExportPlan, path: Path, *, threads: int | None = None, progress: Progress = silent, resume: bool = False
+    plan: ExportPlan,
+    path: Path,
+    *,
+    threads: int | None = None,
+    progress: Progress = silent,
+    resume: bool = False,
+    crew: Crew | None = None,
 ) -> int:
     """Write `plan` to `path`, which appears only when it is whole.
 
@@ -104,6 +58,7 @@ def write_gguf(
         progress: told the bytes written.
         resume: go on after the tensors that an interrupted export of the same plan has left; the bytes are
             the same as without interruption.
+        crew: who quantises in place of threads; None for this process.
 
     Returns:
         The file's length in bytes.
@@ -126,7 +81,9 @@ def write_gguf(
             writer.write_header()
         with progress("export", sum(info.nbytes for info in plan.infos)) as advance:
             advance(sum(info.nbytes for info in plan.infos[:done]))
-            for name, blocks in encoded_chunks(plan.tensors[done:], threads or default_threads()):
+            left = plan.tensors[done:]
+            encoded = encoded_chunks(left, threads or default_threads()) if crew is None else crew_chunks(left, crew)
+            for name, blocks in encoded:
                 writer.write(name, blocks.data)
                 advance(blocks.nbytes)
                 journal.note(writer.tensors_written, writer.length_after(writer.tensors_written))
@@ -142,18 +99,19 @@ def write_shards(
     threads: int | None = None,
     progress: Progress = silent,
     resume: bool = False,
+    crew: Crew | None = None,
 ) -> list[Path]:
     """Write one file, or several named `NAME-00001-of-0000N.gguf`; gives their paths. Raises as `write_gguf`.
 
     With `resume`, shards that an interrupted run has finished are kept.
     """
     if len(shards) == 1:
-        write_gguf(shards[0], path, threads=threads, progress=progress, resume=resume)
+        write_gguf(shards[0], path, threads=threads, progress=progress, resume=resume, crew=crew)
         return [path]
     paths = shard_paths(path, len(shards))
     for shard, name in zip(shards, paths, strict=True):
         if not (resume and _holds(name, shard)):
-            write_gguf(shard, name, threads=threads, progress=progress, resume=resume)
+            write_gguf(shard, name, threads=threads, progress=progress, resume=resume, crew=crew)
     return paths
 
 

@@ -51,6 +51,7 @@ class GGUFTensors:
     """
 
     def __init__(self, headers: list[GGUFHeader]) -> None:
+        self._headers = headers
         self._descriptors: list[int] = []
         self._places: dict[str, tuple[int, int, TensorInfo]] = {}
         for header in headers:
@@ -62,6 +63,10 @@ class GGUFTensors:
                 if info.name in self._places:
                     raise GGUFError(f"{header.path}: tensor '{info.name}' occurs twice")
                 self._places[info.name] = (self._descriptors[-1], header.data_start + info.offset, info)
+
+    def __reduce__(self) -> tuple[type[GGUFTensors], tuple[list[GGUFHeader]]]:
+        """Another process opens the files anew, under the same names."""
+        return GGUFTensors, (self._headers,)
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_descriptors", ()):

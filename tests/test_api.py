@@ -309,6 +309,7 @@ ABSENT = {
     "calibrate": ("absent.gguf", "absent.jsonl"),
     "check_provenance": ("absent.edgepack", "absent"),
     "checkpoint": ("absent.gguf", "absent-folder"),
+    "compress": ("absent", "absent.toml", "absent-folder"),
     "frontier": ("absent", "absent.txt", "absent.txt", "absent-folder"),
     "provenance": ("absent.edgepack",),
     "reproduce": ("absent.edgepack", "absent"),

@@ -25,6 +25,7 @@ BEGIN, END = "<!-- reference -->", "<!-- /reference -->"
 # What functions give back, in the order of the functions; a dotted name each.
 RESULTS = (
     "pipeline.export.ExportResult",
+    "api.compress.CompressResult",
     "packaging.pack.PackResult",
     "packaging.estimate.Estimate",
     "packaging.restore.unpack.UnpackResult",

@@ -1,6 +1,7 @@
 """Plans the export of GLM-4.7 (358 B parameters) from a source that takes no disk, and streams a part of it.
 
     python tools/plan_giant.py [TARGET ...]      by default q8 q5km q4km q2k
+    python tools/plan_giant.py q4km --nodes 1,4,16,64     and what it takes on clusters of so many nodes
 
 Its names and shapes are those of the published checkpoint, one tensor for each matrix of each expert. It prints
 the exact size of each file, how long planning took and the peak memory; then quantises the first chunks of an
@@ -17,14 +18,15 @@ from itertools import islice
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from giant_cluster import Machines, table
 from synthetic_checkpoint import BUNDLED_TOKENIZER, SyntheticTensors, bf16_specs
 
-from edgepack.export.gguf_file import chunks
+from edgepack.export.chunks import chunks
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import plan_export
 from edgepack.model import Checkpoint
 from edgepack.quant.types.targets import find_target
-from edgepack.quantities import format_size
+from edgepack.quantities import format_size, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,7 +131,12 @@ def main() -> None:
     """Print the plans and stream a part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", default=["q8", "q5km", "q4km", "q2k"])
-    targets = [find_target(text) for text in parser.parse_args().targets]
+    parser.add_argument("--nodes", metavar="N,N", help="clusters to be planned for")
+    parser.add_argument("--processors", type=int, default=64, help="of a node")
+    parser.add_argument("--link", default="1.25GB", help="of a node, a second")
+    parser.add_argument("--storage", default="5GB", help="of the shared folder, a second")
+    given = parser.parse_args()
+    targets = [find_target(text) for text in given.targets]
     started = time.monotonic()
     model = mapped_giant()
     parameters = sum(prod(rows.shape) for rows in model.tensors.values())
@@ -144,6 +151,10 @@ def main() -> None:
         print(
             f"{target.label:<8} {size:>17,} bytes ({format_size(size)}), planned in {time.monotonic() - started:.1f} s"
         )
+        if given.nodes is not None:
+            counts = [int(count) for count in given.nodes.split(",")]
+            link, storage = parse_size(given.link), parse_size(given.storage)
+            print("\n".join(table(plan, [Machines(count, given.processors, link, storage) for count in counts])))
     stack = next(tensor for tensor in plan.tensors if tensor.info.name == "blk.46.ffn_down_exps.weight")
     blocks = [chunk.encode() for chunk in islice(chunks(stack), 64)]
     print(

@@ -195,6 +195,7 @@ class AgreementStatistics:
         reference_loss, candidate_loss, loss_difference: mean negative log-likelihood in nats.
         probability_change: mean of Δp, candidate less reference, of the text's own next token.
         lost, gained: tokens that only the reference (only the candidate) predicted rightly.
+        accuracy_drop: mean over tokens of (predicted rightly by the reference) - (by the candidate).
         along_position: int64 [2, positions], agreeing tokens and all tokens by their position in the chunk.
     """
 
@@ -206,6 +207,7 @@ class AgreementStatistics:
     loss_difference: ClusteredMean = field(default_factory=ClusteredMean)
     probability_change: ClusteredMean = field(default_factory=ClusteredMean)
     squared_change: ClusteredMean = field(default_factory=ClusteredMean)
+    accuracy_drop: ClusteredMean = field(default_factory=ClusteredMean)
     histogram: LogHistogram = field(default_factory=LogHistogram)
     losses: Covariance = field(default_factory=Covariance)
     lost: int = 0
@@ -238,8 +240,9 @@ class AgreementStatistics:
         self.histogram.add(measures.divergence)
         self.losses.add(measures.reference_target, measures.candidate_target)
         right, kept = measures.reference_top == measures.targets, measures.candidate_top == measures.targets
-        self.lost += int((right & ~kept).sum())
-        self.gained += int((kept & ~right).sum())
+        lost, gained = int((right & ~kept).sum()), int((kept & ~right).sum())
+        self.lost, self.gained = self.lost + lost, self.gained + gained
+        self.accuracy_drop.add(float(lost - gained), n)
         self._add_positions(agrees, first)
 
     def _add_positions(self, agrees: NDArray[np.bool_], first: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,12 +27,14 @@ from edgepack.quant.calibration.importance import ImportanceMatrix, ImportanceSu
 from edgepack.quant.calibration.text import evenly_spread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from edgepack.crew import Crew
     from edgepack.progress import Progress
+    from edgepack.quant.calibration.importance import ImportanceEntry
 
 DEFAULT_CHUNK = 512
 _FLOAT32 = 0  # GGML_TYPE_F32
@@ -175,7 +178,11 @@ class _Watch:
 
     def commit(self) -> None:
         """After a piece that ran to its end: add it to the sums."""
-        for name, entry in self._piece.entries.items():
+        self.add(self._piece.entries)
+
+    def add(self, entries: Mapping[str, ImportanceEntry]) -> None:
+        """Add what one piece gave."""
+        for name, entry in entries.items():
             self.sums.add(name, entry.sums, entry.counts)
 
     def raise_failure(self) -> None:
@@ -254,6 +261,32 @@ def _check_finite(name: str, sums: NDArray[np.float64]) -> None:
         raise NumericError(f"tensor '{name}': NaN or infinity in the activations of input channel {channel}")
 
 
+@dataclass(frozen=True)
+class CollectContext:
+    """A model that another process runs pieces of text through; it is opened there at the first.
+
+    Attributes:
+        path: a GGUF.
+        options: how the text is run.
+    """
+
+    path: Path
+    options: CollectOptions
+
+    @cached_property
+    def collector(self) -> ImportanceCollector:
+        """The opened model."""
+        return ImportanceCollector(self.path, self.options)
+
+
+def run_piece(context: CollectContext, tokens: NDArray[np.int32]) -> dict[str, ImportanceEntry]:
+    """What one piece adds to the sums; what a worker does. Raises as `ImportanceCollector.run`."""
+    watch = context.collector.watch
+    watch.sums = ImportanceSums()
+    context.collector.run(np.array(tokens))
+    return dict(watch.sums.entries)
+
+
 def collect_importance(
     path: Path,
     text: str,
@@ -263,6 +296,7 @@ def collect_importance(
     start: ImportanceMatrix | None = None,
     keep: Callable[[ImportanceMatrix, bool], object] = lambda _matrix, _last: None,
     progress: Progress = silent,
+    crew: Crew | None = None,
 ) -> ImportanceMatrix:
     """Run `text` through the model at `path`.
 
@@ -274,6 +308,7 @@ def collect_importance(
         start: a run of the same text that was interrupted: it goes on behind its `chunk_count`.
         keep: called after each piece with what there is so far, and whether that is all because a signal came.
         progress: told of each piece done.
+        crew: who runs the pieces, each as one process would, and added in the text's order; None for this process.
 
     Raises:
         CalibrationError: the text is too short.
@@ -289,6 +324,15 @@ def collect_importance(
         matrix = ImportanceMatrix(collector.watch.sums.entries, done, collector.chunk, (dataset,))
         with progress("imatrix", len(pieces), " chunks") as advance:
             advance(done)
+            if crew is not None:
+                context = crew.share(CollectContext(path, options))
+                need = lambda _piece: path.stat().st_size  # noqa: E731 - the file is mapped by every worker
+                for piece in crew.map(run_piece, context, list(pieces[done:]), need=need, with_torch=True):
+                    collector.watch.add(piece)
+                    matrix = replace(matrix, chunk_count=matrix.chunk_count + 1)
+                    keep(matrix, False)
+                    advance(1)
+                return matrix
             try:
                 for number in range(done, len(pieces)):
                     with held_signals(collector.abort):  # sums and their count change together

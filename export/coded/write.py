@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.errors import CheckpointError
+from edgepack.export.coded.crew import crew_coded
 from edgepack.export.coded.file import VariantWriter, fill_draft
 from edgepack.export.coded.plan import PlannedMatrix, VariantPlan, settle_plan
 from edgepack.export.interrupted import journaled_output, noted
@@ -25,9 +26,10 @@ from edgepack.quant.codecs.codec import NO_STATISTICS, CodesTogether
 from edgepack.quant.codecs.native_choice import choose_native
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from edgepack.crew import Crew
     from edgepack.progress import Progress
     from edgepack.quant.codecs.codec import Codec, Encoded, Parameter, Statistics
 
@@ -61,6 +63,19 @@ class CodedReport:
     error: float
     stages: tuple[StageReport, ...]
     components: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A coded matrix.
+
+    Attributes:
+        outcome: what an interrupted run must remember of it.
+        stages: that were kept.
+    """
+
+    outcome: _Outcome
+    stages: tuple[Encoded, ...]
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,7 @@ def write_variant(
     threads: int | None = None,
     progress: Progress = silent,
     resume: bool = False,
+    crew: Crew | None = None,
 ) -> tuple[int, tuple[CodedReport, ...]]:
     """Code every planned matrix and write the variant; it appears under its name only when it is whole.
 
@@ -112,6 +128,7 @@ def write_variant(
         progress: told the weights done.
         resume: go on after the tensors that an interrupted run of the same plan has left; the bytes are the same
             as without interruption.
+        crew: who codes; None for this process.
 
     Returns:
         The file's length in bytes, and a report for each tensor.
@@ -128,13 +145,14 @@ def write_variant(
     kept = noted(output, digest, start) if resume else None
     known_outcomes = kept.more["outcomes"][: kept.tensors] if kept else []
     outcomes = [_Outcome.from_json(fields) if fields else None for fields in known_outcomes]
-    run = _Run(settled, known, skip_harmful, threads, outcomes)
+    run = CodingRun(settled, known, skip_harmful, threads, outcomes)
     with journaled_output(output, digest, settled.total_bytes, kept, start) as (stream, journal):
         writer = VariantWriter(stream, settled.layout, run.done)
         with progress("code", sum(prod(tensor.rows.shape) for tensor in plan.tensors), " weights") as advance:
             advance(sum(prod(tensor.rows.shape) for tensor in plan.tensors[: len(outcomes)]))
-            for tensor in settled.tensors[len(outcomes) :]:
-                run.add(writer, tensor)
+            left = settled.tensors[len(outcomes) :]
+            for tensor, coded in run.coded(left) if crew is None else crew_coded(run, left, crew):
+                run.add(writer, tensor, coded)
                 advance(prod(tensor.rows.shape))
                 journal.note_now(len(run.outcomes), writer.length, run.as_json)
         length = writer.finish()
@@ -155,7 +173,7 @@ def _digest(plan: VariantPlan, statistics: Mapping[str, Statistics], skip_harmfu
 
 
 @dataclass
-class _Run:
+class CodingRun:
     """Coding in progress.
 
     Attributes:
@@ -189,22 +207,37 @@ class _Run:
         written = zip(self.plan.tensors, self.outcomes, strict=False)
         return tuple(_report(tensor, outcome) for tensor, outcome in written)
 
-    def add(self, writer: VariantWriter, tensor: PlannedMatrix) -> None:
-        """Code one tensor and write it."""
+    def coded(self, tensors: Sequence[PlannedMatrix]) -> Iterator[tuple[PlannedMatrix, Coded | None]]:
+        """Each tensor with what coding it gave; None for one that stays as it is."""
+        for tensor in tensors:
+            yield tensor, self.code(tensor)
+
+    def code(self, tensor: PlannedMatrix) -> Coded | None:
+        """Code one tensor; raises as `write_variant`."""
         if tensor.target is None:
+            return None
+        result = self._chained(tensor, tensor.target.codecs)
+        native = choose_native(open_chain(result.stages), tensor.matrix_shape, result.squared_error)
+        outcome = _Outcome(native.name, result.error, result.reports, tuple(s.parameters for s in result.stages))
+        return Coded(outcome, tuple(result.stages))
+
+    def add(self, writer: VariantWriter, tensor: PlannedMatrix, coded: Coded | None) -> None:
+        """Write one tensor."""
+        if coded is None:
             assert isinstance(tensor.draft, TensorInfo)
             writer.add_plain(tensor.draft, tensor.read())
             self.outcomes.append(None)
             return
-        result = self._coded(tensor, tensor.target.codecs)
-        native = choose_native(open_chain(result.stages), tensor.matrix_shape, result.squared_error)
-        outcome = _Outcome(native.name, result.error, result.reports, tuple(s.parameters for s in result.stages))
-        filled = _filled(tensor, outcome)
+        filled = _filled(tensor, coded.outcome)
         assert isinstance(filled, CodedTensor)
-        writer.add_coded(filled, result.stages)
-        self.outcomes.append(outcome)
+        writer.add_coded(filled, coded.stages)
+        self.outcomes.append(coded.outcome)
 
-    def _coded(self, tensor: PlannedMatrix, codecs: tuple[Codec, ...]) -> ChainResult:
+    def together(self, tensor: PlannedMatrix) -> list[PlannedMatrix]:
+        """Those that a matrix is coded with, in order, itself among them."""
+        return self._groups.get(tensor.name, [tensor])
+
+    def _chained(self, tensor: PlannedMatrix, codecs: tuple[Codec, ...]) -> ChainResult:
         return encode_chain(
             tensor if prod(tensor.matrix_shape) > _WHOLE_WEIGHTS else tensor.read(), codecs,
             self.statistics.get(tensor.name, NO_STATISTICS), skip_harmful=self.skip_harmful, threads=self.threads,
@@ -221,6 +254,14 @@ class _Run:
             coded = codec.encode_together([member.read() for member in group])
             self._ahead = {member.name: one for member, one in zip(group, coded, strict=True)}
         return self._ahead.pop(tensor.name)
+
+    def alone(self) -> CodingRun:
+        """The run as another process takes it up: without what is done."""
+        return CodingRun(self.plan, self.statistics, self.skip_harmful, 1, [])
+
+    def forget_ahead(self) -> None:
+        """Drop first stages that were coded ahead: a worker's next piece is another's neighbour."""
+        self._ahead = {}
 
     @cached_property
     def _groups(self) -> dict[str, list[PlannedMatrix]]:

@@ -83,6 +83,10 @@ class SafetensorsFile:
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
+    def __reduce__(self) -> tuple[type[SafetensorsFile], tuple[Path]]:
+        """Another process opens the file anew, under the same name."""
+        return SafetensorsFile, (self.path,)
+
     def __del__(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)

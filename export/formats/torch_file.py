@@ -52,6 +52,10 @@ class TorchFile:
         CheckpointError: not a file of tensors; in particular a pickle with code in it.
     """
 
+    def __reduce__(self) -> tuple[type[TorchFile], tuple[Path]]:
+        """Another process opens the file anew, under the same name."""
+        return TorchFile, (self.path,)
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._tensors = _load(path)

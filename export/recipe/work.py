@@ -15,6 +15,7 @@ import numpy as np
 from edgepack.errors import UsageError
 from edgepack.export.recipe.calibration import calibration_tokens, short_text_note
 from edgepack.export.recipe.changed import ChangedModel
+from edgepack.export.recipe.pass_stages import following_key
 from edgepack.export.recipe.records import importance_by_gguf_name, recipe_metadata
 from edgepack.progress import silent
 from edgepack.quant.passes.registry import find_pass
@@ -26,15 +27,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from edgepack.crew import Crew
     from edgepack.export.mapped import MappedModel
     from edgepack.export.plan import ExportPlan, Importance
+    from edgepack.export.recipe.pass_stages import PassStages
     from edgepack.gguf.types import GGMLType
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
     from edgepack.quant.calibration.collect import Calibration
+    from edgepack.quant.calibration.statistics import LinearStatistics
     from edgepack.quant.passes.coded_rows import CodedRows
     from edgepack.quant.passes.recipe import PassStep, Recipe
-    from edgepack.quant.passes.run import Figure, PassRun
+    from edgepack.quant.passes.run import Figure, PassOutcome, PassRun
     from edgepack.quant.types.choice import Overrides
     from edgepack.quant.types.targets import Target
 
@@ -53,7 +57,9 @@ class RecipeOptions:
         resumable: whether the folder stays after a kill: then what is done is kept in it.
         factors: where low-rank factors are stored, or read from; None for neither.
         save_calibration: a `.safetensors` file for the statistics, which makes calibration resumable; or None.
+        stages: where finished passes are kept for another run; None where they are not.
         progress: told of each block done.
+        crew: who runs what can be split; None for this process.
     """
 
     folder: Path
@@ -65,7 +71,9 @@ class RecipeOptions:
     resumable: bool = False
     factors: Path | None = None
     save_calibration: Path | None = None
+    stages: PassStages | None = None
     progress: Progress = silent
+    crew: Crew | None = None
 
 
 @dataclass(frozen=True)
@@ -182,8 +190,12 @@ class Passes:
 
     def _calibrated(self, work: _Work) -> Calibration | None:
         """Statistics of the changed model where something needs them; taken once where all targets share it."""
+        from edgepack.quant.calibration.collect import Calibration
+
         if not (work.with_importance or self.corrections):
             return None
+        if work.measured is not None and not self.corrections and self.options.save_calibration is None:
+            return Calibration(work.measured)
         if self._own:
             return work.calibrate()
         self._calibration = self._calibration or work.calibrate()
@@ -211,7 +223,9 @@ class _Work:
         self.notes: list[str] = []
         self.low_rank: dict[str, Any] = {}
         self.coded: CodedRows | None = None
+        self.measured: Mapping[str, LinearStatistics] | None = None  # by the last pass, of what it left
         self._folder = options.folder
+        self._key = "" if options.stages is None else options.stages.key
         self._kept: dict[str, NDArray[np.int64]] = {}  # shared with what goes on from here
 
     def for_target(self, target: Target) -> _Work:
@@ -219,6 +233,8 @@ class _Work:
         work = copy.copy(self)
         work.target, work._folder = target, self.options.folder / target.name  # noqa: SLF001 - a copy of its own
         work.figures, work.notes, work.low_rank = list(self.figures), list(self.notes), dict(self.low_rank)
+        overrides = self.options.overrides or None
+        work._key = following_key(self._key, target.name, overrides, self.options.pre)  # noqa: SLF001 - likewise
         return work
 
     def tokens(self, learnt: int = 0) -> NDArray[np.int64]:
@@ -235,7 +251,8 @@ class _Work:
 
     def _sampled(self, name: str, learnt: int) -> NDArray[np.int64]:
         """The tokens that an interrupted run chose, or new ones, kept: a model's own samples take long."""
-        path = self.options.folder / f"{name}.npy"
+        stages = self.options.stages
+        path = self.options.folder / f"{name}.npy" if stages is None else stages.tokens_file(name, self._key)
         if not path.is_file():
             partial = path.with_name(f"partial-{name}.npy")
             np.save(partial, self._chosen(learnt))
@@ -245,7 +262,7 @@ class _Work:
 
     def run(self, step: PassStep) -> None:
         """One pass, and what it leaves."""
-        outcome = find_pass(step.name).run(self.checkpoint, step.settings, self.pass_run(step))
+        outcome = self._staged(step) if self.options.stages else self._done(step, self._folder)
         self.checkpoint = outcome.checkpoint
         if outcome.coded is None:
             self.unrounded = outcome.checkpoint
@@ -253,13 +270,30 @@ class _Work:
         self.notes += outcome.notes
         self.low_rank |= outcome.low_rank
         self.coded = outcome.coded or self.coded
+        self.measured = outcome.measured
 
-    def pass_run(self, step: PassStep) -> PassRun:
-        """What a pass is given now."""
+    def _done(self, step: PassStep, folder: Path) -> PassOutcome:
+        """What a pass gives that is done now."""
+        scratch = folder / f"pass-{len(self.figures)}"
+        return find_pass(step.name).run(self.checkpoint, step.settings, self.pass_run(step, scratch))
+
+    def _staged(self, step: PassStep) -> PassOutcome:
+        """What a pass gives, or gave an earlier run with the same inputs."""
+        stages = self.options.stages
+        assert stages is not None
+        if step.needs_tokens:  # a later pass has those that this one asked for, whether it is done now or was before
+            self.tokens(sequences_learnt(step.settings))
+        key = following_key(self._key, step.name, sorted(step.given.items()))
+        outcome = stages.run(len(self.figures), step, key, self.checkpoint, lambda scratch: self._done(step, scratch))
+        self._key = key
+        return outcome
+
+    def pass_run(self, step: PassStep, scratch: Path) -> PassRun:
+        """What a pass is given now, with a folder of its own."""
         from edgepack.quant.passes.run import PassRun
 
         return PassRun(
-            folder=self._folder / f"pass-{len(self.figures)}",
+            folder=scratch,
             tokens=self.tokens(sequences_learnt(step.settings)) if step.needs_tokens else None,
             target_types=self._target_types() if self.target else {},
             with_importance=self.with_importance,
@@ -268,6 +302,7 @@ class _Work:
             resumable=self.options.resumable,
             factors=self.options.factors,
             progress=self.options.progress,
+            crew=self.options.crew,
         )
 
     def _target_types(self) -> dict[str, GGMLType]:
@@ -300,14 +335,17 @@ class _Work:
         return collect(
             self.checkpoint, self.tokens(), with_hessian=full, device=self.options.device, batch=self.options.batch,
             save_to=self.options.save_calibration or self._kept_statistics(), progress=self.options.progress,
+            crew=self.options.crew,
         )  # fmt: skip
 
     def _kept_statistics(self) -> Path | None:
         """Where an interrupted calibration keeps its finished blocks."""
         if not self.options.resumable:
             return None
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return self._folder / "statistics.safetensors"
+        stages = self.options.stages
+        folder = self._folder if stages is None else stages.calibration_folder(self._key)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / "statistics.safetensors"
 
     def outline(self) -> ExportPlan:
         """The plan as it would be if every input were equally important: types do not depend on the figures."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import defaultdict
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -27,6 +28,10 @@ class FeedbackFactors:
         self._folder, self._locks = folder, defaultdict[str, Lock](Lock)
         folder.mkdir(parents=True, exist_ok=True)
 
+    def __reduce__(self) -> tuple[type[FeedbackFactors], tuple[Path]]:
+        """Another process takes them up from their folder."""
+        return FeedbackFactors, (self._folder,)
+
     def get(self, name: str, hessian: Callable[[], torch.Tensor]) -> FeedbackFactor:
         """The factor of inputs; `hessian` gives H [in, in] and is only called where nothing is kept.
 
@@ -45,7 +50,7 @@ class FeedbackFactors:
                 upper, dead = torch.from_numpy(kept["upper"]), torch.from_numpy(kept["dead"])
                 return FeedbackFactor(upper, float(kept["damping"]), dead)
         factor = feedback_factor(hessian(), name=name)
-        partial = self._folder / f"partial-{name}.npz"
+        partial = self._folder / f"partial-{secrets.token_hex(4)}-{name}.npz"  # other processes may make it too
         np.savez(partial, upper=factor.upper.numpy(), dead=factor.dead.numpy(), damping=factor.damping)
         partial.replace(path)
         return factor

@@ -6,6 +6,7 @@ curvature is `quant.calibration`'s, rounding one matrix `quant.refine.rounding`'
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ import torch
 
 from edgepack.errors import UnsupportedModelError, UsageError
 from edgepack.export.mapped_model import map_checkpoint
+from edgepack.export.refine.crew import crew_matrices, predict, round_kept
 from edgepack.export.refine.factors import FeedbackFactors
 from edgepack.export.refine.prospects import Prospect, fitting, input_costs, quick_loss, read_masses, sample
 from edgepack.export.refine.reading import read_share
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from edgepack.crew import Crew
     from edgepack.export.plan import ExportPlan, PlannedTensor
     from edgepack.export.refine.prospects import RowSample
     from edgepack.gguf.types import TensorInfo
@@ -118,6 +121,7 @@ class RefinedModel:
         pre: the pre-tokenizer's name where its structure is not known.
         threads: None for one a processor. Their number does not change a bit.
         progress: told of matrices.
+        crew: who predicts and rounds, in `scratch`, in place of threads; None for this process.
     """
 
     def __init__(
@@ -131,7 +135,9 @@ class RefinedModel:
         pre: str | None = None,
         threads: int | None = None,
         progress: Progress = silent,
+        crew: Crew | None = None,
     ) -> None:
+        self._crew = crew
         self.model = map_checkpoint(checkpoint, pre=pre)
         self.settings, self._inputs, self._scratch = settings, inputs, scratch
         self._costs = MatrixCurvatures(curvatures, Origins(checkpoint, pre=pre), checkpoint.tensors.specs)
@@ -243,17 +249,28 @@ class RefinedModel:
         folder = self._scratch / "predicted"
         folder.mkdir(exist_ok=True)
 
-        def find(tensor: PlannedTensor) -> tuple[str, Prospect]:
-            path = folder / f"{tensor.info.name}.json"
-            if not path.is_file():
-                self._predicted(tensor).save(path)
-            return tensor.info.name, Prospect.load(path)
-
         with one_thread(), self._progress("Predicting", len(missing), " matrices") as advance:
-            for name, found in ordered_map(find, missing, self._threads, size=_read_bytes):
+            if self._crew is not None:  # what the workers find lies in the folder then
+                crew_matrices(self, predict, missing, self._crew, advance)
+            for name, found in ordered_map(self.prospect, missing, self._threads, size=_read_bytes):
                 self._known[name] = found
-                advance(1)
+                if self._crew is None:
+                    advance(1)
         return self._known
+
+    def prospect(self, tensor: PlannedTensor) -> tuple[str, Prospect]:
+        """A tensor's name, and what every type is predicted to cost it; kept in the scratch folder."""
+        path = self._scratch / "predicted" / f"{tensor.info.name}.json"
+        if not path.is_file():
+            self._predicted(tensor).save(path)
+        return tensor.info.name, Prospect.load(path)
+
+    def alone(self) -> RefinedModel:
+        """The same for another process: with one thread, and nobody who is told."""
+        copied = copy.copy(self)
+        copied._threads, copied._progress, copied._crew = 1, silent, None  # noqa: SLF001 - a copy of its own
+        copied._known, copied._matrices = {}, []  # noqa: SLF001
+        return copied
 
     def _predicted(self, tensor: PlannedTensor) -> Prospect:
         outputs = self._costs.outputs(tensor.info).numpy()
@@ -305,9 +322,12 @@ class RefinedModel:
         rounded, losses = [t for t in plan.tensors if t.info.name in allocation.kinds], dict[str, float]()
         (self._scratch / "rows").mkdir(exist_ok=True)
         with one_thread(), self._progress("Rounding", len(rounded), " matrices") as advance:
-            for name, loss in ordered_map(self._kept, rounded, self._threads, size=_read_bytes):
+            if self._crew is not None:
+                crew_matrices(self, round_kept, rounded, self._crew, advance)
+            for name, loss in ordered_map(self.round_kept, rounded, self._threads, size=_read_bytes):
                 losses[name] = loss
-                advance(1)
+                if self._crew is None:
+                    advance(1)
         made = {tensor.info.name: self._stored(tensor) for tensor in rounded}
         finished = tuple(replace(t, rows=made.get(t.info.name, t.rows)) for t in plan.tensors)
         return RefinedFile(
@@ -332,7 +352,7 @@ class RefinedModel:
     def _rows_path(self, info: TensorInfo) -> Path:
         return self._scratch / "rows" / f"{info.name}.{info.type.name}"
 
-    def _kept(self, tensor: PlannedTensor) -> tuple[str, float]:
+    def round_kept(self, tensor: PlannedTensor) -> tuple[str, float]:
         """Round a tensor into its scratch file, unless that was done; gives its name and loss."""
         path = self._rows_path(tensor.info)
         note = path.with_name(f"{path.name}.json")
@@ -348,12 +368,12 @@ class RefinedModel:
         per = info.shape[1] if len(info.shape) == 3 else info.rows
         threads = self._threads if per * info.shape[-1] > _LARGE else 1
         joint = self._costs.joint(info) if info.type in REFINED_TYPES and self.settings.feedback else None
-        with path.open("wb") as stream:
+        with atomic_output(path) as stream:  # whole or not at all: another worker may be asked for it too
             for expert, start in enumerate(range(0, info.rows, per)):
                 weights = torch.from_numpy(np.ascontiguousarray(tensor.rows.read(start, start + per)))
                 costs = outputs[start : start + per] if joint is None else joint
                 found = self._round(info, expert, weights, costs, info.type, threads)
-                found.rows.tofile(stream)
+                stream.write(np.ascontiguousarray(found.rows).data)
                 loss += found.loss
         return loss
 

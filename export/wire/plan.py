@@ -6,11 +6,12 @@ them. How small the result packs, and which scalar makes it fit, is left to `edg
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -43,12 +44,13 @@ from edgepack.quant.wire.rates import RateModel
 from edgepack.quant.wire.rounding import round_matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from edgepack.crew import Crew
     from edgepack.export.plan import PlannedTensor
     from edgepack.export.wire.drift import Drifted
     from edgepack.export.wire.folding import InputGroup
@@ -63,9 +65,13 @@ if TYPE_CHECKING:
 
 
 _FOLD = "fold "  # before a matrix' name: key of what was decided on its folds
+_WORK_BYTES = 40  # a weight of a layer's largest matrix, of memory: it, its lattice, its paths
 _FOLD_ROWS = 32  # on which folds and hosts are compared
 MIXED = "mixed"  # in place of a host's name, where matrices have hosts of their own
 GGUF_ALIGNMENT = 32  # of a tensor: its padding is less
+
+
+Result = TypeVar("Result")
 
 
 class WireModel:
@@ -78,6 +84,7 @@ class WireModel:
         tokens: [sequences, length], what drift is measured on; only needed where the settings ask for it.
         pre: the pre-tokenizer's name where its structure is not known.
         threads: of the rounding; None for one a processor. Their number does not change a bit.
+        crew: who rounds, layer by layer, in the scratch folder, in place of threads; None for this process.
 
     Raises:
         UnsupportedModelError: matrices without a curvature: what transformers does not run as a linear layer.
@@ -93,7 +100,9 @@ class WireModel:
         *,
         pre: str | None = None,
         threads: int | None = None,
+        crew: Crew | None = None,
     ) -> None:
+        self._crew = crew
         self._threads = threads or default_threads()
         self._checkpoint, self._tokens = checkpoint, tokens
         self._drifted: dict[str, Drifted] = {}  # of the layer in hand
@@ -168,11 +177,16 @@ class WireModel:
         if settings.memory and not (self._kept and self._hosts):
             self.hosts = self._allocated(scale, about)
         drift = DriftRun(self._checkpoint, self._tokens, settings.device) if settings.drift else None
+        if self._crew is not None and drift is None:  # what workers round is taken as an interrupted rounding's is
+            with progress("Rounding", len(layers), " layers") as advance:
+                for _layer in self._by_layers(_round_layer, (scale, scratch)):
+                    advance(1)
+            progress = silent
         with progress("Rounding", len(layers), " layers") as advance:
             for block, names in layers.items():
                 self._drifted = drift.look(block) if drift is not None and block is not None else {}
                 if drift is None:
-                    self._resume_layer(f"layer-{block}", names, scale, work)
+                    self.resume_layer(f"layer-{block}", names, scale, work)
                 else:
                     self._advance(drift, block, names, self._round_layer(names, scale, work), work)
                 advance(1)
@@ -190,16 +204,40 @@ class WireModel:
 
     @cached_property
     def _spreads(self) -> list[Spread]:
-        found = []
-        for names in self._layers().values():
-            groups = self._groups(names)
-            layer = self._folder.fold(groups)
-            for group in groups:
-                stack = self._stack(group, layer)
-                factor = self._factor(group, stack)
-                sample, relative = stack.sample()
-                found.append(Spread.of(sample, relative * UNION_STEP, factor, stack.rows * stack.width))
+        if self._crew is not None:
+            return [spread for found in self._by_layers(_layer_spreads, None) for spread in found]
+        return [spread for names in self._layers().values() for spread in self.layer_spreads(names)]
+
+    def layer_spreads(self, names: list[str]) -> list[Spread]:
+        """Of every input group of a layer."""
+        groups, found = self._groups(names), []
+        layer = self._folder.fold(groups)
+        for group in groups:
+            stack = self._stack(group, layer)
+            factor = self._factor(group, stack)
+            sample, relative = stack.sample()
+            found.append(Spread.of(sample, relative * UNION_STEP, factor, stack.rows * stack.width))
         return found
+
+    def _by_layers(self, work: Callable[[_LayerWork, int], Result], settings: Any) -> Iterator[Result]:
+        """`work` on every layer by the crew, in order."""
+        assert self._crew is not None
+        layers = list(self._layers().items())
+        context = self._crew.share((self.alone(), settings, layers))
+
+        def need(number: int) -> int:
+            largest = max((self._planned[name] for name in layers[number][1]), key=lambda tensor: tensor.info.nbytes)
+            return _WORK_BYTES * prod(largest.info.shape[-2:]) + 32 * largest.info.shape[-1] ** 2
+
+        return self._crew.map(work, context, range(len(layers)), need=need, with_torch=True)
+
+    def alone(self) -> WireModel:
+        """The same for another process: with one thread, and without a crew."""
+        copied = copy.copy(self)
+        copied._threads, copied._crew = 1, None  # noqa: SLF001 - a copy of its own
+        copied.__dict__.pop("_spreads", None)
+        copied._folder = LayerFolder(copied.model, copied._squares, copied.settings.column_steps)  # noqa: SLF001
+        return copied
 
     def keep_trellises(self, kept: bool) -> None:
         """Whether later roundings leave hosts and trellises of matrices as they are; nothing is kept at first."""
@@ -272,7 +310,7 @@ class WireModel:
             found.append(Offer(kind, stack.rows * kind.row_bytes(stack.width), weights * cost))
         return found
 
-    def _resume_layer(self, layer: str, names: list[str], scale: float, work: Rounding) -> None:
+    def resume_layer(self, layer: str, names: list[str], scale: float, work: Rounding) -> None:
         """Round a layer, unless an interrupted rounding did."""
         matrices = [self._planned[name] for name in names if self._on_grid(self._planned[name])]
         key = repr((scale, self.settings, self._decided(names) if self._kept else None))
@@ -421,6 +459,22 @@ class WireModel:
             keys.WIRE_TRELLIS: u32(self.settings.trellis),
             keys.WIRE_DRIFT: boolean(self.settings.drift),
         }
+
+
+# A model as workers take it up, what else the work needs, and number and tensors of every layer.
+_LayerWork = tuple[WireModel, Any, list[tuple[int | None, list[str]]]]
+
+
+def _round_layer(context: _LayerWork, number: int) -> None:
+    """Round one layer into the scratch folder; what a worker does."""
+    model, (scale, scratch), layers = context
+    block, names = layers[number]
+    model.resume_layer(f"layer-{block}", names, scale, Rounding(scratch))
+
+
+def _layer_spreads(context: _LayerWork, number: int) -> list[Spread]:
+    """What predictions of one layer stand on; what a worker does."""
+    return context[0].layer_spreads(context[2][number][1])
 
 
 def host_target(host: Host) -> Target:

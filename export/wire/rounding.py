@@ -157,7 +157,7 @@ class Rounding:
             "losses": {name: self._losses[name] for name in names},
             "raised": {name: self._raised[name] for name in names if name in self._raised},
         }  # fmt: skip
-        partial = self._scratch / "partial.json"
+        partial = self._scratch / f"partial-{layer}.json"
         partial.write_text(json.dumps(note))
         partial.replace(self._scratch / f"{layer}.json")
 

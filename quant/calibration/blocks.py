@@ -148,12 +148,6 @@ class BlockwiseModel:
         prefix = f"{self._list_path}.{index}."
         return [name for path, name in self._names.items() if path.startswith(prefix)]
 
-    def linear_names(self, index: int) -> list[str]:
-        """Checkpoint names of the two-dimensional weights of block `index` that are matrix products."""
-        prefix = f"{self._list_path}.{index}."
-        paths = [path for path, module in self._blocks[index].named_modules() if is_linear(module)]
-        return [self._names[f"{prefix}{path}.weight"] for path in paths]
-
     @property
     def head_name(self) -> str | None:
         """Checkpoint name of the output matrix: the token embedding where both are tied."""

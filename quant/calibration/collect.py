@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from edgepack.progress import silent
+from edgepack.quant.calibration.block_context import BlockContext, stage_bytes
 from edgepack.quant.calibration.blocks import BlockwiseModel
+from edgepack.quant.calibration.collect_relay import FillingFolder, StatisticsLeg, open_statistics
 from edgepack.quant.calibration.statistics import LinearStatistics, MomentAccumulator
 from edgepack.quant.calibration.storage import ResumeFolder, load_statistics, save_statistics
-from edgepack.quant.calibration.sweep import sweep
+from edgepack.quant.calibration.sweep import BatchRunner, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from edgepack.crew import Crew
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
     from edgepack.quant.calibration.sweep import BlockVisit
@@ -66,6 +70,7 @@ def collect(
     batch: int = 8,
     save_to: Path | None = None,
     progress: Progress = silent,
+    crew: Crew | None = None,
 ) -> Calibration:
     """Run `checkpoint` over `tokens` and keep the moments of every linear layer's inputs.
 
@@ -81,6 +86,7 @@ def collect(
         save_to: a `.safetensors` file. When it holds the result of the same run it is loaded instead; a run
             that was interrupted resumes from the folder beside it.
         progress: told of each block done.
+        crew: who runs the blocks, each block on one worker; None for this process. The results are the same.
 
     Raises:
         NumericError: NaN or infinity in weights or activations; the text names the layer.
@@ -92,7 +98,7 @@ def collect(
         if found.get("key") == about["key"]:
             return Calibration(statistics, about)
     resume = None if save_to is None else ResumeFolder(save_to.with_name(f".{save_to.name}.run"), about["key"])
-    statistics = _Collector(checkpoint, tokens, with_hessian, device, batch, resume).run(progress)
+    statistics = _Collector(checkpoint, tokens, with_hessian, device, batch, resume, crew).run(progress)
     if save_to is not None and resume is not None:
         save_statistics(save_to, statistics, about)
         resume.remove()
@@ -131,7 +137,9 @@ class _Collector:
         device: str,
         batch: int,
         resume: ResumeFolder | None,
+        crew: Crew | None,
     ) -> None:
+        self._crew = crew
         self.model = BlockwiseModel(checkpoint, device)
         self.tokens = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))
         self.with_hessian, self.batch, self.resume = with_hessian, batch, resume
@@ -141,26 +149,66 @@ class _Collector:
         done, known, activations = (0, {}, None) if self.resume is None else self.resume.load()
         self.statistics.update(known)
         start = None if activations is None else torch.from_numpy(activations)
-        hidden = sweep(
-            self.model, self.tokens, self._visit, batch=self.batch, progress=progress, first_block=done, hidden=start
-        )
+        if self._crew is None:
+            hidden = sweep(
+                self.model, self.tokens, self._visit, batch=self.batch, progress=progress, first_block=done,
+                hidden=start,
+            )  # fmt: skip
+        else:
+            hidden = self._relayed(self._crew, done, start, progress)
         self._observe_head(hidden)
         return self.statistics
 
-    def _visit(self, visit: BlockVisit) -> torch.Tensor:
-        found, outputs = visit.observe(list(visit.block.linears), self.with_hessian)
+    def _relayed(self, crew: Crew, first: int, entering: torch.Tensor | None, progress: Progress) -> torch.Tensor:
+        """What leaves the last block, every block having been visited by a crew."""
+        if entering is None:
+            runner = BatchRunner(self.model, self.tokens, self.batch)
+            with self.model.shell():
+                entering = runner.map(lambda start, stop: self.model.embed(self.tokens[start:stop]))
+        context = crew.share(
+            (BlockContext(self.model.checkpoint, str(self.model.device), self.tokens.numpy(), self.batch),
+             self.with_hessian)
+        )  # fmt: skip
+        blocks = range(first, self.model.block_count)
+        with tempfile.TemporaryDirectory(prefix="edgepack-relay-") as folder:
+            leg = StatisticsLeg(FillingFolder(Path(folder)), entering, self.batch, first, self._keep)
+            with progress("Calibrating", len(blocks), " blocks") as advance:
+                for _block in crew.relay(open_statistics, context, blocks, leg, need=stage_bytes(self.model)):
+                    advance(1)
+            return leg.last
+
+    def _keep(self, index: int, found: dict[str, LinearStatistics], outputs: NDArray[np.float32]) -> None:
         self.statistics.update(found)
         if self.resume is not None:
-            self.resume.save(visit.block.index, found, outputs.numpy())
+            self.resume.save(index, found, outputs)
+
+    def _visit(self, visit: BlockVisit) -> torch.Tensor:
+        found, outputs = visit.observe(list(visit.block.linears), self.with_hessian)
+        self._keep(visit.block.index, found, outputs.numpy())
         return outputs
 
     def _observe_head(self, hidden: torch.Tensor) -> None:
-        name = self.model.head_name
-        if name is None:
-            return
-        accumulator = MomentAccumulator(self.with_hessian)
-        with self.model.shell():
-            for start in range(0, len(hidden), self.batch):
-                part = hidden[start : start + self.batch].to(self.model.device)
-                accumulator.add(self.model.head_inputs(part, self.tokens[start : start + self.batch]))
-        self.statistics[name] = accumulator.result(name)
+        self.statistics.update(head_statistics(self.model, self.tokens, hidden, self.batch, self.with_hessian))
+
+
+def head_statistics(
+    model: BlockwiseModel, tokens: torch.Tensor, hidden: torch.Tensor, batch: int, with_hessian: bool = False
+) -> dict[str, LinearStatistics]:
+    """Moments of what enters the output matrix, under its checkpoint name; empty where the model has none.
+
+    Args:
+        model: its final norm and output matrix are loaded.
+        tokens: [sequences, length].
+        hidden: the last block's outputs for them [sequences, length, width].
+        batch: sequences at a time.
+        with_hessian: whether to keep H as well.
+    """
+    name = model.head_name
+    if name is None:
+        return {}
+    accumulator = MomentAccumulator(with_hessian)
+    with model.shell():
+        for start in range(0, len(hidden), batch):
+            part = hidden[start : start + batch].to(model.device)
+            accumulator.add(model.head_inputs(part, tokens[start : start + batch]))
+    return {name: accumulator.result(name)}

@@ -17,22 +17,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from edgepack.errors import CalibrationError, NumericError, UnsupportedModelError
+from edgepack.errors import CalibrationError, UnsupportedModelError
 from edgepack.progress import silent
+from edgepack.quant.calibration.block_context import BlockContext, stage_bytes
+from edgepack.quant.calibration.block_sums import BackwardSums, GradientSquares, expert_hessians
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.checkpoint_names import expert_parts
 from edgepack.quant.calibration.curvature_progress import CurvatureProgress
-from edgepack.quant.calibration.expert_curvature import ExpertMoments, ExpertSquares, ExpertWatch, expert_stacks
+from edgepack.quant.calibration.expert_curvature import ExpertMoments, ExpertWatch, expert_stacks
 from edgepack.quant.calibration.statistics import MomentAccumulator
 from edgepack.quant.calibration.sweep import BatchRunner, sweep
-from edgepack.quant.row_feedback import JOINT_LEFT, RowFeedback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from edgepack.crew import Crew
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
     from edgepack.quant.calibration.blocks import Block
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
 
 
 _LOGITS = 1 << 25  # at a time: 128 MB in float32, and a few times that with their gradients
-_TOKENS_AN_OUTPUT = 4  # that G needs, so that what it says of rows together holds of other tokens
 _MANY = 16  # sequences from which on every other one is taken backwards
 
 
@@ -85,6 +86,7 @@ def measure(
     batch: int = 4,
     seed: int = 0,
     progress: Progress = silent,
+    crew: Crew | None = None,
 ) -> Iterator[Mapping[str, Curvature]]:
     """Curvature of every matrix over `tokens` [sequences, length]; does not modify `checkpoint`.
 
@@ -98,6 +100,7 @@ def measure(
         batch: sequences at a time; fewer at the head, whose logits are large.
         seed: of the labels.
         progress: told of each block.
+        crew: who runs the blocks, each block on one worker; None for this process. The results are the same.
 
     Yields:
         That of each block, from the last to the first, then that of the embedding and the head (tied ones as
@@ -113,6 +116,8 @@ def measure(
     refuse_shared_keys(checkpoint.config)
     kept = CurvatureProgress(scratch, (tokens, seed, sorted(checkpoint.tensors.specs)))
     run = _Run(BlockwiseModel(checkpoint, device), torch.from_numpy(tokens), kept, batch, seed)
+    if crew is not None:
+        run = _CrewRun(run, crew)
     yield from run.blocks(progress)
     yield run.tables()
     kept.clear()
@@ -136,48 +141,6 @@ def refuse_shared_keys(config: Mapping[str, Any]) -> None:
         )
 
 
-class _Squares:
-    """Mean squares of gradients, in float64 on the CPU, and mean products where outputs are not too many.
-
-    Args:
-        most: outputs for which products are kept: as many as inputs, so that G is no larger than H.
-    """
-
-    def __init__(self, most: int = 0) -> None:
-        self.most = most
-        self.total: torch.Tensor | None = None
-        self.products: torch.Tensor | None = None
-        self.count = 0
-        self.gives_more = False  # than one tensor, as routers do that choose by themselves
-
-    def add(self, gradients: torch.Tensor) -> None:
-        """Add gradients [..., out]."""
-        flat = gradients.detach().reshape(-1, gradients.shape[-1])
-        squares = flat.square().sum(0).double().cpu()
-        self.total = squares if self.total is None else self.total + squares
-        self.count += len(flat)
-        if flat.shape[-1] <= self.most:
-            products = (flat.T.float() @ flat.float()).double().cpu()
-            self.products = products if self.products is None else self.products + products
-
-    def joint(self) -> torch.Tensor | None:
-        """G, float32 [out, out], where it pays."""
-        if self.products is None or not torch.isfinite(self.products).all():
-            return None
-        if self.count < _TOKENS_AN_OUTPUT * len(self.products):
-            return None
-        joint = (self.products / self.count).float()
-        return joint if RowFeedback.of(joint).left <= JOINT_LEFT else None
-
-    def result(self, name: str) -> torch.Tensor:
-        """float32 [out]; raises NumericError."""
-        if self.total is None:
-            raise NumericError(f"layer '{name}': saw no gradients")
-        if not torch.isfinite(self.total).all():
-            raise NumericError(f"layer '{name}': NaN or infinity in its gradients")
-        return (self.total / self.count).float()
-
-
 class _Run:
     """One forward pass that keeps what enters each block, then one backward pass over the blocks."""
 
@@ -198,12 +161,17 @@ class _Run:
         assert self.kept.backward is not None
         with progress("Curvature", blocks, " blocks") as advance:
             advance(blocks - self.kept.backward)
-            for index in reversed(range(self.kept.backward)):
-                with self.model.block(index) as block:
-                    found, gradient = self._backward_block(block, self.kept.entering(index))
+            for found in self._backward(self.kept.backward):
                 yield found
-                self.kept.went_back(index, gradient)
                 advance(1)
+
+    def _backward(self, left: int) -> Iterator[dict[str, Curvature]]:
+        """Curvature of the first `left` blocks, the last first; the next is asked for when one is taken."""
+        for index in reversed(range(left)):
+            with self.model.block(index) as block:
+                found, gradient = self._backward_block(block, self.kept.entering(index))
+            yield found
+            self.kept.went_back(index, gradient)
 
     def _forward(self, progress: Progress) -> torch.Tensor:
         """H of every block, kept; the last block's outputs."""
@@ -215,10 +183,7 @@ class _Run:
             with ExpertWatch(stacks, lambda name, expert, inputs, _outputs: experts[name].add(expert, inputs)):
                 found, outputs = visit.observe(list(visit.block.linears), with_hessian=True)
             hessians = {name: value.hessian for name, value in found.items()}
-            for name, moments in experts.items():
-                ofs = [hessian.numpy() for hessian in moments.results()]
-                hessians |= {part.name: ofs[part.expert] for part in expert_parts(self.model.source, name) if ofs}
-            self.kept.moments(visit.block.index, hessians)
+            self.kept.moments(visit.block.index, hessians | expert_hessians(self.model.source, experts))
             return outputs
 
         first = self.kept.forward
@@ -232,7 +197,7 @@ class _Run:
         """What the logits cost, kept with the gradient at the last block's outputs [sequences, length, width]."""
         vocabulary = int(self.model.source.specs[self.model.head_name].shape[0]) if self.model.head_name else 1
         size = max(1, min(self.batch, _LOGITS // (vocabulary * self.tokens.shape[1])))
-        inputs, squares, parts = MomentAccumulator(with_hessian=True), _Squares(), []
+        inputs, squares, parts = MomentAccumulator(with_hessian=True), GradientSquares(), []
         with self.model.shell():
             for start in range(0, len(self.tokens), size):
                 rows = slice(start, min(start + size, len(self.tokens)))
@@ -256,39 +221,26 @@ class _Run:
 
     def _backward_block(self, block: Block, entering: NDArray[np.float32]) -> tuple[dict[str, Curvature], torch.Tensor]:
         """A block's curvature, and the gradient at its inputs."""
-        moments = self.kept.kept_moments(block.index)
-        squares = {name: _Squares(len(moments[name]) if name in moments else 0) for name in block.linears}
-        handles = [module.register_forward_hook(_observer(squares[name])) for name, module in block.linears.items()]
-        stacks = expert_stacks(block)
-        experts = {name: ExpertSquares(len(stack)) for name, stack in stacks.items()}
+        sums, parts, after = BackwardSums(block), [], self.kept.gradient(block.index + 1)
+        for start in range(0, len(after), self.batch):
+            rows = slice(start, min(start + self.batch, len(after)))
+            some = torch.from_numpy(np.array(entering[:: self.stride][rows]))
+            parts.append(sums.run(some, torch.from_numpy(np.array(after[rows])), self.runner))
+        return self._curvatures(block.index, sums), torch.cat(parts)
 
-        def look(name: str, expert: int, _inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-            if outputs.requires_grad:
-                outputs.register_hook(lambda gradient: experts[name].add(expert, gradient))
-
-        parts, after = [], self.kept.gradient(block.index + 1)
-        try:
-            for start in range(0, len(after), self.batch):
-                rows = slice(start, min(start + self.batch, len(after)))
-                some = entering[:: self.stride][rows]
-                hidden = torch.from_numpy(np.array(some)).to(self.model.device).requires_grad_(True)
-                with torch.enable_grad(), ExpertWatch(stacks, look):
-                    output = block.run(hidden, self.runner.calls(len(hidden))[block.index])
-                gradient = torch.from_numpy(np.array(after[rows])).to(hidden.device)
-                parts.append(torch.autograd.grad(output, hidden, gradient)[0].cpu())
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _curvatures(self, index: int, sums: BackwardSums) -> dict[str, Curvature]:
+        """A block's curvature, of the sums of both ways."""
+        moments, after = self.kept.kept_moments(index), self.kept.gradient(index + 1)
         found = {
             name: Curvature(moments[name], total.result(name), total.joint())
-            for name, total in squares.items()
+            for name, total in sums.squares.items()
             if name in moments and not total.gives_more
         }
-        for name, of_experts in experts.items():
+        for name, of_experts in sums.experts.items():
             outputs = of_experts.results(after.shape[0] * after.shape[1])
             for part in expert_parts(self.model.source, name) if outputs else ():
                 found[part.name] = Curvature(moments[part.name], outputs[part.expert][part.start : part.stop].clone())
-        return found, torch.cat(parts)
+        return found
 
     def tables(self) -> dict[str, Curvature]:
         """Embedding and head: as one where they are tied, or where the model has only one of them."""
@@ -312,23 +264,50 @@ class _Run:
         return Curvature((inner / scale).float(), (uses / self.tokens.numel()).float())
 
 
+class _CrewRun(_Run):
+    """The same with both passes run by a crew: a block is a stage on one worker, which sees the batches in order."""
+
+    def __init__(self, run: _Run, crew: Crew) -> None:
+        self.__dict__.update(run.__dict__)
+        self._crew = crew
+
+    def _context(self) -> BlockContext:
+        device, tokens = str(self.model.device), self.tokens.numpy()
+        return BlockContext(self.model.checkpoint, device, tokens, self.batch, one_by_one=True)
+
+    def _forward(self, progress: Progress) -> torch.Tensor:
+        from edgepack.quant.calibration.curvature_relay import ForwardLeg, open_forward
+
+        first, blocks = self.kept.forward, self.model.block_count
+        if first == 0:
+            with self.model.shell():
+                hidden = self.runner.map(lambda start, stop: self.model.embed(self.tokens[start:stop]))
+            self.kept.enter(0, hidden)
+        with progress("Forward", blocks - first, " blocks") as advance:
+            leg = ForwardLeg(self.kept, self.batch, len(self.tokens), blocks)
+            context = self._crew.share(self._context())
+            for _block in self._crew.relay(
+                open_forward, context, range(first, blocks), leg, need=stage_bytes(self.model)
+            ):
+                advance(1)
+        assert leg.last is not None
+        return leg.last
+
+    def _backward(self, left: int) -> Iterator[dict[str, Curvature]]:
+        from edgepack.quant.calibration.curvature_relay import BackwardLeg, open_backward
+
+        context, count = self._crew.share(self._context()), len(self.kept.gradient(left))
+        leg = BackwardLeg(self.kept, self.batch, count, self.stride)
+        for index in self._crew.relay(open_backward, context, range(left)[::-1], leg, need=stage_bytes(self.model)):
+            yield self._curvatures(index, leg.sums.pop(index))
+            leg.went_back(index)
+
+
 def draw_labels(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """One label for each distribution [tokens, vocabulary], by inverting its cumulative sums: int64 [tokens]."""
     sums = probabilities.cumsum(-1)
     levels = torch.rand(len(sums), 1, generator=generator).to(sums.device) * sums[:, -1:]
     return torch.searchsorted(sums, levels, right=True)[:, 0].clamp_max(sums.shape[-1] - 1)
-
-
-def _observer(squares: _Squares) -> Callable[[Any, tuple[torch.Tensor, ...], Any], None]:
-    """A forward hook: takes the gradient at the outputs when it comes."""
-
-    def look(_module: Any, _arguments: tuple[torch.Tensor, ...], output: Any) -> None:
-        if isinstance(output, torch.Tensor):
-            output.register_hook(squares.add)
-        else:
-            squares.gives_more = True
-
-    return look
 
 
 def add_curvatures(first: Curvature, second: Curvature) -> Curvature:

@@ -108,6 +108,21 @@ class CurvatureProgress:
         for path in (self._path("gradient", index + 1), self._path("entering", index), self._path("moments", index)):
             path.unlink(missing_ok=True)
 
+    def filling(self, shape: tuple[int, ...], number: int) -> NDArray[np.float32]:
+        """A new array on disk, float32, to be filled piece by piece; a run that ends early leaves nothing of it."""
+        made: NDArray[np.float32] = np.lib.format.open_memmap(
+            self._folder / f"filling-{number}.npy", mode="w+", dtype=np.float32, shape=shape
+        )
+        return made
+
+    def filled(self, number: int) -> None:
+        """A filled array is what enters block `number`."""
+        (self._folder / f"filling-{number}.npy").replace(self._path("entering", number))
+
+    def drop_filling(self, number: int) -> None:
+        """A filled array is not needed any more."""
+        (self._folder / f"filling-{number}.npy").unlink(missing_ok=True)
+
     def _path(self, what: str, index: int) -> Path:
         return self._folder / f"{what}-{index}.{'npz' if what == 'moments' else 'npy'}"
 

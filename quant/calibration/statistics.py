@@ -69,6 +69,19 @@ class MomentAccumulator:
         if self._outer is not None:
             _add_outer(self._outer, flat)
 
+    def take(self, sums: BatchSums) -> None:
+        """Add what `batch_sums` gave of activations: the same, in the same order, as `add` of them."""
+        if self._abs is None:
+            self._start(len(sums.abs))
+        assert self._abs is not None
+        assert self._square is not None
+        self.count += sums.count
+        self._abs += sums.abs.double()
+        self._square += sums.square.double()
+        if self._outer is not None:
+            for start, strip in zip(range(0, len(self._outer), _STRIP), sums.strips, strict=True):
+                self._outer[start : start + _STRIP, start:] += strip
+
     def _start(self, columns: int) -> None:
         self._abs = torch.zeros(columns, dtype=torch.float64)
         self._square = torch.zeros(columns, dtype=torch.float64)
@@ -93,6 +106,40 @@ class MomentAccumulator:
         return LinearStatistics(
             self.count, _single(self._abs / self.count), _single(self._square / self.count), hessian
         )
+
+
+@dataclass(frozen=True)
+class BatchSums:
+    """What one batch of activations adds to a `MomentAccumulator`.
+
+    Attributes:
+        count: tokens.
+        abs: sum of |x|, float32 [in].
+        square: sum of x², float32 [in].
+        strips: of XᵀX on and above the diagonal, 256 rows each, in the activations' type; empty without a Hessian.
+    """
+
+    count: int
+    abs: torch.Tensor
+    square: torch.Tensor
+    strips: tuple[torch.Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes."""
+        return sum(each.nbytes for each in (self.abs, self.square, *self.strips))
+
+
+def batch_sums(inputs: torch.Tensor, *, with_hessian: bool) -> BatchSums:
+    """Of activations [..., in], as `MomentAccumulator.add` takes them."""
+    flat = inputs.detach().reshape(-1, inputs.shape[-1])
+    starts = range(0, flat.shape[1] if with_hessian else 0, _STRIP)
+    return BatchSums(
+        flat.shape[0],
+        flat.abs().sum(0, dtype=torch.float32).cpu(),
+        flat.float().square().sum(0, dtype=torch.float32).cpu(),
+        tuple((flat[:, start : start + _STRIP].T @ flat[:, start:]).cpu() for start in starts),
+    )
 
 
 def _add_outer(total: torch.Tensor, flat: torch.Tensor) -> None:

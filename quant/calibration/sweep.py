@@ -127,6 +127,16 @@ class InputWatch:
 
         return look
 
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Look while the context is open."""
+        handles = [module.register_forward_pre_hook(self.hook(name)) for name, module in self.modules.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def results(self) -> dict[str, LinearStatistics]:
         """The statistics by linear; those of a shared input are one value."""
         done: dict[int, LinearStatistics] = {}
@@ -142,12 +152,8 @@ class InputWatch:
 def observed(modules: Mapping[str, nn.Module], with_hessian: bool) -> Iterator[InputWatch]:
     """Watch what enters `modules` while the context is open."""
     watch = InputWatch(modules, with_hessian)
-    handles = [module.register_forward_pre_hook(watch.hook(name)) for name, module in modules.items()]
-    try:
+    with watch.on():
         yield watch
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class Visitor(Protocol):

@@ -11,13 +11,14 @@ import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import Subset
 
-from edgepack.errors import CalibrationError, ResourceError, UsageError
+from edgepack.errors import CalibrationError, DependencyError, ResourceError, UsageError
 from edgepack.progress import silent
 from edgepack.quant.learning.memory import Plan, plan_memory
 
@@ -95,11 +96,13 @@ def learn(
         ResourceError: memory or disk is full; the last checkpoint stays.
         CalibrationError: there are no examples.
         UsageError: a device that torch lacks.
+        DependencyError: a package that the Trainer needs is not installed.
     """
     if not settings.steps:
         return Learnt(0, 0)
     if not len(examples):
         raise CalibrationError("learning: expected at least one example, got none")
+    check_packages()
     check_device(settings.device)
     settings = _fitting(settings, len(examples), note)
     plan = plan_memory(model, examples[0], objective, settings)
@@ -111,6 +114,13 @@ def learn(
         trainer = _trainer(model, examples, objective, settings, plan, folder, held_out, callbacks)
         _run(trainer, kept, settings, plan.recomputes, label, progress)
     return _learnt(trainer, settings, plan, time.monotonic() - began, time.process_time() - began_cpu)
+
+
+def check_packages() -> None:
+    """Raise DependencyError where the Trainer would fail for want of a package."""
+    absent = [name for name in ("transformers", "accelerate") if find_spec(name) is None]
+    if absent:
+        raise DependencyError(f"learning: needs {absent[0]}: pip install 'edgepack[train]'")
 
 
 def check_device(device: str) -> None:

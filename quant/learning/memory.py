@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _SHORT = 32  # tokens of the shorter of two examples that are measured
 _ADAM = 2  # moments of AdamW, of a parameter's own type
-_SPARE = 1.1  # what allocators and temporaries add, by measurement on a CPU (docs/learning.md)
+_SPARE = 1.1  # what allocators and temporaries add: a margin, not a measurement
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,13 @@ import numpy as np
 from edgepack.quant.codecs.ggml.codec import dequantize_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from edgepack.gguf.types import GGMLType
+
+_KEY_BYTES = 16  # of a row's digest
 
 
 class CodedRows:
@@ -43,6 +47,24 @@ class CodedRows:
             return None
         return np.frombuffer(b"".join(raw for raw in found if raw is not None), dtype=np.uint8).reshape(len(found), -1)
 
+    def as_arrays(self) -> dict[str, NDArray[np.uint8]]:
+        """The table as arrays that `of_arrays` reads: `coded.TYPE.BYTES` → uint8 [n, 16 + BYTES], digest and bytes."""
+        rows: dict[str, list[bytes]] = {}
+        for (kind, key), raw in self._bytes.items():
+            rows.setdefault(f"coded.{kind}.{len(raw)}", []).append(key + raw)
+        return {name: np.frombuffer(b"".join(found), np.uint8).reshape(len(found), -1) for name, found in rows.items()}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[np.uint8]]) -> CodedRows:
+        """The table that `as_arrays` gave."""
+        table = cls()
+        for name, rows in arrays.items():
+            kind = int(name.split(".")[1])
+            for row in rows:
+                raw = row.tobytes()
+                table._bytes[kind, raw[:_KEY_BYTES]] = raw[_KEY_BYTES:]
+        return table
+
     def update(self, other: CodedRows) -> None:
         """Add all rows of `other`."""
         self._bytes.update(other._bytes)
@@ -50,4 +72,4 @@ class CodedRows:
 
 def _key(row: NDArray[np.float32]) -> bytes:
     """A digest of a row; -0.0 and 0.0 are one weight."""
-    return blake2b((row + np.float32(0)).tobytes(), digest_size=16).digest()
+    return blake2b((row + np.float32(0)).tobytes(), digest_size=_KEY_BYTES).digest()

@@ -1,10 +1,11 @@
-"""A recipe: passes over a model's weights in order with their settings, read from TOML and checked whole.
+"""A recipe: passes over a model's weights in order with their settings, read from TOML or JSON and checked whole.
 
-Values only; what a pass does is left to `quant.passes`.
+Values only; what a pass does is left to `quant.passes`, stages and constraints to `pipeline.stages`.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,10 @@ CALIBRATION: dict[str, Setting] = {
     "seed": Setting("whole", low=0, high=2**63 - 1, default=0),
     "importance": Setting("flag", default=True),
 }
+
+
+STAGES = ("export", "pack", "validate", "certify", "constraints")
+"""Tables of a recipe that `edgepack compress` runs stage by stage; an export knows passes alone."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Recipe:
         passes: in order.
         calibration: `[calibration]`, defaults filled in: `text` (a path, or None for the model's own samples),
             `sequences`, `length`, `seed`, and `importance`: whether the file is quantised with an importance matrix.
-        text: the recipe as TOML, for the file's metadata.
+        text: the recipe as it was written, TOML or JSON, for the file's metadata.
     """
 
     passes: tuple[PassStep, ...]
@@ -90,43 +95,106 @@ class Recipe:
     @property
     def shown(self) -> str:
         """`text` for a file that is given away: the calibration text by its name, not by its place on a machine."""
-        path = tomllib.loads(self.text).get("calibration", {}).get("text")
+        table = recipe_table(self.text)
+        path = table.get("calibration", {}).get("text")
         if not isinstance(path, str):
             return self.text
-        name = _toml(re.split(r"[/\\]", path)[-1])
+        last = re.split(r"[/\\]", path)[-1]
+        if _is_json(self.text):
+            table["calibration"]["text"] = last
+            return json.dumps(table, indent=2, ensure_ascii=False)
+        name = _toml(last)
         return re.sub(r"(?m)^(\s*text\s*=\s*).*$", lambda found: f"{found[1]}{name}", self.text)
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in a TOML file.
+    """The recipe in a file of TOML or JSON.
 
     Raises:
-        RecipeError: unreadable, not TOML, an unknown key, a value out of range, or passes that contradict each other.
+        RecipeError: unreadable, neither of the two, an unknown key, a value out of range, or passes that contradict
+            each other.
     """
-    try:
-        text = read_text(path)
-    except UsageError as error:
-        raise RecipeError(str(error)) from None
+    text = recipe_text(path)
     try:
         return parse_recipe(text)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
 
 
-def parse_recipe(text: str) -> Recipe:
-    """The recipe that `text` spells in TOML; raises as `read_recipe`."""
+def recipe_text(path: Path) -> str:
+    """What a recipe's file holds; raises RecipeError where it cannot be read."""
     try:
-        table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise RecipeError(f"not TOML: {error}") from None
-    _refuse_unknown(table, {"pass", "calibration"}, "")
-    calibration = _settings(table.get("calibration", {}), CALIBRATION, "calibration")
+        return read_text(path)
+    except UsageError as error:
+        raise RecipeError(str(error)) from None
+
+
+def parse_recipe(text: str) -> Recipe:
+    """The recipe that `text` spells in TOML or JSON; raises as `read_recipe`."""
+    table = recipe_table(text)
+    staged = next((name for name in STAGES if name in table), None)
+    if staged is not None:
+        raise RecipeError(f"{staged}: belongs to `edgepack compress`, which runs a recipe stage by stage; an export"
+                          " takes calibration and pass")  # fmt: skip
+    return passes_of(table, text)
+
+
+def passes_of(table: Mapping[str, Any], text: str) -> Recipe:
+    """The passes and the calibration of a parsed recipe.
+
+    Args:
+        table: as `recipe_table` gives it; any key but `pass` and `calibration` is refused.
+        text: what it was parsed from.
+
+    Raises:
+        RecipeError: as `read_recipe`.
+    """
+    refuse_unknown(table, {"pass", "calibration"}, "")
+    calibration = parse_settings(table.get("calibration", {}), CALIBRATION, "calibration")
     steps = table.get("pass", [])
     if not isinstance(steps, list):
         raise RecipeError("pass: expected [[pass]] tables, got one [pass]")
     passes = tuple(_step(step, f"pass[{number}]") for number, step in enumerate(steps))
     _check_order(passes)
     return Recipe(passes, calibration, text.strip())
+
+
+def recipe_table(text: str) -> dict[str, Any]:
+    """The tables of a recipe in TOML, or in JSON, which begins with a brace as TOML never does.
+
+    Raises:
+        RecipeError: neither of the two, or a key that stands twice in one object.
+    """
+    try:
+        table: dict[str, Any] = json.loads(text, object_pairs_hook=_once) if _is_json(text) else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # each library's own error is a ValueError
+        raise RecipeError(f"not {'JSON' if _is_json(text) else 'TOML'}: {error}") from None
+    return table
+
+
+def _is_json(text: str) -> bool:
+    return text.lstrip().startswith("{")
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise RecipeError(f"{key}: stands twice in one object")
+        found[key] = value
+    return found
+
+
+def passes_toml(table: Mapping[str, Any]) -> str:
+    """The passes and the calibration of a parsed recipe as TOML: what an export is given of a recipe with stages."""
+    lines = ["[calibration]", *_toml_lines(table.get("calibration", {}))]
+    for step in table.get("pass", []):
+        lines += ["", "[[pass]]", *_toml_lines(step)]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_lines(table: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {_toml(value)}" for key, value in table.items()]
 
 
 def inline_recipe(passes: Sequence[str], calibration: Mapping[str, Any]) -> Recipe:
@@ -161,11 +229,11 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (int, float)):
         return repr(value)
-    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are TOML's too
 
 
-def _refuse_unknown(table: Mapping[str, Any], known: set[str], path: str) -> None:
+def refuse_unknown(table: Mapping[str, Any], known: set[str], path: str) -> None:
+    """Refuse a table with a key that is none of `known`; raises RecipeError with its path."""
     for key in table:
         if key not in known:
             near = get_close_matches(key, known, n=1)
@@ -173,10 +241,11 @@ def _refuse_unknown(table: Mapping[str, Any], known: set[str], path: str) -> Non
             raise RecipeError(f"{path + '.' if path else ''}{key}: unknown key; {hint}")
 
 
-def _settings(table: Any, known: Mapping[str, Setting], path: str) -> dict[str, Any]:
+def parse_settings(table: Any, known: Mapping[str, Setting], path: str) -> dict[str, Any]:
+    """The checked values of a table, defaults filled in; raises RecipeError with the path of what is wrong."""
     if not isinstance(table, dict):
         raise RecipeError(f"{path}: expected a table, got {table!r}")
-    _refuse_unknown(table, set(known), path)
+    refuse_unknown(table, set(known), path)
     return {
         key: setting.parse(table[key], f"{path}.{key}") if key in table else setting.default
         for key, setting in known.items()
@@ -189,7 +258,7 @@ def _step(table: Any, path: str) -> PassStep:
         raise RecipeError(f"{path}.name: missing; known passes: {', '.join(names)}")
     name = Setting("text", names).parse(table["name"], f"{path}.name")
     given, declared = {key: value for key, value in table.items() if key != "name"}, find_pass(name)
-    step = PassStep(name, _settings(given, declared.settings, path))
+    step = PassStep(name, parse_settings(given, declared.settings, path))
     declared.check(step.settings, frozenset(given), path)
     return step
 

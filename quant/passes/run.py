@@ -18,8 +18,10 @@ import torch
 from edgepack.errors import CalibrationError
 from edgepack.model import OverriddenTensors
 from edgepack.progress import silent
+from edgepack.quant.calibration.block_context import BlockContext
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.sweep import sweep
+from edgepack.quant.passes.crew_blocks import CrewVisit
 from edgepack.quant.passes.kept_blocks import KeptBlocks, Walk
 
 if TYPE_CHECKING:
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from edgepack.crew import Crew
     from edgepack.gguf.types import GGMLType
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
     from edgepack.quant.calibration.blocks import Block
+    from edgepack.quant.calibration.statistics import LinearStatistics
     from edgepack.quant.calibration.sweep import BlockVisit
     from edgepack.quant.passes.coded_rows import CodedRows
 
@@ -52,6 +56,7 @@ class PassRun:
         resumable: whether the folder stays after a kill, so that what is done is kept for a run that goes on.
         factors: where low-rank factors are stored, or read from; None for neither.
         progress: told of each block done.
+        crew: who runs the blocks of passes that can be split; None for this process.
     """
 
     folder: Path
@@ -63,6 +68,7 @@ class PassRun:
     resumable: bool = False
     factors: Path | None = None
     progress: Progress = silent
+    crew: Crew | None = None
 
     def required_tokens(self, purpose: str) -> torch.Tensor:
         """The tokens for `purpose`, such as `pass 'awq'`; raises CalibrationError when there are none."""
@@ -81,6 +87,8 @@ class PassOutcome:
         notes: a line each on what was skipped and why.
         coded: exact bytes of rows that the pass has rounded for the file's own type, or None.
         low_rank: checkpoint name → (left [out, k], right [k, in]) to be added at run time by an adapter.
+        measured: checkpoint name → moments of the inputs of every linear that are good enough for what is left to be
+            quantised, so that nothing needs to be measured again; None where that is not so.
     """
 
     checkpoint: Checkpoint
@@ -88,6 +96,7 @@ class PassOutcome:
     notes: tuple[str, ...] = ()
     coded: CodedRows | None = None
     low_rank: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
+    measured: Mapping[str, LinearStatistics] | None = None
 
 
 def few(lines: Sequence[str], most: int = 3) -> list[str]:
@@ -107,6 +116,10 @@ class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
         self._folder = folder
         self._arrays: dict[str, NDArray[Any]] = {}
         self.files: list[tuple[str, str]] = []  # (name, file in the folder) of each array, in order
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the files anew, under the same names."""
+        return _reopened, (self._folder, tuple(self.files))
 
     def put(self, name: str, array: NDArray[np.float32], dtype: str = "f32") -> None:
         """Keep a copy of `array` under `name`: in `dtype` (a source's type) where that holds every weight exactly."""
@@ -132,11 +145,23 @@ class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
         stored = self._arrays[name]
         return np.array(_widened(stored.reshape(-1, stored.shape[-1])[start:stop]))
 
+    def stored_dtype(self, name: str) -> str:
+        """How an array lies on disk: `f32`, or `f16` or `bf16` where that holds it exactly."""
+        kinds = {stored: dtype for dtype, stored in _ON_DISK.items()}
+        return kinds.get(self._arrays[name].dtype, "f32")
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
 
     def __len__(self) -> int:
         return len(self._arrays)
+
+
+def _reopened(folder: Path, files: Sequence[tuple[str, str]]) -> ArrayFolder:
+    """An array folder that another process has filled."""
+    found = ArrayFolder(folder)
+    found.reopen(files)
+    return found
 
 
 # How the types lie on disk; bfloat16, which numpy lacks, as its bits.
@@ -171,6 +196,9 @@ class VisitingWalk(Walk):
 
         Called once a block, in the model's order; its inputs come from the changed blocks before it.
         """
+
+    def end(self, model: BlockwiseModel, tokens: torch.Tensor, hidden: torch.Tensor) -> None:
+        """Called after the last block with its outputs `hidden` [sequences, length, width]; does nothing by itself."""
 
 
 def change_weights(
@@ -216,18 +244,26 @@ def change_blocks(checkpoint: Checkpoint, run: PassRun, walk: VisitingWalk, labe
     changed, kept = ArrayFolder(run.folder / label), KeptBlocks(run.folder / label, resumable=run.resumable)
     kept.restore(changed, walk)
 
+    tokens = run.required_tokens(f"pass '{label}'")
+    context = BlockContext(checkpoint, run.device, tokens.numpy(), run.batch)
+    shared = None if run.crew is None else run.crew.share(context)
+
     def visitor(visit: BlockVisit) -> torch.Tensor:
+        if run.crew is not None:
+            visit = CrewVisit(visit.block, visit.inputs, visit.runner, run.crew, shared)
         for name in walk(visit):
             changed.put(name, visit.block.as_stored(name), checkpoint.tensors.specs[name].dtype)
-        outputs = visit.outputs()
+        outputs = visit.outputs_with(changed) if isinstance(visit, CrewVisit) else visit.outputs()
         kept.add(changed, walk, outputs)
         return outputs
 
     model = BlockwiseModel(checkpoint, run.device)
-    tokens = run.required_tokens(f"pass '{label}'")
+    hidden = kept.entering
     if kept.done < model.block_count:
-        sweep(
+        hidden = sweep(
             model, tokens, visitor, batch=run.batch, progress=run.progress, label=label, first_block=kept.done,
-            hidden=kept.entering,
+            hidden=hidden,
         )  # fmt: skip
+    if hidden is not None:
+        walk.end(model, tokens, hidden)
     return replace(checkpoint, tensors=OverriddenTensors(checkpoint.tensors, changed))

@@ -5,6 +5,7 @@ How a Hessian is factorised is left to `quant.feedback`, how columns are swept t
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,13 +91,12 @@ class SweepFactor:
         return torch.from_numpy(np.ascontiguousarray(upper))
 
     def save(self, folder: Path) -> None:
-        """Write it as three files; the last to appear is `diagonal.npy`."""
+        """Write it as three files, each whole or not at all; the last to appear is `diagonal.npy`."""
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "packed.npy", self.packed)
-        np.save(folder / "noise.npy", self.noise)
-        partial = folder / "partial.npy"
-        np.save(partial, self.diagonal)
-        partial.replace(folder / "diagonal.npy")
+        partial = folder / f"partial-{secrets.token_hex(4)}.npy"  # other processes may write the same
+        for name in ("packed", "noise", "diagonal"):
+            np.save(partial, getattr(self, name))
+            partial.replace(folder / f"{name}.npy")
 
     @classmethod
     def load(cls, folder: Path) -> SweepFactor | None:

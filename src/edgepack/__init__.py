@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgepack.api.bundling import bundle
     from edgepack.api.checking import generate_key, inspect, sign, verify
     from edgepack.api.checkpoint import checkpoint
+    from edgepack.api.compress import compress
     from edgepack.api.confidence import calibrate
     from edgepack.api.embedders import validate_embeddings
     from edgepack.api.export import export
@@ -59,6 +60,7 @@ _NAMES = {
     "check_provenance": "api.provenance",
     "checkpoint": "api.checkpoint",
     "compare": "api.fidelity",
+    "compress": "api.compress",
     "diff": "api.updates",
     "errors": "",
     "estimate_pack": "api.archives",
@@ -105,6 +107,7 @@ __all__ = [
     "check_provenance",
     "checkpoint",
     "compare",
+    "compress",
     "diff",
     "errors",
     "estimate_pack",

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 # What is asked of each command, {out} being the folder that refuses; `=NAME` first is a variable that leads there.
 WRITES = {
     "export": ["{gguf} --target gguf-q8 -o {out}/x.gguf", "{gguf} --target gguf-q8 -o {out}/x.edgepack"],
+    "compress": [
+        "{books} {recipe} -o {out}/x",
+        "{books} {recipe} -o {beside} --metrics {out}/m.prom",
+        "{books} {recipe} -o {beside} --log {out}/x.log",
+    ],
     "checkpoint": ["{exported} -o {out}/x"],
     "analyze": ["{books} -o {out}/x.json", "{books} --report {out}/x.html"],
     "imatrix": ["{gguf} --text {text} --ctx 64 --chunks 1 -o {out}/x.gguf"],
@@ -114,6 +119,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory, books: Path) -> Path:
     generate_key(folder / "key")
     golden = Path(__file__).resolve().parents[1] / "golden/variant/v1-nf4.gguf"
     shutil.copy(golden, folder / "variant.gguf")
+    (folder / "recipe.toml").write_text('[export]\ntarget = "gguf-q8"\n')
     (folder / "text").write_text("Once upon a time there was a small fox who wanted to see the sea. " * 20)
     assert execute(["export", str(books), "--target", "gguf-bf16", "-o", str(folder / "exported.gguf")]) == 0
     return folder
@@ -154,7 +160,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(
         "archive": archive, "variant": sources / "variant.gguf", "exported": sources / "exported.gguf",
         "text": sources / "text", "key": sources / "key", "public": sources / "key.pub",
         "patch": sources / "ab.edgepatch", "inside": out / "inside.edgepack", "fetched": out / "m.edgepack",
-        "url": server.url("/m.edgepack"),
+        "url": server.url("/m.edgepack"), "recipe": sources / "recipe.toml", "beside": tmp_path / "beside",
     }  # fmt: skip
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     capfd.readouterr()
@@ -206,6 +212,7 @@ def test_a_name_that_is_too_long_is_one_line(
         "archive": sources / "a.edgepack", "variant": sources / "variant.gguf", "exported": sources / "exported.gguf",
         "text": sources / "text", "key": sources / "key", "public": sources / "key.pub",
         "patch": sources / "ab.edgepatch", "inside": out, "fetched": out, "url": "http://127.0.0.1:1/m.edgepack",
+        "recipe": sources / "recipe.toml", "beside": tmp_path / "beside",
     }  # fmt: skip
     code = execute([command, *line.format(**places).split()])
     told = capfd.readouterr().err

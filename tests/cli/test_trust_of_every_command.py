@@ -62,6 +62,7 @@ TELL = {"inspect": ["{archive}"], "sign": ["{archive} --key {key} -o {out}/signe
 # These take no archive at all, and say so when they get one.
 TAKE_NONE = {
     "export": "{archive} --target gguf-f16 -o {out}/e",
+    "compress": "{archive} {text} -o {out}/c",
     "analyze": "{archive}",
     "prune-grid": "{archive} --text {text}",
     "imatrix": "{archive} --calibration {text} -o {out}/i",

@@ -109,3 +109,17 @@ def test_an_error_leaves_no_scratch(model: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(edgepack.errors.NumericError):
         make(model, recipe, tmp_path / "m.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
+
+
+def test_what_gptq_measured_on_its_way_gives_the_bytes_of_measuring_again(
+    model: Path, blocks: list[int], tmp_path: Path, books: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, recipe = tmp_path / "text.txt", tmp_path / "recipe.toml"
+    text.write_text((books.parent / "own-words.txt").read_text(encoding="utf-8")[:30_000])
+    recipe.write_text(f"[calibration]\ntext = '{text}'\nsequences = 6\nlength = 32\n\n{RECIPES['gptq']}")
+    make(model, recipe, tmp_path / "once.gguf")
+    assert blocks[0] == LAYERS, "the model was run again for what was known"
+    monkeypatch.setattr("edgepack.quant.passes.gptq._Walk.end", lambda *_arguments: None)
+    make(model, recipe, tmp_path / "twice.gguf")
+    assert blocks[0] == 3 * LAYERS
+    assert (tmp_path / "once.gguf").read_bytes() == (tmp_path / "twice.gguf").read_bytes()

@@ -14,8 +14,9 @@ import torch
 from transformers import TrainerCallback
 
 from edgepack.progress import silent
-from edgepack.quant.calibration.blocks import BlockwiseModel
+from edgepack.quant.calibration.blocks import BlockwiseModel, is_linear
 from edgepack.quant.calibration.text import evenly_spread
+from edgepack.quant.learning.layers import blocks_of
 from edgepack.quant.learning.lessons import learning_figures, open_lesson, recovery_objective
 from edgepack.quant.learning.loop import learn
 from edgepack.quant.learning.models import kept_checkpoint, live_checkpoint, parameter_names, trainable_model
@@ -111,11 +112,8 @@ class Masks(TrainerCallback):  # type: ignore[misc]  # transformers is not follo
 
     def _pruned_names(self) -> list[str]:
         """The matrices inside the blocks, as `weights` prunes them."""
-        blockwise = BlockwiseModel(self._checkpoint)
-        names: list[str] = []
-        for index in range(blockwise.block_count):
-            names += blockwise.linear_names(index)
-        return names
+        linears = {id(module.weight) for module in blocks_of(self._model).modules() if is_linear(module)}
+        return [name for name, path in self._paths.items() if id(self._model.get_parameter(path)) in linears]
 
     def on_train_begin(self, _arguments: Any, state: Any, *_others: Any, **_keywords: Any) -> None:
         """Take the masks of a run that goes on from its weights."""

@@ -28,7 +28,9 @@ def _of_request(request: Callable[Options, ExportRequest]) -> Callable[Options, 
     export.__doc__ = _ABOUT.format(options="\n".join(lines))
     signature = inspect.signature(request, eval_str=False)
     given = [
-        each for name, each in signature.parameters.items() if name not in ("original", "shared", "passes_for")
+        each
+        for name, each in signature.parameters.items()
+        if name not in ("original", "shared", "crew", "stages", "passes_for")
     ]  # the pipeline's own
     export.__signature__ = signature.replace(parameters=given, return_annotation="ExportResult")  # type: ignore[attr-defined]
     return export

@@ -24,6 +24,7 @@ from edgepack.version import __version__
 # command → (module under edgepack.cli, one line for --help); the module's click command is `command`.
 COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "A Hugging Face checkpoint becomes a GGUF."),
+    "compress": ("compress", "a recipe from passes to certificate, stage by stage"),
     "checkpoint": ("checkpoint", "a GGUF as a Hugging Face folder, the export read backwards"),
     "analyze": ("analyze", "how many directions a model's weights and activations really use"),
     "prune-grid": ("prune_grid", "how much of a model can go: fidelity and size of several sparsities"),

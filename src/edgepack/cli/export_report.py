@@ -25,6 +25,7 @@ def report(result: ExportResult) -> None:
     """The result for people: a plan goes to stdout, what was done to stderr."""
     if result.made is None:
         _print_plan(result)
+        _tell_of_forecast(result.cluster)
         return
     _tell_of_making(result.made)
     for path in result.adapters:
@@ -49,6 +50,18 @@ def verdict(result: ExportResult, *, quiet: bool) -> None:
     if not quiet:
         say("\n".join(as_lines(candidate.validation)))
     report_gates(candidate, result.gates, quiet=quiet)
+
+
+def _tell_of_forecast(cluster: Mapping[str, Json] | None) -> None:
+    """What the work is predicted to take on a cluster."""
+    predicted = None if cluster is None else cluster.get("predicted")
+    if isinstance(predicted, dict):
+        say(
+            f"on {predicted['processors']} processors: {format_duration(float(str(predicted['seconds'])))} of encoding,"
+            f" {format_size(int(str(predicted['read_bytes'])))} read,"
+            f" {format_size(int(str(predicted['sent_bytes'])))} sent; a piece of work takes"
+            f" {format_size(int(str(predicted['peak_bytes'])))} of memory"
+        )
 
 
 def _tell_of_making(made: Made) -> None:

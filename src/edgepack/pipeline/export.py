@@ -14,18 +14,19 @@ from edgepack.pipeline.goals.ladder import Reached, fitting, reach_gates, reach_
 from edgepack.pipeline.makers.opened import opened_checkpoint, separate_adapter, source_bytes, with_original, work_of
 from edgepack.pipeline.makers.refined_default import decided
 from edgepack.pipeline.makers.separate import SUFFIX, SeparateAdapter, WithAdapter
-from edgepack.pipeline.options import CODED, WIRE
+from edgepack.pipeline.options import CODED, GGUF, WIRE
 from edgepack.pipeline.outline import Made
 from edgepack.pipeline.ship import Shipment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from edgepack.edge.fidelity.run import FidelityRun
     from edgepack.edge.fidelity.scorers.scorer import Scorer
     from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.edge.fidelity.validate import Gates
     from edgepack.export.recipe.work import Passes
+    from edgepack.pipeline.cluster.board import Board
     from edgepack.pipeline.goals.judging import Judge, Rung
     from edgepack.pipeline.goals.ladder import Maker
     from edgepack.pipeline.makers.projector import ProjectorFile
@@ -54,6 +55,7 @@ class ExportResult:
         tried: what a search judged, in order.
         validation: the file held against its original, where that was asked for.
         gates: the bars that it had to clear.
+        cluster: what the nodes of a cluster did, or are predicted to do; None where there is none.
     """
 
     output: Path
@@ -66,6 +68,7 @@ class ExportResult:
     tried: tuple[Rung, ...]
     validation: FidelityRun | None
     gates: Gates
+    cluster: Mapping[str, Json] | None = None
 
     @property
     def beside(self) -> tuple[Path, ...]:
@@ -95,6 +98,8 @@ class ExportResult:
             found["notes"] = list(self.made.notes)
             found["adapters"] = [{"output": str(path), "bytes": path.stat().st_size} for path in self.adapters]
             found |= self.made.more
+        if self.cluster is not None:
+            found["cluster"] = dict(self.cluster)
         if self.tried:
             found["tried"] = [_tried(rung) for rung in self.tried]
         if self.validation is not None:
@@ -128,8 +133,22 @@ def run_export(request: ExportRequest) -> ExportResult:
     started = time.monotonic()
     if request.only_sees:
         return _projector_alone(request, started)
-    with with_original(request) as opened:
-        return _exported(opened, started)
+    with _with_crew(request) as (manned, board), with_original(manned) as opened:
+        result = _exported(opened, started)
+        done = board is not None and not request.dry_run
+        return replace(result, cluster=board.as_json()) if board is not None and done else result
+
+
+@contextmanager
+def _with_crew(request: ExportRequest) -> Iterator[tuple[ExportRequest, Board | None]]:
+    """The request with the workers of its cluster, where it names one, and who counts what they do."""
+    if request.cluster is None:
+        yield request, None
+        return
+    from edgepack.pipeline.cluster.opening import opened_crew
+
+    with opened_crew(request) as crew:
+        yield replace(request, crew=crew), crew.board
 
 
 def _exported(request: ExportRequest, started: float) -> ExportResult:
@@ -179,8 +198,22 @@ def _planned(request: ExportRequest, passes: Passes | None, started: float) -> E
     """What a dry run tells."""
     outline, shipment = _outline(request, passes), Shipment(request)
     shipment.check(outline)
-    path, seconds = shipment.path_for(outline), time.monotonic() - started
-    return ExportResult(path, outline.bytes, seconds, outline, None, (), None, (), None, gates_of(request))
+    path, predicted = shipment.path_for(outline), _forecast(request, outline)
+    seconds = time.monotonic() - started
+    return ExportResult(path, outline.bytes, seconds, outline, None, (), None, (), None, gates_of(request), predicted)
+
+
+def _forecast(request: ExportRequest, outline: Outline) -> Mapping[str, Json] | None:
+    """What the work will take on the request's cluster, where its file is one of ordinary types without passes."""
+    if request.crew is None or request.kind != GGUF or request.refine or request.has_passes:
+        return None
+    from edgepack.pipeline.cluster.crew import ClusterCrew
+    from edgepack.pipeline.cluster.forecast import forecast
+    from edgepack.pipeline.makers.gguf import open_gguf
+    from edgepack.quant.types.targets import find_target
+
+    assert isinstance(request.crew, ClusterCrew)
+    return forecast(open_gguf(request, None).planner.outline(find_target(outline.target)), request.crew).as_json()
 
 
 def _outline(request: ExportRequest, passes: Passes | None) -> Outline:
@@ -346,7 +379,7 @@ def _judge(request: ExportRequest) -> Judge:
     from edgepack.pipeline.goals.judging import Judge
 
     text = None if request.text is None else Path(request.text)
-    return Judge(request.source, gates_of(request), text, _scoring(request), opener=_opener(request))
+    return Judge(request.source, gates_of(request), text, _scoring(request), opener=opener_of(request))
 
 
 def _verdict(request: ExportRequest, reached: Reached) -> FidelityRun:
@@ -356,7 +389,7 @@ def _verdict(request: ExportRequest, reached: Reached) -> FidelityRun:
     scoring = replace(_scoring(request), adapters=reached.shipped.adapters)
     text = None if request.text is None else Path(request.text)
     run = run_validation(
-        request.source, [reached.shipped.path], text, scoring, request.progress, opener=_opener(request)
+        request.source, [reached.shipped.path], text, scoring, request.progress, opener=opener_of(request)
     )
     if not request.judges_weights:
         return run
@@ -364,7 +397,7 @@ def _verdict(request: ExportRequest, reached: Reached) -> FidelityRun:
     return with_findings(run, request.source, request.progress, merged)
 
 
-def _opener(request: ExportRequest) -> Callable[[], Scorer] | None:
+def opener_of(request: ExportRequest) -> Callable[[], Scorer] | None:
     """Opens the original where it is more than what lies at the model's place: with its adapter."""
     if request.adapter is None:
         return None

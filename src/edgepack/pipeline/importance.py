@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from edgepack.crew import Crew
     from edgepack.export.mapped import MappedModel
     from edgepack.progress import Progress
     from edgepack.quant.calibration.importance import ImportanceMatrix
@@ -50,6 +51,7 @@ class ImportanceRun:
         adapter: a PEFT LoRA merged into the model.
         keep_seconds: time between two saves of what there is so far.
         note: told why an interrupted run is not gone on with.
+        crew: who runs the pieces; None for this process.
     """
 
     model: Path
@@ -60,6 +62,7 @@ class ImportanceRun:
     adapter: Path | None = None
     keep_seconds: float = 20.0
     note: Callable[[str], object] = lambda _line: None
+    crew: Crew | None = None
 
     @property
     def partial(self) -> Path:
@@ -94,7 +97,7 @@ class ImportanceRun:
 
         with self._runnable(progress) as gguf:
             matrix = collect_importance(
-                gguf, text, self.text.name, self.options, start=start, keep=keep, progress=progress
+                gguf, text, self.text.name, self.options, start=start, keep=keep, progress=progress, crew=self.crew
             )
         self.partial.unlink(missing_ok=True)
         return matrix

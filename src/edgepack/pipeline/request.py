@@ -19,6 +19,8 @@ from edgepack.trellis import STATES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgepack.crew import Crew
+    from edgepack.export.recipe.pass_stages import PassStages
     from edgepack.model import Checkpoint
 
 StrPath = str | Path
@@ -35,6 +37,8 @@ class ExportRequest:
         tell: told one line for each file that a search tried.
         original: the checkpoint that a GGUF was read back into, while an export of it runs.
         shared: a folder for what exports of one model and text may share, such as its curvature; None shares nothing.
+        crew: who does the work while an export with `cluster` runs.
+        stages: where finished passes are kept for another run, and who hears of them; None keeps nothing.
         passes_for: target whose types passes work for in front of refining; None for that of the bytes asked for.
     """
 
@@ -44,6 +48,8 @@ class ExportRequest:
     tell: Callable[[str], object] = lambda _line: None
     original: Checkpoint | None = None
     shared: Path | None = None
+    crew: Crew | None = None
+    stages: PassStages | None = None
     passes_for: str | None = None
 
     # What is read, beside the model itself.
@@ -213,7 +219,9 @@ class ExportRequest:
     )
 
     # What is done to the weights before they are written.
-    recipe: StrPath | None = option(None, Option("--recipe", "Passes on the weights, in order.", metavar="TOML"))
+    recipe: StrPath | None = option(
+        None, Option("--recipe", "Passes on the weights, in order; TOML or JSON.", metavar="FILE")
+    )
     passes: tuple[str, ...] = option(
         (),
         Option(
@@ -323,6 +331,15 @@ class ExportRequest:
         False, Option("--dry-run", "Print the plan, exact to the byte; write nothing.", value="flag")
     )
     threads: int | None = option(None, Option("--threads", "Default: all processors.", value="count", metavar="N"))
+    cluster: str | None = option(
+        None,
+        Option(
+            "--cluster",
+            "Let the nodes of a Ray cluster do the work, for the same bytes: auto, or HOST:PORT of its head.",
+            value="text",
+            metavar="ADDRESS",
+        ),
+    )
 
     @property
     def kind(self) -> str:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from edgepack.errors import CalibrationError, NumericError, ResourceError, UsageError
+from edgepack.errors import CalibrationError, DependencyError, NumericError, ResourceError, UsageError
 from edgepack.quant.learning.loop import learn
 from edgepack.quant.learning.memory import footprint, plan_memory
 from edgepack.quant.learning.models import trainable_model
@@ -214,6 +214,14 @@ def test_generators_are_left_as_they_were(tiny: Checkpoint, blocks: TokenBlocks,
     torch.manual_seed(5)
     learn(trainable_model(tiny), blocks, NextToken(), SHORT, tmp_path)
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_package_that_is_absent_is_named(
+    tiny: Checkpoint, blocks: TokenBlocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgepack.quant.learning.loop.find_spec", lambda name: None if name == "accelerate" else name)
+    with pytest.raises(DependencyError, match=r"needs accelerate: pip install 'edgepack\[train\]'"):
+        learn(trainable_model(tiny), blocks, NextToken(), SHORT, tmp_path)
 
 
 @pytest.mark.parametrize(

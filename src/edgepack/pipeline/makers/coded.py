@@ -63,7 +63,7 @@ class CodedMaker:
         request, (plan, statistics) = self._request, self._plan(target)
         size, reports = write_variant(
             plan, path, statistics, skip_harmful=request.skip_harmful, threads=request.threads,
-            progress=request.progress, resume=request.resume,
+            progress=request.progress, resume=request.resume, crew=request.crew,
         )  # fmt: skip
         outline = self._outline(plan, size, tuple(map(_coded_row, reports)), exact=True)
         notes = self._changed.notes if self._changed else ()
@@ -131,7 +131,9 @@ def _collected(request: ExportRequest, checkpoint: Checkpoint, mapped: MappedMod
 
     text = read_text(Path(request.calibration or ""))
     tokens = text_sequences(checkpoint, text, length=request.length, sequences=request.sequences or DEFAULT_SEQUENCES)
-    known = collect(checkpoint, tokens, with_hessian=True, device=request.device, progress=request.progress).statistics
+    known = collect(
+        checkpoint, tokens, with_hessian=True, device=request.device, progress=request.progress, crew=request.crew
+    ).statistics
     found = {name: input_statistics(rows, known) for name, rows in mapped.tensors.items()}
     return {name: Statistics(own.mean_square, own.hessian) for name, own in found.items() if own is not None}
 

@@ -54,7 +54,9 @@ def _collected(request: ExportRequest, mapped: MappedModel, text: Path) -> tuple
         plan_export(mapped, find_target(request.target), options)
     sample = CollectOptions(request.length or DEFAULT_CHUNK, request.sequences or SEQUENCES, spread=True)
     beside = request.path or Path(file_name(mapped.metadata, "imatrix"))
-    run = ImportanceRun(request.source, text, beside, sample, pre=request.pre, adapter=merged_adapter(request))
+    run = ImportanceRun(
+        request.source, text, beside, sample, pre=request.pre, adapter=merged_adapter(request), crew=request.crew
+    )
     matrix = run.collect(resume=True, progress=request.progress)
     taken = f"at most {sample.chunks} pieces of {sample.chunk} tokens, spread over {text.name}"
     return matrix, f"importance: {taken}; --sequences and --length decide"

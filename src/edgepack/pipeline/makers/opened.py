@@ -110,6 +110,8 @@ def work_of(request: ExportRequest) -> Iterator[Passes]:
         options = RecipeOptions(
             folder, overrides_of(request), pre=request.pre, device=request.device, resumable=not request.dry_run,
             factors=None if request.factors is None else Path(request.factors), progress=request.progress,
+            crew=request.crew,
+            stages=None if request.dry_run else request.stages,
         )  # fmt: skip
         yield Passes(checkpoint, recipe, options)
 
@@ -119,6 +121,9 @@ def _scratch_of(request: ExportRequest, recipe: Recipe, checkpoint: Checkpoint) 
     if request.dry_run:
         with tempfile.TemporaryDirectory(prefix="edgepack-passes-") as folder:
             yield Path(folder)
+        return
+    if request.stages is not None:  # what is kept there lies under the digest of its inputs
+        yield request.stages.folder
         return
     from edgepack.pipeline.makers.pass_scratch import pass_scratch
 

@@ -185,6 +185,7 @@ class RefinedMaker:
         options = RunOptions(
             request.pre, request.device, request.threads, request.resume, request.progress,
             None if request.changes_weights else request.shared,  # changed for this file's types: of use to no other
+            request.crew,
         )  # fmt: skip
         with refined_run(changed.checkpoint, output, settings, self._calibration, options) as model:
             self._model, self._about, self._notes = model, dict(changed.metadata), changed.notes
@@ -294,7 +295,9 @@ class RefinedMaker:
         shards = split_plan(plan, request.shard_bytes) if request.shard_bytes else [plan]
         for name in shard_paths(path, len(shards)) if len(shards) > 1 else ():
             check_output(name, inputs=request.inputs, force=request.force or request.resume)
-        files = write_shards(shards, path, threads=request.threads, progress=request.progress, resume=request.resume)
+        files = write_shards(
+            shards, path, threads=request.threads, progress=request.progress, resume=request.resume, crew=request.crew
+        )  # fmt: skip
         outline = self._outline(plan, self.mapped.notes)
         notes = (*self._notes, *_plain_notes(found.plain))
         lines, more = self._figures(found, allocation, plan)

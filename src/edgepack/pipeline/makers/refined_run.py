@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from edgepack.crew import Crew
     from edgepack.export.refine.model import RefinedModel, RefineSettings
     from edgepack.model import Checkpoint
     from edgepack.pipeline.makers.wire_run import Calibration
@@ -41,6 +42,7 @@ class RunOptions:
         resume: whether to go on with what an interrupted run of the same left.
         progress: told of each step.
         shared: a folder in which what is measured stays for other runs of the same model and text; None keeps none.
+        crew: who measures and rounds in place of threads; None for this process.
     """
 
     pre: str | None
@@ -49,6 +51,7 @@ class RunOptions:
     resume: bool
     progress: Progress
     shared: Path | None = None
+    crew: Crew | None = None
 
 
 @contextmanager
@@ -78,7 +81,7 @@ def refined_run(
         inputs = _input_rounding(checkpoint, place / "inputs.npz", calibration, options)
         yield RefinedModel(
             checkpoint, store, inputs, settings, folder, pre=options.pre, threads=options.threads,
-            progress=options.progress,
+            progress=options.progress, crew=options.crew,
         )  # fmt: skip
     except Exception:
         if alone:
@@ -97,7 +100,7 @@ def _measured(checkpoint: Checkpoint, folder: Path, calibration: Calibration, op
         store.fill(
             measure(
                 checkpoint, calibration.tokens, folder / "entering", device=options.device, seed=SEED,
-                progress=options.progress,
+                progress=options.progress, crew=options.crew,
             )
         )  # fmt: skip
     return store

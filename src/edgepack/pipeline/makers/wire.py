@@ -111,7 +111,7 @@ class WireMaker:
         return WireRun(
             changed.checkpoint, output, settings, found, pre=request.pre, about=changed.metadata,
             beside=self._beside, eyes=self._eyes, threads=request.threads, origin=self._write_origin,
-            resume=request.resume, shared=request.shared,
+            resume=request.resume, shared=request.shared, crew=request.crew,
             progress=request.progress,
         )  # fmt: skip
 

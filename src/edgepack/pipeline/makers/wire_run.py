@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from edgepack.crew import Crew
     from edgepack.export.plan import ExportPlan
     from edgepack.export.wire.plan import WireModel, WireResult, WireSettings
     from edgepack.gguf.types import Value
@@ -98,6 +99,7 @@ class WireRun:
         origin: writes the derivation of what a try made into its scratch folder; None to pack none.
         resume: whether to go on with what an interrupted run of the same model, text and settings left.
         shared: a folder in which the curvature stays for other runs of the same model and text; None keeps none.
+        crew: who rounds and writes in place of threads; None for this process.
         progress: told of each step.
     """
 
@@ -116,13 +118,14 @@ class WireRun:
         origin: Callable[[ExportPlan, WireRun], Path] | None = None,
         resume: bool = False,
         shared: Path | None = None,
+        crew: Crew | None = None,
         progress: Progress = silent,
     ) -> None:
         self.checkpoint, self.threads, self.progress = checkpoint, threads, progress
         self.calibration, self._pre, self._about = calibration, pre, dict(about or {})
         self.adapters: tuple[Path, ...] = ()
         self.projector: Path | None = None
-        self._origin = origin
+        self._origin, self._crew = origin, crew
         self._kept = WireScratch(output, (calibration.tokens, settings, pre), checkpoint, resume=resume)
         self.scratch = self._kept.folder
         self._shared = shared
@@ -145,14 +148,16 @@ class WireRun:
         store = CurvatureStore(place / "curvature")
         if not store.complete:
             entering, tokens = place / "entering", self.calibration.tokens
-            store.fill(measure(self.checkpoint, tokens, entering, device=device, progress=self.progress))
+            store.fill(
+                measure(self.checkpoint, tokens, entering, device=device, progress=self.progress, crew=self._crew)
+            )
         return store
 
     def _opened(self, settings: WireSettings, store: CurvatureStore) -> WireModel:
         from edgepack.export.wire.plan import WireModel
 
         tokens = self.calibration.tokens
-        return WireModel(self.checkpoint, store, settings, tokens, pre=self._pre, threads=self.threads)
+        return WireModel(self.checkpoint, store, settings, tokens, pre=self._pre, threads=self.threads, crew=self._crew)
 
     @contextmanager
     def _tidy(self) -> Iterator[None]:
@@ -189,7 +194,7 @@ class WireRun:
             keys.WIRE_CALIBRATION_TOKENS: u32(self.calibration.tokens.size),
         }
         result = self.model.round(scale, self.scratch / "blocks", about, self.progress)
-        written = write_gguf(result.plan, self.gguf, threads=self.threads, progress=self.progress)
+        written = write_gguf(result.plan, self.gguf, threads=self.threads, progress=self.progress, crew=self._crew)
         include = self._beside if self._origin is None else (*self._beside, self._origin(result.plan, self))
         packed = pack_archive(self.gguf, self.archive, include=include, threads=self.threads, progress=self.progress)
         trial = Trial(scale, packed.bytes, written, result)

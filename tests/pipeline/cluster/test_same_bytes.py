@@ -1,0 +1,141 @@
+"""A cluster's file is one machine's, byte for byte: for every number of workers, order of answers and loss."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from shaky_backend import ShakyBackend
+from tiny_llama import write_tiny
+
+import edgepack
+from edgepack.export.checkpoint import open_checkpoint
+from edgepack.gguf.types import GGMLType
+from edgepack.pipeline.cluster import opening
+from edgepack.pipeline.cluster.board import Board
+from edgepack.pipeline.cluster.crew import ClusterCrew
+from edgepack.quant.calibration.collect import collect
+from edgepack.quant.calibration.curvature import measure
+from edgepack.quant.passes.gptq import GptqSettings, apply_gptq
+from edgepack.quant.passes.run import PassRun
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from edgepack.model import Checkpoint
+
+SHAKY = ((1, 0.0, 0.0), (2, 0.0, 0.0), (4, 0.1, 0.1))  # workers, losses, shortages of memory
+
+
+def crew_of(backend: ShakyBackend) -> ClusterCrew:
+    return ClusterCrew(backend, Board(lambda _line: None))
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, ShakyBackend]:
+    """What `--cluster` connects to."""
+    held: dict[str, ShakyBackend] = {}
+
+    @contextmanager
+    def opened(_request: object) -> Iterator[ClusterCrew]:
+        yield crew_of(held["backend"])
+
+    monkeypatch.setattr(opening, "opened_crew", opened)
+    return held
+
+
+def exported(model: Path, folder: Path, **options: Any) -> bytes:
+    folder.mkdir()
+    result = edgepack.export(model, output=folder / "m.gguf", **options)
+    left = [path.name for path in folder.iterdir()]
+    assert left == ["m.gguf"], "nothing is left beside the file"
+    return result.output.read_bytes()
+
+
+def same(model: Path, tmp_path: Path, cluster: dict[str, ShakyBackend], **options: Any) -> int:
+    """Assert that every cluster makes the bytes of this process; the number of answers that were lost."""
+    alone, lost = exported(model, tmp_path / "alone", **options), 0
+    for workers, losses, shortages in SHAKY:
+        backend = cluster["backend"] = ShakyBackend(workers, 1, losses, shortages)
+        assert exported(model, tmp_path / f"{workers}", cluster="auto", **options) == alone
+        assert backend.asked
+        lost += backend.lost
+    return lost
+
+
+def test_q4km(books: Path, tmp_path: Path, cluster: dict[str, ShakyBackend]) -> None:
+    same(books, tmp_path, cluster, target="gguf-q4km")
+
+
+def test_a_coded_variant(books: Path, tmp_path: Path, cluster: dict[str, ShakyBackend]) -> None:
+    same(books, tmp_path, cluster, target="edge-nf4")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(write_tiny(tmp_path_factory.mktemp("model"), num_hidden_layers=3, intermediate_size=64))
+
+
+TOKENS = np.random.Generator(np.random.PCG64(1)).integers(0, 40, (18, 16)).astype(np.int64)
+
+
+def test_statistics(tiny: Checkpoint) -> None:
+    alone = collect(tiny, TOKENS, with_hessian=True, batch=4).statistics
+    for workers, losses, _ in SHAKY:
+        crew = crew_of(ShakyBackend(workers, 1, losses / 4))
+        found = collect(tiny, TOKENS, with_hessian=True, batch=4, crew=crew).statistics
+        assert found.keys() == alone.keys()
+        for name, own in alone.items():
+            for one, other in ((own.mean_abs, found[name].mean_abs), (own.mean_square, found[name].mean_square)):
+                np.testing.assert_array_equal(one, other)
+            assert own.hessian is not None
+            np.testing.assert_array_equal(own.hessian, found[name].hessian)
+
+
+def test_curvature(tiny: Checkpoint, tmp_path: Path) -> None:
+    def taken(folder: str, crew: ClusterCrew | None) -> dict[str, Any]:
+        parts = measure(tiny, TOKENS, tmp_path / folder, batch=4, crew=crew)
+        found = {name: curvature for part in parts for name, curvature in part.items()}
+        assert not list((tmp_path / folder).iterdir()), "nothing is left"
+        return found
+
+    alone = taken("alone", None)
+    for workers, losses, _ in SHAKY:
+        found = taken(f"{workers}", crew_of(ShakyBackend(workers, 1, losses / 4)))
+        assert list(found) == list(alone)
+        for name, own in alone.items():
+            assert torch.equal(own.inputs, found[name].inputs)
+            assert torch.equal(own.outputs, found[name].outputs)
+
+
+def test_an_interrupted_curvature_goes_on_with_another_crew(tiny: Checkpoint, tmp_path: Path) -> None:
+    alone = [dict(part) for part in measure(tiny, TOKENS, tmp_path / "alone", batch=4)]
+    first = measure(tiny, TOKENS, tmp_path / "again", batch=4, crew=crew_of(ShakyBackend(2)))
+    next(first)
+    next(first)
+    first.close()  # type: ignore[attr-defined]  # a generator
+    rest = list(measure(tiny, TOKENS, tmp_path / "again", batch=4, crew=crew_of(ShakyBackend(4, 5))))
+    assert [list(part) for part in rest] == [list(part) for part in alone[1:]], "the part yielded last comes again"
+    for own, found in zip(alone[1:], rest, strict=True):
+        assert all(torch.equal(own[name].outputs, found[name].outputs) for name in own)
+
+
+def test_gptq(tiny: Checkpoint, tmp_path: Path) -> None:
+    kinds = {name: GGMLType.Q4_0 for name, spec in tiny.tensors.specs.items() if len(spec.shape) == 2}
+
+    def rounded(folder: str, crew: ClusterCrew | None) -> tuple[Any, dict[str, Any]]:
+        run = PassRun(tmp_path / folder, TOKENS, kinds, with_importance=True, batch=4, crew=crew)
+        outcome = apply_gptq(tiny, GptqSettings(), run)
+        tensors = outcome.checkpoint.tensors
+        weights = {name: tensors.read_rows(name, 0, tensors.specs[name].rows) for name in kinds}
+        return (outcome.figures, outcome.notes, outcome.coded), weights
+
+    alone, weights = rounded("alone", None)
+    for workers, losses, _ in SHAKY:
+        found, others = rounded(f"{workers}", crew_of(ShakyBackend(workers, 1, losses)))
+        assert found[:2] == alone[:2]
+        assert all(np.array_equal(weights[name], others[name]) for name in kinds)

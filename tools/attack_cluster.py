@@ -1,0 +1,88 @@
+"""Kills workers at random moments while a cluster exports, and compares every file with one machine's.
+
+    python tools/attack_cluster.py [--model FOLDER] [--kills 20] [--nodes 2] [--target gguf-q4km]
+
+Exports are made one after the other until so many workers were killed. Exit code 1 where a file differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import shutil
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from local_ray import LocalRay, local_ray
+
+import edgepack
+
+BOOKS = Path(__file__).resolve().parent.parent / "tests/data/books-llama-6m"
+
+
+class Killer:
+    """Kills a worker now and then, from another thread.
+
+    Attributes:
+        kills: so far.
+    """
+
+    def __init__(self, ray: LocalRay, most: int, seed: int) -> None:
+        self._ray, self._most, self._random = ray, most, random.Random(seed)
+        self._ended = threading.Event()
+        self.kills = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while self.kills < self._most and not self._ended.wait(self._random.uniform(0.05, 1.5)):
+            self.kills += self._ray.kill_worker(self._random.randrange(1 << 16))
+
+    def stop(self) -> None:
+        """Kill no more."""
+        self._ended.set()
+        self._thread.join()
+
+
+def digest(path: Path) -> str:
+    """SHA-256, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main() -> int:
+    """Run, print a line an export."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=BOOKS)
+    parser.add_argument("--target", default="gguf-q4km")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    folder, wrong, exports = Path(tempfile.mkdtemp(prefix="ray-attack-")), 0, 0
+    try:
+        expected = digest(edgepack.export(given.model, given.target, output=folder / "alone.gguf").output)
+        with local_ray(given.nodes) as ray:
+            killer = Killer(ray, given.kills, given.seed)
+            while killer.kills < given.kills:
+                made = edgepack.export(
+                    given.model, given.target, output=folder / f"{exports}.gguf", cluster=ray.address
+                )  # fmt: skip
+                exports, same = exports + 1, digest(made.output) == expected
+                wrong += not same
+                print(f"export {exports}: {'the same bytes' if same else 'OTHER BYTES'}, {killer.kills} kills so far")
+                made.output.unlink()
+            killer.stop()
+        print(f"{killer.kills} kills over {exports} exports: {wrong} files differ")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

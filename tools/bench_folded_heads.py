@@ -1,0 +1,121 @@
+"""What narrow heads give a model with learnt positions on stock llama.cpp: bytes a token and divergence.
+
+    python tools/bench_folded_heads.py TOKENIZER_FOLDER TEXT UNSEEN_TEXT [--steps 150] [--width 128] [--heads 4]
+        [--layers 2] [--folds 4x32,4x16,2x32,2x16,1x32,4x8]
+
+No published GPT-2 is at hand where this runs, so a small one is trained on TEXT first, for `steps` steps. A fold is
+groups of heads × k: keys and values of all heads in a group share k dimensions. Every fold is written as a GGUF and run
+by llama.cpp; divergence is from the same model unfolded, run by llama.cpp too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+from bench_attention import sequences
+from bench_importance import result_of
+
+from edgepack.edge.fit.memory import MemoryRequest, kv_layer_bytes
+from edgepack.edge.fit.shape import read_shape
+from edgepack.edge.llama.options import RuntimeOptions
+from edgepack.edge.llama.runtime import LoadedModel
+from edgepack.export.checkpoint import open_checkpoint
+from edgepack.gguf.reader import read_header
+from edgepack.quant.attention.folded import fold_heads, write_folded
+from edgepack.quant.attention.judging import judge
+
+if TYPE_CHECKING:
+    from edgepack.quant.attention.judging import Answer
+
+_CELLS = 256
+
+
+def trained(folder: Path, tokens: torch.Tensor, options: argparse.Namespace) -> transformers.GPT2LMHeadModel:
+    """A small GPT-2 that has read some text."""
+    torch.manual_seed(0)
+    source = open_checkpoint(folder).config
+    config = transformers.GPT2Config(
+        n_embd=options.width, n_layer=options.layers, n_head=options.heads, n_positions=_CELLS,
+        vocab_size=source["vocab_size"], bos_token_id=source["bos_token_id"], eos_token_id=source["eos_token_id"],
+        embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
+    )  # fmt: skip
+    model = transformers.GPT2LMHeadModel(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=options.steps)
+    for step in range(options.steps):
+        batch = tokens[torch.arange(8 * step, 8 * step + 8) % len(tokens)]
+        model(batch, labels=batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return model.eval().requires_grad_(False)
+
+
+def answers_of(path: Path) -> tuple[LoadedModel, Answer, int]:
+    """llama.cpp with a GGUF open, its answers, and bytes a token of its cache with 16 bits an element.
+
+    Its log has two places behind the point of a MiB: too few here. `edgepack fit` counts as it does (tests/edge).
+    """
+    shape = read_shape(read_header(path))
+    held = sum(kv_layer_bytes(shape, layer, MemoryRequest(_CELLS)) for layer in shape.layers) // _CELLS
+    options = RuntimeOptions(n_ctx=_CELLS, threads=1, kv_type_k="f32", kv_type_v="f32", flash_attention="off")
+    model = LoadedModel(path, options)
+    return model, lambda tokens: torch.from_numpy(model.logits(tokens.numpy())), held
+
+
+def main() -> None:
+    """Train, export, fold, judge, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("unseen", type=Path)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--folds", default="4x32,4x16,2x32,2x16,1x32,4x8", help="groups x k")
+    options = parser.parse_args()
+    tokens = sequences(options.tokenizer, options.text, 128, 1200)
+    unseen = sequences(options.tokenizer, options.unseen, 128, 8)
+    model = trained(options.tokenizer, tokens, options)
+    with torch.inference_mode():
+        loss = float(model(unseen, labels=unseen).loss)
+    print(f"{options.steps} steps, {loss:.2f} nats a token on unseen text\n")
+    print("| groups × k | bytes a token | smaller | KL | top-1 | CPU s of folding |")
+    print("|---" * 6 + "|")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, source = Path(scratch) / "gpt2", Path(scratch) / "source.gguf"
+        model.save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).write_bytes((options.tokenizer / name).read_bytes())
+        result_of("export", folder, "--target", "gguf-f32", "-o", source)
+        first, original, whole = answers_of(source)
+        print(f"| as it was | {whole:,} | 1.0× | | | |", flush=True)
+        for fold in options.folds.split(","):
+            groups, _, rank = fold.partition("x")
+            began = time.process_time()
+            folded = fold_heads(model, tokens[:32], groups=int(groups), rank=int(rank))
+            seconds = time.process_time() - began
+            write_folded(source, folded, Path(scratch) / f"{fold}.gguf")
+            other, answer, held = answers_of(Path(scratch) / f"{fold}.gguf")
+            found = judge(original, answer, unseen)
+            other.close()
+            print(
+                f"| {groups} × {rank} | {held:,} | {whole / held:.1f}× | {found.kl:.4f} | {found.top1:.1%} "
+                f"| {seconds:.1f} |",
+                flush=True,
+            )
+        first.close()
+
+
+if __name__ == "__main__":
+    from figure_file import run_with_figure
+
+    run_with_figure(main)
