@@ -332,6 +332,8 @@ ABSENT = {
     "patch": ("absent.gguf", "absent.edgepatch"),
     "replay": ("absent.edgepack",),
     "sign": ("absent.edgepack", "absent.key"),
+    "recover": ("absent.gguf", "absent", "absent.txt"),
+    "teach": ("absent.gguf", "absent-folder"),
     "tune": ("absent.gguf", "absent", "absent.txt", "absent-output.gguf"),
     "unpack": ("absent.edgepack",),
     "unpack_native": ("absent.gguf",),

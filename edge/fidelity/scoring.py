@@ -92,12 +92,16 @@ def open_candidate(
 
     Raises:
         UsageError: there is no such file.
+        AdapterError: an adapter was made for another model.
         GGUFError, ArchiveError, IntegrityError: it is not sound.
     """
     from edgepack.edge.fidelity.scorers.gguf import GGUFScorer
     from edgepack.edge.install.model_file import prepare
+    from edgepack.edge.llama.check import check_adapter
 
     prepared = prepare(path, trust=options.trust, progress=progress)
+    for adapter in (*prepared.adapters, *options.adapters):
+        check_adapter(adapter, prepared.header, prepared.path)
     return GGUFScorer(
         prepared.path,
         options.longest,

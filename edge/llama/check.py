@@ -10,6 +10,7 @@ import re
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
+from edgepack.edge.llama.adapter_base import check_base
 from edgepack.edge.llama.check_vocabulary import check_vocabulary
 from edgepack.errors import GGUFError, UnsupportedModelError, UsageError
 from edgepack.gguf import keys
@@ -103,11 +104,17 @@ def check_generates(header: GGUFHeader) -> None:
         )
 
 
-def check_adapter(path: Path, model: GGUFHeader | None = None) -> None:
-    """Check that `path` is a GGUF LoRA adapter, and one that llama.cpp survives on `model`.
+def check_adapter(path: Path, model: GGUFHeader | None = None, base: Path | None = None) -> None:
+    """Check that `path` is a GGUF LoRA adapter, made for `model`, and one that llama.cpp survives on it.
+
+    Args:
+        path: of the adapter.
+        model: the model's header; None to look at the adapter alone.
+        base: the model's plain GGUF, whose digest an adapter may state; None where there is none.
 
     Raises:
         UsageError: it does not exist, or is something else.
+        AdapterError: it was made for another model, or for another file of it.
         UnsupportedModelError: it changes an embedding that is also the output matrix: llama.cpp would abort.
         GGUFError: it is truncated, hostile or inconsistent.
     """
@@ -116,7 +123,10 @@ def check_adapter(path: Path, model: GGUFHeader | None = None) -> None:
     header = read_header(path)
     if header.get(keys.TYPE) != "adapter" or header.get(keys.ADAPTER_TYPE) != "lora":
         raise UsageError(f"adapter '{path}': expected a LoRA adapter, got general.type {header.get(keys.TYPE)!r}")
-    if model is None or any(tensor.name == "output.weight" for tensor in model.tensors):
+    if model is None:
+        return
+    check_base(header, model, base)
+    if any(tensor.name == "output.weight" for tensor in model.tensors):
         return
     if any(tensor.name.startswith("token_embd.") for tensor in header.tensors):
         raise UnsupportedModelError(f"adapter '{path}': it changes an embedding that is also the output matrix")

@@ -111,14 +111,15 @@ def tokenize(path: Path, text: str) -> tuple[NDArray[np.int64], int | None]:
     Raises:
         TokenizerError: there is no tokenizer, or it cannot be loaded.
     """
-    tokenizer = _load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
     tokens = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
     marked = tokenizer("a", verbose=False)["input_ids"]
     begin = tokenizer.bos_token_id
     return tokens, begin if begin is not None and marked[:1] == [begin] else None
 
 
-def _load_tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a checkpoint's folder; raises TokenizerError where there is none."""
     from transformers import AutoTokenizer
 
     try:

@@ -211,8 +211,9 @@ def _run(
 
     done = 0 if kept is None else step_of(kept)
     if kept is not None and done >= settings.steps:  # the run had ended: the Trainer would take one more step
-        trainer._load_from_checkpoint(str(kept))  # noqa: SLF001
         trainer.state = TrainerState.load_from_json(str(kept / "trainer_state.json"))
+        best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+        trainer._load_from_checkpoint(str(kept if best is None else best))  # noqa: SLF001
         return
     with _recomputing(trainer.model, recomputes), progress(label, settings.steps - done, " steps") as told:
         watching = Watching(told)

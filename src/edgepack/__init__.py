@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from inspect import Signature
 
     from edgepack import errors, progress
+    from edgepack.api.adapting import recover, teach
     from edgepack.api.analysis import analyze, architecture_of
     from edgepack.api.archives import estimate_pack, extract, pack, unpack, unpack_native
     from edgepack.api.bundling import bundle
@@ -79,10 +80,12 @@ _NAMES = {
     "patch": "api.updates",
     "progress": "",
     "provenance": "api.provenance",
+    "recover": "api.adapting",
     "release": "api.publishing",
     "replay": "api.fidelity",
     "reproduce": "api.provenance",
     "sign": "api.checking",
+    "teach": "api.adapting",
     "tune": "api.tuning",
     "unpack": "api.archives",
     "unpack_native": "api.archives",
@@ -125,10 +128,12 @@ __all__ = [
     "patch",
     "progress",
     "provenance",
+    "recover",
     "release",
     "replay",
     "reproduce",
     "sign",
+    "teach",
     "tune",
     "unpack",
     "unpack_native",

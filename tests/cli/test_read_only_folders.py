@@ -38,6 +38,8 @@ WRITES = {
     "analyze": ["{books} -o {out}/x.json", "{books} --report {out}/x.html"],
     "imatrix": ["{gguf} --text {text} --ctx 64 --chunks 1 -o {out}/x.gguf"],
     "tune": ["{gguf} --reference {gguf} --text {text} --steps 1 -o {out}/x.gguf"],
+    "recover": ["{gguf} --reference {gguf} --text {text} -o {out}/x.gguf"],
+    "teach": ["{gguf} --documents {sources} -o {out}/x.gguf"],
     "pack": ["{gguf} -o {out}/x.edgepack"],
     "unpack": ["{archive} -o {out}/x.gguf", "{variant} --native -o {out}/x.gguf"],
     "validate": ["{gguf} --reference {gguf} --text {text} --ctx 64 --chunks 1 --report {out}/x.html"],

@@ -69,6 +69,8 @@ TAKE_NONE = {
     "imatrix": "{archive} --calibration {text} -o {out}/i",
     "frontier": "{archive} --calibration {text} --text {text} -o {out}/f --chunks 1 --ctx 32",
     "tune": "{archive} --reference {gguf} --text {text} -o {out}/t",
+    "recover": "{archive} --reference {gguf} --text {text} -o {out}/t",
+    "teach": "{archive} --documents {out} -o {out}/t",
     "keygen": None,
     "trust": None,
     "cache": None,

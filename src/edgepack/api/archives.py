@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, BinaryIO
 from edgepack.api.opening import ignore
 from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.values import FilePath, optional_path, paths
+from edgepack.edge.llama.check import check_adapter
 from edgepack.edge.llama.check_projector import check_projector, is_projector
 from edgepack.errors import UsageError
 from edgepack.files.output import claimed_output, inner_path, scratch_beside
+from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
+from edgepack.gguf.variant import is_variant
 from edgepack.packaging.archive import Archive, is_archive, open_archive
 from edgepack.packaging.coding.streams import DEFAULT_LEVEL
 from edgepack.packaging.estimate import Estimate, estimate_archive
@@ -73,6 +76,7 @@ def pack(
         GGUFError: `file` is not a whole GGUF.
         UsageError: a file is not there, a name occurs twice, the output cannot be written or is there already, or a
             projector is none or was made for another model.
+        AdapterError: an adapter among them was made for another model.
         ResourceError: the disk is full.
     """
     file, included, older = Path(file), paths(include), optional_path(base)
@@ -83,6 +87,7 @@ def pack(
         if file.is_file() and (left := read_header(file).trailing_bytes):
             note(f"{file}: {left} bytes behind the last tensor belong to none; they are packed as they are")
         _check_projectors(file, included, optional_path(projector))
+        _check_adapters(file, included)
         return pack_archive(
             file, target, level=level, dictionary=dictionary, include=every, base=older, release=release,
             trust=policy_for(trusted), threads=threads, progress=progress,
@@ -106,6 +111,15 @@ def _check_projectors(model: Path, included: Sequence[Path], given: Path | None)
     eyes = [path for path in included if is_gguf(path) and is_projector(read_header(path))]
     for path in (*eyes, *([] if given is None else [given])):
         check_projector(path, read_header(model))
+
+
+def _check_adapters(model: Path, included: Sequence[Path]) -> None:
+    """Refuse an adapter of another model: `run` would refuse the whole archive."""
+    lora = [path for path in included if is_gguf(path) and read_header(path).get(keys.TYPE) == "adapter"]
+    if not lora or is_variant(read_header(model)):  # an adapter of the variant fits the file that it is decoded to
+        return
+    for path in lora:
+        check_adapter(path, read_header(model), model)
 
 
 def estimate_pack(file: FilePath, *, include: Sequence[FilePath] = (), level: int = DEFAULT_LEVEL) -> Estimate:

@@ -19,6 +19,7 @@ from edgepack.edge.llama.engines import choose_engine
 from edgepack.edge.llama.options import Adapter
 from edgepack.errors import UsageError
 from edgepack.gguf import keys
+from edgepack.packaging.plain_gguf import is_gguf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -96,7 +97,7 @@ def open_file(
     own = tuple(Adapter(path) for path in source.adapters) if options.own_adapters else ()
     adapters = own + options.adapters
     for adapter in adapters:
-        check_adapter(adapter.path, source.header)
+        check_adapter(adapter.path, source.header, source.path if is_gguf(source.path) else None)
     return source, OpenWish(
         device=options.device,
         n_ctx=ctx,

@@ -30,6 +30,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prune-grid": ("prune_grid", "how much of a model can go: fidelity and size of several sparsities"),
     "imatrix": ("imatrix", "which weights a text needs: an importance matrix"),
     "tune": ("tune", "a quantised GGUF moved towards its original at the same size"),
+    "recover": ("recover", "an adapter that gives back what compression lost"),
+    "teach": ("teach", "documents learnt by an adapter, with a test of what is known"),
     "pack": ("pack", "a GGUF into one verified archive"),
     "unpack": ("unpack", "the GGUF out of an archive, bit for bit"),
     "verify": ("verify", "every byte of an archive against its digests"),

@@ -25,6 +25,14 @@ _PATH = click.Path(path_type=Path)
 @click.command("validate")
 @click.argument("candidate", type=_PATH)
 @click.option("--reference", type=_PATH, help="The original: a Hugging Face folder or a GGUF; default its certificate.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    type=_PATH,
+    metavar="FILE",
+    help="A GGUF LoRA that CANDIDATE runs with, beside those in its archive; repeatable.",
+)
 @scoring_options
 @gate_options
 @report_option
@@ -96,6 +104,8 @@ def _embeddings(
     """An embedder has no next token: its embeddings are compared."""
     from edgepack.api.embedders import validate_embeddings
 
+    if options.adapters:
+        raise UsageError(f"'{candidate}' gives embeddings: expected no --adapter")
     if gates.max_kl or gates.max_perplexity_ratio or gates.judges_weights:
         raise UsageError(f"'{candidate}' gives embeddings: expected no gate but --min-agreement")
     found = validate_embeddings(
@@ -127,6 +137,8 @@ def _replay(candidate: Path, gates: Gates, options: ScoringOptions, *, as_json: 
     from edgepack.api.fidelity import replay
     from edgepack.edge.fidelity.outcome import as_lines
 
+    if options.adapters:
+        raise UsageError("--adapter changes what the file says: give --reference")
     result = replay(
         candidate, min_agreement=gates.min_agreement, max_kl=gates.max_kl,
         max_perplexity_ratio=gates.max_perplexity_ratio, scoring=options, progress=terminal_progress,

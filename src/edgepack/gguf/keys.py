@@ -42,6 +42,9 @@ CHAT_TEMPLATES = "tokenizer.chat_templates"  # names of further ones, each under
 # Of LoRA adapters.
 ADAPTER_TYPE = "adapter.type"
 ADAPTER_ALPHA = "adapter.lora.alpha"
+ADAPTER_BASE = "edgepack.adapter.base"  # digest of the norms and biases of the model that it was trained on
+ADAPTER_BASE_FILE = "edgepack.adapter.base_file"  # digest of the one file whose loss it gives back
+ADAPTER_ABOUT = "edgepack.adapter.about"  # how it was trained, as JSON
 
 # Of projectors: what sees, beside the model that reads (llama.cpp's tools/mtmd/clip-impl.h).
 PROJECTOR_ARCHITECTURE = "clip"

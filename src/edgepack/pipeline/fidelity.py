@@ -47,7 +47,7 @@ def open_reference(path: Path, options: ScoringOptions) -> Scorer:
         return open_stored(path)
     if path.is_file():
         trust = None if options.trust is None else options.trust.of_originals()
-        return open_candidate(path, replace(options, trust=trust), options.shares()[0])
+        return open_candidate(path, replace(options, trust=trust, adapters=()), options.shares()[0])
     if not path.is_dir():
         raise UsageError(f"reference '{path}': no such file or folder")
     try:
