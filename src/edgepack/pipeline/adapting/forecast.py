@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from edgepack.model import Checkpoint
     from edgepack.pipeline.adapting.settings import AdaptSettings
 
-_PROCESS = 600 << 20  # torch, transformers and llama.cpp themselves, by measurement
+_PROCESS = 600 << 20  # torch, transformers and llama.cpp themselves: an estimate
 _SIDE = 768  # of the products that are timed
-_SHARE = 0.35  # of that speed which whole models reach: by measurement on the 135 M model, two busy cores
+_SHARE = 0.35  # of that speed which whole models reach: an estimate, held against no run
 # Products of a token through a frozen model with an adapter: forward 2, backward through inputs 2 (per weight).
 FORWARD, STEP = 2, 4
 

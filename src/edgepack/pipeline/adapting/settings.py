@@ -15,7 +15,7 @@ TEXT, ORIGINAL = "text", "original"
 PUBLISHED_RATE = 8e-7
 """Of a published recipe for recovery adapters of large models; docs/learning-adapters.md says what it does to small."""
 
-_AUTO_AT, _AUTO_WIDTH = 5e-4, 576  # a rate that measured well, and the width of the model on which it did
+_AUTO_AT, _AUTO_WIDTH = 5e-4, 576  # a usual rate of adapters at this width, and how it falls: no measured optimum
 _MOST_AUTO = 2e-3
 
 
