@@ -21,6 +21,7 @@ import torch
 from edgepack.errors import GGUFError, UnsupportedModelError, UsageError
 from edgepack.files.output import atomic_output
 from edgepack.files.source import open_source
+from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.types import GGMLType, TensorInfo, u32
 from edgepack.gguf.writer import GGUFWriter
@@ -139,7 +140,7 @@ def write_folded(source: Path, folded: FoldedHeads, out: Path) -> None:
         GGUFError: `source` is no GPT-2 in float32, or of another depth.
     """
     header = read_header(source)
-    if header.get("general.architecture") != "gpt2" or header.get("gpt2.block_count") != folded.layers:
+    if header.get(keys.ARCHITECTURE) != "gpt2" or header.get("gpt2.block_count") != folded.layers:
         raise GGUFError(f"{source}: expected a gpt2 of {folded.layers} layers")
     infos = tuple(_info(header.tensor(info.name), folded) for info in header.tensors)
     sizes = {

@@ -124,11 +124,11 @@ def test_ctrl_c_leaves_no_file(books: Path, tmp_path: Path) -> None:
     script = (
         "import os, signal, sys, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
-        "from edgepack.export import gguf_file\n"
-        "original = gguf_file.quantize_rows\n"
+        "from edgepack.export import chunks\n"
+        "original = chunks.quantize_rows\n"
         "def slow(*arguments):\n"
         "    os.write(1, b'started\\n'); time.sleep(0.05); return original(*arguments)\n"
-        "gguf_file.quantize_rows = slow\n"
+        "chunks.quantize_rows = slow\n"
         "from edgepack.cli import main\n"
         "main(sys.argv[1:])\n"
     )

@@ -90,31 +90,31 @@ def mixed() -> VariantPlan:
 
 def interrupt(path: Path, plan: VariantPlan, after: int, monkeypatch: pytest.MonkeyPatch, *, resume: bool) -> None:
     """Ctrl-C once `after` tensors of this run are noted."""
-    added = variant_write._Run.add
+    added = variant_write.CodingRun.add
     count = [0]
 
-    def add(self, writer, tensor):  # type: ignore[no-untyped-def]
+    def add(self, writer, tensor, coded):  # type: ignore[no-untyped-def]
         if count[0] == after:
             raise KeyboardInterrupt
         count[0] += 1
-        added(self, writer, tensor)
+        added(self, writer, tensor, coded)
 
     with monkeypatch.context() as patch:
-        patch.setattr(variant_write._Run, "add", add)
+        patch.setattr(variant_write.CodingRun, "add", add)
         with pytest.raises(KeyboardInterrupt):
             write_variant(plan, path, resume=resume)
 
 
 def coded_in(path: Path, plan: VariantPlan, monkeypatch: pytest.MonkeyPatch) -> int:
     """Tensors that a resumed run still had to code."""
-    added, count = variant_write._Run.add, [0]
+    added, count = variant_write.CodingRun.add, [0]
 
-    def add(self, writer, tensor):  # type: ignore[no-untyped-def]
+    def add(self, writer, tensor, coded):  # type: ignore[no-untyped-def]
         count[0] += 1
-        added(self, writer, tensor)
+        added(self, writer, tensor, coded)
 
     with monkeypatch.context() as patch:
-        patch.setattr(variant_write._Run, "add", add)
+        patch.setattr(variant_write.CodingRun, "add", add)
         write_variant(plan, path, resume=True)
     return count[0]
 
