@@ -16,7 +16,7 @@ from edgepack.export.mapped_model import map_checkpoint  # noqa: E402
 from edgepack.export.plan import plan_export  # noqa: E402
 from edgepack.export.wire.curvatures import MatrixCurvatures  # noqa: E402
 from edgepack.export.wire.origins import Origins  # noqa: E402
-from edgepack.quant.calibration import curvature  # noqa: E402
+from edgepack.quant.calibration import block_sums  # noqa: E402
 from edgepack.quant.calibration.curvature import Curvature, measure  # noqa: E402
 from edgepack.quant.calibration.curvature_store import CurvatureStore  # noqa: E402
 from edgepack.quant.row_feedback import RowFeedback  # noqa: E402
@@ -67,7 +67,7 @@ def test_g_is_kept_of_enough_tokens_where_it_pays_and_follows_the_rows_of_the_fi
 ) -> None:
     checkpoint = open_checkpoint(write_small_llama(tmp_path / "m", vocab_size=4096, num_hidden_layers=1))
     tokens = np.random.default_rng(0).integers(0, 4000, (8, 64))
-    monkeypatch.setattr(curvature, "JOINT_LEFT", 1.1)
+    monkeypatch.setattr(block_sums, "JOINT_LEFT", 1.1)
     few = {n: v for part in measure(checkpoint, tokens[:1], tmp_path / "few") for n, v in part.items()}
     assert all(value.joint is None for value in few.values())
     store = CurvatureStore(tmp_path / "c")
