@@ -13,6 +13,9 @@ from wheels import wheel, wheelhouse  # noqa: F401 (fixtures)
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadGroupScheduling
+
 # A busy machine is no failure: no example is timed. Examples are the same on every run, so CI is not a lottery;
 # HYPOTHESIS_PROFILE=explore draws new ones.
 settings.register_profile("edgepack", deadline=None, derandomize=True)
@@ -22,6 +25,30 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "edgepack"))
 ROOT = Path(__file__).resolve().parent.parent
 BOOKS = ROOT / "tests/data/books-llama-6m"
 SHARED = ROOT.parent / "shared"
+
+
+# Tests of one worker each, by the beginning of their names: what they start (a browser, a cluster, ggml's tables) is made
+# once and is not to stand beside another. xdist's own mark for it is lost with pytest 9.2, whose items keep their names.
+TOGETHER = {
+    "tests/edge/page/": "chat page",
+    "tests/pipeline/cluster/test_ray.py": "ray",
+    # ggml builds its tables for the IQ types once a process, in many seconds.
+    "tests/export/test_type_choice.py::test_bytes_equal_those_of_llama_quantize": "iq tables",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadGroupScheduling | None:
+    """With `--dist loadgroup` a scheduler that knows `TOGETHER`."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadGroupScheduling
+
+    class Together(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((group for start, group in TOGETHER.items() if nodeid.startswith(start)), nodeid)
+
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -220,7 +220,6 @@ def test_types_by_hand_equal_those_of_llama_quantize(
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("iq-tables")  # ggml builds its tables for the IQ types once a process, in many seconds
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.label)
 @pytest.mark.parametrize("build", WRITTEN, ids=lambda build: build.name)
 def test_bytes_equal_those_of_llama_quantize(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from page_server import PageServer
     from playwright.sync_api import Page
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chat-page")]
+pytestmark = [pytest.mark.slow]
 
 
 def names(page: Page) -> list[str]:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from page_server import PageServer
     from playwright.sync_api import BrowserContext, Page
 
-pytestmark = [pytest.mark.xdist_group("chat-page")]
 ROOT = Path(__file__).resolve().parents[3]
 TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}\n{% endfor %}"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Page
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chat-page")]
+pytestmark = [pytest.mark.slow]
 
 
 def contents(body: dict[str, Any]) -> list[str]:

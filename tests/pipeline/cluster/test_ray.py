@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# One worker of pytest runs all of it. Ray leaves sockets and files of its own to the collector: only those are passed
+# Ray leaves sockets and files of its own to the collector: only those are passed
 # over, and what its imports deprecate.
 pytestmark = [
-    pytest.mark.xdist_group("ray"),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc"),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
