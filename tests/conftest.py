@@ -44,6 +44,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadGro
         return None
     from xdist.scheduler import LoadGroupScheduling
 
+    config.option.loadscopereorder = False  # what needs a warm machine does not come first
+
     class Together(LoadGroupScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return next((group for start, group in TOGETHER.items() if nodeid.startswith(start)), nodeid)

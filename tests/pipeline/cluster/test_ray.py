@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Ray leaves sockets and files of its own to the collector: only those are passed
 # over, and what its imports deprecate.
 pytestmark = [
+    # Seen to hang on two busy processors after a worker or a node was lost; until that is understood not part of every run.
+    pytest.mark.skipif("EDGEPACK_RAY_TESTS" not in os.environ, reason="EDGEPACK_RAY_TESTS=1 runs them"),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc"),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
