@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgepack.edge.confidence.binding import adapter_digests, contents_digest
 from edgepack.edge.confidence.record import Record, has_record, read_record
+from edgepack.edge.confidence.statements import difference
 from edgepack.errors import UsageError
 from edgepack.packaging.archive import is_archive
 from edgepack.progress import silent
@@ -65,16 +65,9 @@ def find_record(
     if is_archive(path):
         return Found(None, "the confidence that this file states is dropped: its model is read out of the archive, "
                            "and only an installed one can be checked")  # fmt: skip
-    if (got := contents_digest(path, header, progress)) != record.digest:
-        return Found(
-            None,
-            f"the confidence that this file states is dropped: it was fitted on contents {record.digest[:16]}…, "
-            f"these are {got[:16]}…: {_AGAIN}",
-        )
-    if tuple(adapter_digests(adapters)) != record.adapters:
-        return Found(
-            None, f"the confidence that this file states is dropped: it was fitted with other adapters: {_AGAIN}"
-        )
+    other = difference(path, header, adapters, (record.digest, record.adapters), progress)
+    if other:
+        return Found(None, f"the confidence that this file states is dropped: it was fitted {other}: {_AGAIN}")
     if not own_template and "chat" in record.fitted:
         rest: dict[Form, Fitted] = {form: fitted for form, fitted in record.fitted.items() if form != "chat"}
         what = "the confidence of chats is dropped: it was fitted with the model's own chat template"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgepack.edge.confidence.calibrators import Calibrator, from_object, to_object
 from edgepack.edge.confidence.features import observe_answer
+from edgepack.edge.confidence.statements import stated_binding, stated_object, stated_version
 from edgepack.errors import UsageError
 from edgepack.gguf import keys
 from edgepack.gguf.types import Value, ValueType, array, string
@@ -146,15 +147,10 @@ def read_record(metadata: Mapping[str, Value]) -> Record:
     Raises:
         UsageError: there is none, or it is not sound; the text names the key.
     """
-    version = _value(metadata, keys.CONFIDENCE_VERSION, ValueType.UINT32)
-    if version != VERSION:
-        raise UsageError(f"{keys.CONFIDENCE_VERSION}: expected {VERSION}, got {version}: made by a newer edgepack")
-    digest = str(_value(metadata, keys.CONFIDENCE_DIGEST, ValueType.STRING))
-    adapters: tuple[str, ...] = ()
-    if keys.CONFIDENCE_ADAPTERS in metadata:
-        adapters = tuple(str(one) for one in _value(metadata, keys.CONFIDENCE_ADAPTERS, ValueType.ARRAY))
+    stated_version(metadata, keys.CONFIDENCE_VERSION, VERSION)
+    digest, adapters = stated_binding(metadata, keys.CONFIDENCE_DIGEST, keys.CONFIDENCE_ADAPTERS)
     fitted: dict[Form, Fitted] = {
-        form: _fitted(form, str(_value(metadata, keys.CONFIDENCE + form, ValueType.STRING)))
+        form: _fitted(form, stated_object(metadata, keys.CONFIDENCE + form, _MOST_CHARACTERS))
         for form in FORMS
         if keys.CONFIDENCE + form in metadata
     }
@@ -163,24 +159,8 @@ def read_record(metadata: Mapping[str, Value]) -> Record:
     return Record(digest, adapters, fitted)
 
 
-def _value(metadata: Mapping[str, Value], key: str, kind: ValueType) -> Any:
-    value = metadata.get(key)
-    if value is None or value.type is not kind:
-        got = "nothing" if value is None else value.type.name.lower()
-        raise UsageError(f"{key}: expected a value of type {kind.name.lower()}, got {got}")
-    return value.value
-
-
-def _fitted(form: Form, text: str) -> Fitted:
+def _fitted(form: Form, told: dict[str, Any]) -> Fitted:
     where = keys.CONFIDENCE + form
-    if len(text) > _MOST_CHARACTERS:
-        raise UsageError(f"{where}: expected at most {_MOST_CHARACTERS} characters, got {len(text)}")
-    try:
-        told = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: expected JSON: {error}") from None
-    if not isinstance(told, dict):
-        raise UsageError(f"{where}: expected a JSON object, got {type(told).__name__}")
     calibrator = from_object(told.get("calibrator"), f"{where}.calibrator")
     threshold: Any = told.get("threshold")
     if not _is_number(threshold) or not 0 <= threshold <= 2:

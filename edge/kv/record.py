@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgepack.edge.confidence.binding import adapter_digests, contents_digest
+from edgepack.edge.confidence.statements import difference, stated_binding, stated_object, stated_version
 from edgepack.edge.kv.table import CacheCost, CacheTable
 from edgepack.edge.llama.options import kv_name, kv_types
 from edgepack.errors import UsageError
@@ -100,11 +100,8 @@ def find_table(
         return Found(None, f"{_DROPPED}: {error}")
     if is_archive(path):
         return Found(record.table)
-    if (got := contents_digest(path, header, progress)) != record.digest:
-        return Found(None, f"{_DROPPED}: measured on contents {record.digest[:16]}…, these are {got[:16]}…: {_AGAIN}")
-    if tuple(adapter_digests(adapters)) != record.adapters:
-        return Found(None, f"{_DROPPED}: measured with other adapters: {_AGAIN}")
-    return Found(record.table)
+    other = difference(path, header, adapters, (record.digest, record.adapters), progress)
+    return Found(None, f"{_DROPPED}: measured {other}: {_AGAIN}") if other else Found(record.table)
 
 
 def read_record(metadata: Mapping[str, Value]) -> Record:
@@ -113,34 +110,13 @@ def read_record(metadata: Mapping[str, Value]) -> Record:
     Raises:
         UsageError: there is none, or it is not sound; the text names the key.
     """
-    version = _value(metadata, keys.KV_VERSION, ValueType.UINT32)
-    if version != VERSION:
-        raise UsageError(f"{keys.KV_VERSION}: expected {VERSION}, got {version}: made by a newer edgepack")
-    digest = str(_value(metadata, keys.KV_DIGEST, ValueType.STRING))
-    adapters: tuple[str, ...] = ()
-    if keys.KV_ADAPTERS in metadata:
-        adapters = tuple(str(one) for one in _value(metadata, keys.KV_ADAPTERS, ValueType.ARRAY))
-    return Record(digest, adapters, _table(str(_value(metadata, keys.KV_TABLE, ValueType.STRING))))
+    stated_version(metadata, keys.KV_VERSION, VERSION)
+    digest, adapters = stated_binding(metadata, keys.KV_DIGEST, keys.KV_ADAPTERS)
+    return Record(digest, adapters, _table(stated_object(metadata, keys.KV_TABLE, _MOST_CHARACTERS)))
 
 
-def _value(metadata: Mapping[str, Value], key: str, kind: ValueType) -> Any:
-    value = metadata.get(key)
-    if value is None or value.type is not kind:
-        got = "nothing" if value is None else value.type.name.lower()
-        raise UsageError(f"{key}: expected a value of type {kind.name.lower()}, got {got}")
-    return value.value
-
-
-def _table(text: str) -> CacheTable:
+def _table(told: dict[str, Any]) -> CacheTable:
     where = keys.KV_TABLE
-    if len(text) > _MOST_CHARACTERS:
-        raise UsageError(f"{where}: expected at most {_MOST_CHARACTERS} characters, got {len(text)}")
-    try:
-        told = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: expected JSON: {error}") from None
-    if not isinstance(told, dict):
-        raise UsageError(f"{where}: expected a JSON object, got {type(told).__name__}")
     rows = told.get("caches")
     if not isinstance(rows, list) or not 1 <= len(rows) <= _MOST_CACHES:
         raise UsageError(f"{where}.caches: expected a list of 1 to {_MOST_CACHES}")

@@ -10,7 +10,7 @@ import re
 import sys
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgepack.errors import RecipeError, UsageError
 from edgepack.quant.passes.registry import ZEROS, contradiction, find_pass, pass_names
@@ -23,8 +23,10 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+
+Parsed = TypeVar("Parsed")
 
 CALIBRATION: dict[str, Setting] = {
     "text": Setting("text"),
@@ -114,19 +116,19 @@ def read_recipe(path: Path) -> Recipe:
         RecipeError: unreadable, neither of the two, an unknown key, a value out of range, or passes that contradict
             each other.
     """
-    text = recipe_text(path)
-    try:
-        return parse_recipe(text)
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from None
+    return parsed_file(path, parse_recipe)
 
 
-def recipe_text(path: Path) -> str:
-    """What a recipe's file holds; raises RecipeError where it cannot be read."""
+def parsed_file(path: Path, parse: Callable[[str], Parsed]) -> Parsed:
+    """What `parse` makes of a recipe's file; raises RecipeError, which names the file, where it cannot be read too."""
     try:
-        return read_text(path)
+        text = read_text(path)
     except UsageError as error:
         raise RecipeError(str(error)) from None
+    try:
+        return parse(text)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
 
 
 def parse_recipe(text: str) -> Recipe:

@@ -16,10 +16,10 @@ from edgepack.quant.passes.recipe import (
     STAGES,
     Recipe,
     parse_settings,
+    parsed_file,
     passes_of,
     passes_toml,
     recipe_table,
-    recipe_text,
     refuse_unknown,
 )
 from edgepack.quant.passes.settings import Setting
@@ -112,11 +112,7 @@ def read_staged(path: Path) -> StagedRecipe:
         RecipeError: unreadable, neither of the two, an unknown key, a value out of range, or passes that contradict
             each other.
     """
-    text = recipe_text(path)
-    try:
-        return parse_staged(text)
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from None
+    return parsed_file(path, parse_staged)
 
 
 def parse_staged(text: str) -> StagedRecipe:
