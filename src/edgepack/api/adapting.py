@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgepack.api.opening import ignore
 from edgepack.api.values import optional_path
@@ -22,7 +22,7 @@ from edgepack.progress import silent
 from edgepack.quantities import parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from edgepack.api.values import FilePath, JsonObject
     from edgepack.pipeline.adapting.settings import Forecast
@@ -48,12 +48,9 @@ class RecoverResult:
     def json(self) -> JsonObject:
         """The object that `edgepack recover --json` prints."""
         if self.forecast is not None:
-            return {"output": str(self.output), "dry_run": True, **self.forecast.json()}
+            return _planned_json(self.output, self.forecast)
         assert self.recovered is not None
-        return {
-            **recovered_json(self.recovered), "output": str(self.output), "bytes": self.output.stat().st_size,
-            "adapter_bytes": self.recovered.bytes,
-        }  # fmt: skip
+        return _made_json(self.output, recovered_json(self.recovered), self.recovered.bytes)
 
 
 @dataclass(frozen=True)
@@ -73,12 +70,17 @@ class TeachResult:
     def json(self) -> JsonObject:
         """The object that `edgepack teach --json` prints."""
         if self.forecast is not None:
-            return {"output": str(self.output), "dry_run": True, **self.forecast.json()}
+            return _planned_json(self.output, self.forecast)
         assert self.taught is not None
-        return {
-            **taught_json(self.taught), "output": str(self.output), "bytes": self.output.stat().st_size,
-            "adapter_bytes": self.taught.bytes,
-        }  # fmt: skip
+        return _made_json(self.output, taught_json(self.taught), self.taught.bytes)
+
+
+def _planned_json(output: Path, forecast: Forecast) -> JsonObject:
+    return {"output": str(output), "dry_run": True, **forecast.json()}
+
+
+def _made_json(output: Path, figures: Mapping[str, Any], adapter_bytes: int) -> JsonObject:
+    return {**figures, "output": str(output), "bytes": output.stat().st_size, "adapter_bytes": adapter_bytes}
 
 
 def recover(

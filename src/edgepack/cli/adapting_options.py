@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.output import SIZE, force_option, json_option
+from edgepack.cli.output import SIZE, force_option, json_option, note, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgepack.api.adapting import RecoverResult, TeachResult
     from edgepack.pipeline.adapting.settings import Forecast
 
 PATH = click.Path(path_type=Path)
@@ -70,7 +71,16 @@ def adapting_options(rank: int, alpha: str, rate: str, batch: int, ctx: int) -> 
     return decorate
 
 
-def forecast_line(found: Forecast) -> str:
+def told_shortly(result: RecoverResult | TeachResult, *, as_json: bool) -> bool:
+    """Print a result for scripts, or what a dry run expects; False where a person is still to be told what was made."""
+    if as_json:
+        print_json(result.json())
+    elif result.forecast is not None:
+        note(f"{result.output}: {_forecast_line(result.forecast)}")
+    return as_json or result.forecast is not None
+
+
+def _forecast_line(found: Forecast) -> str:
     """For people."""
     from edgepack.quantities import format_duration, format_size
 

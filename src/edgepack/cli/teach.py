@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.adapting_options import PATH, adapting_options, forecast_line
-from edgepack.cli.output import note, print_json, terminal_progress
+from edgepack.cli.adapting_options import PATH, adapting_options, told_shortly
+from edgepack.cli.output import note, terminal_progress
 from edgepack.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -37,11 +37,7 @@ def command(
         model, documents, output, alpha=16.0 if alpha is None else alpha, dry_run=dry_run, progress=terminal_progress,
         note=note, **options,
     )  # fmt: skip
-    if as_json:
-        print_json(result.json())
-        return
-    if result.forecast is not None:
-        note(f"{result.output}: {forecast_line(result.forecast)}")
+    if told_shortly(result, as_json=as_json):
         return
     taught = result.taught
     assert taught is not None
