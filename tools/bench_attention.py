@@ -1,8 +1,8 @@
 """What a cache of k dimensions costs and keeps: bytes a token, divergence before and after training, memory.
 
-    python tools/bench_attention.py NAME=MODEL CALIBRATION_TEXT UNSEEN_TEXT [--ranks 96,64,32,9,2] [--rope before]
-        [--joined layer] [--metric scores] [--steps 60] [--sequences 24] [--length 256] [--ctx 512] [--chunks 4]
-        [--memory 64,9] [--context 512,2048,4096] [--figure rows,curve,memory]
+    python tools/bench_attention.py NAME=MODEL CALIBRATION_TEXT UNSEEN_TEXT [--ranks 96@.001,64,32,9,2]
+        [--rope before] [--joined layer] [--metric scores] [--steps 60] [--sequences 24] [--length 256] [--ctx 512]
+        [--chunks 4] [--memory 64,9] [--context 512,2048,4096] [--figure rows,curve,memory]
 
 Prints a row for each k, for keys and values alike: "k = 9 of 768 dimensions, 85 times smaller, 95 %" is a claim of
 k = 9, and of k for 85 times smaller. Then what was held out of training said on the way. Then what caches hold after
@@ -95,14 +95,14 @@ class Bench:
             self.model, self.moments, key_rank=rank, value_rank=rank, rope=o.rope, metric=o.metric
         )
 
-    def row(self, rank: int) -> Trained:
-        """Print one k: fit, judge, train, judge."""
+    def row(self, rank: int, rate: float) -> tuple[str, Trained]:
+        """Print one k: fit, judge, train, judge; what the training is called and what it came to."""
         with counted() as all_of_it, self.eigen(rank) as eigen:
             student = answers(self.model, eigen.cache)
             before = self.unseen.judge(self.known, student)
             with counted() as training:
                 train_reconstruction(eigen)
-                settings = TrainingSettings(steps=self.options.steps, looks=_LOOKS)
+                settings = TrainingSettings(steps=self.options.steps, rate=rate, looks=_LOOKS)
                 trained = distil(self.original, student, eigen.parameters(), self.learnt, settings)
             after = self.unseen.judge(self.known, student)
             held, of = eigen.bytes_per_token(), eigen.whole_bytes_per_token()
@@ -114,7 +114,7 @@ class Bench:
             f"{training.seconds:.0f}", f"{all_of_it.seconds:.0f}", all_of_it.megabytes,
         ]  # fmt: skip
         print(f"| {' | '.join(cells)} |", flush=True)
-        return trained
+        return f"{self.name}, k = {rank}, rate {rate:g}", trained
 
     def held(self, rank: int | None, context: int, text: torch.Tensor) -> str:
         """What a cache holds after `generate` has filled it, and what that took."""
@@ -156,13 +156,22 @@ def numbers(text: str) -> list[int]:
     return [int(each) for each in text.split(",") if each]
 
 
+def learnt_ranks(text: str) -> list[tuple[int, float]]:
+    """Of `96@.001,64`: k and the rate that its maps learn with."""
+    pairs = [each.partition("@") for each in text.split(",") if each]
+    return [(int(rank), float(rate or TrainingSettings.rate)) for rank, _, rate in pairs]
+
+
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=named_model, metavar="NAME=FOLDER")
     parser.add_argument("calibration", type=Path)
     parser.add_argument("unseen", type=Path)
-    parser.add_argument("--ranks", type=numbers, default=[96, 64, 32, 9, 2], help="k for keys and for values")
+    parser.add_argument(
+        "--ranks", type=learnt_ranks, default=learnt_ranks("96@.001,64@.001,32,9,2"),
+        help="k for keys and for values, and the rate of training: .01 by default",
+    )  # fmt: skip
     parser.add_argument("--rope", default="before", choices=["before", "after", "pairs"])
     parser.add_argument("--joined", default="layer", choices=["layer", "head"])
     parser.add_argument("--metric", default="scores", choices=["scores", "plain"])
@@ -186,7 +195,7 @@ def main() -> None:
             "same token before | after | steps | CPU s of training | of all | MB |"
         )
         print("|---" * 14 + "|")
-        curves = [(f"{bench.name}, k = {rank}", bench.row(rank)) for rank in options.ranks]
+        curves = [bench.row(rank, rate) for rank, rate in options.ranks]
         if curves:
             print_curves(curves)
         if options.context:
