@@ -63,8 +63,8 @@ def energy(moments: Sequence[Moments], rank: int) -> tuple[float, float]:
 def print_curves(curves: Sequence[tuple[str, Trained]]) -> None:
     """What the held-out sequences of each training said at each look; nothing where a run ended before."""
     steps = sorted({step for _told, trained in curves for step, _loss in trained.looks})
-    print("\n| model | held-out KL after steps | " + " | ".join(map(str, steps)) + " |")
-    print("|---" * (len(steps) + 2) + "|")
+    print("\n| held-out KL after steps | " + " | ".join(map(str, steps)) + " |")
+    print("|---" * (len(steps) + 1) + "|")
     for told, trained in curves:
         known = dict(trained.looks)
         print(f"| {told} | " + " | ".join(f"{known[step]:.4f}" if step in known else "" for step in steps) + " |")
