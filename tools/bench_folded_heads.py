@@ -1,7 +1,7 @@
 """What narrow heads give a model with learnt positions on stock llama.cpp: bytes a token and divergence.
 
-    python tools/bench_folded_heads.py TOKENIZER_FOLDER TEXT UNSEEN_TEXT [--steps 150] [--width 128] [--heads 4]
-        [--layers 2] [--folds 4x32,4x16,2x32,2x16,1x32,4x8] [--ctx 128] [--chunks 8]
+    python tools/bench_folded_heads.py TOKENIZER_FOLDER TEXT UNSEEN_TEXT [--steps 150] [--sequences 2400] [--width 128]
+        [--heads 4] [--layers 2] [--folds 4x32,4x16,2x32,2x16,1x32,4x8] [--ctx 128] [--chunks 8]
 
 No published GPT-2 is at hand where this runs, so a small one is trained on TEXT first, for `steps` steps. A fold is
 groups of heads × k: keys and values of all heads in a group share k dimensions. Every fold is written as a GGUF and run
@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("unseen", type=Path)
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--sequences", type=int, default=2400, help="of 128 tokens, eight a step")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--layers", type=int, default=2)
@@ -99,7 +100,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--folds", default="4x32,4x16,2x32,2x16,1x32,4x8", help="groups x k")
     options = parser.parse_args()
-    tokens = sequences(options.tokenizer, options.text, 128, 1200)
+    tokens = sequences(options.tokenizer, options.text, 128, options.sequences)
     unseen = judged_text(options.tokenizer, options.unseen, options.ctx, options.chunks)
     model = trained(options.tokenizer, tokens, options)
     with torch.inference_mode():

@@ -19,7 +19,8 @@ class LearningSettings:
         batch: examples a step, however many go through the model at once.
         length: tokens of an example at most; what `memory` plans for.
         rate: AdamW's learning rate at the height of the schedule.
-        relative: whether the rate is a share of each parameter's root mean square; for parameters of unlike sizes.
+        relative: whether the rate is a share of each parameter's root mean square before the run, for parameters of
+            unlike sizes; one of zeros does not learn then.
         momentum: AdamW's two betas.
         warm_up: share of the steps over which the rate rises.
         schedule: how it falls afterwards, in transformers' spelling.
