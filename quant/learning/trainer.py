@@ -34,6 +34,8 @@ class LearningTrainer(Trainer):  # type: ignore[misc]  # transformers is not fol
         settings: the Trainer's own keywords.
     """
 
+    optimizer: Any  # the Trainer's, of torch
+
     def __init__(self, objective: Objective, *, relative: bool = False, **settings: Any) -> None:
         super().__init__(data_collator=stacked, **settings)
         self._objective, self._relative = objective, relative
