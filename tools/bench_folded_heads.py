@@ -3,8 +3,9 @@
     python tools/bench_folded_heads.py TOKENIZER_FOLDER TEXT UNSEEN_TEXT [--steps 150] [--sequences 2400] [--width 128]
         [--heads 4] [--layers 2] [--folds 4x32,4x16,2x32,2x16,1x32,4x8] [--ctx 128] [--chunks 8]
 
-No published GPT-2 is at hand where this runs, so a small one is trained on TEXT first, for `steps` steps. A fold is
-groups of heads × k: keys and values of all heads in a group share k dimensions. Every fold is written as a GGUF and run
+No published GPT-2 is at hand where this runs, so a small one is trained first, for `steps` steps, on pieces of TEXT
+that are said twice: so small a model of plain text hardly attends, and any cache would do. A fold is groups of heads ×
+k: keys and values of all heads in a group share k dimensions. Every fold is written as a GGUF and run
 by llama.cpp; divergence is from the same model unfolded, run by llama.cpp too, in the second halves of chunks. The
 first rows are the model with some of llama.cpp's own types of cache.
 """
@@ -21,7 +22,7 @@ import transformers
 from bench_attention import sequences
 from bench_importance import result_of
 from figure_file import run_with_figure
-from judged_text import judged_text
+from judged_text import JudgedText, judged_text
 from part_cost import PartCost, counted
 
 from edgepack.edge.fit.memory import MemoryRequest, kv_layer_bytes
@@ -60,6 +61,11 @@ def trained(folder: Path, tokens: torch.Tensor, options: argparse.Namespace) -> 
     return model.eval().requires_grad_(False)
 
 
+def said_twice(tokens: torch.Tensor) -> torch.Tensor:
+    """[sequences, length] → [sequences, 2 · length]."""
+    return torch.cat([tokens, tokens], dim=1)
+
+
 def answers_of(path: Path, kv_type: str = "f32") -> tuple[LoadedModel, Answer, int]:
     """llama.cpp with a GGUF open, its answers, and bytes a token of its cache; those of f16 where the type is f32.
 
@@ -92,7 +98,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("unseen", type=Path)
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--sequences", type=int, default=2400, help="of 128 tokens, eight a step")
+    parser.add_argument("--sequences", type=int, default=2400, help="of 64 tokens, eight a step")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--layers", type=int, default=2)
@@ -100,8 +106,9 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--folds", default="4x32,4x16,2x32,2x16,1x32,4x8", help="groups x k")
     options = parser.parse_args()
-    tokens = sequences(options.tokenizer, options.text, 128, options.sequences)
-    unseen = judged_text(options.tokenizer, options.unseen, options.ctx, options.chunks)
+    tokens = said_twice(sequences(options.tokenizer, options.text, 64, options.sequences))
+    unseen = judged_text(options.tokenizer, options.unseen, options.ctx // 2, options.chunks)
+    unseen = JudgedText(said_twice(unseen.tokens), slice(options.ctx // 2, options.ctx - 1))
     model = trained(options.tokenizer, tokens, options)
     with torch.inference_mode():
         loss = float(model(unseen.tokens, labels=unseen.tokens).loss)
