@@ -145,6 +145,7 @@ class RefinedModel:
         self._threads, self._progress = threads or default_threads(), progress
         self._known: dict[str, Prospect] = {}
         self._matrices: list[PlannedTensor] = []  # of the plan in hand
+        self._rate = 0.0
 
     def refinable(self, plan: ExportPlan) -> list[PlannedTensor]:
         """The quantised tensors of a plan that have a curvature, in file order."""
@@ -312,6 +313,12 @@ class RefinedModel:
                 quick[kind], refined[kind] = quick.get(kind, 0) + share * loss, refined.get(kind, 0) + share * again
         return {kind: min(1.0, refined[kind] / loss) for kind, loss in quick.items() if loss > 0}
 
+    def at_rate(self, rate: float) -> RefinedModel:
+        """The same whose matrices are rounded so that a bit in the archive is worth `rate` nats a token."""
+        copied = copy.copy(self)
+        copied._rate = rate  # noqa: SLF001 - a copy of its own
+        return copied
+
     def rounded(self, plan: ExportPlan, allocation: Allocation) -> RefinedFile:
         """Round every tensor of `plan` that has a curvature to the type that it was allocated; what is kept is taken.
 
@@ -350,7 +357,8 @@ class RefinedModel:
         return ScratchRows(self._rows_path(info), info.type, info.shape, tensor.rows.dtype)
 
     def _rows_path(self, info: TensorInfo) -> Path:
-        return self._scratch / "rows" / f"{info.name}.{info.type.name}"
+        rated = f".{self._rate.hex()}" if self._rate else ""
+        return self._scratch / "rows" / f"{info.name}.{info.type.name}{rated}"
 
     def round_kept(self, tensor: PlannedTensor) -> tuple[str, float]:
         """Round a tensor into its scratch file, unless that was done; gives its name and loss."""
@@ -383,7 +391,9 @@ class RefinedModel:
         inputs = self._costs.inputs(info, expert)
         if kind.is_quantized and self.settings.feedback:
             factor = self._factor(info, expert, inputs)
-            return refine_matrix(weights, factor, kind, inputs=inputs, row_costs=costs, threads=threads)
+            return refine_matrix(
+                weights, factor, kind, inputs=inputs, row_costs=costs, threads=threads, rate=self._rate
+            )
         rows = quantize_rows(kind, weights.numpy(), inputs.diagonal().numpy() if kind.is_quantized else None)
         return Refined(rows, 0.5 * float(row_losses(weights, kind, rows, inputs) @ costs.double().numpy()))
 
