@@ -35,11 +35,15 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-# What each ingredient of refinement does alone; a type's own mixture is made as its target, not within its bytes.
+# What each ingredient of refinement does alone; a type's own mixture is made as its target, not within its bytes. All
+# but the last two have the smoothing in front, whose own share part `floor` shows.
 REFINED_ABLATIONS: dict[str, dict[str, bool]] = {
     "encoder alone": {"allocation": False, "feedback": False},
     "feedback in the target's types": {"allocation": False},
     "allocation, encoder": {"feedback": False},
+    "all but rows together": {"two_sided": False},
+    "allocation, feedback, not smoothed": {"smooth": False},
+    "encoder alone, not smoothed": {"allocation": False, "feedback": False, "smooth": False},
 }
 
 
