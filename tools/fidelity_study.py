@@ -17,7 +17,14 @@ from edgepack.pipeline.makers.wire_run import WireRun, read_calibration
 from edgepack.quant.codecs.ggml.host_grids import find_host
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from edgepack.export.refine.model import RefinedModel, RefineSettings
+    from edgepack.model import Checkpoint
     from edgepack.pipeline.frontier.points import Spec
+    from edgepack.pipeline.makers.refined_run import RunOptions
+    from edgepack.pipeline.makers.wire_run import Calibration
 
 SETTINGS = "settings"  # an option of a spec: fields of `WireSettings` → value, and the host's name
 REFINEMENT = "refinement"  # an option of a spec: fields of `RefineSettings` → value
@@ -48,19 +55,27 @@ REFINED_ABLATIONS: dict[str, dict[str, bool]] = {
 
 
 class BenchMaker(FileMaker):
-    """As `FileMaker`; a spec with `settings` is a wire with these, one with `refinement` a refined file."""
+    """As `FileMaker`; a spec with `settings` is a wire with these, one with `refinement` a refined file.
+
+    Refined files keep their curvature in the study's folder: those that differ in an ingredient are of equal weights.
+    """
 
     def export(self, spec: Spec, limit: int | None) -> MadeFile:
         """The export, or the run of a wire or of a refinement with settings of its own."""
         if SETTINGS in spec.options:
             return self._wire(spec, limit)
-        if REFINEMENT not in spec.options:
-            return super().export(spec, limit)
         rest = dict(spec.options)
-        changes = rest.pop(REFINEMENT)
+        changes = rest.pop(REFINEMENT, {})
 
-        def changed(checkpoint: Any, output: Any, settings: Any, *others: Any) -> Any:
-            return refined_run(checkpoint, output, replace(settings, **changes), *others)
+        def changed(
+            checkpoint: Checkpoint,
+            output: Path,
+            settings: RefineSettings,
+            calibration: Calibration,
+            options: RunOptions,
+        ) -> AbstractContextManager[RefinedModel]:
+            shared = replace(options, shared=self.folder)
+            return refined_run(checkpoint, output, replace(settings, **changes), calibration, shared)
 
         with patch.object(refined, "refined_run", changed):
             return super().export(replace(spec, options=rest), limit)
