@@ -72,7 +72,7 @@ FORMS = {
     GGMLType.Q3_K: Form(16, -4, 3, (-32, 31)),
     GGMLType.Q4_K: Form(32, 0, 15, (0, 63), 63, grains=(1, 2)),
     GGMLType.Q5_K: Form(32, 0, 31, (0, 63), 63),
-    GGMLType.Q6_K: Form(16, -32, 31, (-128, 127), grains=(2, 1)),
+    GGMLType.Q6_K: Form(16, -32, 31, (-128, 127)),
 }
 
 
