@@ -52,7 +52,8 @@ def rated_request(request: ExportRequest) -> ExportRequest | None:
     """
     asks_for_grids = request.drift or request.rdo is not None or request.trellis is not None
     wanted = request.bits is not None or request.max_bytes is not None
-    if request.kind != WIRE or asks_for_grids or not wanted:
+    held = (request.host_type, request.memory_bytes, request.for_device) != (None, None, None)
+    if request.kind != WIRE or asks_for_grids or not wanted or not held:
         return None
     memory = _memory(request)
     if not memory or _wanted(request, _weights(request)) < LEAST_SHARE * memory:
