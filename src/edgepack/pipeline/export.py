@@ -230,10 +230,11 @@ def _forecast(request: ExportRequest, outline: Outline) -> Mapping[str, Json] | 
 
 def _outline(request: ExportRequest, rated: ExportRequest | None, passes: Passes | None) -> Outline:
     if rated is not None:
-        from edgepack.pipeline.makers.rated import wired
+        from edgepack.pipeline.makers.rated import SEARCHED, wired
 
         refined, maker_of_all = _refined(rated, passes)
-        return wired(maker_of_all.outline(_aim(refined, maker_of_all)), request)
+        outline = wired(maker_of_all.outline(_aim(refined, maker_of_all)), request)
+        return replace(outline, limits=(*outline.limits, SEARCHED))
     if request.kind == WIRE:
         return _wire(request, passes).outline
     if request.kind == CODED:

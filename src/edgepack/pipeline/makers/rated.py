@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # Of the file's bytes in memory: archives of fewer are the trellis', whose integers take less than a host's.
 LEAST_SHARE = 0.88
+# What a plan tells of the time.
+SEARCHED = "the archive's size is searched: two to four roundings"
 _SPAN = 100.0  # the rate at scale 1, in the rates at which a coarser step is worth its error
 _SLOPE = 1.386  # 2 ln 2: what an error grows by for a bit less, in itself
 _PACKED_SHARE = 0.93  # of a refined file's bytes that its archive takes, about, at no rate
@@ -61,7 +63,7 @@ def rated_request(request: ExportRequest) -> ExportRequest | None:
     output = None if request.path is None else request.path.with_suffix(".gguf")
     return replace(
         request, target=None, refine=True, smooth=smooths(request), max_size=memory, output=output, pack=False,
-        max_download=None, max_memory=None, host_type=None, bits=None, for_device=None,
+        max_download=None, max_memory=None, host_type=None, bits=None,
     )  # fmt: skip
 
 
