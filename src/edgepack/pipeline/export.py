@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from edgepack.files.output import check_output
 from edgepack.pipeline.accepted import check_request
 from edgepack.pipeline.goals.ladder import Reached, fitting, reach_gates, reach_given, reach_size
+from edgepack.pipeline.makers.located import with_located
 from edgepack.pipeline.makers.opened import opened_checkpoint, separate_adapter, source_bytes, with_original, work_of
 from edgepack.pipeline.makers.refined_default import decided
 from edgepack.pipeline.makers.separate import SUFFIX, SeparateAdapter, WithAdapter
@@ -133,7 +134,7 @@ def run_export(request: ExportRequest) -> ExportResult:
     started = time.monotonic()
     if request.only_sees:
         return _projector_alone(request, started)
-    with _with_crew(request) as (manned, board), with_original(manned) as opened:
+    with with_located(request) as located, _with_crew(located) as (manned, board), with_original(manned) as opened:
         result = _exported(opened, started)
         done = board is not None and not request.dry_run
         return replace(result, cluster=board.as_json()) if board is not None and done else result
@@ -145,9 +146,9 @@ def _with_crew(request: ExportRequest) -> Iterator[tuple[ExportRequest, Board | 
     if request.cluster is None:
         yield request, None
         return
-    from edgepack.pipeline.cluster.opening import opened_crew
+    from edgepack.pipeline.cluster.opening import Job, opened_crew
 
-    with opened_crew(request) as crew:
+    with opened_crew(Job.of_export(request)) as crew:
         yield replace(request, crew=crew), crew.board
 
 
