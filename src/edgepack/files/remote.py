@@ -129,9 +129,10 @@ def _system(url: str) -> tuple[Any, str]:
 @contextmanager
 def _told(url: str) -> Iterator[None]:
     """What a file system raises in one line."""
+    failures: tuple[type[BaseException], ...] = (OSError, TimeoutError, ValueError, RuntimeError, *_client_errors())
     try:
         yield
-    except (OSError, TimeoutError, ValueError, RuntimeError, *_client_errors()) as error:
+    except failures as error:
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[:1] or [type(error).__name__]
         told = reason if isinstance(reason, str) else reason[0]
         raise NetworkError(f"model '{url}': cannot be read: {type(error).__name__}: {told}") from None

@@ -17,6 +17,9 @@ from edgepack.gguf.types import GGMLType
 from edgepack.pipeline.cluster import opening
 from edgepack.pipeline.cluster.board import Board
 from edgepack.pipeline.cluster.crew import ClusterCrew
+from edgepack.pipeline.frontier.catalogue import IMPORTANCE, catalogue
+from edgepack.pipeline.frontier.making import FileMaker
+from edgepack.pipeline.frontier.request import StudyRequest
 from edgepack.quant.calibration.collect import collect
 from edgepack.quant.calibration.curvature import measure
 from edgepack.quant.passes.gptq import GptqSettings, apply_gptq
@@ -75,6 +78,27 @@ def test_q4km(books: Path, tmp_path: Path, cluster: dict[str, ShakyBackend]) -> 
 
 def test_a_coded_variant(books: Path, tmp_path: Path, cluster: dict[str, ShakyBackend]) -> None:
     same(books, tmp_path, cluster, target="edge-nf4")
+
+
+def test_an_importance_matrix(stories: Path, tmp_path: Path, cluster: dict[str, ShakyBackend]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a little cat. " * 200)
+
+    def collected(name: str, **options: Any) -> bytes:
+        edgepack.imatrix(stories, text, tmp_path / name, ctx=64, threads=1, **options)
+        return (tmp_path / name).read_bytes()
+
+    alone = collected("alone.gguf")
+    backend = cluster["backend"] = ShakyBackend(2, 1, 0.1)
+    assert collected("crew.gguf", cluster="auto") == alone
+    assert backend.asked
+
+
+def test_a_frontier_s_exports_are_its_cluster_s(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    study = StudyRequest(tmp_path / "model", text, (text,), tmp_path / "out", cluster="HEAD:6379")
+    maker = FileMaker(study, tmp_path)
+    assert all(maker.request(spec, None).cluster == "HEAD:6379" for spec in catalogue() if spec.needs != IMPORTANCE)
 
 
 @pytest.fixture(scope="module")
