@@ -64,12 +64,19 @@ class RefineSettings:
             importance.
         on_gpu: whether activations are rounded in blocks of 32 whatever the type, as llama.cpp does on GPUs.
         prefer_speed: whether bytes that every token reads are worth less than others: divergence times time is least.
+        two_sided: whether rows that err together are rounded together, where curvature kept G as a matrix.
     """
 
     allocation: bool = True
     feedback: bool = True
     on_gpu: bool = False
     prefer_speed: bool = False
+    two_sided: bool = True
+
+    @property
+    def joint(self) -> bool:
+        """Whether G is used as a matrix anywhere."""
+        return self.feedback and self.two_sided
 
 
 @dataclass(frozen=True)
@@ -279,7 +286,7 @@ class RefinedModel:
         for rows in sample(tensor, outputs, masses.squares):
             for kind, loss in self._quick_losses(tensor.info, rows, weights).items():
                 weights[kind] += loss
-        joint = self._costs.joint(tensor.info) if self.settings.feedback else None
+        joint = self._costs.joint(tensor.info) if self.settings.joint else None
         left = 1.0 if joint is None else RowFeedback.of(joint).left
         return Prospect(weights, input_costs(tensor, self._costs, masses.columns, self._inputs), left)
 
@@ -367,7 +374,7 @@ class RefinedModel:
         info, outputs, loss = tensor.info, self._costs.outputs(tensor.info), 0.0
         per = info.shape[1] if len(info.shape) == 3 else info.rows
         threads = self._threads if per * info.shape[-1] > _LARGE else 1
-        joint = self._costs.joint(info) if info.type in REFINED_TYPES and self.settings.feedback else None
+        joint = self._costs.joint(info) if info.type in REFINED_TYPES and self.settings.joint else None
         with atomic_output(path) as stream:  # whole or not at all: another worker may be asked for it too
             for expert, start in enumerate(range(0, info.rows, per)):
                 weights = torch.from_numpy(np.ascontiguousarray(tensor.rows.read(start, start + per)))
