@@ -3,16 +3,18 @@
     python tools/attack_cluster.py [--model FOLDER] [--kills 20] [--nodes 2] [--target gguf-q4km] [--figure NAME]
 
 Exports are made one after the other until so many workers were killed, one of those that work or wait for work at a
-time, at moments drawn from a seed. Exit code 1 where a file differs.
+time, at moments of its life that are drawn from a seed. Exit code 1 where a file differs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -26,11 +28,15 @@ from local_ray import LocalRay, local_ray
 import edgepack
 from edgepack.pipeline.cluster.ray_connection import connected
 
+_LIFE = (1.0, 4.0)  # seconds of processor: a worker has imported all it needs after about two and a half
+_LOOK_SECONDS = 0.1
 BOOKS = Path(__file__).resolve().parent.parent / "tests/data/books-llama-6m"
 
 
 class Killer:
-    """Kills a worker now and then, from another thread.
+    """Kills a worker now and then, from another thread: one that has had so much of a processor, drawn each time.
+
+    By seconds of the clock a machine that is slow would only ever see workers die that have not begun.
 
     Attributes:
         kills: so far.
@@ -44,13 +50,27 @@ class Killer:
         self._thread.start()
 
     def _run(self) -> None:
-        while self.kills < self._most and not self._ended.wait(self._random.uniform(0.05, 1.5)):
-            self.kills += self._ray.kill_worker(self._random.randrange(1 << 16))
+        moment = self._random.uniform(*_LIFE)
+        while self.kills < self._most and not self._ended.wait(_LOOK_SECONDS):
+            old = [number for number in self._ray.workers() if processor_seconds(number) >= moment]
+            if old:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._random.choice(old), signal.SIGKILL)
+                    self.kills += 1
+                moment = self._random.uniform(*_LIFE)
 
     def stop(self) -> None:
         """Kill no more."""
         self._ended.set()
         self._thread.join()
+
+
+def processor_seconds(number: int) -> float:
+    """What a process has had of processors; 0 where it has gone."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def digest(path: Path) -> str:
