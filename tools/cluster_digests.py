@@ -1,6 +1,6 @@
 """The same digests from one process, 1, 2 and 4 workers, and from 4 while workers are killed, for every kind of work.
 
-    python tools/cluster_digests.py [--only gptq,wire] [--kills 3] [--figure NAME]
+    python tools/cluster_digests.py [--only gptq,wire] [--workers 1,2,4] [--width 256] [--kills 3] [--figure NAME]
 
 The model is a Llama of two layers with random weights that do not repeat, the text lies in the repository. Exit code 1
 where a digest differs.
@@ -29,7 +29,12 @@ from synthetic_checkpoint import LlamaShape
 import edgepack
 from edgepack.pipeline.cluster.ray_connection import connected
 
-_SHAPE = LlamaShape(hidden=256, layers=2, feed_forward=512, heads=4, kv_heads=2, vocabulary=4096)
+
+def shape_of(width: int) -> LlamaShape:
+    """Two layers of a width, a multiple of 128."""
+    return LlamaShape(width, 2, 2 * width, width // 64, width // 128, 4096)
+
+
 _RECIPE = f"""
 [calibration]
 text = "{OWN_WORDS}"
@@ -40,7 +45,6 @@ length = 64
 name = "gptq"
 """
 _TEXT = {"calibration": OWN_WORDS, "sequences": 8, "length": 64}
-WORKERS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,15 @@ def under_losses(case: Case, model: Path, folder: Path, ray: LocalRay, kills: in
     return found, f"{found[:12]} ({killer.kills} killed, {again} pieces again)"
 
 
-def table(cases: list[Case], model: Path, folder: Path, kills: int) -> tuple[dict[str, list[str]], bool]:
+def table(
+    cases: list[Case], model: Path, folder: Path, counts: list[int], kills: int
+) -> tuple[dict[str, list[str]], bool]:  # fmt: skip
     """Work → cells, and whether all digests of a work are one; the cluster grows, and its workers stay."""
     expected = {case.name: made(case, model, folder, None)[0] for case in cases}
     cells = {case.name: [case.target, expected[case.name][:12]] for case in cases}
     same = True
-    with local_ray(1) as ray, connected(ray.address):
-        for workers in WORKERS:
+    with local_ray(counts[0]) as ray, connected(ray.address):
+        for workers in counts:
             while len(ray.nodes) < workers:
                 ray.add()
             for case in cases:
@@ -115,17 +121,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(case.name for case in CASES))
     parser.add_argument("--kills", type=int, default=3, help="workers, an export")
+    parser.add_argument("--workers", default="1,2,4")
+    parser.add_argument("--width", type=int, default=256)
     given = parser.parse_args()
+    counts = [int(count) for count in given.workers.split(",")]
     folder = Path(tempfile.mkdtemp(prefix="ray-digests-"))
     try:
-        model = write_random(folder / "model", _SHAPE)
+        model = write_random(folder / "model", shape_of(given.width))
         (folder / "gptq.toml").write_text(_RECIPE)
         cases = [case for case in CASES if case.name in given.only.split(",")]
-        cells, same = table(cases, model, folder, given.kills)
+        cells, same = table(cases, model, folder, counts, given.kills)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print("| work | target | one process | 1 worker | 2 workers | 4 workers | 4 workers, some killed |")
-    print("|---|---|---|---|---|---|---|")
+    told = [f"{count} worker{'s' if count > 1 else ''}" for count in counts]
+    headings = ["work", "target", "one process", *told, f"{told[-1]}, some killed"]
+    print(f"| {' | '.join(headings)} |")
+    print("|---" * len(headings) + "|")
     for name, found in cells.items():
         print(f"| {name} | {' | '.join(found)} |")
     return 0 if same else 1

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 STORE_BYTES = 128 << 20  # of objects, a node
 HOST = "127.0.0.1"
-_SECONDS = 300.0  # for a node to be up: a busy machine is no failure
+_SECONDS = 1200.0  # for a node to be up: a busy machine is no failure
 _UP = "This command will now block"  # what `ray start --block` says when its node is one of the cluster
 _AGENTS = (b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")  # of a node: it ends itself when one of them does
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_raylet_start_wait_time_s": "300",
-    "RAY_worker_register_timeout_seconds": "600",  # else a worker that starts slowly is ended, again and again
+    "RAY_raylet_start_wait_time_s": "1200",
+    "RAY_worker_register_timeout_seconds": "1200",  # else a worker that starts slowly is ended, again and again
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "30",
     "RAY_worker_niceness": "0",  # Ray's own 15 leaves a worker next to nothing beside anything else that runs

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 
-SECONDS = 600  # of a command; reached by none that does not hang
+SECONDS = 1200  # of a command; reached by none that does not hang
 COMMAND = "from edgepack.cli import main; main()"
 
 
