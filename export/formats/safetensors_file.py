@@ -166,10 +166,10 @@ class SafetensorsFile:
         return out
 
     def _fetched(self, name: str, start: int, length: int) -> NDArray[np.uint8]:
-        found = self._at(start, length)
-        if len(found) != length:
+        raw = self._at(start, length)
+        if len(raw) != length:
             raise CheckpointError(f"{self._where}: tensor '{name}': the file became shorter while it was read")
-        return np.frombuffer(found, dtype=np.uint8).copy()
+        return np.array(np.frombuffer(raw, dtype=np.uint8))
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """As `TensorSource.read_rows`, for f32, f64, f16 and bf16.

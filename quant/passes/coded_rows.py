@@ -130,10 +130,10 @@ class CodedRows:
             return _Segment(kind, keys, rows)
         self._folder.mkdir(parents=True, exist_ok=True)
         number = len(self._segments)
-        places = self._folder / f"coded-{number}-keys.npy", self._folder / f"coded-{number}-rows.npy"
-        for place, array in zip(places, (keys, rows), strict=True):
-            np.save(place, array)
-        return _Segment(kind, *places)
+        of_keys, of_rows = (self._folder / f"coded-{number}-{part}.npy" for part in ("keys", "rows"))
+        np.save(of_keys, keys)
+        np.save(of_rows, rows)
+        return _Segment(kind, of_keys, of_rows)
 
 
 def _keys(rows: NDArray[np.float32]) -> NDArray[np.uint64]:

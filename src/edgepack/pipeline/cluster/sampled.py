@@ -63,7 +63,8 @@ def extrapolated(corners: Mapping[tuple[int, int], float], blocks: int, times: f
     def along(first: float, second: float, place: float) -> float:
         return first + max(second - first, 0.0) * (place - 1) if place >= 1 else first * place
 
-    return along(*(along(corners[count, 1], corners[count, 2], times) for count in (1, 2)), blocks)
+    one, two = (along(corners[count, 1], corners[count, 2], times) for count in (1, 2))
+    return along(one, two, blocks)
 
 
 def sampled_forecast(
