@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 STORE_BYTES = 128 << 20  # of objects, a node
 HOST = "127.0.0.1"
-_SECONDS = 1200.0  # for a node to be up: a busy machine is no failure
+_SECONDS = 600.0  # for a node to be up: a busy machine is no failure
 _UP = "This command will now block"  # what `ray start --block` says when its node is one of the cluster
 _AGENTS = (b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")  # of a node: it ends itself when one of them does
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_raylet_start_wait_time_s": "1200",
+    "RAY_raylet_start_wait_time_s": "500",
     "RAY_worker_register_timeout_seconds": "1200",  # else a worker that starts slowly is ended, again and again
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "30",
@@ -40,7 +40,11 @@ _SETTINGS = {
     # Idle workers stay: another start of theirs is a first import, which is what tests would be waiting for.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
 }
-_NODE = (f"--node-ip-address={HOST}", "--num-cpus=1", "--num-gpus=0", "--include-log-monitor=False", "--block")
+_NODE = (
+    f"--node-ip-address={HOST}", "--num-cpus=1", "--num-gpus=0", "--include-log-monitor=False", "--block",
+    f"--object-store-memory={STORE_BYTES}",
+)  # fmt: skip
+_PORTS = ("--min-worker-port=0", "--max-worker-port=0")  # as are free: nodes of one machine share them
 _HEAD = ("--include-dashboard=false", "--no-monitor")
 _GROUPS = Path("/sys/fs/cgroup/cpu")
 _PERIOD = 50_000  # microseconds of a quota: short, so that a worker's share is even
@@ -111,7 +115,16 @@ class LocalRay:
             if self.nodes
             else ["--head", f"--port={self.port}", f"--temp-dir={self.folder}/ray", *_HEAD]
         )
-        command = [sys.executable, "-c", _COMMAND, "start", *role, *_NODE, f"--object-store-memory={STORE_BYTES}"]
+        command = [
+            sys.executable,
+            "-c",
+            _COMMAND,
+            "start",
+            *role,
+            *_NODE,
+            *_PORTS,
+            f"--object-store-memory={STORE_BYTES}",
+        ]
         own = {**os.environ, **_SETTINGS, "RAY_TMPDIR": str(self.folder), "EDGEPACK_NODE_NAME": name}
         log = self.folder / f"{name}.log"
         with log.open("wb") as stream:
@@ -129,14 +142,6 @@ class LocalRay:
             if node.process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"no Ray on this machine: {told[-2000:]}")
             time.sleep(0.1)
-
-    def wait_for_head(self, node: Node) -> None:
-        """Until the head listens, which others look for; raises as `wait_for`."""
-        while node.process.poll() is None:
-            with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), timeout=1):
-                return
-            time.sleep(0.1)
-        self.wait_for(node)
 
     def add(self) -> None:
         """One more node, up."""
@@ -235,10 +240,8 @@ def local_ray(nodes: int) -> Iterator[LocalRay]:
         port = free.getsockname()[1]
     running = LocalRay(folder, port)
     try:
-        head = running.begin()
-        running.wait_for_head(head)
-        for node in [head, *(running.begin() for _ in range(nodes - 1))]:
-            running.wait_for(node)
+        for _ in range(nodes):  # one after the other: two at once take the same socket's name, and one of them dies
+            running.add()
         yield running
     finally:
         running.end()
