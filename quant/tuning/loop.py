@@ -56,11 +56,13 @@ class Outcome:
         judged: every look at the held-out text, in order; the first is before anything was tuned.
         steps: that were run.
         planned: steps of the schedule: fewer are run where the stop rule ends it.
+        ended: why a run was ended that the stop rule did not end; empty for none.
     """
 
     judged: tuple[Judged, ...]
     steps: int
     planned: int
+    ended: str = ""
 
     @property
     def best(self) -> Judged:
@@ -76,6 +78,14 @@ class _Run:
     judged: list[Judged] = field(default_factory=list)
     best: list[torch.Tensor] = field(default_factory=list)
     learnt: list[float] = field(default_factory=list)
+
+
+class _NotFiniteError(NumericError):
+    """What was found, and what may be done."""
+
+    def __init__(self, told: str, advice: str) -> None:
+        super().__init__(f"tune: {told}: {advice}")
+        self.told = told
 
 
 class Tuning:
@@ -133,6 +143,19 @@ class Tuning:
             ResourceError: the device's memory is full with one sequence.
         """
         run, optimizer = self._begin(steps)
+        ended = ""
+        try:
+            self._advance(run, optimizer, steps, progress)
+        except _NotFiniteError as error:
+            if not self._settings.ends_at_nan or not run.judged:
+                raise
+            ended = error.told
+            self._clear()
+        self._restore(run.best)
+        return Outcome(tuple(run.judged), run.step, steps, ended)
+
+    def _advance(self, run: _Run, optimizer: torch.optim.Optimizer, steps: int, progress: Progress) -> None:
+        """All steps that are left."""
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, steps), run.step - 1)
         every = max(1, math.ceil(steps / self._settings.judgements))
         with progress("Tuning", max(steps - run.step, 0), " steps") as advance:
@@ -150,8 +173,6 @@ class Tuning:
                 if run.step % every == 0 or run.step == steps:
                     self._look(run)
                 advance(1)
-        self._restore(run.best)
-        return Outcome(tuple(run.judged), run.step, steps)
 
     def _begin(self, steps: int) -> tuple[_Run, torch.optim.Optimizer]:
         """A new run, or one that was interrupted; Adam's moments with it."""
@@ -242,10 +263,10 @@ class Tuning:
             parameter.grad = None
         self._student.empty()
 
-    def _not_finite(self, what: str, value: float, step: int) -> NumericError:
+    def _not_finite(self, what: str, value: float, step: int) -> _NotFiniteError:
         kept = self._kept.step
         again = "begin again" if kept is None else f"the state after step {kept} is kept: go on from it with --resume"
-        return NumericError(f"tune: expected a finite {what}, got {value} at step {step + 1}: {again}, --rate lower")
+        return _NotFiniteError(f"expected a finite {what}, got {value} at step {step + 1}", f"{again}, --rate lower")
 
 
 def first_epoch(learnt: list[int], seed: int) -> list[int]:

@@ -34,6 +34,8 @@ class TuningSettings:
         device: a torch device.
         rounds_inputs: whether inputs of quantised matrices are rounded as llama.cpp does.
         keep_seconds: time between two states kept for `resume`.
+        ends_at_nan: whether a divergence that is not finite ends the run with the best state until then, instead of
+            raising.
 
     Raises:
         UsageError: numbers out of range, or neither or both of steps and minutes.
@@ -53,6 +55,7 @@ class TuningSettings:
     device: str = "cpu"
     rounds_inputs: bool = True
     keep_seconds: float = 60.0
+    ends_at_nan: bool = False
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):

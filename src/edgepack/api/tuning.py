@@ -11,9 +11,9 @@ from edgepack.errors import UsageError
 from edgepack.export.backwards.checkpoint import opened_source
 from edgepack.files.output import claimed_output
 from edgepack.gguf.reader import read_header
+from edgepack.pipeline.tuning.sampled import DEFAULT_CTX, DEFAULT_MINUTES, DEFAULT_SEQUENCES, tuning_tokens
 from edgepack.pipeline.tuning.tune import Tuned, tune_gguf
 from edgepack.progress import silent
-from edgepack.quant.calibration.text import sample_note, sequence_length, split_tokens, tokenize
 from edgepack.quant.tuning.parts import DEFAULT_PARTS
 from edgepack.quant.tuning.settings import TuningSettings
 from edgepack.text_file import read_text
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 
     from edgepack.api.values import FilePath, JsonObject
     from edgepack.progress import Progress
-
-DEFAULT_MINUTES = 10.0
-DEFAULT_CTX = 256
-DEFAULT_SEQUENCES = 512
 
 
 @dataclass(frozen=True)
@@ -117,11 +113,7 @@ def tune(
     path, origin, target = Path(file), Path(reference), Path(output)
     read_header(path)
     with claimed_output(target, inputs=[path, origin, Path(text)], force=force), opened_source(origin) as checkpoint:
-        tokens, begin = tokenize(checkpoint.path, read_text(Path(text)))
-        length = sequence_length(checkpoint, ctx)
-        every = split_tokens(tokens, begin, length, None)
-        chosen = split_tokens(tokens, begin, length, sequences)
-        line = sample_note(len(every), len(chosen), length)
+        chosen, line = tuning_tokens(checkpoint, read_text(Path(text)), ctx, sequences)
         if line:
             note(line)
         tuned = tune_gguf(path, checkpoint, chosen, settings, target, progress, pre=pre, resume=resume, note=note)
