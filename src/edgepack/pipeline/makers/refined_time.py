@@ -23,6 +23,7 @@ from edgepack.processors import default_threads
 from edgepack.quantities import format_duration
 
 if TYPE_CHECKING:
+    from edgepack.model import Checkpoint
     from edgepack.pipeline.request import ExportRequest
     from edgepack.quant.calibration.blocks import Block, BlockwiseModel
 
@@ -61,6 +62,11 @@ class ExpectedTime:
         after = f", tuning {format_duration(self.tuning)}" if self.tuning else ""
         total = format_duration(self.seconds)
         return f"refining takes about {total} on this machine: {front}{parts}{after}"
+
+    @property
+    def once(self) -> float:
+        """One rounding of all weights, without what predicts it."""
+        return self.rounding / (1 + _SAMPLED_SHARE)
 
     @property
     def seconds(self) -> float:
@@ -105,6 +111,15 @@ def _tuning_seconds(request: ExportRequest, a_token: float) -> float:
     assert settings.steps is not None
     looks = (settings.judgements + 1) * MOST_HELD_OUT * _LOOK_PASSES
     return DEFAULT_CTX * a_token * (settings.steps * _STEP_PASSES + looks)
+
+
+def block_seconds(checkpoint: Checkpoint, device: str, length: int) -> float:
+    """Of one sequence of `length` tokens through the first block; the better of two."""
+    from edgepack.quant.calibration.blocks import BlockwiseModel
+
+    model = BlockwiseModel(checkpoint, device)
+    with model.block(0) as block:
+        return _forward_seconds(model, block, length)
 
 
 def _forward_seconds(model: BlockwiseModel, block: Block, length: int) -> float:
