@@ -16,6 +16,7 @@ import torch
 from edgepack.errors import NumericError, ResourceError
 from edgepack.progress import silent
 from edgepack.quant.tuning.parts import PARTS
+from edgepack.quant.tuning.relaxed import temperature
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _WARM_UP = 0.1  # of all steps, over which rates rise
 _MOMENTUM = (0.9, 0.98)  # half a hundred steps are a run: 0.999 would still remember the first gradient
+_COARSE = 0.1  # nats, of files at which rates were measured: nearer ones learn by steps smaller like their error
 _EPSILON = 1e-12  # gradients of a mean over a sequence are small; torch's 1e-8 would hold them back
 
 
@@ -113,13 +115,16 @@ class Tuning:
     ) -> None:
         self._student, self._tokens, self._targets = student, tokens, targets
         self._held_out, self._learnt, self._settings, self._kept = held_out, learnt, settings, kept
+        self._planned = 1
         self._parameters: list[nn.Parameter] = []
         self._groups: list[dict[str, Any]] = []
+        self._rates: list[float] = []
         for part in PARTS:
             found = [each for tensor in student.tensors.values() for each in tensor.parameters_by_part().get(part, [])]
             if found and part in settings.parts:
                 rate = settings.rates[part] * settings.rate
-                self._groups.append({"params": found, "lr": rate, "initial_lr": rate})
+                self._groups.append({"params": found, "lr": rate})
+                self._rates.append(rate)
                 self._parameters += found
 
     def trial_seconds(self) -> tuple[float, float]:
@@ -142,6 +147,7 @@ class Tuning:
             NumericError: a divergence that is not finite; the text names the step, and what was kept before it stays.
             ResourceError: the device's memory is full with one sequence.
         """
+        self._planned = steps
         run, optimizer = self._begin(steps)
         ended = ""
         try:
@@ -181,12 +187,14 @@ class Tuning:
         if state is not None and state["steps"] == steps and len(state["parameters"]) == len(self._parameters):
             self._restore(state["parameters"])
             optimizer.load_state_dict(state["optimizer"])
-            for group, own in zip(optimizer.param_groups, self._groups, strict=True):
-                group["lr"] = group["initial_lr"] = own["initial_lr"]  # a run may go on at another rate
             judged = [Judged(*item) for item in state["judged"]]
-            return _Run(state["step"], judged, state["best"], state["learnt"]), optimizer
-        run = _Run()
-        self._look(run)
+            run = _Run(state["step"], judged, state["best"], state["learnt"])
+        else:
+            run = _Run()
+            self._look(run)
+        share = min(1.0, math.sqrt(max(run.judged[0].held_out, 0.0) / _COARSE))
+        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):  # a run may go on at another rate
+            group["lr"] = group["initial_lr"] = rate * share
         return run, optimizer
 
     def _state(self, run: _Run, optimizer: torch.optim.Optimizer, steps: int) -> dict[str, Any]:
@@ -229,13 +237,21 @@ class Tuning:
     def _gradients(self, step: int) -> float:
         """Gradients of one step's sequences, one after the other; their mean divergence."""
         batch, found = self._settings.batch, 0.0
+        self._relax(step)
         for index in self._sequences(step):
             divergence = self._divergence(index) / batch
             found += float(divergence.detach())
             if not math.isfinite(found):
                 raise self._not_finite("divergence", found, step)
             divergence.backward()
+        self._relax(None)
         return found
+
+    def _relax(self, step: int | None) -> None:
+        """Draw the step's moves of integers where these are relaxed; None: whole ones, as the bytes will have."""
+        heat = None if step is None else temperature(step, self._planned)
+        for number, tensor in enumerate(self._student.tensors.values()):
+            tensor.relax(heat, (self._settings.seed * 1_000_003 + (step or 0)) * 10_007 + number)
 
     def _divergence(self, index: int) -> torch.Tensor:
         device = self._student.device

@@ -163,6 +163,7 @@ def test_a_text_too_short_to_tune_on_is_refused_before_anything_is_refined(model
         ({"target": "gguf-q4km", "tune": True}, "--tune: expected --refine with it"),
         ({"target": "gguf-f16", "tune": True, "calibration": "t"}, "--tune: expected --refine with it"),
         ({"target": "gguf-q4km", "tune_steps": 3}, "expected --tune with them"),
+        ({"target": "gguf-q4km", "tune_moves": "gumbel"}, "expected --tune with them"),
         ({"target": "gguf-q4km", "refine": True, "tune": True, "tune_steps": 3, "tune_minutes": 1.0}, "got both"),
         ({"target": "gguf-q4km", "refine": True, "tune": True, "tune_minutes": -1.0}, "expected more than 0"),
         ({"target": "gguf-q4km", "refine": True, "tune": True, "shard_size": 1000}, "--tune and --shard-size"),

@@ -171,6 +171,16 @@ class ExportRequest:
         None,
         Option("--tune-minutes", "Or as many as fit into this time: 10 by default.", (GGUF,), "number", metavar="M"),
     )
+    tune_moves: str | None = option(
+        None,
+        Option(
+            "--tune-moves",
+            "With --tune: move integers by one too, straight-through or by a Gumbel relaxation.",
+            (GGUF,),
+            "text",
+            choices=("ste", "gumbel"),
+        ),
+    )
     tensor_codecs: tuple[str, ...] = option(
         (),
         Option(

@@ -14,6 +14,7 @@ from edgepack.pipeline.makers.opened import opened_checkpoint
 from edgepack.pipeline.tuning.sampled import DEFAULT_MINUTES, tuning_tokens
 from edgepack.pipeline.tuning.tune import check_device, check_sequences, tune_gguf
 from edgepack.pipeline.tuning.written import reserved_metadata
+from edgepack.quant.tuning.parts import INTEGERS, REFINED_PARTS, STE
 from edgepack.quant.tuning.settings import TuningSettings
 from edgepack.text_file import read_text
 
@@ -33,7 +34,10 @@ def tuning_settings(request: ExportRequest) -> TuningSettings:
     """What a request says of its tuning: steps, or minutes."""
     steps = request.tune_steps
     minutes = None if steps is not None else request.tune_minutes or DEFAULT_MINUTES
-    return TuningSettings(steps=steps, minutes=minutes, device=request.device)
+    parts = {*REFINED_PARTS, *([INTEGERS] if request.tune_moves else [])}
+    return TuningSettings(
+        steps=steps, minutes=minutes, parts=frozenset(parts), moves=request.tune_moves or STE, device=request.device
+    )
 
 
 def reserved(request: ExportRequest) -> dict[str, Value]:

@@ -25,7 +25,7 @@ from edgepack.pipeline.tuning.opened import OpenedFile
 from edgepack.pipeline.tuning.run import TuningRun
 from edgepack.pipeline.tuning.written import copy_file, tuning_metadata, write_tuned
 from edgepack.progress import silent
-from edgepack.quant.tuning.parts import ROWS, VECTORS
+from edgepack.quant.tuning.parts import DEFAULT_PARTS, REFINED_PARTS, ROWS, VECTORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -82,6 +82,11 @@ class Tuned:
     def dropped(self) -> bool:
         """Whether no state was better than the file given, which was then copied."""
         return self.best_step == 0
+
+
+def default_parts(header: GGUFHeader) -> frozenset[str]:
+    """What is moved where nobody says: what measured best for files that were refined, and for others."""
+    return frozenset(REFINED_PARTS if keys.REFINE_BUDGET in header.metadata else DEFAULT_PARTS)
 
 
 def tune_gguf(
@@ -214,6 +219,6 @@ def _digest(opened: OpenedFile, tokens: NDArray[np.int64], teacher: Checkpoint |
     about = (
         file_sha256(opened.path), "" if teacher is None else run_digest((), teacher), tokens, settings.steps,
         settings.minutes, sorted(settings.parts), settings.batch, settings.top, settings.held_out,
-        settings.judgements, settings.seed, settings.rounds_inputs, settings.device,
+        settings.judgements, settings.seed, settings.rounds_inputs, settings.moves, settings.device,
     )  # fmt: skip
     return run_digest(about, opened.checkpoint)

@@ -48,6 +48,7 @@ def _about(
         keys.TUNING_STEPS: u32(steps[0]),
         keys.TUNING_BEST_STEP: u32(steps[1]),
         keys.TUNING_PARTS: string(" ".join(part for part in PARTS if part in settings.parts)),
+        keys.TUNING_MOVES: string(settings.moves),
         keys.TUNING_RATE: f32(settings.rate),
         keys.TUNING_SEED: u32(settings.seed),
         keys.TUNING_TOKENS: u32(tokens.size),
