@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fidelity_study import ABLATIONS, REFINED_ABLATIONS, REFINEMENT, SETTINGS
@@ -35,7 +36,7 @@ SAME_BOTH = {"Q5_K_M": ("q5k", 0.5), "Q4_K_M": ("q4k", 0.5)}
 FLOOR_BAR, FLOOR_TOP1 = 0.5, 0.965
 BUDGETS = {"file_bytes": 0.002, "shipped_bytes": 0.005}  # how far below what was asked for
 INGREDIENTS_AT = "Q4_K_M"
-SEQUENCES = (16, 64, 256)
+SEQUENCES = (16, 256)  # beside the default, which every other part has
 _SMALLER = ("Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_S", "Q2_K")  # what fits into a Q5_K_M's bytes
 _OURS = (REFINED, "wire-q8", "wire-q6k", "wire-q5k", "wire-q4k")  # without one of their ingredients they are not ours
 
@@ -194,7 +195,6 @@ def _bisected(found: Frontier, _rounds: int) -> list[Spec]:
 # Families that can be made at any size → what is bisected, and their options.
 _FAMILIES = {
     "wire-q8": ("shipped_bytes", {"target": "wire", "host_type": "q8"}),
-    "wire-q6k": ("shipped_bytes", {"target": "wire", "host_type": "q6k"}),
     REFINED: ("file_bytes", {"refine": True}),
 }
 
@@ -217,8 +217,10 @@ def _ingredient(name: str, changes: dict[str, object]) -> Spec:
 
 def _refined_ingredient(name: str, changes: dict[str, bool]) -> Spec:
     """Within the stock file's bytes; without allocation, in the target's own types."""
-    own = not changes.get("allocation", True)
-    options = {"refine": True, REFINEMENT: changes, **({"target": TYPES[INGREDIENTS_AT]} if own else {})}
+    changes = dict(changes)
+    own, smooth = not changes.get("allocation", True), changes.pop("smooth", True)
+    target = {"target": TYPES[INGREDIENTS_AT]} if own else {}
+    options = {"refine": True, "smooth": smooth, REFINEMENT: changes, **target}
     size = None if own else ("file_bytes", stock(INGREDIENTS_AT).id)
     return Spec(f"ingredients/{name}", "ingredients", options, "calibration", size)
 
@@ -309,8 +311,8 @@ def _memory() -> list[Spec]:
 
 
 def _download() -> list[Spec]:
-    wires = [wire(host, label) for label in SAME_DOWNLOAD for host in ("q8", "q6k")]
-    return [*stock_types(_SMALLER), *wires, *(refined(label) for label in SAME_DOWNLOAD)]
+    ours = [make(label) for label in SAME_DOWNLOAD for make in (partial(wire, "q8"), refined)]
+    return [*stock_types(_SMALLER), *ours]
 
 
 def _both() -> list[Spec]:
@@ -318,7 +320,7 @@ def _both() -> list[Spec]:
 
 
 def _top95() -> list[Spec]:
-    wires = [wire(host, label) for host in ("q8", "q6k") for label in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")]
+    wires = [wire("q8", label) for label in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")]
     return [*stock_types(), *wires, *(refined(label) for label in ("Q8_0", "Q6_K", "Q5_K_M"))]
 
 

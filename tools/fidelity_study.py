@@ -17,7 +17,14 @@ from edgepack.pipeline.makers.wire_run import WireRun, read_calibration
 from edgepack.quant.codecs.ggml.host_grids import find_host
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from edgepack.export.refine.model import RefinedModel, RefineSettings
+    from edgepack.model import Checkpoint
     from edgepack.pipeline.frontier.points import Spec
+    from edgepack.pipeline.makers.refined_run import RunOptions
+    from edgepack.pipeline.makers.wire_run import Calibration
 
 SETTINGS = "settings"  # an option of a spec: fields of `WireSettings` → value, and the host's name
 REFINEMENT = "refinement"  # an option of a spec: fields of `RefineSettings` → value
@@ -35,28 +42,40 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-# What each ingredient of refinement does alone; a type's own mixture is made as its target, not within its bytes.
+# What each ingredient of refinement does alone; a type's own mixture is made as its target, not within its bytes. All
+# but the last two have the smoothing in front, whose own share part `floor` shows.
 REFINED_ABLATIONS: dict[str, dict[str, bool]] = {
     "encoder alone": {"allocation": False, "feedback": False},
     "feedback in the target's types": {"allocation": False},
     "allocation, encoder": {"feedback": False},
+    "all but rows together": {"two_sided": False},
+    "allocation, feedback, not smoothed": {"smooth": False},
+    "encoder alone, not smoothed": {"allocation": False, "feedback": False, "smooth": False},
 }
 
 
 class BenchMaker(FileMaker):
-    """As `FileMaker`; a spec with `settings` is a wire with these, one with `refinement` a refined file."""
+    """As `FileMaker`; a spec with `settings` is a wire with these, one with `refinement` a refined file.
+
+    Refined files keep their curvature in the study's folder: those that differ in an ingredient are of equal weights.
+    """
 
     def export(self, spec: Spec, limit: int | None) -> MadeFile:
         """The export, or the run of a wire or of a refinement with settings of its own."""
         if SETTINGS in spec.options:
             return self._wire(spec, limit)
-        if REFINEMENT not in spec.options:
-            return super().export(spec, limit)
         rest = dict(spec.options)
-        changes = rest.pop(REFINEMENT)
+        changes = rest.pop(REFINEMENT, {})
 
-        def changed(checkpoint: Any, output: Any, settings: Any, *others: Any) -> Any:
-            return refined_run(checkpoint, output, replace(settings, **changes), *others)
+        def changed(
+            checkpoint: Checkpoint,
+            output: Path,
+            settings: RefineSettings,
+            calibration: Calibration,
+            options: RunOptions,
+        ) -> AbstractContextManager[RefinedModel]:
+            shared = replace(options, shared=self.folder)
+            return refined_run(checkpoint, output, replace(settings, **changes), calibration, shared)
 
         with patch.object(refined, "refined_run", changed):
             return super().export(replace(spec, options=rest), limit)

@@ -64,12 +64,19 @@ class RefineSettings:
             importance.
         on_gpu: whether activations are rounded in blocks of 32 whatever the type, as llama.cpp does on GPUs.
         prefer_speed: whether bytes that every token reads are worth less than others: divergence times time is least.
+        two_sided: whether rows that err together are rounded together, where curvature kept G as a matrix.
     """
 
     allocation: bool = True
     feedback: bool = True
     on_gpu: bool = False
     prefer_speed: bool = False
+    two_sided: bool = True
+
+    @property
+    def joint(self) -> bool:
+        """Whether G is used as a matrix anywhere."""
+        return self.feedback and self.two_sided
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,7 @@ class RefinedModel:
         self._threads, self._progress = threads or default_threads(), progress
         self._known: dict[str, Prospect] = {}
         self._matrices: list[PlannedTensor] = []  # of the plan in hand
+        self._rate = 0.0
 
     def refinable(self, plan: ExportPlan) -> list[PlannedTensor]:
         """The quantised tensors of a plan that have a curvature, in file order."""
@@ -280,7 +288,7 @@ class RefinedModel:
         for rows in sample(tensor, outputs, masses.squares):
             for kind, loss in self._quick_losses(tensor.info, rows, weights).items():
                 weights[kind] += loss
-        joint = self._costs.joint(tensor.info) if self.settings.feedback else None
+        joint = self._costs.joint(tensor.info) if self.settings.joint else None
         left = 1.0 if joint is None else RowFeedback.of(joint).left
         return Prospect(weights, input_costs(tensor, self._costs, masses.columns, self._inputs), left)
 
@@ -312,6 +320,12 @@ class RefinedModel:
                 again = self._round(info, 0, rows.weights, rows.costs, kind, self._threads).loss
                 quick[kind], refined[kind] = quick.get(kind, 0) + share * loss, refined.get(kind, 0) + share * again
         return {kind: min(1.0, refined[kind] / loss) for kind, loss in quick.items() if loss > 0}
+
+    def at_rate(self, rate: float) -> RefinedModel:
+        """The same whose matrices are rounded so that a bit in the archive is worth `rate` nats a token."""
+        copied = copy.copy(self)
+        copied._rate = rate  # noqa: SLF001 - a copy of its own
+        return copied
 
     def rounded(self, plan: ExportPlan, allocation: Allocation) -> RefinedFile:
         """Round every tensor of `plan` that has a curvature to the type that it was allocated; what is kept is taken.
@@ -351,7 +365,8 @@ class RefinedModel:
         return ScratchRows(self._rows_path(info), info.type, info.shape, tensor.rows.dtype)
 
     def _rows_path(self, info: TensorInfo) -> Path:
-        return self.scratch / "rows" / f"{info.name}.{info.type.name}"
+        rated = f".{self._rate.hex()}" if self._rate else ""
+        return self.scratch / "rows" / f"{info.name}.{info.type.name}{rated}"
 
     def round_kept(self, tensor: PlannedTensor) -> tuple[str, float]:
         """Round a tensor into its scratch file, unless that was done; gives its name and loss."""
@@ -368,7 +383,7 @@ class RefinedModel:
         info, outputs, loss = tensor.info, self._costs.outputs(tensor.info), 0.0
         per = info.shape[1] if len(info.shape) == 3 else info.rows
         threads = self._threads if per * info.shape[-1] > _LARGE else 1
-        joint = self._costs.joint(info) if info.type in REFINED_TYPES and self.settings.feedback else None
+        joint = self._costs.joint(info) if info.type in REFINED_TYPES and self.settings.joint else None
         with atomic_output(path) as stream:  # whole or not at all: another worker may be asked for it too
             for expert, start in enumerate(range(0, info.rows, per)):
                 weights = torch.from_numpy(np.ascontiguousarray(tensor.rows.read(start, start + per)))
@@ -384,7 +399,9 @@ class RefinedModel:
         inputs = self._costs.inputs(info, expert)
         if kind.is_quantized and self.settings.feedback:
             factor = self._factor(info, expert, inputs)
-            return refine_matrix(weights, factor, kind, inputs=inputs, row_costs=costs, threads=threads)
+            return refine_matrix(
+                weights, factor, kind, inputs=inputs, row_costs=costs, threads=threads, rate=self._rate
+            )
         rows = quantize_rows(kind, weights.numpy(), inputs.diagonal().numpy() if kind.is_quantized else None)
         return Refined(rows, 0.5 * float(row_losses(weights, kind, rows, inputs) @ costs.double().numpy()))
 

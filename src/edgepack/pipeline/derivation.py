@@ -150,6 +150,8 @@ class Recorder:
 def _refined(request: ExportRequest, outline: Outline) -> dict[str, Json]:
     """What a refined file is made again with: the bytes that were searched or worked out, in place of the goal."""
     budget = outline.metadata.get(keys.REFINE_BUDGET)
+    if request.kind == WIRE:
+        return {}  # made again by its goals
     if budget is None:
         return {} if request.calibration is None or request.kind != GGUF else {"refine": False}
     sized = request.target is None or (request.max_size, request.bits, request.for_device) != (None, None, None)

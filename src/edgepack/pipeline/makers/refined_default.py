@@ -30,10 +30,10 @@ def decided(request: ExportRequest) -> ExportRequest:
         RecipeError: the recipe is wrong.
     """
     found = _refine_decided(request)
-    return replace(found, smooth=_smooths(found) if found.refine else None)
+    return replace(found, smooth=smooths(found) if found.refine else None)
 
 
-def _smooths(request: ExportRequest) -> bool:
+def smooths(request: ExportRequest) -> bool:
     """Whether scales and channels are moved before refining.
 
     By default not beside an adapter, which was made for them as they are, nor after a pass that folded its own.
