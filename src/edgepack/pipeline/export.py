@@ -154,6 +154,10 @@ def _with_crew(request: ExportRequest) -> Iterator[tuple[ExportRequest, Board | 
 def _exported(request: ExportRequest, started: float) -> ExportResult:
     """What is asked for, made of what is opened."""
     request = decided(request)
+    if request.tune:
+        from edgepack.pipeline.makers.tuned import check_tuning
+
+        check_tuning(request)
     rated = _rated(request)
     with _passes(rated or request) as passes:
         if request.dry_run:
