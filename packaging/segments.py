@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgepack.gguf.types import GGMLType
 
 CHUNK_BYTES = max(1 << 20, LANE_BYTES)  # a chunk holds at least one whole path
+_ON_GRIDS = frozenset((keys.WIRE_HOST, keys.REFINE_RATE))  # one of them in the metadata: integers were chosen for it
 _HEADER_CUT = 16 << 10  # metadata values from this size on have chunks of their own: a small change stays small
 
 _ROLES = {
@@ -115,7 +116,8 @@ def plan_member(path: Path, name: str | None = None, main: bool = False, grids: 
 
 def gguf_segments(header: GGUFHeader, grids: bool = False) -> Iterator[Segment]:
     """The header in pieces, then each tensor in file order with the padding behind it; together all bytes."""
-    on_grids, states = grids or keys.WIRE_HOST in header.metadata, _trellis_states(header)
+    on_grids = grids or not header.metadata.keys().isdisjoint(_ON_GRIDS)
+    states = _trellis_states(header)
     tensors = sorted(header.tensors, key=lambda tensor: tensor.offset)
     starts = [header.data_start + tensor.offset for tensor in tensors]
     header_end = starts[0] if starts else header.file_bytes

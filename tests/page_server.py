@@ -131,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
         prompt = 10 * len(body["messages"])
         total = CONTEXT if finish == "full" else prompt + count
         finish = "length" if finish == "full" else finish
-        yield {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]}
+        yield {"choices": [{"index": 0, "delta": {}, "finish_reason": finish, **_verdict(question)}]}
         usage = {"prompt_tokens": prompt, "completion_tokens": count, "total_tokens": total}
         timings = {"predicted_n": count, "predicted_per_second": 12.5}
         yield {"choices": [], "usage": usage, "timings": timings}
@@ -175,6 +175,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+
+
+def _verdict(question: str) -> dict[str, Any]:
+    """What a calibrated file says of an answer: where a question wants one, it is "judge" and the verdict as JSON."""
+    return {"edgepack": json.loads(question.removeprefix("judge "))} if question.startswith("judge ") else {}
 
 
 def _text(message: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
+import bench_kv_plot
 import figure_file
 import figures
 import pytest
@@ -29,6 +30,11 @@ def test_every_figure_is_shown_and_in_no_document_twice() -> None:
     shown = [figures.figures_in(path.read_text(encoding="utf-8")) for path in figures.documents()]
     assert set().union(*shown) == set(ALL)
     assert all(len(set(names)) == len(names) for names in shown)
+
+
+def test_the_plot_of_caches_is_drawn_of_the_figures() -> None:
+    kept = (figure_file.ROOT / "docs/kv-cache.svg").read_text(encoding="utf-8")
+    assert bench_kv_plot.drawn(bench_kv_plot.all_points()) == kept, "python tools/bench_kv_plot.py docs/kv-cache.svg"
 
 
 @pytest.mark.parametrize("name", ALL)

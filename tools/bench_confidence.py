@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from figure_file import run_with_figure
+from part_cost import counted
 
 from edgepack.edge.confidence.features import Features, Observation
 from edgepack.edge.install.model_file import prepare
@@ -53,8 +53,8 @@ class Asked:
     name: str
     form: Form
     answers: Sequence[Answered]
-    seconds: float
     cpu_seconds: float
+    memory: str  # MB of the process at most
 
     def result(self, wish: Wish) -> FormResult:
         """What fitting on one half gives on the other."""
@@ -63,7 +63,7 @@ class Asked:
 
 def sums(count: int, seed: int = 0) -> list[Question]:
     """Questions after sums of small numbers, no operand of which is the answer; each at most once."""
-    pairs = random.Random(seed).sample([(first, second) for first in range(1, 26) for second in range(1, 13)], count)
+    pairs = random.Random(seed).sample([(first, second) for first in range(1, 41) for second in range(1, 21)], count)
     return [
         Question(f"sum {group}", f"Calculate {first} plus {second}.", str(first + second), (), 0, group, "turn")
         for group, (first, second) in enumerate(pairs)
@@ -92,10 +92,9 @@ def _read(told: dict[str, Any]) -> Asked:
 
 def _ask(path: Path, questions: list[Question], options: CalibrateOptions) -> list[Asked]:
     source = prepare(path, progress=silent)
-    began, cpu = time.perf_counter(), time.process_time()
-    answers, _left_out = ask_file(source, questions, options, str(path), silent)
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    return [Asked(path.stem, form, some, seconds, cpu) for form, some in answers.items()]
+    with counted() as cost:
+        answers, _left_out = ask_file(source, questions, options, str(path), silent)
+    return [Asked(path.stem, form, some, cost.seconds, cost.megabytes) for form, some in answers.items()]
 
 
 def percent(value: float) -> str:
@@ -110,14 +109,16 @@ def span(values: tuple[float, float]) -> str:
 
 def print_forms(rows: list[tuple[Asked, FormResult]]) -> None:
     """One line a file and form: from what it was, to what it is."""
-    print("| file | questions | judged | right | calibration error, raw | after | 95 % | by chance | kept | CPU s |")
-    print("|---|---|---:|---:|---:|---:|---|---:|---|---:|")
+    print(
+        "| file | questions | judged | right | calibration error, raw | after | 95 % | by chance | kept | CPU s | MB |"
+    )
+    print("|---|---|---:|---:|---:|---:|---|---:|---|---:|---:|")
     for asked, one in rows:
         raw, kept = one.methods["raw"], one.methods[one.method]
         print(
             f"| {asked.name} | {asked.form} | {one.judged_on:,} | {percent(one.accuracy)} | {raw.ece:.4f} | "
             f"{kept.ece:.4f} | {span(kept.ece_interval)} | {kept.ece_by_chance:.4f} | {one.method} | "
-            f"{asked.cpu_seconds:.0f} |"
+            f"{asked.cpu_seconds:.0f} | {asked.memory} |"
         )
     print()
 
@@ -213,7 +214,6 @@ def main() -> None:
     print_router(every)
     if given.costs:
         print_costs(given.files)
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 
 if __name__ == "__main__":

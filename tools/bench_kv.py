@@ -1,11 +1,12 @@
 """What caches cost: every type of llama.cpp's, with its rotation and without, and caches of fewer dimensions.
 
-    python tools/bench_kv.py NAME=CHECKPOINT=GGUF... --text TEXT [--ctx 512] [--chunks 4] [--keep FOLDER]
-        [--plot SVG] [--types-only] [--figure caches,dimensions,claim,spectra]
+    python tools/bench_kv.py NAME=CHECKPOINT=GGUF... --text TEXT --calibration OTHER [--ctx 512] [--chunks 4]
+        [--keep FOLDER] [--types-only] [--figure caches,dimensions,claim,spectra]
 
 Caches are measured through llama.cpp on the GGUF, against its own f16 cache. Caches of k dimensions are the
-checkpoint's in float32: principal components of keys and values, all heads of a layer side by side, from every other
-chunk; divergence on the chunks between. Nothing is trained. Finished parts are kept in a folder where one is named.
+checkpoint's in float32, against its own whole cache: principal components of keys and values of the other text, all
+heads of a layer side by side. Both read the same chunks of TEXT and are judged in the second half of each. Nothing is
+trained. Finished parts are kept in a folder where one is named.
 """
 
 from __future__ import annotations
@@ -13,16 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
-import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from bench_kv_plot import write_plot
 from figure_file import run_with_figure
+from part_cost import counted
 
 from edgepack.edge.fidelity.scorers.scorer import Chunking
 from edgepack.edge.fit.shape import read_shape
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 
 _NO_ROTATION = "LLAMA_ATTN_ROT_DISABLE"  # read by llama.cpp whenever it makes a cache
 _CLAIMED = 9  # dimensions that are said to hold 95 % of keys and values of 768: a cache 85 times smaller
+_LEARNT = 16  # chunks of the other text that directions are taken from
 _SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of all dimensions
 _VIEWS = ("raw", "centred", "standardised", "raw_first_dropped")
 _KINDS = {"q_before": "Q before rotation", "q": "Q", "k_before": "K before rotation", "k": "K", "v": "V"}
@@ -75,12 +75,13 @@ class Kept:
         return json.loads(path.read_text()) if path is not None and path.is_file() else None
 
     def get(self, name: str, make: Callable[[], Any]) -> Any:
-        """What is kept under a name, or what is made, with the CPU seconds that it took."""
+        """What is kept under a name, or what is made, with the CPU seconds and the memory (MB) that it took."""
         if (known := self.known(name)) is not None:
             return known
         path = None if self.folder is None else self.folder / f"{name}.json"
-        began = time.process_time()
-        found = {"made": make(), "seconds": time.process_time() - began}
+        with counted() as cost:
+            made = make()
+        found = {"made": made, "seconds": cost.seconds, "memory": cost.megabytes}
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(found))
@@ -134,12 +135,13 @@ def projected(one: Subject, text: str, given: argparse.Namespace) -> dict[str, A
     """Spectra, and caches of fewer dimensions: the claim's in every variant, others as a cache would hold them."""
     checkpoint = open_checkpoint(one.checkpoint)
     chunks = chunks_of(checkpoint, text, Chunking(given.ctx, max_chunks=given.chunks))
+    learnt = chunks_of(checkpoint, read_text(given.calibration), Chunking(given.ctx, max_chunks=_LEARNT))
     spectra = take_spectra(checkpoint, chunks)
     widths = {layer.kinds["k"].width + layer.kinds["v"].width for layer in spectra.layers}
     width = spectra.layers[0].kinds["k"].width
-    bases = {centred: take_bases(checkpoint, chunks[::2], centred=centred) for centred in (True, False)}
+    bases = {centred: take_bases(checkpoint, learnt, centred=centred) for centred in (True, False)}
     asked = [(held, _CLAIMED) for held in VARIANTS] + [(BOTH, round(share * width)) for share in _SHARES]
-    rows = list(_losses(checkpoint, chunks[1::2], bases, asked))
+    rows = list(_losses(checkpoint, chunks, bases, asked))
     means = {
         kind: {
             view: [
@@ -182,8 +184,8 @@ def percent(share: float) -> str:
 
 def print_caches(found: list[tuple[Subject, dict[str, Any]]]) -> None:
     """One line a cache, with and without llama.cpp's rotation."""
-    print("| model | cache (K/V) | bytes a token | KL to f16 | at most | same token | KL, not turned | CPU s |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    print("| model | cache (K/V) | bytes a token | KL to f16 | at most | same token | KL, not turned | CPU s | MB |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for one, parts in found:
         plain = {} if parts["plain"] is None else {row["name"]: row["kl"] for row in parts["plain"]["made"]}
         seconds = parts["caches"]["seconds"] / len(parts["caches"]["made"])
@@ -191,7 +193,7 @@ def print_caches(found: list[tuple[Subject, dict[str, Any]]]) -> None:
             other = f"{plain[row['name']]:.5f}" if row["name"] in plain else "–"
             print(
                 f"| {one.name} | {row['name']} | {row['bytes']:,} | {row['kl']:.5f} | {row['kl_high']:.5f} | "
-                f"{100 * row['agreement']:.2f} % | {other} | {seconds:.0f} |"
+                f"{100 * row['agreement']:.2f} % | {other} | {seconds:.0f} | {parts['caches']['memory']} |"
             )
     print()
 
@@ -199,11 +201,12 @@ def print_caches(found: list[tuple[Subject, dict[str, Any]]]) -> None:
 def print_dimensions(found: list[tuple[Subject, dict[str, Any]]]) -> None:
     """One line a number of dimensions, as a cache would hold them."""
     print(
-        "| model | dimensions of K and of V | bytes a token | smaller by | of K's energy | of V's | KL | same token |"
+        "| model | dimensions of K and of V | bytes a token | smaller by | of K's energy | of V's | KL | same token "
+        "| CPU s | MB |"
     )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for one, parts in found:
-        made = parts["projected"]["made"]
+        made, seconds = parts["projected"]["made"], parts["projected"]["seconds"]
         layers = made["whole"] // (4 * made["width"])
         for row in made["rows"]:
             if row["held"] != BOTH.told:
@@ -212,15 +215,15 @@ def print_dimensions(found: list[tuple[Subject, dict[str, Any]]]) -> None:
             print(
                 f"| {one.name} | {row['k']} of {made['width']} | {size:,} | {made['whole'] / size:.1f} | "
                 f"{percent(row['energy']['k_before'])} | {percent(row['energy']['v'])} | {row['kl']:.4f} | "
-                f"{percent(row['agreement'])} |"
+                f"{percent(row['agreement'])} | {seconds / len(made['rows']):.0f} | {parts['projected']['memory']} |"
             )
     print()
 
 
 def print_claim(found: list[tuple[Subject, dict[str, Any]]]) -> None:
     """What nine dimensions keep and lose, whichever part is held in them."""
-    print("| model | held in 9 dimensions | of | of K's energy | of V's | KL | at most | same token | CPU s |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    print("| model | held in 9 dimensions | of | of K's energy | of V's | KL | at most | same token | CPU s | MB |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for one, parts in found:
         made, seconds = parts["projected"]["made"], parts["projected"]["seconds"]
         for row in made["rows"]:
@@ -231,7 +234,8 @@ def print_claim(found: list[tuple[Subject, dict[str, Any]]]) -> None:
             told = ["".join(map(percent, side)) or "–" for side in (keys, values)]
             print(
                 f"| {one.name} | {row['held']} | {made['width']} | {told[0]} | {told[1]} | {row['kl']:.3f} | "
-                f"{row['kl_high']:.3f} | {percent(row['agreement'])} | {seconds / len(made['rows']):.0f} |"
+                f"{row['kl_high']:.3f} | {percent(row['agreement'])} | {seconds / len(made['rows']):.0f} "
+                f"| {parts['projected']['memory']} |"
             )
     print()
 
@@ -249,20 +253,6 @@ def print_spectra(found: list[tuple[Subject, dict[str, Any]]]) -> None:
     print()
 
 
-def points(parts: dict[str, Any]) -> list[tuple[str, float, float, str]]:
-    """Name, bytes a token, KL and kind of every cache that is not the baseline."""
-    found = [(row["name"], row["bytes"], row["kl"], "type") for row in parts["caches"]["made"] if row["kl"] > 0]
-    if parts["plain"] is not None:
-        rows = parts["plain"]["made"]
-        found += [(row["name"], row["bytes"], row["kl"], "not turned") for row in rows if row["kl"] > 0]
-    if parts["projected"] is None:
-        return found
-    made = parts["projected"]["made"]
-    layers = made["whole"] // (4 * made["width"])
-    rows = [row for row in made["rows"] if row["held"] == BOTH.told]
-    return found + [(f"k = {row['k']}", 4 * row["k"] * layers, row["kl"], "dimensions") for row in rows]
-
-
 def parts_of(one: Subject, text: str, given: argparse.Namespace, results: Kept) -> dict[str, Any]:
     """All that is measured of one model."""
     plain = None
@@ -270,7 +260,7 @@ def parts_of(one: Subject, text: str, given: argparse.Namespace, results: Kept) 
         plain = results.get(f"{one.name}-plain", lambda: measured(one, text, given, rotation=False))
     caches = results.get(f"{one.name}-caches", lambda: measured(one, text, given, rotation=True))
     name = f"{one.name}-projected"
-    fewer = results.known(name) if given.types_only else results.get(name, lambda: projected(one, text, given))
+    fewer = None if given.types_only else results.get(name, lambda: projected(one, text, given))
     return {"caches": caches, "plain": plain, "projected": fewer}
 
 
@@ -279,12 +269,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("models", nargs="+", type=subject, metavar="NAME=CHECKPOINT=GGUF")
     parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--calibration", type=Path, required=True, help="directions are taken from this text")
     parser.add_argument("--ctx", type=int, default=512)
     parser.add_argument("--chunks", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--types-only", action="store_true", help="of fewer dimensions only what is kept, in the plot")
+    parser.add_argument("--types-only", action="store_true", help="nothing of fewer dimensions")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep results there, and take those that are")
-    parser.add_argument("--plot", type=Path, metavar="SVG")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     kept_results, text = Kept(given.keep), read_text(given.text)
@@ -294,9 +284,6 @@ def main() -> None:
         print_dimensions(found)
         print_claim(found)
         print_spectra(found)
-    if given.plot is not None:
-        write_plot(given.plot, {one.name: points(parts) for one, parts in found})
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -146,12 +146,14 @@ class RefinedModel:
     ) -> None:
         self._crew = crew
         self.model = map_checkpoint(checkpoint, pre=pre)
-        self.settings, self._inputs, self._scratch = settings, inputs, scratch
+        self.checkpoint, self.settings, self.scratch = checkpoint, settings, scratch
+        self._inputs = inputs
         self._costs = MatrixCurvatures(curvatures, Origins(checkpoint, pre=pre), checkpoint.tensors.specs)
         self._factors = FeedbackFactors(scratch / "factors")
         self._threads, self._progress = threads or default_threads(), progress
         self._known: dict[str, Prospect] = {}
         self._matrices: list[PlannedTensor] = []  # of the plan in hand
+        self._rate = 0.0
 
     def refinable(self, plan: ExportPlan) -> list[PlannedTensor]:
         """The quantised tensors of a plan that have a curvature, in file order."""
@@ -253,7 +255,7 @@ class RefinedModel:
     def prospects(self, tensors: Iterable[PlannedTensor]) -> dict[str, Prospect]:
         """What every type is predicted to cost every tensor; kept in the scratch folder."""
         missing = [tensor for tensor in tensors if tensor.info.name not in self._known]
-        folder = self._scratch / "predicted"
+        folder = self.scratch / "predicted"
         folder.mkdir(exist_ok=True)
 
         with one_thread(), self._progress("Predicting", len(missing), " matrices") as advance:
@@ -267,7 +269,7 @@ class RefinedModel:
 
     def prospect(self, tensor: PlannedTensor) -> tuple[str, Prospect]:
         """A tensor's name, and what every type is predicted to cost it; kept in the scratch folder."""
-        path = self._scratch / "predicted" / f"{tensor.info.name}.json"
+        path = self.scratch / "predicted" / f"{tensor.info.name}.json"
         if not path.is_file():
             self._predicted(tensor).save(path)
         return tensor.info.name, Prospect.load(path)
@@ -299,7 +301,7 @@ class RefinedModel:
     @cached_property
     def _gains(self) -> dict[GGMLType, float]:
         """What refinement leaves of the loss of plain feedback, by type: of a few matrices, spread over the model."""
-        path = self._scratch / "gains.json"
+        path = self.scratch / "gains.json"
         if not path.is_file():
             with one_thread(), atomic_output(path) as stream:
                 stream.write(json.dumps({kind.name: gain for kind, gain in self._measured_gains().items()}).encode())
@@ -319,6 +321,12 @@ class RefinedModel:
                 quick[kind], refined[kind] = quick.get(kind, 0) + share * loss, refined.get(kind, 0) + share * again
         return {kind: min(1.0, refined[kind] / loss) for kind, loss in quick.items() if loss > 0}
 
+    def at_rate(self, rate: float) -> RefinedModel:
+        """The same whose matrices are rounded so that a bit in the archive is worth `rate` nats a token."""
+        copied = copy.copy(self)
+        copied._rate = rate  # noqa: SLF001 - a copy of its own
+        return copied
+
     def rounded(self, plan: ExportPlan, allocation: Allocation) -> RefinedFile:
         """Round every tensor of `plan` that has a curvature to the type that it was allocated; what is kept is taken.
 
@@ -327,7 +335,7 @@ class RefinedModel:
         """
         plan = self.allocated(plan, allocation)
         rounded, losses = [t for t in plan.tensors if t.info.name in allocation.kinds], dict[str, float]()
-        (self._scratch / "rows").mkdir(exist_ok=True)
+        (self.scratch / "rows").mkdir(exist_ok=True)
         with one_thread(), self._progress("Rounding", len(rounded), " matrices") as advance:
             if self._crew is not None:
                 crew_matrices(self, round_kept, rounded, self._crew, advance)
@@ -357,7 +365,8 @@ class RefinedModel:
         return ScratchRows(self._rows_path(info), info.type, info.shape, tensor.rows.dtype)
 
     def _rows_path(self, info: TensorInfo) -> Path:
-        return self._scratch / "rows" / f"{info.name}.{info.type.name}"
+        rated = f".{self._rate.hex()}" if self._rate else ""
+        return self.scratch / "rows" / f"{info.name}.{info.type.name}{rated}"
 
     def round_kept(self, tensor: PlannedTensor) -> tuple[str, float]:
         """Round a tensor into its scratch file, unless that was done; gives its name and loss."""
@@ -390,7 +399,9 @@ class RefinedModel:
         inputs = self._costs.inputs(info, expert)
         if kind.is_quantized and self.settings.feedback:
             factor = self._factor(info, expert, inputs)
-            return refine_matrix(weights, factor, kind, inputs=inputs, row_costs=costs, threads=threads)
+            return refine_matrix(
+                weights, factor, kind, inputs=inputs, row_costs=costs, threads=threads, rate=self._rate
+            )
         rows = quantize_rows(kind, weights.numpy(), inputs.diagonal().numpy() if kind.is_quantized else None)
         return Refined(rows, 0.5 * float(row_losses(weights, kind, rows, inputs) @ costs.double().numpy()))
 

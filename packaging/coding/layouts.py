@@ -227,6 +227,17 @@ def _q5_0_grid() -> tuple[Plane, ...]:
     return (*_half("d", 0), replace(_fifth_bits(2, 6), zero=16))
 
 
+def _q4_1_grid() -> tuple[Plane, ...]:
+    """Q4_1 with one weight a symbol."""
+    quants = [Column(16, (Part(4, 4 * half, 4),)) for half in range(2)]
+    return (*_half("d", 0), *_half("m", 2), Plane("quants", tuple(quants), repeats=False, zero=8))
+
+
+def _q5_1_grid() -> tuple[Plane, ...]:
+    """Q5_1 with the integers of a matrix in its quants."""
+    return (*_half("d", 0), *_half("m", 2), replace(_fifth_bits(4, 8), zero=16))
+
+
 # Nibbles and 2-bit weights stay joined in their byte: the joint entropy is at most the sum, and Huffman codes
 # of 256 symbols lose less to whole bits (`tools/symbol_coding.py` on Q4_K: 0.3 % over the entropy, one nibble a
 # byte 0.9 %).
@@ -282,8 +293,11 @@ Q4_K_GRID = Layout(256, "Q4_K grid", GGMLType.Q4_K.block_bytes, _q4_k_grid())
 Q5_K_GRID = Layout(257, "Q5_K grid", GGMLType.Q5_K.block_bytes, _q5_k_grid())
 Q4_0_GRID = Layout(258, "Q4_0 grid", GGMLType.Q4_0.block_bytes, _q4_0_grid())
 Q5_0_GRID = Layout(259, "Q5_0 grid", GGMLType.Q5_0.block_bytes, _q5_0_grid())
+Q4_1_GRID = Layout(260, "Q4_1 grid", GGMLType.Q4_1.block_bytes, _q4_1_grid())
+Q5_1_GRID = Layout(261, "Q5_1 grid", GGMLType.Q5_1.block_bytes, _q5_1_grid())
 _GRIDS = {
     GGMLType.Q4_K: Q4_K_GRID, GGMLType.Q5_K: Q5_K_GRID, GGMLType.Q4_0: Q4_0_GRID, GGMLType.Q5_0: Q5_0_GRID,
+    GGMLType.Q4_1: Q4_1_GRID, GGMLType.Q5_1: Q5_1_GRID,
 }  # fmt: skip
 
 LAYOUTS: dict[int, Layout] = {layout.id: layout for layout in (BYTES, METADATA, TEXT, *_GRIDS.values())} | {

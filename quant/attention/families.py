@@ -22,8 +22,6 @@ class AttentionFamily:
         classes: transformers' classes of whole models.
         layers: path of the list of layers in the model.
         attention: path of the attention inside a layer.
-        queries: modules inside the attention, the first one present gives queries as its first columns: before they
-            are turned, a norm of theirs included.
         output: module inside the attention that mixes the heads' values.
         transposed: whether the weights of `output` lie [in, out] (GPT-2's Conv1D) and not [out, in].
         rotary: path of the module that gives cosines and sines; None where positions are learnt.
@@ -32,7 +30,6 @@ class AttentionFamily:
     classes: tuple[str, ...]
     layers: str = "model.layers"
     attention: str = "self_attn"
-    queries: tuple[str, ...] = ("q_norm", "q_proj", "qkv_proj")
     output: str = "o_proj"
     transposed: bool = False
     rotary: str | None = "model.rotary_emb"
@@ -43,9 +40,7 @@ LLAMA = AttentionFamily((
     "GraniteForCausalLM", "Phi3ForCausalLM", "Olmo2ForCausalLM",
 ))  # fmt: skip
 STARCODER2 = AttentionFamily(("Starcoder2ForCausalLM",))
-GPT2 = AttentionFamily(
-    ("GPT2LMHeadModel",), "transformer.h", "attn", queries=("c_attn",), output="c_proj", transposed=True, rotary=None
-)
+GPT2 = AttentionFamily(("GPT2LMHeadModel",), "transformer.h", "attn", output="c_proj", transposed=True, rotary=None)
 FAMILIES = (LLAMA, STARCODER2, GPT2)
 _STEADY_ROPE = ("default", "linear", "llama3", "yarn")  # angles of a position do not depend on the text's length
 
@@ -56,7 +51,6 @@ class AttentionLayout:
 
     Attributes:
         attentions: the attention modules, one a layer.
-        queries: the module of each layer whose output begins with the queries.
         outputs: weights of what mixes the values of each layer, [out, heads · head], not copied.
         rotary: gives cosines and sines; None where positions are learnt.
         heads: query heads.
@@ -66,7 +60,6 @@ class AttentionLayout:
     """
 
     attentions: tuple[nn.Module, ...]
-    queries: tuple[nn.Module, ...]
     outputs: tuple[Any, ...]
     rotary: nn.Module | None
     heads: int
@@ -101,7 +94,6 @@ def layout_of(model: Any) -> AttentionLayout:
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return AttentionLayout(
         attentions,
-        tuple(_queries(attention, family) for attention in attentions),
         tuple(_output(attention, family) for attention in attentions),
         rotary,
         heads=config.num_attention_heads,
@@ -115,10 +107,6 @@ def _at(module: Any, path: str) -> Any:
     for part in path.split("."):
         module = getattr(module, part)
     return module
-
-
-def _queries(attention: nn.Module, family: AttentionFamily) -> nn.Module:
-    return next(module for name in family.queries if (module := getattr(attention, name, None)) is not None)
 
 
 def _output(attention: nn.Module, family: AttentionFamily) -> Any:

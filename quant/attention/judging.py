@@ -38,15 +38,15 @@ def divergences(wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
     return (first.exp() * (first - second)).sum(-1)
 
 
-def judge(original: Answer, other: Answer, tokens: torch.Tensor) -> Judgement:
-    """How far `other` is from `original` on sequences of tokens [sequences, length]."""
+def judge(original: Answer, other: Answer, tokens: torch.Tensor, scored: slice = slice(None)) -> Judgement:
+    """How far `other` is from `original` on tokens [sequences, length], at the scored positions of each sequence."""
     total, same, positions = 0.0, 0, 0
     with torch.inference_mode():
         for sequence in tokens:
-            wanted, found = original(sequence), other(sequence)
+            wanted, found = original(sequence)[scored], other(sequence)[scored]
             total += float(divergences(wanted, found).double().sum())
             same += int((wanted.argmax(-1) == found.argmax(-1)).sum())
-            positions += len(sequence)
+            positions += len(wanted)
     return Judgement(total / positions, same / positions, positions)
 
 

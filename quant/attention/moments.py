@@ -1,6 +1,6 @@
-"""Means and covariances of keys, values and queries over a calibration text, layer by layer.
+"""Means and covariances of keys and values over a calibration text, and what an error of theirs changes.
 
-What is done with them is left to `projector`; other statistics of activations to `quant/calibration`.
+They are summed by `quant.calibration`; what is done with them is left to `projector`.
 """
 
 from __future__ import annotations
@@ -9,18 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import DynamicCache
 
 from edgepack.errors import CalibrationError
-from edgepack.quant.attention.projector import joined
-from edgepack.quant.attention.rotation import PositionTrack
+from edgepack.quant.calibration.attention_moments import running_moments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from torch import nn
-
     from edgepack.quant.attention.families import AttentionLayout
+    from edgepack.quant.calibration.attention_moments import Kind, SecondMoments
 
 _DISTANCES = 64  # between query and key at which a metric before rope is looked at
 
@@ -62,49 +57,6 @@ class LayerMoments:
     value_metric: torch.Tensor
 
 
-class _Sums:
-    """Sums of vectors and of their products."""
-
-    def __init__(self) -> None:
-        self.count, self.total, self.products = 0, torch.zeros(()), torch.zeros(())
-
-    def add(self, states: torch.Tensor) -> None:
-        """States [batch, groups, tokens, width]."""
-        flat = states.detach().transpose(0, 1).flatten(1, 2).double().cpu()
-        self.count += flat.shape[1]
-        self.total = self.total + flat.sum(1)
-        self.products = self.products + flat.transpose(-1, -2) @ flat
-
-    def second(self) -> torch.Tensor:
-        """Mean products [groups, width, width]."""
-        return self.products / self.count
-
-    def moments(self) -> Moments:
-        mean = self.total / self.count
-        return Moments(mean, self.second() - mean[..., :, None] * mean[..., None, :], self.count)
-
-
-class _Recorder(DynamicCache):  # type: ignore[misc]
-    """Passes keys and values on and sums them; those of a layer that come for the second time too."""
-
-    def __init__(self, groups: int, track: PositionTrack | None, sums: Sequence[tuple[_Sums, _Sums]]) -> None:
-        super().__init__()
-        self._groups, self._track, self._sums = groups, track, sums
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *others: Any, **named: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = self._sums[layer_idx]
-        fresh = key_states
-        if self._track is not None:
-            positions = self._track.positions(key_states.shape[0], key_states.shape[2])
-            fresh = self._track.turn(positions, key_states).undo(key_states)
-        keys.add(joined(fresh, self._groups))
-        values.add(joined(value_states, self._groups))
-        found: tuple[torch.Tensor, torch.Tensor] = super().update(key_states, value_states, layer_idx, *others, **named)
-        return found
-
-
 def layer_moments(
     model: Any, layout: AttentionLayout, tokens: torch.Tensor, groups: int, *, before_rope: bool
 ) -> tuple[LayerMoments, ...]:
@@ -118,63 +70,39 @@ def layer_moments(
         before_rope: whether keys and queries are looked at before rope turns them.
 
     Raises:
-        CalibrationError: no sequence, or the model's keys are not finite on them.
+        CalibrationError: no sequence.
+        NumericError: the model's queries, keys or values are not finite on them; the text names the layer.
+        UnsupportedModelError: as `running_moments`.
     """
     if tokens.ndim != 2 or not tokens.numel():
         raise CalibrationError(f"attention moments: expected tokens [sequences, length], got {list(tokens.shape)}")
-    sums = [(_Sums(), _Sums()) for _ in layout.attentions]
-    queries = [_Sums() for _ in layout.attentions]
-    track = None if layout.rotary is None else PositionTrack(layout.rotary)
-    hooks = [
-        module.register_forward_hook(_query_hook(layout, track, held, before_rope=before_rope))
-        for module, held in zip(layout.queries, queries, strict=True)
-    ]
-    try:
-        with torch.inference_mode():
-            for sequence in tokens:
-                recorder = _Recorder(groups, track if before_rope else None, sums)
-                model(input_ids=sequence[None].to(model.device), past_key_values=recorder, use_cache=True)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        if track is not None:
-            track.release()
-    return tuple(_gathered(layout, groups, tokens.shape[1], sums, queries, before_rope=before_rope))
-
-
-def _query_hook(layout: AttentionLayout, track: PositionTrack | None, held: _Sums, *, before_rope: bool) -> Any:
-    """Sums products of queries, those of the heads that read one head of keys together."""
-
-    def note(_module: nn.Module, _arguments: Any, found: torch.Tensor) -> None:
-        batch, tokens = found.shape[:2]
-        rows = found.reshape(batch, tokens, -1)[..., : layout.heads * layout.head]
-        states = rows.reshape(batch, tokens, layout.heads, layout.head).transpose(1, 2)
-        if track is not None and not before_rope:
-            states = track.turn(track.positions(batch, tokens), states).apply(states)
-        shared = layout.heads // layout.kv_heads
-        held.add(states.reshape(batch, layout.kv_heads, shared * tokens, layout.head))
-
-    return note
-
-
-def _gathered(
-    layout: AttentionLayout,
-    groups: int,
-    length: int,
-    sums: Sequence[tuple[_Sums, _Sums]],
-    queries: Sequence[_Sums],
-    *,
-    before_rope: bool,
-) -> Iterator[LayerMoments]:
-    for layer, ((keys, values), asked) in enumerate(zip(sums, queries, strict=True)):
-        metric = asked.second()
+    kinds: tuple[Kind, ...] = ("q_before", "k_before", "v") if before_rope else ("q", "k", "v")
+    found = []
+    for layer, seen in enumerate(running_moments(model, tokens, kinds=kinds)):
+        asked, keys, values = (seen.moments[kind] for kind in kinds)
+        metric = _by_head(asked)
         if before_rope and layout.turned:
-            metric = _over_distances(metric, layout, length)
-        if not bool(torch.isfinite(keys.products).all() and torch.isfinite(values.products).all()):
-            raise CalibrationError(f"attention moments: expected finite keys and values, got others in layer {layer}")
-        yield LayerMoments(
-            keys.moments(), values.moments(), _joined_metric(metric, groups), _value_metric(layout, layer, groups)
-        )
+            metric = _over_distances(metric, layout, tokens.shape[1])
+        found.append(
+            LayerMoments(
+                _grouped(keys, groups), _grouped(values, groups), _joined_metric(metric, groups),
+                _value_metric(layout, layer, groups),
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def _grouped(moments: SecondMoments, groups: int) -> Moments:
+    """Of heads side by side, those of neighbours together."""
+    width, mean = moments.width // groups, torch.from_numpy(moments.mean)
+    covariance = torch.from_numpy(moments.centred)
+    parts = [slice(each * width, (each + 1) * width) for each in range(groups)]
+    return Moments(mean.reshape(groups, width), torch.stack([covariance[part, part] for part in parts]), moments.count)
+
+
+def _by_head(moments: SecondMoments) -> torch.Tensor:
+    """Mean products of each head's vectors [heads, head, head]."""
+    return torch.stack([torch.from_numpy(moments.of_head(each).raw) for each in range(moments.heads)])
 
 
 def _over_distances(metric: torch.Tensor, layout: AttentionLayout, length: int) -> torch.Tensor:

@@ -1,20 +1,27 @@
-"""Training: Adam on a part of what an answer depends on, judged on sequences that it does not learn from.
+"""Training: less error of keys and values, or less divergence from the original's answers.
 
-`train_reconstruction` makes maps better at giving keys and values back, `distil` makes any parameters better at the
-original's logits. Stop rules are here; what is trained is the caller's.
+`train_reconstruction` makes maps better at giving keys and values back; `distil` makes any parameters better at the
+original's logits. Steps of the latter, its stop rule and what the original said are left to `quant.learning`.
 """
 
 from __future__ import annotations
 
 import math
+import tempfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import nn
 
-from edgepack.errors import NumericError, UsageError
+from edgepack.errors import UsageError
 from edgepack.progress import silent
-from edgepack.quant.attention.judging import divergences
+from edgepack.quant.learning.answers import Asked, answer_examples
+from edgepack.quant.learning.loop import learn
+from edgepack.quant.learning.objectives import Distillation
+from edgepack.quant.learning.settings import LearningSettings
+from edgepack.quant.learning.text_blocks import TokenBlocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
 
 _MOMENTUM = (0.9, 0.98)  # a hundred steps are a run
 _WARM_UP = 0.1  # of all steps
-_LONGEST = 1.0  # norm to which a step's gradients are cut
+_ASKED = Asked(top=256)  # most probable tokens of the original that are compared one by one, the rest as one
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,13 @@ class Trained:
         before: the loss that was judged before it.
         after: the least that was judged; the parameters are those.
         steps: that were run.
+        looks: (step, loss of what is held out), where anything is; the first is `before`.
     """
 
     before: float
     after: float
     steps: int
+    looks: tuple[tuple[int, float], ...] = ()
 
 
 def reconstruction_error(projector: LearnableProjector, moments: Moments, metric: torch.Tensor | None) -> torch.Tensor:
@@ -143,10 +152,10 @@ def distil(
     settings: TrainingSettings,
     progress: Progress = silent,
 ) -> Trained:
-    """Less divergence from the original's logits.
+    """Less divergence from the original's logits; needs `edgepack[train]`.
 
     Args:
-        original: answers that are learnt.
+        original: answers that are learnt; asked once for each sequence.
         student: answers that depend on the parameters.
         parameters: that are changed; afterwards they are the best that was judged, the first ones included.
         tokens: [sequences, length], at least two.
@@ -156,102 +165,73 @@ def distil(
     Raises:
         UsageError: fewer than two sequences.
         NumericError: a divergence that is not finite.
+        DependencyError: a package that training needs is not installed.
     """
-    run = _Distillation(original, student, list(parameters), tokens, settings)
-    return run.run(progress)
+    if len(tokens) < 2:
+        raise UsageError(f"training: expected at least 2 sequences, one to judge by, got {len(tokens)}")
+    learner = _Answering(student, parameters)
+    first = [each.detach().clone() for each in learner.parts]
+    blocks = TokenBlocks(tokens.cpu().numpy())
+    learnt, held_out = blocks.split(settings.held_out)
+    with tempfile.TemporaryDirectory(prefix="edgepack-distil-") as scratch:
+        teacher = _Answering(original, learner.parts)
+        answered = answer_examples(teacher, blocks, _ASKED, Path(scratch) / "answers", progress)
+        found = learn(
+            learner, answered.part(learnt.rows), Distillation(_ASKED), _learning(settings, learner, blocks.length),
+            Path(scratch) / "run", held_out=answered.part(held_out.rows), callbacks=[_beginning_counts()],
+            label="Distilling", progress=progress,
+        )  # fmt: skip
+        del answered
+    best = min(loss for _step, loss in found.held_out)
+    if best == found.held_out[0][1]:
+        _restore(learner.parts, first)
+    return Trained(found.held_out[0][1], best, found.steps, found.held_out)
 
 
-class _Distillation:
-    """One run."""
-
-    def __init__(
-        self,
-        original: Answer,
-        student: Answer,
-        parameters: Sequence[torch.nn.Parameter],
-        tokens: torch.Tensor,
-        settings: TrainingSettings,
-    ) -> None:
-        if len(tokens) < 2:
-            raise UsageError(f"training: expected at least 2 sequences, one to judge by, got {len(tokens)}")
-        apart = max(1, round(settings.held_out * len(tokens)))
-        self._held_out, self._learnt = tokens[:: max(2, len(tokens) // apart)][:apart], []
-        chosen = set(range(0, len(tokens), max(2, len(tokens) // apart))[:apart])
-        self._learnt = [tokens[index] for index in range(len(tokens)) if index not in chosen]
-        self._original, self._student, self._settings = original, student, settings
-        self._parameters = parameters
-        with torch.inference_mode():
-            self._answers = [original(sequence) for sequence in self._held_out]
-
-    def run(self, progress: Progress) -> Trained:
-        settings, losses = self._settings, [self._look()]
-        best, step = self._values(), 0
-        every = max(1, math.ceil(settings.steps / settings.looks))
-        groups = [{"params": [each], "lr": settings.rate * _size(each)} for each in self._parameters]
-        optimizer = torch.optim.Adam(groups, betas=_MOMENTUM)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: _share(at, settings.steps))
-        with progress("Distilling", settings.steps, " steps") as advance:
-            while step < settings.steps and not self._is_over(losses):
-                self._gradients(step)
-                torch.nn.utils.clip_grad_norm_(self._parameters, _LONGEST)
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad()
-                step += 1
-                advance(1)
-                if step % every == 0 or step == settings.steps:
-                    losses.append(self._look())
-                    best = self._values() if losses[-1] == min(losses) else best
-        _restore(self._parameters, best)
-        return Trained(losses[0], min(losses), step)
-
-    def _is_over(self, losses: list[float]) -> bool:
-        """Whether the last looks brought nothing."""
-        return len(losses) - 1 - losses.index(min(losses)) >= self._settings.patience
-
-    def _gradients(self, step: int) -> None:
-        batch, count = self._settings.batch, len(self._learnt)
-        for place in range(step * batch, (step + 1) * batch):
-            epoch, index = divmod(place, count)
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(self._settings.seed + epoch))
-            sequence = self._learnt[int(order[index])]
-            with torch.no_grad():
-                wanted = self._original(sequence)
-            loss = divergences(wanted, self._student(sequence)).mean() / batch
-            _require_finite(float(loss.detach()), step)
-            loss.backward()
-
-    def _look(self) -> float:
-        with torch.no_grad():
-            pairs = zip(self._held_out, self._answers, strict=True)
-            found = [float(divergences(wanted, self._student(sequence)).mean()) for sequence, wanted in pairs]
-        loss = sum(found) / len(found)
-        _require_finite(loss, None)
-        return loss
-
-    def _values(self) -> list[torch.Tensor]:
-        return [each.detach().clone() for each in self._parameters]
+def _learning(settings: TrainingSettings, learner: _Answering, length: int) -> LearningSettings:
+    return LearningSettings(
+        settings.steps, batch=settings.batch, length=length, rate=settings.rate, relative=True, momentum=_MOMENTUM,
+        warm_up=_WARM_UP, seed=settings.seed, device=str(next(learner.parameters()).device),
+        judgements=settings.looks, patience=settings.patience, keep_best=True,
+    )  # fmt: skip
 
 
-def _require_finite(loss: float, step: int | None) -> None:
-    if not math.isfinite(loss):
-        where = "on the held-out sequences" if step is None else f"at step {step + 1}"
-        raise NumericError(f"training: expected a finite divergence, got {loss} {where}: a lower rate may help")
+def _beginning_counts() -> Any:
+    """Lets the Trainer hold every judgement against that before the first step, too."""
+    from transformers import TrainerCallback
+
+    class Beginning(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, _arguments: Any, state: Any, *_others: Any, **_named: Any) -> None:
+            if state.best_metric is None and state.log_history:
+                state.best_metric = state.log_history[0].get("eval_loss")
+
+    return Beginning()
 
 
-def _restore(parameters: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) -> None:
+class _Logits(NamedTuple):
+    """As transformers' models give them, [batch, length, vocabulary]."""
+
+    logits: torch.Tensor
+
+
+class _Answering(nn.Module):  # type: ignore[misc]
+    """Answers as a model that `quant.learning` takes: its parameters are those that learn, and nothing else."""
+
+    def __init__(self, answer: Answer, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__()
+        self.parts = nn.ParameterList(parameters)
+        self._answer = answer
+
+    def forward(self, input_ids: torch.Tensor, **_named: Any) -> _Logits:
+        """Sequences one after the other: an answer is of one."""
+        return _Logits(torch.stack([self._answer(sequence) for sequence in input_ids]))
+
+
+def _restore(parameters: Iterable[nn.Parameter], values: Sequence[torch.Tensor]) -> None:
     with torch.no_grad():
         for parameter, value in zip(parameters, values, strict=True):
             parameter.copy_(value)
 
 
-def _size(parameter: torch.nn.Parameter) -> float:
+def _size(parameter: nn.Parameter) -> float:
     return float(parameter.detach().double().square().mean().sqrt())
-
-
-def _share(step: int, steps: int) -> float:
-    """Of its rate that a step has."""
-    rise = max(1, round(_WARM_UP * steps))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))

@@ -1,7 +1,8 @@
 """Second moments of what attention computes with, layer by layer: of queries, keys and values over a text.
 
-Memory is one block's weights, the activations between two blocks and one layer's moments; tokens are never kept.
-What spectra they have is left to `attention_spectra`.
+Of a checkpoint, memory is one block's weights, the activations between two blocks and one layer's moments; of a model
+that is in memory anyway, all layers' moments. Tokens are never kept. What spectra they have is left to
+`attention_spectra`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.sweep import sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from numpy.typing import NDArray
+    from torch import nn
 
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
@@ -122,9 +124,10 @@ class LayerMoments:
 
 
 class _Sum:
-    """The sums of one kind; products run in float32, sums in float64."""
+    """The sums of one kind, in float64; products run in float32 unless they are to be exact."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, exact: bool = False) -> None:
+        self.products = torch.float64 if exact else torch.float32
         self.heads = self.count = 0
         self.total = self.outer = torch.zeros(0, dtype=torch.float64)
         self.first: list[torch.Tensor] = []
@@ -132,7 +135,9 @@ class _Sum:
     def add(self, tensor: torch.Tensor, kv_heads: int) -> None:
         """Add [batch, heads, length, head]; heads that share a key's head are vectors of their own."""
         batch, heads, length, head = tensor.shape
-        by_token = tensor.float().reshape(batch, kv_heads, heads // kv_heads, length, head).permute(0, 3, 2, 1, 4)
+        by_token = (
+            tensor.to(self.products).reshape(batch, kv_heads, heads // kv_heads, length, head).permute(0, 3, 2, 1, 4)
+        )
         rows = by_token.reshape(-1, kv_heads * head)
         if not self.heads:
             self.heads = kv_heads
@@ -141,7 +146,7 @@ class _Sum:
         self.count += len(rows)
         self.total += rows.sum(0, dtype=torch.float64).cpu()
         self.outer += (rows.T @ rows).cpu()
-        self.first.append(by_token[:, 0].reshape(-1, rows.shape[1]).cpu())
+        self.first.append(by_token[:, 0].reshape(-1, rows.shape[1]).float().cpu())
 
     def result(self, what: str) -> SecondMoments:
         """What was summed; raises NumericError where it is no number."""
@@ -155,8 +160,8 @@ class _Sum:
 class _Summing(LookingVisitor):
     """Sums what goes by in one layer."""
 
-    def __init__(self, kinds: Collection[Kind]) -> None:
-        self.kinds = kinds
+    def __init__(self, kinds: Collection[Kind], *, exact: bool = False) -> None:
+        self.kinds, self.exact = kinds, exact
         self.sums: dict[Kind, _Sum] = {}
         self.query_heads = self.kv_heads = 0
         self.rotated = False
@@ -168,12 +173,48 @@ class _Summing(LookingVisitor):
         for kind in self.kinds:
             tensor = getattr(inputs, kind)
             if tensor is not None:
-                self.sums.setdefault(kind, _Sum()).add(tensor.detach(), self.kv_heads)
+                self.sums.setdefault(kind, _Sum(exact=self.exact)).add(tensor.detach(), self.kv_heads)
 
     def result(self, layer: int) -> LayerMoments:
         """The layer's moments."""
         found = {kind: one.result(f"layer {layer}, {kind}") for kind, one in self.sums.items()}
         return LayerMoments(layer, self.query_heads, self.kv_heads, self.rotated, found)
+
+
+class _EveryLayer(LookingVisitor):
+    """Sums what goes by in all layers of a model, each by itself."""
+
+    def __init__(self, kinds: Collection[Kind]) -> None:
+        self.kinds = kinds
+        self.layers: dict[int, _Summing] = {}
+
+    def look(self, inputs: AttentionInputs) -> None:
+        """Add one batch of one layer."""
+        self.layers.setdefault(inputs.layer, _Summing(self.kinds, exact=True)).look(inputs)
+
+
+def running_moments(
+    model: nn.Module, sequences: Iterable[torch.Tensor], *, kinds: Collection[Kind] = KINDS
+) -> tuple[LayerMoments, ...]:
+    """Moments of every layer of a model that is in memory whole; products in float64. Does not modify the model.
+
+    Args:
+        model: a causal language model of transformers.
+        sequences: token ids [length] each, run one after the other.
+        kinds: what to sum.
+
+    Raises:
+        UnsupportedModelError: the model has no attention, or one that cannot be watched.
+        NumericError: NaN or infinity; the text names the layer.
+    """
+    visitor = _EveryLayer(kinds)
+    with watched_attention(model, visitor), torch.inference_mode():
+        for sequence in sequences:
+            model(input_ids=sequence[None].to(model.device), use_cache=False)
+    if not visitor.layers:
+        kind = model.config.get_text_config().model_type
+        raise UnsupportedModelError(f"model type '{kind}': its attention runs where it cannot be watched")
+    return tuple(visitor.layers[index].result(index) for index in sorted(visitor.layers))
 
 
 def attention_moments(

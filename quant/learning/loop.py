@@ -164,7 +164,8 @@ def _trainer(
     whole = len(examples) // settings.batch * settings.batch  # so that parts of a batch never change what is in it
     stops = [EarlyStoppingCallback(settings.patience)] if settings.patience and held_out is not None else []
     trainer = LearningTrainer(
-        objective, model=model, args=_arguments(settings, plan, folder, judges=held_out is not None),
+        objective, relative=settings.relative, model=model,
+        args=_arguments(settings, plan, folder, judges=held_out is not None),
         train_dataset=examples if whole == len(examples) else Subset(examples, range(whole)), eval_dataset=held_out,
         callbacks=[*callbacks, *stops],
     )  # fmt: skip
@@ -188,7 +189,8 @@ def _arguments(settings: LearningSettings, plan: Plan, folder: Path, *, judges: 
         per_device_train_batch_size=plan.batch, per_device_eval_batch_size=plan.batch,
         gradient_accumulation_steps=plan.accumulation, learning_rate=settings.rate, optim="adamw_torch",
         lr_scheduler_type=settings.schedule, warmup_steps=round(settings.warm_up * steps),
-        weight_decay=settings.weight_decay, max_grad_norm=settings.clip, bf16=device.type == "cuda",
+        weight_decay=settings.weight_decay, adam_beta1=settings.momentum[0], adam_beta2=settings.momentum[1],
+        max_grad_norm=settings.clip, bf16=device.type == "cuda",
         use_cpu=device.type == "cpu", logging_steps=max(1, steps // _MOST_LOGGED), logging_nan_inf_filter=False,
         eval_strategy="steps" if judges else "no", eval_steps=every, eval_on_start=judges,
         prediction_loss_only=True, save_strategy="steps" if keep else "no", save_steps=keep or steps,

@@ -19,6 +19,9 @@ class LearningSettings:
         batch: examples a step, however many go through the model at once.
         length: tokens of an example at most; what `memory` plans for.
         rate: AdamW's learning rate at the height of the schedule.
+        relative: whether the rate is a share of each parameter's root mean square before the run, for parameters of
+            unlike sizes; one of zeros does not learn then.
+        momentum: AdamW's two betas.
         warm_up: share of the steps over which the rate rises.
         schedule: how it falls afterwards, in transformers' spelling.
         weight_decay: AdamW's.
@@ -39,6 +42,8 @@ class LearningSettings:
     batch: int = 8
     length: int = 512
     rate: float = 1e-4
+    relative: bool = False
+    momentum: tuple[float, float] = (0.9, 0.999)
     warm_up: float = 0.05
     schedule: str = "cosine"
     weight_decay: float = 0.0
@@ -64,6 +69,8 @@ class LearningSettings:
                 "learning: expected a rate and a clip above 0 and a weight decay from 0 to 1, got"
                 f" {self.rate}, {self.clip} and {self.weight_decay}"
             )
+        if not all(0 <= each < 1 for each in self.momentum):
+            raise UsageError(f"learning: expected betas from 0 to below 1, got {self.momentum}")
         if not 0 <= self.warm_up <= 1:
             raise UsageError(f"learning: expected a share from 0 to 1 for the warm-up, got {self.warm_up}")
         if self.schedule not in SCHEDULES:

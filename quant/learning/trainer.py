@@ -30,13 +30,30 @@ class LearningTrainer(Trainer):  # type: ignore[misc]  # transformers is not fol
 
     Args:
         objective: what a batch costs.
+        relative: whether the rate is a share of each parameter's root mean square.
         settings: the Trainer's own keywords.
     """
 
-    def __init__(self, objective: Objective, **settings: Any) -> None:
+    optimizer: Any  # the Trainer's, of torch
+
+    def __init__(self, objective: Objective, *, relative: bool = False, **settings: Any) -> None:
         super().__init__(data_collator=stacked, **settings)
-        self._objective = objective
+        self._objective, self._relative = objective, relative
         self.model_accepts_loss_kwargs = False  # a batch costs a mean: the Trainer divides it by the accumulation
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The Trainer's; with relative rates AdamW whose groups are single parameters."""
+        if not self._relative or self.optimizer is not None:
+            return super().create_optimizer(model)
+        given = self.args
+        groups = [
+            {"params": [each], "lr": given.learning_rate * float(each.detach().double().square().mean().sqrt())}
+            for each in self.model.parameters()
+            if each.requires_grad
+        ]
+        betas = (given.adam_beta1, given.adam_beta2)
+        self.optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=given.weight_decay)
+        return self.optimizer
 
     def compute_loss(
         self, model: Any, inputs: Mapping[str, torch.Tensor], return_outputs: bool = False, **_others: Any

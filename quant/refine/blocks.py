@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.gguf.types import GGMLType
-from edgepack.quant.codecs.ggml.fields import Fields, block_format, put_fields, read_steps
+from edgepack.quant.codecs.ggml.fields import Fields, block_format, put_fields, read_fields, read_steps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +34,8 @@ class Form:
         scales: the least and the greatest scale, included; both 0 where scales are halves and their step is 1.
         floors: the greatest floor, included; 0 where floors are halves; None where there are none.
         uneven: whether q is one of `UNEVEN_LEVELS`.
+        grains: where the bits of an archive count, scales and floors are multiples of these: steps at most some 3 %
+            off, and floors within a step of q, of which an archive needs few bits; 1 for halves.
     """
 
     group: int
@@ -42,6 +44,20 @@ class Form:
     scales: tuple[int, int] = (0, 0)
     floors: int | None = None
     uneven: bool = False
+    grains: tuple[int, int] = (1, 1)
+
+    @property
+    def zero(self) -> int:
+        """The q that the archive's coder takes for the middle."""
+        return (self.highest + 1) // 2 if self.floors is not None else 0
+
+    @property
+    def code_bounds(self) -> tuple[tuple[int, int], int]:
+        """As `scales` and `floors`, of multiples of `grains`."""
+        (low, high), (of_scales, of_floors) = self.scales, self.grains
+        return (-(-low // of_scales) * of_scales, high // of_scales * of_scales), (
+            (self.floors or 0) // of_floors * of_floors
+        )
 
 
 FORMS = {
@@ -54,7 +70,7 @@ FORMS = {
     GGMLType.IQ4_XS: Form(32, -127, 113, (-32, 31), uneven=True),
     GGMLType.Q2_K: Form(16, 0, 3, (0, 15), 15),
     GGMLType.Q3_K: Form(16, -4, 3, (-32, 31)),
-    GGMLType.Q4_K: Form(32, 0, 15, (0, 63), 63),
+    GGMLType.Q4_K: Form(32, 0, 15, (0, 63), 63, grains=(1, 2)),
     GGMLType.Q5_K: Form(32, 0, 31, (0, 63), 63),
     GGMLType.Q6_K: Form(16, -32, 31, (-128, 127)),
 }
@@ -90,6 +106,12 @@ def read_scales(kind: GGMLType, rows: Bytes) -> Scales:
         for part, count, missing in zip(parts, shapes, (1, 1, 0, 0), strict=True)
     ]  # fmt: skip
     return Scales(*found)
+
+
+def read_quants(kind: GGMLType, rows: Bytes, columns: int) -> NDArray[np.int8]:
+    """Q of every weight of rows, int8 [rows, columns]: the inverse of `write_rows`."""
+    integers = read_fields(kind, rows).integers.reshape(len(rows), columns)
+    return np.asarray(block_format(kind).levels[integers].astype(np.int8))
 
 
 def write_rows(kind: GGMLType, scales: Scales, quants: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -15,7 +15,8 @@ import torch
 from edgepack.errors import NumericError
 from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows
 from edgepack.quant.codecs.torch_threads import one_thread
-from edgepack.quant.refine.blocks import FORMS, read_scales, write_rows
+from edgepack.quant.refine.blocks import FORMS, read_quants, read_scales, write_rows
+from edgepack.quant.refine.rates import row_bits, row_rates
 from edgepack.quant.refine.search import Geometry, heavy_first, search_rows
 from edgepack.quant.refine.two_sided import round_two_sided
 from edgepack.quant.row_feedback import RowFeedback
@@ -50,8 +51,11 @@ def refine_matrix(
     inputs: torch.Tensor,
     row_costs: torch.Tensor,
     threads: int | None = None,
+    rate: float = 0.0,
 ) -> Refined:
     """Round `weight` to `kind`; never a greater loss than the plain encoder's with H's diagonal as importance.
+
+    With a rate, loss + rate · bits is made small, bits being what an archive is expected to take.
 
     Args:
         weight: float32 [out, in], `in` a multiple of the type's block; not modified.
@@ -60,6 +64,7 @@ def refine_matrix(
         inputs: H = E[x xᵀ], float32 [in, in].
         row_costs: diagonal of G, float32 [out]: no row's loss is greater than the encoder's. Or G, float32
             [out, out], for which rows make good each other's errors.
+        rate: nats a token that a bit in the archive is worth; 0 where none counts.
         threads: that share the rows; as many as there are cores where None. The bytes are the same for any number.
 
     Raises:
@@ -69,7 +74,7 @@ def refine_matrix(
     if not torch.isfinite(weight).all():
         raise NumericError("a matrix to refine: NaN or infinity in its weights")
     with one_thread():  # sums of torch depend on how many threads share them
-        return _refined(weight, factor.damping, kind, inputs, row_costs, threads or os.cpu_count() or 1)
+        return _refined(weight, factor.damping, kind, inputs, row_costs, threads or os.cpu_count() or 1, rate)
 
 
 def _refined(
@@ -79,6 +84,7 @@ def _refined(
     inputs: torch.Tensor,
     row_costs: torch.Tensor,
     threads: int,
+    rate: float,
 ) -> Refined:
     squares = inputs.diagonal().numpy()
     plain = quantize_rows(kind, weight.numpy(), squares)
@@ -86,12 +92,39 @@ def _refined(
         return Refined(plain, _loss(weight, kind, plain, inputs, row_costs))
     group = FORMS[kind].group
     geometry = Geometry.of(inputs, damping, group, heavy_first(squares, group))
+    if rate:
+        return _rated(weight, kind, plain, geometry, inputs, row_costs, threads, rate)
     candidates = [_best_rows(weight, kind, plain, geometry, inputs, threads)]
     if row_costs.ndim == 2:
         candidates += [plain, round_two_sided(weight, kind, geometry, RowFeedback.of(row_costs), squares, threads)]
     losses = [_loss(weight, kind, rows, inputs, row_costs) for rows in candidates]
     least = min(range(len(losses)), key=losses.__getitem__)
     return Refined(candidates[least], losses[least])
+
+
+def _rated(
+    weight: torch.Tensor,
+    kind: GGMLType,
+    plain: NDArray[np.uint8],
+    geometry: Geometry,
+    inputs: torch.Tensor,
+    row_costs: torch.Tensor,
+    threads: int,
+    rate: float,
+) -> Refined:
+    """The least of loss + rate · bits: rows by themselves or, given G, together."""
+    joint = row_costs.ndim == 2
+    rates = row_rates(rate, (row_costs.diagonal() if joint else row_costs).numpy())
+    scales, quants = search_rows(weight.numpy(), kind, read_scales(kind, plain), geometry, threads, rates=rates)
+    candidates = [(write_rows(kind, scales, quants), quants)]
+    if joint:
+        feedback, squares = RowFeedback.of(row_costs), inputs.diagonal().numpy()
+        rows = round_two_sided(weight, kind, geometry, feedback, squares, threads, rate)
+        candidates.append((rows, read_quants(kind, rows, weight.shape[1])))
+    losses = [_loss(weight, kind, rows, inputs, row_costs) for rows, _quants in candidates]
+    costs = [loss + rate * row_bits(kind, each[1]).sum() for loss, each in zip(losses, candidates, strict=True)]
+    least = min(range(len(costs)), key=costs.__getitem__)
+    return Refined(candidates[least][0], losses[least])
 
 
 def _best_rows(

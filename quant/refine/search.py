@@ -26,6 +26,9 @@ SWEEPS = 5  # of descent, at most: the next would give .2 % of the loss (tools/b
 # Of H's diagonal, a column: what is added to it. H of some ten thousand tokens fits those tokens better than others of
 # the same text: without it the loss under another text's H is up to 5 % higher (docs/refine.md).
 _SHRINKAGE, _MOST_SHRINKAGE = 1 / 12288, 0.3
+# Of a half behind its first one, where the bits of an archive count: with 7 a search among scales finds as good ones as
+# with all 10, with 6 the loss of Q5_1 is 8 % and with 5 20 % higher (docs/lab-notes.md).
+_DIGITS = 7
 _TILE = 64  # rows of one call
 _BEHIND = 1024  # numbers; 64 to 1024 bytes were seen to be read
 _WRITTEN = ("steps", "floor_steps", "scales", "floors", "quants")
@@ -108,6 +111,7 @@ def search_rows(
     geometry: Geometry,
     threads: int | None = None,
     sweeps: int | None = None,
+    rates: NDArray[np.float32] | None = None,
 ) -> tuple[Scales, NDArray[np.int8]]:
     """Scales and integers of rows; the same for any number of threads.
 
@@ -118,8 +122,11 @@ def search_rows(
         geometry: of the columns, its groups those of the type.
         threads: as many as there are cores where None.
         sweeps: of descent after feedback, at most; `SWEEPS` where None.
+        rates: of each row, what a bit in the archive is worth in e H eᵀ, float32 [rows]; where None none counts.
     """
     form, order = FORMS[kind], geometry.order
+    grains = form.grains if rates is not None else (1, 1)
+    scale_bounds, floor_high = form.code_bounds if rates is not None else (form.scales, form.floors or 0)
     groups = order[:: form.group] // form.group
     per_block = kind.block_size // form.group
     arrays = {
@@ -128,13 +135,15 @@ def search_rows(
         "steps": start.steps.copy(), "floor_steps": start.floor_steps.copy(),
         "scales": np.ascontiguousarray(start.scales[:, groups]),
         "floors": np.ascontiguousarray(start.floors[:, groups]), "quants": np.empty(weight.shape, np.int8),
+        "rates": np.ascontiguousarray(np.zeros(len(weight)) if rates is None else rates, np.float32),
     }  # fmt: skip
     numbers = {
         "columns": weight.shape[1], "group": form.group, "units": start.steps.shape[1],
         "sweeps": SWEEPS if sweeps is None else sweeps,
         "affine": int(form.floors is not None), "uneven": int(form.uneven), "lowest": form.lowest,
-        "highest": form.highest, "scale_low": form.scales[0], "scale_high": form.scales[1],
-        "floor_high": form.floors or 0,
+        "highest": form.highest, "scale_low": scale_bounds[0], "scale_high": scale_bounds[1],
+        "floor_high": floor_high, "rated": int(rates is not None), "zero": form.zero,
+        "scale_grain": grains[0], "floor_grain": grains[1], "digits": _DIGITS, "last_digit": 2.0**-_DIGITS,
     }  # fmt: skip
     _run(arrays, numbers, len(weight), threads or os.cpu_count() or 1)
     back, columns = np.argsort(groups), np.argsort(order)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgepack.gguf.types import GGMLType
 from edgepack.packaging.archive import open_archive
-from edgepack.packaging.coding.layouts import layout_of
+from edgepack.packaging.coding import planes
+from edgepack.packaging.coding.layouts import LAYOUTS, layout_of
 from edgepack.packaging.delta.patch import apply_patch
 from edgepack.packaging.restore.stream import unpack_stream
 from edgepack.packaging.restore.unpack import unpack_archive
@@ -70,3 +72,17 @@ def test_the_golden_archive_holds_every_layout_a_dictionary_and_a_signature() ->
         assert {layout_of(kind).id for kind in GGMLType} <= kinds
         assert opened.index.dictionaries
         assert opened.signatures
+
+
+@pytest.mark.parametrize(
+    ("identifier", "expected"),
+    [
+        (256, "d4be8819bb5f11be"), (257, "99689a9c0bb9b15c"), (258, "7a27cb4497c12479"), (259, "e72e7d09c37d75ed"),
+        (260, "b15da4234b53f30c"), (261, "6b396349f5debc77"),
+    ],
+)  # fmt: skip
+def test_layouts_of_grids_split_blocks_as_ever(identifier: int, expected: str) -> None:
+    layout = LAYOUTS[identifier]
+    raw = np.random.default_rng(identifier).integers(0, 256, 5 * layout.block_bytes, np.uint8).tobytes()
+    streams = b"".join(stream.tobytes() for stream in planes.split(layout, raw))
+    assert hashlib.sha256(streams).hexdigest()[:16] == expected

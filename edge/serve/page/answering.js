@@ -3,6 +3,7 @@
 
 import { streamAnswer } from "./server.js";
 import { parted } from "./thinking.js";
+import { verdictOf } from "./verdict.js";
 
 const SAVE_EVERY = 1000; // milliseconds
 const LOST_AFTER = 90000; // an answer without a lock that nobody has written for so long has no writer any more
@@ -71,7 +72,7 @@ export class Answers {
   async run(message, body, context) {
     const entry = { message, controller: new AbortController(), forgotten: false };
     this.#running.set(message.id, entry);
-    Object.assign(message, { state: "running", error: undefined, full: undefined, read: 0, updated: Date.now() });
+    Object.assign(message, { state: "running", error: undefined, full: undefined, verdict: undefined, read: 0, updated: Date.now() });
     await withLock(lockName(message.id), async () => {
       await this.#keep(entry);
       const timer = setInterval(() => this.#keep(entry), SAVE_EVERY);
@@ -99,6 +100,7 @@ export class Answers {
       if (piece.content || piece.thinking) clock.tick();
       finish = piece.finish ?? finish;
       if (piece.usage) message.usage = piece.usage;
+      if (piece.verdict && !before.content && !before.thinking) message.verdict = verdictOf(piece.verdict); // else of the rest
       if (piece.timings) clock.told = piece.timings;
       if (piece.progress?.total) message.read = piece.progress.processed / piece.progress.total;
       Object.assign(message, joined(before, heard), { speed: clock.speed });

@@ -3,6 +3,7 @@
 import { copyText, element, icon, iconButton, notice } from "./dom.js";
 import { MarkdownView } from "./markdown.js";
 import { siblings, wasCut } from "./tree.js";
+import { verdictText, verdictTitle } from "./verdict.js";
 
 const ENDINGS = {
   stopped: "Stopped by you.",
@@ -67,7 +68,7 @@ export class MessageView {
   }
 
   #footer() {
-    const { state, content, thinking, error, speed, left } = this.message;
+    const { state, content, thinking, error, speed, left, verdict } = this.message;
     if (this.message.role === "user") return [];
     if (state === "running") return content || thinking ? [] : [element("span.waiting", {}, readText(this.message.read))];
     const parts = [];
@@ -77,6 +78,9 @@ export class MessageView {
     if (state === "failed") parts.push(this.#button("retry", "Try again"));
     if (this.message.full) parts.push(this.#button("squeeze", "Ask without the oldest messages"));
     if (wasCut(this.message) && (content || thinking)) parts.push(this.#button("resume", "Continue"));
+    if (verdict) {
+      parts.push(element(`span.verdict${verdict.escalate ? ".unsure" : ""}`, { title: verdictTitle(verdict) }, verdictText(verdict)));
+    }
     if (speed?.tokens) parts.push(element("span.speed", { title: `first token after ${speed.first.toFixed(1)} s` }, speedText(speed)));
     return parts;
   }

@@ -56,7 +56,8 @@ export async function modelFacts() {
  * Ask for an answer, piece by piece.
  * @param {object} body OpenAI's request, without `stream`
  * @param {AbortSignal} signal ends it
- * @yields {{content: string, thinking: string, finish: string|null, usage?: object, timings?: object, progress?: object}}
+ * @yields {{content: string, thinking: string, finish: string|null, verdict?: object, usage?: object, timings?: object,
+ *   progress?: object}}
  * @throws {ServerError} the server refuses it, or fails while it answers
  */
 export async function* streamAnswer(body, signal) {
@@ -74,6 +75,7 @@ export async function* streamAnswer(body, signal) {
       content: choice.delta?.content ?? "",
       thinking: choice.delta?.reasoning_content ?? choice.delta?.reasoning ?? "",
       finish: choice.finish_reason ?? null,
+      verdict: choice.edgepack,
       usage: data.usage ?? undefined,
       timings: data.timings,
       progress: data.prompt_progress,

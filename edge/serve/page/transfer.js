@@ -2,6 +2,7 @@
 // What comes in was written by anybody: every field is checked, and every id is made anew.
 
 import { nameFrom, newId, pathTo } from "./tree.js";
+import { keptVerdict } from "./verdict.js";
 
 const FORMAT = "edgepack-conversations";
 const STATES = ["done", "stopped", "length", "context", "lost", "failed"];
@@ -96,6 +97,7 @@ function checkedMessage(message, chat, ids, where) {
     created: Number.isFinite(message.created) ? message.created : 0,
     state: STATES.includes(message.state) ? message.state : "done",
     error: typeof message.error === "string" ? message.error : undefined,
+    verdict: message.role === "assistant" ? keptVerdict(message.verdict) : undefined,
   };
 }
 

@@ -8,7 +8,13 @@
    In both a group is solved alike: of several scales (and floors) each is tried with feedback *inside* the group, and each
    try gives the scale of least squares for its integers, from which the next tries start: with r(y) = U⁻ᵀ y a try's errors
    are r(x) - S r(q) - F r(1). Before the first sweep of descent the steps of a unit are refitted by least squares under H,
-   rounded to halves. What does not make e H eᵀ less is not taken, so no step of descent makes it more. */
+   rounded to halves. What does not make e H eᵀ less is not taken, so no step of descent makes it more.
+
+   3. *Rates*: with `rated`, what is made small is e H eᵀ + rate · bits. An integer k from the middle costs b1 |k| + b2 k²
+      bits, minus the logarithm of a density between a Gaussian's and Laplace's whose mean magnitude is the row's, measured
+      anew before every sweep. In a group whose errors cost a (v - k)² the best k of all real ones is v drawn towards the
+      middle by rate · (b1 + 2 b2 |k|) / 2a. Scales and floors are few and halves have few digits, for they are coded too;
+      wider scales and floors that put 0 in the middle are tried besides. */
 #include "refine_rows.h"
 
 #include "lanes.h"
@@ -16,12 +22,17 @@
 
 enum { SIZE = 32, CHUNK = 128, AT_ONCE = 4 };
 
+/* Of a scale s of the density's magnitudes: its mean magnitude, and bits of a magnitude and of a square over s and s². */
+static const float MEAN = 0.7529f, LINEAR = 0.8161f, SQUARE = 0.4328f, LEAST_SCALE = 0.35f;
+
+
 /* 16 rows: everything [index][lane]. */
 typedef struct {
     const edgepack_refine_matrix *m;
     float *weights, *errors, *quants; /* of columns */
     float *scales, *floors;           /* of groups */
     float *steps, *floor_steps;       /* of units */
+    float rate[LANES], linear[LANES], square[LANES]; /* of a bit, in e H eᵀ; bits of a magnitude and of a square */
 } tile;
 
 /* One group of columns: what its values should be, how errors in it feed on, and the best that is known. */
@@ -32,6 +43,7 @@ typedef struct {
     float fit_scale[LANES], fit_floor[LANES];        /* values of least squares for the best's integers */
     float q[SIZE * LANES], errors[SIZE * LANES];
     const float *upper; /* [group, group] */
+    const float *rate, *linear, *square; /* of the tile's lanes */
 } problem;
 
 /* Codes of the scales and floors that are tried together. */
@@ -91,6 +103,18 @@ EDGEPACK_INLINE float nearest(const edgepack_refine_matrix *m, float value, cons
     return uneven ? nearest_level(value) : rounded(clamped(value, m->lowest, m->highest));
 }
 
+/* Where an integer best lies of which an error of one costs 1 / turned² and that is wanted to be `value`. */
+EDGEPACK_INLINE float drawn(const edgepack_refine_matrix *m, const problem *p, int lane, float value, float turned) {
+    const float k = value - m->zero, weight = p->rate[lane] * turned * turned;
+    const float size = fabsf(k), pull = weight * (0.5f * p->linear[lane] + p->square[lane] * size);
+    return m->zero + copysignf(most(size - pull, 0.0f), k);
+}
+
+EDGEPACK_INLINE float bits_taken(const edgepack_refine_matrix *m, const problem *p, int lane, float n) {
+    const float k = fabsf(n - m->zero);
+    return k * (p->linear[lane] + p->square[lane] * k);
+}
+
 /* Sums over a try's columns: of its errors e, of r(q) times its scale, of both with r(1). */
 typedef struct {
     float ee[LANES], eq[LANES], qq[LANES], e1[LANES], q1[LANES];
@@ -125,11 +149,13 @@ EDGEPACK_INLINE void keep_better(problem *p, const sums *s, const tries *t, int 
 
 /* Try scales and floors with feedback inside the group; where `kept`, the first try has the integers of `p`. */
 EDGEPACK_INLINE void attempt_on(const edgepack_refine_matrix *m, problem *p, const tries *t, const int size,
-                                const int affine, const int uneven, const int kept) {
+                                const int affine, const int uneven, const int kept, const int rated) {
     float q[AT_ONCE][SIZE * LANES], e[AT_ONCE][SIZE * LANES];
     float scale[AT_ONCE][LANES], turned[AT_ONCE][LANES], floor[AT_ONCE][LANES];
+    float bits[AT_ONCE][LANES];
     sums s[AT_ONCE];
     memset(s, 0, sizeof s);
+    memset(bits, 0, sizeof bits);
     for (int c = 0; c < AT_ONCE; c++) {
         EACH_LANE {
             scale[c][lane] = t->scale[c][lane] * p->step[lane];
@@ -148,9 +174,9 @@ EDGEPACK_INLINE void attempt_on(const edgepack_refine_matrix *m, problem *p, con
         for (int c = 0; c < AT_ONCE; c++) {
             EACH_LANE {
                 const int at = j * LANES + lane;
-                const float n = kept && c == 0
-                                    ? p->q[at]
-                                    : nearest(m, (value[c][lane] - floor[c][lane]) * turned[c][lane], uneven);
+                float wanted = (value[c][lane] - floor[c][lane]) * turned[c][lane];
+                if (rated) wanted = drawn(m, p, lane, wanted, turned[c][lane] * p->upper[j * size + j]);
+                const float n = kept && c == 0 ? p->q[at] : nearest(m, wanted, uneven);
                 const float error = (value[c][lane] - (scale[c][lane] * n + floor[c][lane])) * pivot;
                 const float part = p->white[at] - floor[c][lane] * one - error;
                 q[c][at] = n;
@@ -160,36 +186,56 @@ EDGEPACK_INLINE void attempt_on(const edgepack_refine_matrix *m, problem *p, con
                 s[c].qq[lane] += part * part;
                 if (affine) s[c].e1[lane] += error * one;
                 if (affine) s[c].q1[lane] += part * one;
+                if (rated) bits[c][lane] += bits_taken(m, p, lane, n);
             }
         }
     }
+    for (int c = 0; rated && c < AT_ONCE; c++) EACH_LANE s[c].ee[lane] += p->rate[lane] * bits[c][lane];
     for (int c = 0; c < AT_ONCE; c++) keep_better(p, &s[c], t, c, q[c], e[c], size, affine);
 }
 
 EDGEPACK_CLONES static void attempt_even(const edgepack_refine_matrix *m, problem *p, const tries *t, const int kept) {
-    attempt_on(m, p, t, (int)m->group, (int)m->affine, 0, kept);
+    attempt_on(m, p, t, (int)m->group, (int)m->affine, 0, kept, 0);
 }
 
 EDGEPACK_CLONES static void attempt_uneven(const edgepack_refine_matrix *m, problem *p, const tries *t, const int kept) {
-    attempt_on(m, p, t, (int)m->group, 0, 1, kept);
+    attempt_on(m, p, t, (int)m->group, 0, 1, kept, 0);
+}
+
+EDGEPACK_CLONES static void attempt_rated(const edgepack_refine_matrix *m, problem *p, const tries *t, const int kept) {
+    attempt_on(m, p, t, (int)m->group, (int)m->affine, 0, kept, 1);
+}
+
+EDGEPACK_CLONES static void attempt_uneven_rated(const edgepack_refine_matrix *m, problem *p, const tries *t, const int kept) {
+    attempt_on(m, p, t, (int)m->group, 0, 1, kept, 1);
 }
 
 static void attempt(const edgepack_refine_matrix *m, problem *p, const tries *t, const int kept) {
-    if (m->uneven) attempt_uneven(m, p, t, kept);
+    if (m->rated && m->uneven) attempt_uneven_rated(m, p, t, kept);
+    else if (m->rated) attempt_rated(m, p, t, kept);
+    else if (m->uneven) attempt_uneven(m, p, t, kept);
     else attempt_even(m, p, t, kept);
+}
+
+/* A half with `digits` binary digits behind its first one, of which an archive needs few bits. */
+EDGEPACK_INLINE float short_half(float value, int64_t digits) {
+    const uint32_t last = 1u << (23 - (int)digits);
+    return as_half(float_of((bits_of(value) + (last >> 1) - 1u) & ~(last - 1u)));
 }
 
 /* The code of a scale of about `value`, `more` codes (or hundredths) beyond it. */
 EDGEPACK_INLINE float scale_code(const edgepack_refine_matrix *m, float value, float step, float more) {
-    const float half = as_half(value * (1.0f + 0.01f * more));
-    const float code = rounded(clamped(value * inverse(step), m->scale_low - 1.0f, m->scale_high + 1.0f)) + more;
+    const float half = m->rated ? short_half(value * (1.0f + more * m->last_digit), m->digits) : as_half(value * (1.0f + 0.01f * more));
+    const float near = clamped(value * inverse(step), m->scale_low - 1.0f, m->scale_high + 1.0f);
+    const float code = (rounded(near / m->scale_grain) + more) * m->scale_grain;
     return m->scale_high == 0.0f ? half : clamped(code, m->scale_low, m->scale_high);
 }
 
 /* The code of a floor of about `value`, `more` codes (or sixteenths of the scale) beyond it. */
 EDGEPACK_INLINE float floor_code(const edgepack_refine_matrix *m, float value, float step, float scale, float more) {
-    const float half = as_half(value + 0.0625f * more * scale);
-    const float code = rounded(clamped(value * inverse(step), -1.0f, m->floor_high + 1.0f)) + more;
+    const float half = m->rated ? short_half(value + 0.25f * more * scale, m->digits) : as_half(value + 0.0625f * more * scale);
+    const float near = clamped(value * inverse(step), -1.0f, m->floor_high + 1.0f);
+    const float code = (rounded(near / m->floor_grain) + more) * m->floor_grain;
     return m->floor_high == 0.0f ? half : clamped(code, 0.0f, m->floor_high);
 }
 
@@ -202,6 +248,25 @@ EDGEPACK_CLONES static void set_try(const edgepack_refine_matrix *m, const probl
         t->scale[c][lane] = code;
         t->floor[c][lane] = affine ? floor_code(m, middle, p->floor_step[lane], now, raised) : 0.0f;
     }
+}
+
+/* Wider scales than the best, and floors that put 0 in the middle. */
+static void widen(const edgepack_refine_matrix *m, problem *p, const int affine) {
+    static const float factors[2][AT_ONCE] = {{1.06f, 1.12f, 1.25f, 1.5f}, {1.0f, 1.12f, 1.3f, 1.12f}};
+    float scale[LANES], floor[LANES];
+    tries t;
+    for (int c = 0; c < AT_ONCE; c++) {
+        const float factor = factors[affine][c];
+        const int central = affine && c < AT_ONCE - 1;
+        EACH_LANE {
+            const float now = p->scale[lane] * p->step[lane];
+            scale[lane] = now * factor;
+            floor[lane] = p->floor[lane] * p->floor_step[lane] - 0.5f * m->highest * (scale[lane] - now);
+            if (central) floor[lane] = -m->zero * scale[lane];
+        }
+        set_try(m, p, &t, c, scale, floor, 1.0f, 0.0f, 0.0f, affine);
+    }
+    attempt(m, p, &t, 0);
 }
 
 /* Scales of `tried` about those that `p` came with. */
@@ -255,10 +320,14 @@ static void settle(const edgepack_refine_matrix *m, problem *p, const int affine
     set_try(m, p, &t, 2, scale, floor, 1.0f, -1.0f, 0.0f, affine);
     set_try(m, p, &t, 3, scale, floor, affine ? 1.0f : 1.005f, 0.0f, affine ? 2.0f : 0.0f, affine);
     attempt(m, p, &t, 0);
+    if (m->rated) widen(m, p, affine);
 }
 
 static void take_group(const tile *t, problem *p, int64_t g) {
     const int64_t unit = t->m->unit_of[g];
+    p->rate = t->rate;
+    p->linear = t->linear;
+    p->square = t->square;
     EACH_LANE {
         p->step[lane] = t->steps[unit * LANES + lane];
         p->floor_step[lane] = t->floor_steps[unit * LANES + lane];
@@ -364,13 +433,16 @@ EDGEPACK_CLONES static void add_products(const float *a, const float *b, const f
 }
 
 /* The steps of a unit by least squares, as halves; 1 where a row's became better. */
-static int new_steps(const products *s, float *step, float *floor_step, const int affine) {
+static int new_steps(const products *s, float *step, float *floor_step, const int affine,
+                     const edgepack_refine_matrix *m) {
     int better = 0;
     EACH_LANE {
         const float k = inverse(affine ? s->aa[lane] * s->bb[lane] - s->ab[lane] * s->ab[lane] : s->aa[lane]);
         const float grown = (affine ? s->bb[lane] * s->ae[lane] - s->ab[lane] * s->be[lane] : s->ae[lane]) * k;
         const float raised = affine ? (s->aa[lane] * s->be[lane] - s->ab[lane] * s->ae[lane]) * k : 0.0f;
-        const float now = as_half(step[lane] + grown), low = least(as_half(floor_step[lane] + raised), 0.0f);
+        const float wanted = step[lane] + grown, deeper = floor_step[lane] + raised;
+        const float now = m->rated ? short_half(wanted, m->digits) : as_half(wanted);
+        const float low = least(m->rated ? short_half(deeper, m->digits) : as_half(deeper), 0.0f);
         const float d = now - step[lane], f = affine ? low - floor_step[lane] : 0.0f;
         const float change = d * (d * s->aa[lane] - 2.0f * s->ae[lane]) +
                              f * (f * s->bb[lane] + 2.0f * d * s->ab[lane] - 2.0f * s->be[lane]);
@@ -408,20 +480,55 @@ static void refit_unit(const tile *t, int64_t unit, const int size, const int af
         gather(panel, t->errors, 0, m->columns, size, he);
         add_products(a + first * LANES, b + first * LANES, ha, hb, he, size, &s);
     }
-    if (!new_steps(&s, t->steps + unit * LANES, t->floor_steps + unit * LANES, affine)) return;
+    if (!new_steps(&s, t->steps + unit * LANES, t->floor_steps + unit * LANES, affine, m)) return;
     for (int64_t g = 0; g < groups; g++) {
         if (m->unit_of[g] == unit) measure(t, g, size);
     }
 }
 
-static void refine(const tile *t, const int size, const int affine) {
+/* The density of a row's integers by the sum of their magnitudes. */
+static void model(tile *t, const float *sum) {
+    EACH_LANE {
+        const float scale = most(sum[lane] / (MEAN * (float)t->m->columns), LEAST_SCALE);
+        t->linear[lane] = LINEAR / scale;
+        t->square[lane] = SQUARE / (scale * scale);
+    }
+}
+
+/* Before anything is rounded: short steps, and integers about 0. */
+static void begin(tile *t, const int size) {
+    float sum[LANES] = {0};
+    for (int64_t i = 0; t->m->scale_high != 0.0f && i < t->m->units * LANES; i++) {
+        t->steps[i] = short_half(t->steps[i], t->m->digits);
+        t->floor_steps[i] = short_half(t->floor_steps[i], t->m->digits);
+    }
+    for (int64_t j = 0; j < t->m->columns; j++) {
+        const int64_t g = j / size, unit = t->m->unit_of[g];
+        EACH_LANE {
+            const float scale = t->scales[g * LANES + lane] * t->steps[unit * LANES + lane];
+            sum[lane] += fabsf(t->weights[j * LANES + lane] * inverse(scale));
+        }
+    }
+    model(t, sum);
+}
+
+/* As integers have become. */
+static void look(tile *t) {
+    float sum[LANES] = {0};
+    for (int64_t i = 0; i < t->m->columns * LANES; i++) sum[i % LANES] += fabsf(t->quants[i] - t->m->zero);
+    model(t, sum);
+}
+
+static void refine(tile *t, const int size, const int affine) {
     const int64_t groups = t->m->columns / size;
+    if (t->m->rated) begin(t, size);
     feedback(t, size, affine);
     for (int64_t g = 0; g < groups; g++) measure(t, g, size);
     for (int64_t sweep = 0; sweep < t->m->sweeps; sweep++) {
         if (t->m->scale_high != 0.0f && sweep == 0) {
             for (int64_t unit = 0; unit < t->m->units; unit++) refit_unit(t, unit, size, affine);
         }
+        if (t->m->rated) look(t);
         if (!descend(t, size, affine)) return;
     }
 }
@@ -460,6 +567,7 @@ int32_t edgepack_refine_rows(const edgepack_refine_matrix *m, int64_t first, int
         load_lanes(m->floors, groups, row, some, t.floors);
         load_lanes(m->steps, m->units, row, some, t.steps);
         load_lanes(m->floor_steps, m->units, row, some, t.floor_steps);
+        if (m->rated) load_lanes(m->rates, 1, row, some, t.rate);
         refine(&t, (int)m->group, (int)m->affine);
         store_lanes(t.scales, groups, row, some, m->scales);
         store_lanes(t.floors, groups, row, some, m->floors);

@@ -13,13 +13,17 @@
    columns, group (16 or 32), units (of a row): counts. affine: 1 where there are floors. uneven: 1 for levels.
    lowest, highest: of q. scale_low, scale_high: of scales, integers; both 0 where a scale is a half (its step is 1).
    floor_high: of floors, integers from 0; 0 where a floor is a half. sweeps: of descent, at most.
+   rated: 1 where bits count. zero: the q that takes fewest. scale_grain, floor_grain: scales and floors are multiples of
+   them, lowest and greatest included; 1 where they are halves. digits: of a half behind its first,
+   where bits count; last_digit: 2^-digits.
+   rates: of a bit, in e H eᵀ, [rows].
    weights: [rows, columns]. upper, curvature: U and H as panels [groups, columns, group]. local: [groups, group, group], the upper factor
    of the inverse of each group's part of H. unit_of: [groups].
    steps, floor_steps: [rows, units]; scales, floors: [rows, groups]; read and written. quants: [rows, columns], written. */
 typedef struct {
-    int64_t columns, group, units, affine, uneven, sweeps;
-    float lowest, highest, scale_low, scale_high, floor_high;
-    const float *weights, *upper, *curvature, *local;
+    int64_t columns, group, units, affine, uneven, sweeps, rated, digits;
+    float lowest, highest, scale_low, scale_high, floor_high, zero, scale_grain, floor_grain, last_digit;
+    const float *weights, *upper, *curvature, *local, *rates;
     const int32_t *unit_of;
     float *steps, *floor_steps, *scales, *floors;
     int8_t *quants;

@@ -163,15 +163,20 @@ def _with_crew(request: ExportRequest) -> Iterator[tuple[ExportRequest, Board | 
 def _exported(request: ExportRequest, started: float) -> ExportResult:
     """What is asked for, made of what is opened."""
     request = decided(request)
-    with _passes(request) as passes:
+    if request.tune:
+        from edgepack.pipeline.makers.tuned import check_tuning
+
+        check_tuning(request)
+    rated = _rated(request)
+    with _passes(rated or request) as passes:
         if request.dry_run:
-            return _planned(request, passes, started)
-        reached = _reach(request, passes)
+            return _planned(request, rated, passes, started)
+        reached = _reach(request, rated, passes)
     shipped = reached.shipped
     asked = request.is_gated or request.validate
     judged = _verdict(request, reached) if request.judges_weights or (asked and not reached.tried) else None
     outline = shipped.made.outline
-    if request.changes_weights:  # passes leave float32; what is told is the model that was given
+    if (rated or request).changes_weights:  # passes leave float32; what is told is the model that was given
         outline = replace(outline, source_bytes=source_bytes(request))
     return ExportResult(
         shipped.path, shipped.bytes, time.monotonic() - started, outline, shipped.made, shipped.adapters,
@@ -203,9 +208,20 @@ def _passes(request: ExportRequest) -> Iterator[Passes | None]:
         yield passes
 
 
-def _planned(request: ExportRequest, passes: Passes | None, started: float) -> ExportResult:
+def _rated(request: ExportRequest) -> ExportRequest | None:
+    """The refined file that a wire's host of K-quants is better served by."""
+    if request.kind != WIRE:
+        return None
+    from edgepack.pipeline.makers.rated import rated_request
+
+    return rated_request(request)
+
+
+def _planned(
+    request: ExportRequest, rated: ExportRequest | None, passes: Passes | None, started: float
+) -> ExportResult:
     """What a dry run tells."""
-    outline, shipment = _outline(request, passes), Shipment(request)
+    outline, shipment = _outline(request, rated, passes), Shipment(request)
     shipment.check(outline)
     path, predicted = shipment.path_for(outline), _forecast(request, outline)
     seconds = time.monotonic() - started
@@ -242,7 +258,13 @@ def _sampled(request: ExportRequest, crew: ClusterCrew) -> Mapping[str, Json] | 
     return sampled_forecast(request, checkpoint, crew, lambda asked: _exported(asked, time.monotonic())).as_json()
 
 
-def _outline(request: ExportRequest, passes: Passes | None) -> Outline:
+def _outline(request: ExportRequest, rated: ExportRequest | None, passes: Passes | None) -> Outline:
+    if rated is not None:
+        from edgepack.pipeline.makers.rated import SEARCHED, wired
+
+        refined, maker_of_all = _refined(rated, passes)
+        outline = wired(maker_of_all.outline(_aim(refined, maker_of_all)), request)
+        return replace(outline, limits=(*outline.limits, SEARCHED))
     if request.kind == WIRE:
         return _wire(request, passes).outline
     if request.kind == CODED:
@@ -257,10 +279,12 @@ def _outline(request: ExportRequest, passes: Passes | None) -> Outline:
     return gguf.outline(ladder[0])
 
 
-def _reach(request: ExportRequest, passes: Passes | None) -> Reached:
+def _reach(request: ExportRequest, rated: ExportRequest | None, passes: Passes | None) -> Reached:
     """Reach the request's goal with the maker of its kind."""
     with Shipment(request) as shipment:
         shipment.claim_named()
+        if rated is not None:
+            return _reach_rated(request, rated, passes, shipment)
         return _reach_in(shipment, request, passes)
 
 
@@ -381,6 +405,22 @@ def _reach_refined(request: ExportRequest, passes: Passes | None, shipment: Ship
         else:
             scale_to_size(scale, request.max_bytes or 0)
         return Reached(shipment.deliver(shipment.packed(scale.trials[-1].made, folder)), tried)
+
+
+def _reach_rated(request: ExportRequest, rated: ExportRequest, passes: Passes | None, shipment: Shipment) -> Reached:
+    """The rate at which a refined file's archive has the bytes that were asked for."""
+    from edgepack.pipeline.goals.scalar import scale_to_size
+    from edgepack.pipeline.makers.rated import RatedScale, wired
+
+    refined, maker = _refined(rated, passes)
+    outline = wired(maker.outline(_aim(refined, maker)), request)
+    shipment.claim(outline)
+    with ExitStack() as opened:
+        opened.enter_context(refined.opened(shipment.path_for(outline)))
+        folder = opened.enter_context(shipment.scratch(outline))
+        scale = RatedScale(refined, maker, request, folder)
+        scale_to_size(scale, scale.wanted)
+        return Reached(shipment.deliver(scale.trials[-1].made))
 
 
 def gates_of(request: ExportRequest) -> Gates:

@@ -159,6 +159,32 @@ class ExportRequest:
         False,
         Option("--prefer-speed", "With --refine: what tokens read counts, so that they come faster.", (GGUF,), "flag"),
     )
+    tune: bool = option(
+        False,
+        Option(
+            "--tune",
+            "With --refine: then tune what costs no bytes towards MODEL's logits; dropped where it does not help.",
+            (GGUF,),
+            "flag",
+        ),
+    )
+    tune_steps: int | None = option(
+        None, Option("--tune-steps", "With --tune: how many steps.", (GGUF,), "count", metavar="N")
+    )
+    tune_minutes: float | None = option(
+        None,
+        Option("--tune-minutes", "Or as many as fit into this time: 10 by default.", (GGUF,), "number", metavar="M"),
+    )
+    tune_moves: str | None = option(
+        None,
+        Option(
+            "--tune-moves",
+            "With --tune: move integers by one too, straight-through or by a Gumbel relaxation.",
+            (GGUF,),
+            "text",
+            choices=("ste", "gumbel"),
+        ),
+    )
     tensor_codecs: tuple[str, ...] = option(
         (),
         Option(

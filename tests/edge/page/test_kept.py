@@ -162,6 +162,20 @@ def test_what_is_exported_is_imported_again_branches_and_all(page: Page, tmp_pat
     assert len({message["id"] for chat in again for message in chat["messages"]}) == 6  # nothing is overwritten
 
 
+def test_a_verdict_is_imported_with_its_answer_and_nothing_else_for_one(page: Page, tmp_path: Path) -> None:
+    told = {"confidence": 0.5, "route": "escalate", "threshold": 0.7, "in_range": True}
+    ask(page, f"judge {json.dumps(told)}")
+    record = exported(page)
+    imports(page, tmp_path, json.dumps(record))
+    until(page, "document.querySelectorAll('#chats li').length === 2")
+    assert page.locator(".verdict").inner_text() == "50 % likely right · better ask elsewhere"
+    answer = next(each for each in record["conversations"][0]["messages"] if each["role"] == "assistant")
+    answer["verdict"]["confidence"] = "<b>sure</b>"
+    imports(page, tmp_path, json.dumps(record))
+    until(page, "document.querySelectorAll('#chats li').length === 3")
+    until(page, "document.querySelectorAll('.verdict').length === 0")
+
+
 def test_a_transcript_of_the_terminal_becomes_a_conversation(page: Page, tmp_path: Path, server: PageServer) -> None:
     messages = [
         {"role": "system", "content": "Be kind"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho", "reasoning_content": "hm"},

@@ -90,6 +90,29 @@ def test_thinking_is_folded_and_not_sent_again(page: Page, server: PageServer) -
     assert contents(server.asked[-1]) == ["think", "Seen.", "inline", "Plain answer.", "next"]
 
 
+VERDICT = {"confidence": 0.834, "route": "answer", "threshold": 0.71, "in_range": True}
+
+
+def test_how_likely_an_answer_is_right_stands_below_it(page: Page) -> None:
+    assert ask(page, "one").locator(".verdict").count() == 0, "a file that nobody calibrated says nothing"
+    sure = ask(page, f"judge {json.dumps(VERDICT)}").locator(".verdict")
+    assert sure.inner_text() == "83 % likely right"
+    assert "From 71 % on" in (sure.get_attribute("title") or "")
+    unsure = ask(page, f"judge {json.dumps({**VERDICT, 'confidence': 0.3, 'route': 'escalate'})}").locator(".verdict")
+    assert unsure.inner_text() == "30 % likely right · better ask elsewhere"
+    assert "unsure" in (unsure.get_attribute("class") or "")
+    long = ask(page, f"judge {json.dumps({**VERDICT, 'route': 'escalate', 'in_range': False})}").locator(".verdict")
+    assert "none of those was of this length" in (long.get_attribute("title") or "")
+    page.reload()
+    page.wait_for_selector("body[data-ready=yes]")
+    assert page.locator(".verdict").all_inner_texts()[0] == "83 % likely right"
+
+
+@pytest.mark.parametrize("told", [{"confidence": None}, {"confidence": 7}, {"confidence": "<b>"}, {"threshold": None}])
+def test_a_verdict_that_is_none_is_not_shown(page: Page, told: dict[str, Any]) -> None:
+    assert ask(page, f"judge {json.dumps({**VERDICT, **told})}").locator(".verdict").count() == 0
+
+
 def test_an_answer_cut_by_its_length_is_continued_inside_itself(page: Page, server: PageServer) -> None:
     answer = ask(page, "say Half length")
     assert (

@@ -71,6 +71,18 @@ def test_loss_falls_and_the_tie_stays(tiny: Checkpoint, blocks: TokenBlocks, tmp
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+def test_a_relative_rate_moves_each_parameter_by_its_share_of_its_size(
+    tiny: Checkpoint, blocks: TokenBlocks, tmp_path: Path
+) -> None:
+    model = trainable_model(tiny)
+    before = weights(model)
+    settings = LearningSettings(1, batch=4, length=16, rate=1e-2, relative=True, momentum=(0.5, 0.9), warm_up=0)
+    learn(model, blocks, NextToken(), settings, tmp_path)
+    for name, value in weights(model).items():  # Adam's first step moves by the rate, whatever the gradient
+        size = float(before[name].double().square().mean().sqrt())
+        assert float((value - before[name]).abs().max()) == pytest.approx(1e-2 * size, rel=0.02), name
+
+
 def test_a_killed_run_gives_the_same_curve_and_weights(tiny: Checkpoint, blocks: TokenBlocks, tmp_path: Path) -> None:
     whole = trainable_model(tiny)
     unbroken = learn(whole, blocks, NextToken(), KEPT, tmp_path / "whole")

@@ -32,6 +32,10 @@ _WIRE = {
 }  # fmt: skip
 
 
+# Hosts of K-quants → llama.cpp's mixture about them, a little larger than a file of nothing else.
+_MIXTURES = {"q5k": "Q5_K_M", "q4k": "Q4_K_M"}
+
+
 def plain(label: str) -> Spec:
     """llama.cpp's type without importance."""
     return Spec(f"{PLAIN}/{label}", PLAIN, {"target": TYPES[label], "quantizer": "ggml"})
@@ -53,9 +57,13 @@ def refined(label: str) -> Spec:
 
 
 def wire(host: str, label: str) -> Spec:
-    """The wire on a host, at the bytes that the stock file ships in."""
-    options = {"target": "wire", "host_type": host}
-    return Spec(f"wire-{host}/{label}", f"wire-{host}", options, "calibration", ("shipped_bytes", stock(label).id))
+    """The wire on a host, at the bytes that the stock file ships in; beside its own mixture also in its memory."""
+    own = _MIXTURES.get(host) == label
+    options = {"target": "wire"} | ({} if own else {"host_type": host})
+    at = stock(label).id
+    return Spec(
+        f"wire-{host}/{label}", f"wire-{host}", options, "calibration", ("shipped_bytes", at), at if own else ""
+    )
 
 
 def stock_types(labels: Iterable[str] = TYPES) -> list[Spec]:
@@ -100,6 +108,6 @@ def chosen(specs: Sequence[Spec], patterns: str) -> tuple[Spec, ...]:
             raise UsageError(f"--points '{pattern}': finds none of the points; families are {known}")
         found |= hits
     for spec in reversed(specs):
-        if spec.id in found and spec.size_of is not None:
-            found.add(spec.size_of[1])
+        if spec.id in found:
+            found |= {name for name in (spec.size_of[1] if spec.size_of else "", spec.memory_of) if name}
     return tuple(spec for spec in specs if spec.id in found)

@@ -24,6 +24,7 @@ class Spec:
         options: field of `ExportRequest` → value.
         needs: what it is calibrated with: `importance` (a matrix), `calibration` (the text) or nothing.
         size_of: (`file_bytes` or `shipped_bytes`, id of a point made before): what `max_size` is; None for none.
+        memory_of: id of a point made before, whose GGUF's bytes are `max_memory`; empty for none.
         max_bytes: `max_size` itself, where it is no other point's.
         calibration: another text than the study's, by its name there; empty for the study's.
         sequences: other than the study's.
@@ -34,6 +35,7 @@ class Spec:
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: str = ""
     size_of: tuple[str, str] | None = None
+    memory_of: str = ""
     max_bytes: int | None = None
     calibration: str = ""
     sequences: int | None = None

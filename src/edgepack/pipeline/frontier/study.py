@@ -259,7 +259,8 @@ class _Work:
         known, gguf = self._ledger.read(spec.slug), self._maker.gguf_of(spec)
         if known is not None and not known.failed and gguf.is_file() and gguf.stat().st_size == known.file_bytes:
             return known
-        point, _files = self._maker.make(spec, self._limit(spec))
+        held = {"max_memory": self._bytes_of(spec.memory_of, "file_bytes")} if spec.memory_of else {}
+        point, _files = self._maker.make(replace(spec, options={**spec.options, **held}), self._limit(spec))
         self._ledger.note(spec.slug, point)
         return point
 
@@ -267,6 +268,9 @@ class _Work:
         if spec.size_of is None:
             return spec.max_bytes
         measure, name = spec.size_of
+        return self._bytes_of(name, measure)
+
+    def _bytes_of(self, name: str, measure: str) -> int:
         found = self.done[name]
         if found.failed:
             raise CheckFailedError(f"its size is that of {name}, which could not be made")

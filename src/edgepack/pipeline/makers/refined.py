@@ -28,6 +28,7 @@ from edgepack.pipeline.makers.opened import (
     unworked,
 )
 from edgepack.pipeline.makers.refined_run import SEED, SEQUENCES, RunOptions, refined_run
+from edgepack.pipeline.makers.tuned import reserved, tuned, untuned_path
 from edgepack.pipeline.makers.wire_run import read_calibration
 from edgepack.pipeline.options import REFINED
 from edgepack.pipeline.outline import Made, Outline, rows_of
@@ -58,10 +59,12 @@ class Aim:
     Attributes:
         budget: bytes of the GGUF, at most.
         divergence: predicted, in nats a token: the least bytes with it; None where the budget decides.
+        rate: nats a token that a bit in the archive is worth; 0 where none counts.
     """
 
     budget: int
     divergence: float | None = None
+    rate: float = 0.0
 
 
 class RefinedMaker:
@@ -220,14 +223,19 @@ class RefinedMaker:
             if aim.divergence is not None:  # the base depends on nothing but the bytes, so that they give the same file
                 base = self._told(aim)
                 budget = model.budget_for(base, aim.divergence, self._fixed(base))
-            base = self._told(Aim(budget))
+            base = self._told(Aim(budget, rate=aim.rate))
             fixed = self._fixed(base)
             allocation = model.allocation(base, max(budget, self._least(base, fixed)), fixed)
             kind = self._file_type(allocation, base)
-            about = self._metadata(Aim(budget), allocation.divergence) | {keys.FILE_TYPE: u32(kind.file_type)}
+            about = self._metadata(Aim(budget, rate=aim.rate), allocation.divergence)
+            about |= {keys.FILE_TYPE: u32(kind.file_type)}
             plan = replace(model.allocated(base, allocation), metadata={**base.metadata, **about})
             self._allocated[aim] = replace(plan, target=replace(kind, label=self._label(aim))), allocation
         return self._allocated[aim]
+
+    def predicted(self, aim: Aim) -> float:
+        """What the types of an aim are predicted to cost, in nats a token."""
+        return self._planned(aim)[1].divergence
 
     def _told(self, aim: Aim) -> ExportPlan:
         """The base with metadata as long as the file's will be."""
@@ -273,9 +281,12 @@ class RefinedMaker:
         assert self._calibration is not None
         settings = self._opened_model.settings
         passes = {} if self._passes is None else {keys.REFINE_PASSES_FOR: string(self._passes_target.name)}
+        rated = {keys.REFINE_RATE: Value(ValueType.FLOAT64, aim.rate)} if aim.rate else {}
         return {
             **passes,
             **self._about,
+            **(reserved(self._request) if self._request.tune else {}),
+            **rated,
             keys.REFINE_BUDGET: Value(ValueType.UINT64, aim.budget),
             keys.REFINE_ALLOCATION: boolean(settings.allocation),
             keys.REFINE_ON_GPU: boolean(settings.on_gpu),
@@ -290,18 +301,20 @@ class RefinedMaker:
         """As `goals.Maker.make`."""
         request = self._request
         planned, allocation = self._planned(aim)
-        found = self._opened_model.rounded(planned, allocation)
+        found = self._opened_model.at_rate(aim.rate).rounded(planned, allocation)
         plan = found.plan
         shards = split_plan(plan, request.shard_bytes) if request.shard_bytes else [plan]
         for name in shard_paths(path, len(shards)) if len(shards) > 1 else ():
             check_output(name, inputs=request.inputs, force=request.force or request.resume)
+        place = untuned_path(self._opened_model, path) if request.tune else path
         files = write_shards(
-            shards, path, threads=request.threads, progress=request.progress, resume=request.resume, crew=request.crew
+            shards, place, threads=request.threads, progress=request.progress, resume=request.resume, crew=request.crew
         )  # fmt: skip
         outline = self._outline(plan, self.mapped.notes)
         notes = (*self._notes, *_plain_notes(found.plain))
         lines, more = self._figures(found, allocation, plan)
-        return Made(outline, tuple(files), notes=notes, lines=lines, more=more)
+        made = Made(outline, tuple(files), notes=notes, lines=lines, more=more)
+        return tuned(request, self._opened_model, self._calibration, made, path) if request.tune else made
 
     def _figures(
         self, found: RefinedFile, allocation: Allocation, plan: ExportPlan

@@ -30,10 +30,10 @@ def decided(request: ExportRequest) -> ExportRequest:
         RecipeError: the recipe is wrong.
     """
     found = _refine_decided(request)
-    return replace(found, smooth=_smooths(found) if found.refine else None)
+    return replace(found, smooth=smooths(found) if found.refine else None)
 
 
-def _smooths(request: ExportRequest) -> bool:
+def smooths(request: ExportRequest) -> bool:
     """Whether scales and channels are moved before refining.
 
     By default not beside an adapter, which was made for them as they are, nor after a pass that folded its own.
@@ -70,7 +70,7 @@ def _refuse_bytes(request: ExportRequest, reason: str) -> None:
     speed = request.prefer_speed or None
     given = {
         "--bits": request.bits, "--for-device": request.for_device, "--prefer-speed": speed,
-        "--smooth": request.smooth or None,
+        "--smooth": request.smooth or None, "--tune": request.tune or None,
     }  # fmt: skip
     name = next((name for name, value in given.items() if value is not None), None)
     if name is not None:

@@ -64,7 +64,7 @@ class RefinedScale:
     def attempt(self, scale: float) -> RefinedTrial:
         """Make the file of the least bytes that is predicted to cost scale²."""
         if self.trials:
-            _remove(self.trials[-1].made)
+            remove_made(self.trials[-1].made)
         aim = Aim(self._largest, scale**2)
         made = self._maker.make(aim, self._shipment.scratch_name(self._outline(aim), self._folder))
         if self._request.max_size is not None:
@@ -91,6 +91,7 @@ class RefinedScale:
         return judge(f"refined {made.outline.label.lower()}", made.gguf, made.adapters)
 
 
-def _remove(made: Made) -> None:
+def remove_made(made: Made) -> None:
+    """Remove the files of a try that another follows."""
     for path in (*made.files, *made.adapters, *([] if made.archive is None else [made.archive])):
         path.unlink(missing_ok=True)
