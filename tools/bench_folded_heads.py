@@ -86,7 +86,7 @@ def answers_of(path: Path, kv_type: str = "f32") -> tuple[LoadedModel, Answer, i
 def print_row(what: str, held: int, whole: int, found: Judgement | None = None, cost: PartCost | None = None) -> None:
     """One line."""
     cells = ["a small GPT-2", what, f"{held:,}", f"{whole / held:.1f}×"]
-    cells += ["", ""] if found is None else [f"{found.kl:.4f}", f"{found.top1:.1%}"]
+    cells += ["", ""] if found is None else [f"{max(found.kl, 0.0):.4f}", f"{found.top1:.1%}"]
     cells += ["", ""] if cost is None else [f"{cost.seconds:.1f}", cost.megabytes]
     print(f"| {' | '.join(cells)} |", flush=True)
 

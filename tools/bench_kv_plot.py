@@ -56,8 +56,10 @@ def number(cell: str) -> float | None:
 
 
 def _rows(figure: str) -> Iterator[tuple[str, ...]]:
+    """None of a figure that nobody has measured yet."""
     path = FOLDER / f"{figure}.json"
-    yield from read_figure(path).rows
+    if path.exists():
+        yield from read_figure(path).rows
 
 
 def _caches(row: tuple[str, ...]) -> Iterator[tuple[str, str, str, str]]:

@@ -49,7 +49,7 @@ def settings_of(shape: str) -> LatentSettings:
 
 def told(found: Judgement | None) -> str:
     """Two cells."""
-    return " | " if found is None else f"{found.kl:.4f} | {found.top1:.1%}"
+    return " | " if found is None else f"{max(found.kl, 0.0):.4f} | {found.top1:.1%}"
 
 
 class Bench:

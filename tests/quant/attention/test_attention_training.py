@@ -82,6 +82,19 @@ def test_a_model_agrees_with_itself() -> None:
     assert (found.kl, found.top1, found.positions) == (pytest.approx(0, abs=1e-6), 1.0, 18)
 
 
+def test_only_scored_positions_are_judged() -> None:
+    model = tiny("llama")
+
+    def wrong_at_first(sequence: torch.Tensor) -> torch.Tensor:
+        logits = answers(model)(sequence).clone()
+        logits[:4] = -logits[:4]
+        return logits
+
+    assert judge(answers(model), wrong_at_first, some_tokens(2, 9)).kl > 0
+    found = judge(answers(model), wrong_at_first, some_tokens(2, 9), slice(4, -1))
+    assert (found.kl, found.positions) == (pytest.approx(0, abs=1e-6), 8)
+
+
 @pytest.mark.parametrize("settings", [{"steps": 0}, {"rate": 0.0}, {"rate": math.inf}, {"held_out": 1.0}, {"looks": 0}])
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="training: expected"):
