@@ -15,18 +15,25 @@ from edgepack.export.formats.quantized_checkpoint import dequantized
 from edgepack.export.json_file import read_json
 from edgepack.export.sentence_modules import transformer_folder
 from edgepack.export.ties import settle_ties
-from edgepack.export.weight_files import ShardedTensors, open_weights, refuse_other_folder
+from edgepack.export.weight_files import ShardedTensors, WeightFolder, open_weights, refuse_other_folder
 from edgepack.file_kinds import describe_file
 from edgepack.model import Checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from edgepack.files.remote import RemoteFile
 
 __all__ = ["ShardedTensors", "open_checkpoint", "read_json"]
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, remote: Mapping[str, RemoteFile] | None = None) -> Checkpoint:
     """Open the Hugging Face folder `path`; only headers are read.
+
+    Args:
+        path: of the folder.
+        remote: name → file of weights that lie where a URL leads, not in it.
 
     Raises:
         CheckpointError: the folder, its configuration or a shard is missing, truncated or inconsistent.
@@ -39,7 +46,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         path = transformer_folder(path) or path
     refuse_other_folder(path)
     config, notes = _with_quantization(read_json(path / "config.json"), path)
-    weights = open_weights(path, config)
+    weights = open_weights(WeightFolder(path, remote or {}), config)
     tensors = dequantized(weights.tensors, config)
     if isinstance(tensors, DequantizedTensors) and not tensors.packed:
         method = config["quantization_config"].get("quant_method")

@@ -7,7 +7,7 @@ Order: `_get_resolved_checkpoint_files` of transformers 5 (modeling_utils.py).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from edgepack.export.formats.packed import RawTensors
     from edgepack.export.formats.torch_file import TorchFile
+    from edgepack.files.remote import RemoteFile
     from edgepack.model import TensorSpec
 
     WeightFile = SafetensorsFile | TorchFile
@@ -89,7 +90,36 @@ class Weights:
     notes: tuple[str, ...] = ()
 
 
-def open_weights(folder: Path, config: Mapping[str, Any]) -> Weights:
+@dataclass(frozen=True)
+class WeightFolder:
+    """A model's folder, some of whose weights may lie where a URL leads.
+
+    Attributes:
+        path: of the folder.
+        remote: name → file of weights that are not in it.
+    """
+
+    path: Path
+    remote: Mapping[str, RemoteFile] = field(default_factory=dict)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return name in self.remote or (self.path / name).is_file()
+
+    def names(self) -> list[str]:
+        """Of all files and folders in it, sorted."""
+        return sorted({*self.remote, *(path.name for path in self.path.iterdir())})
+
+    def open(self, name: str) -> WeightFile:
+        """One file of weights, by its suffix."""
+        if name not in self.remote:
+            return open_weight_file(self.path / name)
+        if not name.endswith(".safetensors"):  # others are unpickled, which takes a file
+            raise CheckpointError(f"{self.remote[name].url}: expected safetensors where MODEL is a URL")
+        return SafetensorsFile(self.path / name, self.remote[name])
+
+
+def open_weights(folder: WeightFolder, config: Mapping[str, Any]) -> Weights:
     """Open the files that transformers would read; only headers are read.
 
     Args:
@@ -100,7 +130,7 @@ def open_weights(folder: Path, config: Mapping[str, Any]) -> Weights:
         CheckpointError: no weights, or a file that is missing, truncated or hostile.
     """
     named = config.get(_NAMED_KEY)
-    present = [name for name in ORDER if (folder / name).is_file()]
+    present = [name for name in ORDER if folder.holds(name)]
     if named is not None:
         chosen = _checked_name(folder, named, f"config.json: {_NAMED_KEY}")
     elif present:
@@ -112,7 +142,7 @@ def open_weights(folder: Path, config: Mapping[str, Any]) -> Weights:
     if chosen.endswith(_INDEX):
         tensors, more = _open_shards(folder, chosen)
         return Weights(tensors, notes + more)
-    return Weights(open_weight_file(folder / chosen), notes)
+    return Weights(folder.open(chosen), notes)
 
 
 def open_weight_file(path: Path) -> WeightFile:
@@ -132,8 +162,8 @@ def refuse_other_folder(folder: Path) -> None:
     raise CheckpointError(f"{folder}: expected config.json, found none" + (f"; {what}" if what else ""))
 
 
-def _no_weights(folder: Path) -> CheckpointError:
-    shards = sorted(path.name for path in folder.iterdir() if _SHARD.search(path.name))
+def _no_weights(holder: WeightFolder) -> CheckpointError:
+    folder, shards = holder.path, [name for name in holder.names() if _SHARD.search(name)]
     if shards:
         index = "model.safetensors.index.json" if shards[0].endswith(".safetensors") else "pytorch_model.bin.index.json"
         return CheckpointError(f"{folder}: found shards such as '{shards[0]}' without their index: expected {index}")
@@ -146,21 +176,21 @@ def _what_lies_in(folder: Path) -> str | None:
     return next((what for pattern, what in _OTHERS if any(re.search(pattern, name) for name in names)), None)
 
 
-def _checked_name(folder: Path, name: Any, where: str) -> str:
+def _checked_name(folder: WeightFolder, name: Any, where: str) -> str:
     """The name of a file in this folder; nothing that leads out of it."""
     if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise CheckpointError(f"{where}: expected a file name in this folder, got {name!r}")
-    if not (folder / name).is_file():
+    if not folder.holds(name):
         raise CheckpointError(f"{where} is in '{name}', which is absent")
     return name
 
 
-def _open_shards(folder: Path, index: str) -> tuple[ShardedTensors, tuple[str, ...]]:
+def _open_shards(folder: WeightFolder, index: str) -> tuple[ShardedTensors, tuple[str, ...]]:
     """Every tensor of every file that the index names; of a tensor that two hold, the last file's.
 
     transformers reads the index for the names of files alone: a tensor is where it is, not where the index says.
     """
-    where = folder / index
+    where = folder.path / index
     weight_map = read_json(where).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{where}: expected a 'weight_map' object that names a file for each tensor")
@@ -168,7 +198,7 @@ def _open_shards(folder: Path, index: str) -> tuple[ShardedTensors, tuple[str, .
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or name not in opened:
             checked = _checked_name(folder, name, f"{where}: tensor '{tensor}'")
-            opened[checked] = open_weight_file(folder / checked)
+            opened[checked] = folder.open(checked)
     files = {tensor: opened[name] for name in sorted(opened) for tensor in opened[name].specs}
     return ShardedTensors(files), _index_notes(index, weight_map, files)
 

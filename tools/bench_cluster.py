@@ -1,10 +1,13 @@
-"""Runs 1, 2 and 4 workers of one thread on a synthetic model: prediction beside truth, and the efficiency of more.
+"""Runs 1, 2 and 4 workers on a synthetic model: prediction beside truth, and the efficiency of more.
 
-    python tools/bench_cluster.py [--size 300m] [--target gguf-q4km] [--workers 1,2,4] [--figure NAME]
+    python tools/bench_cluster.py [--size 1b] [--target gguf-q4km] [--workers 1,2,4] [--cores 0.25] [--figure NAME]
 
-Every node is a Ray node of one processor on this machine, and its worker one thread: it cannot take more than one core.
-More workers than cores share them, and the prediction is told so. Efficiency is the time of one worker over that of n,
-times n; time is counted from the first piece to the last, without Ray's start and a worker's first import.
+Every node is a Ray node of one processor on this machine whose workers, together, may take `--cores` of a core and no
+more (a quota of the system's), so that four of them are as fast beside each other as one is alone, and what else runs
+on the machine takes nothing of theirs as long as so much is free. Seconds are predicted by `--dry-run` from the
+processor time of one piece of each type, and counted from the first piece to the last, without Ray's start and a
+worker's first import. Efficiency is the time of one worker over that of n, times n; busy is the share of the workers'
+time in which they had work.
 """
 
 from __future__ import annotations
@@ -15,18 +18,19 @@ import os
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from figure_file import run_with_figure
-from local_ray import local_ray
+from local_ray import LocalRay, local_ray
 from synthetic_checkpoint import LlamaShape, parse_parameters, write_llama
 
 import edgepack
-from edgepack.processors import default_threads
+from edgepack.pipeline.cluster.ray_connection import connected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,37 +49,58 @@ class Watch:
     @contextmanager
     def _stretch(self, label: str) -> Iterator[Callable[[int], None]]:
         def advance(amount: int) -> None:
-            if amount and label == "export":
+            if label == "export":
                 self.began = self.began or time.monotonic()
                 self.ended = time.monotonic()
 
         yield advance
 
 
-def run(model: Path, target: str, workers: int, folder: Path) -> tuple[float, float, str, int]:
-    """Seconds predicted, seconds taken, the file's digest, and the peak memory of a worker."""
-    with local_ray(workers) as ray:
-        planned = edgepack.export(model, target, output=folder / "m.gguf", cluster=ray.address, dry_run=True)
-        watch = Watch()
-        made = edgepack.export(
-            model, target, output=folder / "m.gguf", cluster=ray.address, progress=watch, force=True
-        )  # fmt: skip
+@dataclass(frozen=True)
+class Run:
+    """What one number of workers did.
+
+    Attributes:
+        predicted: seconds.
+        taken: seconds.
+        busy: share of the workers' time that was work.
+        peak: most memory of a worker's process, in bytes.
+        digest: of the file.
+    """
+
+    predicted: float
+    taken: float
+    busy: float
+    peak: int
+    digest: str
+
+
+def run(model: Path, target: str, ray: LocalRay, cores: float, folder: Path) -> Run:
+    """Export with the nodes that there are, after a dry run in which every worker imports what it needs."""
+    output, workers = folder / "m.gguf", len(ray.nodes)
+    planned = edgepack.export(model, target, output=output, cluster=ray.address, dry_run=True)
+    watch = Watch()
+    with ray.limited(cores) if cores < 1 else nullcontext():
+        made = edgepack.export(model, target, output=output, cluster=ray.address, progress=watch, force=True)
     assert planned.cluster is not None
     assert made.cluster is not None
     predicted: Any = planned.cluster["predicted"]
     nodes: Any = made.cluster["nodes"]
-    cores = min(workers, default_threads())
-    seconds = predicted["seconds"] * workers / cores
-    digest = hashlib.sha256(made.output.read_bytes()).hexdigest()
-    return seconds, watch.ended - watch.began, digest, max(node["peak_bytes"] for node in nodes)
+    taken = watch.ended - watch.began
+    worked = sum(node["seconds"] for node in nodes)
+    return Run(
+        predicted["seconds"] * predicted["processors"] / (workers * cores), taken, worked / (workers * taken),
+        max(node["peak_bytes"] for node in nodes), hashlib.sha256(made.output.read_bytes()).hexdigest(),
+    )  # fmt: skip
 
 
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="300m")
+    parser.add_argument("--size", default="1b")
     parser.add_argument("--target", default="gguf-q4km")
     parser.add_argument("--workers", default="1,2,4")
+    parser.add_argument("--cores", type=float, default=0.25, help="of a core, a worker; 1 or more limits nothing")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="ray-bench-"))
     try:
@@ -83,17 +108,21 @@ def main() -> int:
         write_llama(model, LlamaShape.of_size(parse_parameters(given.size)))
         alone = edgepack.export(model, given.target, output=folder / "alone.gguf")
         expected = hashlib.sha256(alone.output.read_bytes()).hexdigest()
-        print("| workers | predicted | taken | efficiency | peak a worker | same bytes |")
-        print("|---|---|---|---|---|---|")
+        print("| workers | predicted | taken | efficiency | busy | peak a worker | same bytes |")
+        print("|---|---|---|---|---|---|---|")
         first = 0.0
-        for workers in map(int, given.workers.split(",")):
-            predicted, taken, digest, peak = run(model, given.target, workers, folder)
-            first = first or taken * workers
-            share = first / (taken * min(workers, default_threads()))
-            print(
-                f"| {workers} | {predicted:.1f} s | {taken:.1f} s | {share:.2f} | {peak / 1e6:.0f} MB |"
-                f" {'yes' if digest == expected else 'NO'} |"
-            )
+        with local_ray(1) as ray, connected(ray.address):
+            for workers in map(int, given.workers.split(",")):
+                while len(ray.nodes) < workers:
+                    ray.add()
+                found = run(model, given.target, ray, given.cores, folder)
+                first = first or found.taken * workers
+                share = first / (found.taken * workers)
+                print(
+                    f"| {workers} | {found.predicted:.1f} s | {found.taken:.1f} s | {share:.2f} | {found.busy:.2f} |"
+                    f" {found.peak / 1e6:.0f} MB | {'yes' if found.digest == expected else 'NO'} |",
+                    flush=True,
+                )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return 0

@@ -1,6 +1,6 @@
 """What an export of GLM-4.7 takes on a cluster: hours, bytes moved, memory of a node, and the bottleneck.
 
-    python tools/plan_giant.py q4km --nodes 1,4,16,64 [--processors 64] [--link 1.25GB] [--storage 5GB]
+    python tools/plan_giant.py q4km --nodes 1,4,16,64 [--processors 64] [--link 1.25GB] [--storage 5GB] [--figure NAME]
 
 Rates of encoding are measured on this machine, a chunk of each type; processors, links and the shared storage's rate
 are what is given. Reading, computing and writing overlap, so the longest of them is the time.
@@ -94,17 +94,21 @@ def node_bytes(plan: ExportPlan, machines: Machines) -> float:
     return machines.processors * (_PROCESS_BYTES + piece)
 
 
-def table(plan: ExportPlan, machines: list[Machines]) -> list[str]:
-    """A line for each cluster."""
+HEADINGS = (
+    "target", "nodes", "hours", "bottleneck", "encoding", "reading", "writing", "read", "sent", "memory a node",
+)  # fmt: skip
+
+
+def cluster_rows(plan: ExportPlan, machines: list[Machines]) -> list[list[str]]:
+    """The cells of a line for each cluster."""
     rates = measured_rates(plan)
-    told = ", ".join(f"{name} {rate:.3f}" for name, rate in rates.items())
-    lines = [f"{plan.target.label}: seconds a million weights on one processor of this machine: {told}"]
+    found = []
     for each in machines:
-        found = times(plan, rates, each)
-        lines.append(
-            f"{each.nodes:>4} nodes of {each.processors}: {found.all / 3600:7.2f} h ({found.bottleneck}; encoding"
-            f" {found.encoding / 3600:.2f} h, reading {found.reading / 3600:.2f} h, writing {found.sending / 3600:.2f}"
-            f" h), read {plan.source_bytes / 1e9:.0f} GB, sent"
-            f" {plan.total_bytes * (1 - 1 / each.nodes) / 1e9:.0f} GB, {node_bytes(plan, each) / 1e9:.1f} GB a node"
-        )
-    return lines
+        taken = times(plan, rates, each)
+        hours = [f"{seconds / 3600:.2f} h" for seconds in (taken.encoding, taken.reading, taken.sending)]
+        found.append([
+            plan.target.label, str(each.nodes), f"{taken.all / 3600:.2f}", taken.bottleneck, *hours,
+            f"{plan.source_bytes / 1e9:.0f} GB", f"{plan.total_bytes * (1 - 1 / each.nodes) / 1e9:.0f} GB",
+            f"{node_bytes(plan, each) / 1e9:.1f} GB",
+        ])  # fmt: skip
+    return found

@@ -18,7 +18,8 @@ from itertools import islice
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from giant_cluster import Machines, table
+from figure_file import run_with_figure
+from giant_cluster import HEADINGS, Machines, cluster_rows
 from synthetic_checkpoint import BUNDLED_TOKENIZER, SyntheticTensors, bf16_specs
 
 from edgepack.export.chunks import chunks
@@ -144,6 +145,7 @@ def main() -> None:
         f"GLM-4.7: {parameters:,} parameters in {len(model.tensors)} tensors,"
         f" mapped in {time.monotonic() - started:.1f} s"
     )
+    found: list[list[str]] = []
     for target in targets:
         started = time.monotonic()
         plan = plan_export(model, target)
@@ -154,7 +156,9 @@ def main() -> None:
         if given.nodes is not None:
             counts = [int(count) for count in given.nodes.split(",")]
             link, storage = parse_size(given.link), parse_size(given.storage)
-            print("\n".join(table(plan, [Machines(count, given.processors, link, storage) for count in counts])))
+            found += cluster_rows(plan, [Machines(count, given.processors, link, storage) for count in counts])
+    for row in [HEADINGS, ["---"] * len(HEADINGS), *found] if found else ():
+        print(f"| {' | '.join(row)} |")
     stack = next(tensor for tensor in plan.tensors if tensor.info.name == "blk.46.ffn_down_exps.weight")
     blocks = [chunk.encode() for chunk in islice(chunks(stack), 64)]
     print(
@@ -164,4 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_with_figure(main)

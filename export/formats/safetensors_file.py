@@ -1,7 +1,8 @@
 """Reads tensors from one safetensors file that may be truncated or hostile.
 
-Bytes are read with `pread`, not mapped: memory stays bounded by the rows that were asked for, and a file
-that shrinks under us is an error, not a SIGBUS. Which files make a model is left to `export.checkpoint`.
+Bytes are read with `pread`, not mapped, or by ranges from where a URL leads: memory stays bounded by the rows that
+were asked for, and a file that shrinks under us is an error, not a SIGBUS. Which files make a model is left to
+`export.checkpoint`.
 Format: https://huggingface.co/docs/safetensors
 """
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from edgepack.files.remote import RemoteFile
 
 _MAX_DIMENSIONS = 64  # torch's and numpy's limit
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -66,26 +69,30 @@ class SafetensorsFile:
     """One open safetensors file: a `TensorSource` that also gives raw bytes. Thread-safe.
 
     Args:
-        path: the file.
+        path: the file; of a remote one its name alone counts.
+        remote: where it lies, if not there.
 
     Raises:
         CheckpointError: not a safetensors file, truncated, or with ranges that contradict shapes.
+        NetworkError: a remote one cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, remote: RemoteFile | None = None) -> None:
+        self.path, self._remote = path, remote
+        self._where = str(path) if remote is None else remote.url
         self._descriptor = -1
         try:
-            self._descriptor = open_descriptor(path, CheckpointError)
-            self._bytes = os.fstat(self._descriptor).st_size
+            if remote is None:
+                self._descriptor = open_descriptor(path, CheckpointError)
+            self._bytes = os.fstat(self._descriptor).st_size if remote is None else remote.size
             self._entries = self._read_entries()
             self._specs = {name: entry.spec for name, entry in self._entries.items()}
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
-    def __reduce__(self) -> tuple[type[SafetensorsFile], tuple[Path]]:
+    def __reduce__(self) -> tuple[type[SafetensorsFile], tuple[Path, RemoteFile | None]]:
         """Another process opens the file anew, under the same name."""
-        return SafetensorsFile, (self.path,)
+        return SafetensorsFile, (self.path, self._remote)
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
@@ -97,24 +104,30 @@ class SafetensorsFile:
         return self._specs
 
     def _read_entries(self) -> dict[str, _Entry]:
-        head = os.pread(self._descriptor, HEAD_BYTES, 0)
+        head = self._at(0, HEAD_BYTES)
         if is_pointer(head):
-            raise CheckpointError(f"{self.path}: expected safetensors, got {describe(head)}")
+            raise CheckpointError(f"{self._where}: expected safetensors, got {describe(head)}")
         if self._bytes < 8:
-            raise CheckpointError(f"{self.path}: expected a header of 8 bytes, file ends after {self._bytes}")
-        length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
+            raise CheckpointError(f"{self._where}: expected a header of 8 bytes, file ends after {self._bytes}")
+        length = int.from_bytes(head[:8], "little")
         left = self._bytes - 8
         if length > min(left, _MAX_HEADER_BYTES):
             what = describe(head) if length > _MAX_HEADER_BYTES else None
             got = f"; it looks like {what}" if what else ""
-            raise CheckpointError(f"{self.path}: header: expected {length} bytes, file ends after {left}{got}")
-        header = _parse_header(os.pread(self._descriptor, length, 8), self.path)
+            raise CheckpointError(f"{self._where}: header: expected {length} bytes, file ends after {left}{got}")
+        header = _parse_header(self._at(8, length), self._where)
         entries = {name: self._entry(name, item, 8 + length) for name, item in header.items()}
-        _check_cover(entries, 8 + length, self._bytes, self.path)
+        _check_cover(entries, 8 + length, self._bytes, self._where)
         return entries
 
+    def _at(self, start: int, length: int) -> bytes:
+        """Bytes of the file, fewer at its end."""
+        if self._remote is None:
+            return os.pread(self._descriptor, length, start)
+        return self._remote.read(start, min(length, max(0, self._bytes - start)))
+
     def _entry(self, name: str, item: Any, origin: int) -> _Entry:
-        where = f"{self.path}: tensor '{name}'"
+        where = f"{self._where}: tensor '{name}'"
         if not isinstance(item, dict) or item.get("dtype") not in DTYPES:
             got = item.get("dtype") if isinstance(item, dict) else item
             raise CheckpointError(f"{where}: unknown dtype {got!r}")
@@ -139,16 +152,24 @@ class SafetensorsFile:
             CheckpointError: no such tensor, or the file has become shorter.
         """
         if name not in self._entries:
-            raise CheckpointError(f"{self.path}: no tensor '{name}'")
+            raise CheckpointError(f"{self._where}: no tensor '{name}'")
         entry = self._entries[name]
+        if self._remote is not None:
+            return self._fetched(name, entry.start + start, stop - start)
         out = np.empty(stop - start, dtype=np.uint8)
         view, done = out.data, 0
         while done < len(view):
             got = os.preadv(self._descriptor, [view[done:]], entry.start + start + done)
             if got == 0:
-                raise CheckpointError(f"{self.path}: tensor '{name}': the file became shorter while it was read")
+                raise CheckpointError(f"{self._where}: tensor '{name}': the file became shorter while it was read")
             done += got
         return out
+
+    def _fetched(self, name: str, start: int, length: int) -> NDArray[np.uint8]:
+        raw = self._at(start, length)
+        if len(raw) != length:
+            raise CheckpointError(f"{self._where}: tensor '{name}': the file became shorter while it was read")
+        return np.array(np.frombuffer(raw, dtype=np.uint8))
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """As `TensorSource.read_rows`, for f32, f64, f16 and bf16.
@@ -163,7 +184,7 @@ class SafetensorsFile:
             whole = np.frombuffer(raw, _WHOLE[spec.dtype]).reshape(stop - start, spec.columns)
             return whole.astype(np.float32, copy=False)
         if spec.dtype not in _HALF:
-            raise CheckpointError(f"{self.path}: tensor '{name}': expected floats, got {spec.dtype}")
+            raise CheckpointError(f"{self._where}: tensor '{name}': expected floats, got {spec.dtype}")
         out = np.empty((stop - start, spec.columns), dtype=np.float32)
         widen(_HALF[spec.dtype], raw, out)
         return out
@@ -171,11 +192,11 @@ class SafetensorsFile:
     def specs_of(self, name: str) -> TensorSpec:
         """The spec of one tensor; raises CheckpointError when there is none."""
         if name not in self._entries:
-            raise CheckpointError(f"{self.path}: no tensor '{name}'")
+            raise CheckpointError(f"{self._where}: no tensor '{name}'")
         return self._entries[name].spec
 
 
-def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
+def _parse_header(raw: bytes, path: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -197,7 +218,7 @@ def _is_counts(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
-def _check_cover(entries: Mapping[str, _Entry], start: int, stop: int, path: Path) -> None:
+def _check_cover(entries: Mapping[str, _Entry], start: int, stop: int, path: str) -> None:
     """Every byte behind the header belongs to one tensor, as safetensors' own library asks.
 
     Raises:

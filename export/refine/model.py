@@ -146,7 +146,8 @@ class RefinedModel:
     ) -> None:
         self._crew = crew
         self.model = map_checkpoint(checkpoint, pre=pre)
-        self.settings, self._inputs, self._scratch = settings, inputs, scratch
+        self.checkpoint, self.settings, self.scratch = checkpoint, settings, scratch
+        self._inputs = inputs
         self._costs = MatrixCurvatures(curvatures, Origins(checkpoint, pre=pre), checkpoint.tensors.specs)
         self._factors = FeedbackFactors(scratch / "factors")
         self._threads, self._progress = threads or default_threads(), progress
@@ -254,7 +255,7 @@ class RefinedModel:
     def prospects(self, tensors: Iterable[PlannedTensor]) -> dict[str, Prospect]:
         """What every type is predicted to cost every tensor; kept in the scratch folder."""
         missing = [tensor for tensor in tensors if tensor.info.name not in self._known]
-        folder = self._scratch / "predicted"
+        folder = self.scratch / "predicted"
         folder.mkdir(exist_ok=True)
 
         with one_thread(), self._progress("Predicting", len(missing), " matrices") as advance:
@@ -268,7 +269,7 @@ class RefinedModel:
 
     def prospect(self, tensor: PlannedTensor) -> tuple[str, Prospect]:
         """A tensor's name, and what every type is predicted to cost it; kept in the scratch folder."""
-        path = self._scratch / "predicted" / f"{tensor.info.name}.json"
+        path = self.scratch / "predicted" / f"{tensor.info.name}.json"
         if not path.is_file():
             self._predicted(tensor).save(path)
         return tensor.info.name, Prospect.load(path)
@@ -300,7 +301,7 @@ class RefinedModel:
     @cached_property
     def _gains(self) -> dict[GGMLType, float]:
         """What refinement leaves of the loss of plain feedback, by type: of a few matrices, spread over the model."""
-        path = self._scratch / "gains.json"
+        path = self.scratch / "gains.json"
         if not path.is_file():
             with one_thread(), atomic_output(path) as stream:
                 stream.write(json.dumps({kind.name: gain for kind, gain in self._measured_gains().items()}).encode())
@@ -334,7 +335,7 @@ class RefinedModel:
         """
         plan = self.allocated(plan, allocation)
         rounded, losses = [t for t in plan.tensors if t.info.name in allocation.kinds], dict[str, float]()
-        (self._scratch / "rows").mkdir(exist_ok=True)
+        (self.scratch / "rows").mkdir(exist_ok=True)
         with one_thread(), self._progress("Rounding", len(rounded), " matrices") as advance:
             if self._crew is not None:
                 crew_matrices(self, round_kept, rounded, self._crew, advance)
@@ -365,7 +366,7 @@ class RefinedModel:
 
     def _rows_path(self, info: TensorInfo) -> Path:
         rated = f".{self._rate.hex()}" if self._rate else ""
-        return self._scratch / "rows" / f"{info.name}.{info.type.name}{rated}"
+        return self.scratch / "rows" / f"{info.name}.{info.type.name}{rated}"
 
     def round_kept(self, tensor: PlannedTensor) -> tuple[str, float]:
         """Round a tensor into its scratch file, unless that was done; gives its name and loss."""

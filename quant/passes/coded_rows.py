@@ -2,13 +2,16 @@
 
 A pass that rounds to a block type's own grid (GPTQ) leaves the exact bytes here, so that export need not quantise
 the rows again, and could not choose other scales. Looked up by value, rows may be permuted, split or joined on the
-way without any book-keeping.
+way without any book-keeping. In a folder they take no memory, and another process that is handed the table reads them
+there.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,54 +25,131 @@ if TYPE_CHECKING:
     from edgepack.gguf.types import GGMLType
 
 _KEY_BYTES = 16  # of a row's digest
+_MISSING = -1
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Rows that were added together.
+
+    Attributes:
+        kind: number of their type.
+        keys: uint64 [n, 2], their digests in order; or the file of them.
+        rows: uint8 [n, bytes of a row], in the same order; or the file.
+    """
+
+    kind: int
+    keys: NDArray[np.uint64] | Path
+    rows: NDArray[np.uint8] | Path
+
+    def opened(self) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
+        """Both, of files as maps of them."""
+        return _opened(self.keys), _opened(self.rows)
+
+
+def _opened(stored: NDArray[Any] | Path) -> NDArray[Any]:
+    return np.load(stored, mmap_mode="r") if isinstance(stored, Path) else stored
 
 
 class CodedRows:
-    """A table from rows of float32 weights to their bytes in a type."""
+    """A table from rows of float32 weights to their bytes in a type; of rows that were added twice the last counts.
 
-    def __init__(self) -> None:
-        self._bytes: dict[tuple[int, bytes], bytes] = {}
+    Args:
+        folder: where they lie, made when needed; None for memory.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._segments: list[_Segment] = []
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._bytes)
+        return self._count
 
     def add(self, kind: GGMLType, rows: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
         """Keep rows of blocks [n, bytes of a row]; returns the weights [n, columns] that they stand for."""
         weights = dequantize_rows(kind, np.ascontiguousarray(rows), len(rows), columns)
-        for row, raw in zip(weights, rows, strict=True):
-            self._bytes[kind.value, _key(row)] = raw.tobytes()
+        self._keep(kind.value, _keys(weights), rows)
         return weights
 
     def find(self, kind: GGMLType, weights: NDArray[np.float32]) -> NDArray[np.uint8] | None:
         """The bytes [n, bytes of a row] of rows [n, columns], or None unless every row is known."""
-        found = [self._bytes.get((kind.value, _key(row))) for row in weights]
-        if not found or any(raw is None for raw in found):
-            return None
-        return np.frombuffer(b"".join(raw for raw in found if raw is not None), dtype=np.uint8).reshape(len(found), -1)
+        keys, found = _keys(weights), None
+        left = np.arange(len(keys))
+        for segment in reversed(self._segments):
+            if not len(left):
+                break
+            if segment.kind != kind.value:
+                continue
+            known, rows = segment.opened()
+            places = _places(known, keys[left])
+            hits = places != _MISSING
+            if not hits.any():
+                continue
+            if found is None:
+                found = np.empty((len(keys), rows.shape[1]), np.uint8)
+            found[left[hits]] = rows[places[hits]]
+            left = left[~hits]
+        return None if len(left) else found
 
     def as_arrays(self) -> dict[str, NDArray[np.uint8]]:
         """The table as arrays that `of_arrays` reads: `coded.TYPE.BYTES` → uint8 [n, 16 + BYTES], digest and bytes."""
-        rows: dict[str, list[bytes]] = {}
-        for (kind, key), raw in self._bytes.items():
-            rows.setdefault(f"coded.{kind}.{len(raw)}", []).append(key + raw)
-        return {name: np.frombuffer(b"".join(found), np.uint8).reshape(len(found), -1) for name, found in rows.items()}
+        parts: dict[str, list[NDArray[np.uint8]]] = {}
+        for segment in self._segments:
+            keys, rows = segment.opened()
+            raw = np.ascontiguousarray(keys).astype(">u8").view(np.uint8).reshape(len(keys), _KEY_BYTES)
+            parts.setdefault(f"coded.{segment.kind}.{rows.shape[1]}", []).append(np.concatenate([raw, rows], axis=1))
+        return {name: np.concatenate(found) for name, found in parts.items()}
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[np.uint8]]) -> CodedRows:
         """The table that `as_arrays` gave."""
         table = cls()
-        for name, rows in arrays.items():
-            kind = int(name.split(".")[1])
-            for row in rows:
-                raw = row.tobytes()
-                table._bytes[kind, raw[:_KEY_BYTES]] = raw[_KEY_BYTES:]
+        for name, both in arrays.items():
+            keys = np.ascontiguousarray(both[:, :_KEY_BYTES]).view(">u8").astype(np.uint64)
+            table._keep(int(name.split(".")[1]), keys, np.ascontiguousarray(both[:, _KEY_BYTES:]))
         return table
 
-    def update(self, other: CodedRows) -> None:
-        """Add all rows of `other`."""
-        self._bytes.update(other._bytes)
+    def _keep(self, kind: int, keys: NDArray[np.uint64], rows: NDArray[np.uint8]) -> None:
+        """Add a segment of rows [n, bytes] with their digests [n, 2]."""
+        if not len(keys):
+            return
+        order = np.lexsort((np.arange(len(keys)), keys[:, 1], keys[:, 0]))
+        is_last = np.append((keys[order[1:]] != keys[order[:-1]]).any(axis=1), True)
+        chosen = order[is_last]
+        kept = np.ascontiguousarray(keys[chosen])
+        new = np.ones(len(kept), bool)
+        for segment in self._segments:
+            if segment.kind == kind:
+                new &= _places(segment.opened()[0], kept) == _MISSING
+        self._count += int(new.sum())
+        self._segments.append(self._stored(kind, kept, np.ascontiguousarray(rows[chosen])))
+
+    def _stored(self, kind: int, keys: NDArray[np.uint64], rows: NDArray[np.uint8]) -> _Segment:
+        if self._folder is None:
+            return _Segment(kind, keys, rows)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        number = len(self._segments)
+        of_keys, of_rows = (self._folder / f"coded-{number}-{part}.npy" for part in ("keys", "rows"))
+        np.save(of_keys, keys)
+        np.save(of_rows, rows)
+        return _Segment(kind, of_keys, of_rows)
 
 
-def _key(row: NDArray[np.float32]) -> bytes:
-    """A digest of a row; -0.0 and 0.0 are one weight."""
-    return blake2b((row + np.float32(0)).tobytes(), digest_size=_KEY_BYTES).digest()
+def _keys(rows: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """Digests [n, 2] of rows; -0.0 and 0.0 are one weight."""
+    raw = b"".join(blake2b((row + np.float32(0)).tobytes(), digest_size=_KEY_BYTES).digest() for row in rows)
+    return np.frombuffer(raw, ">u8").astype(np.uint64).reshape(len(rows), 2)
+
+
+def _places(known: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """Where keys [m, 2] stand among the sorted `known` [n, 2]; -1 where they do not."""
+    firsts = known[:, 0]
+    places = np.searchsorted(firsts, keys[:, 0])
+    while True:  # past those with the same first half and another second one, of which there are hardly any
+        inside = np.minimum(places, len(known) - 1)
+        same = (places < len(known)) & (firsts[inside] == keys[:, 0])
+        equal = same & (known[inside, 1] == keys[:, 1])
+        if not (same & ~equal).any():
+            return np.where(equal, places, _MISSING)
+        places = places + (same & ~equal)

@@ -195,7 +195,7 @@ class _Walk(VisitingWalk):
 
     def __init__(self, settings: GptqSettings, run: PassRun) -> None:
         self.settings, self.run = settings, run
-        self.coded = CodedRows()
+        self.coded = CodedRows(run.folder / "gptq-rows")
         self.skipped: list[tuple[str, str]] = []  # (tensor, type)
         self.damped: list[str] = []
         self.rounded = 0

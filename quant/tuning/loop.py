@@ -16,6 +16,7 @@ import torch
 from edgepack.errors import NumericError, ResourceError
 from edgepack.progress import silent
 from edgepack.quant.tuning.parts import PARTS
+from edgepack.quant.tuning.relaxed import temperature
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _WARM_UP = 0.1  # of all steps, over which rates rise
 _MOMENTUM = (0.9, 0.98)  # half a hundred steps are a run: 0.999 would still remember the first gradient
+_COARSE = 0.1  # nats, of files at which rates were measured: nearer ones learn by steps smaller like their error
 _EPSILON = 1e-12  # gradients of a mean over a sequence are small; torch's 1e-8 would hold them back
 
 
@@ -56,11 +58,13 @@ class Outcome:
         judged: every look at the held-out text, in order; the first is before anything was tuned.
         steps: that were run.
         planned: steps of the schedule: fewer are run where the stop rule ends it.
+        ended: why a run was ended that the stop rule did not end; empty for none.
     """
 
     judged: tuple[Judged, ...]
     steps: int
     planned: int
+    ended: str = ""
 
     @property
     def best(self) -> Judged:
@@ -76,6 +80,14 @@ class _Run:
     judged: list[Judged] = field(default_factory=list)
     best: list[torch.Tensor] = field(default_factory=list)
     learnt: list[float] = field(default_factory=list)
+
+
+class _NotFiniteError(NumericError):
+    """What was found, and what may be done."""
+
+    def __init__(self, told: str, advice: str) -> None:
+        super().__init__(f"tune: {told}: {advice}")
+        self.told = told
 
 
 class Tuning:
@@ -103,13 +115,16 @@ class Tuning:
     ) -> None:
         self._student, self._tokens, self._targets = student, tokens, targets
         self._held_out, self._learnt, self._settings, self._kept = held_out, learnt, settings, kept
+        self._planned = 1
         self._parameters: list[nn.Parameter] = []
         self._groups: list[dict[str, Any]] = []
+        self._rates: list[float] = []
         for part in PARTS:
             found = [each for tensor in student.tensors.values() for each in tensor.parameters_by_part().get(part, [])]
             if found and part in settings.parts:
                 rate = settings.rates[part] * settings.rate
-                self._groups.append({"params": found, "lr": rate, "initial_lr": rate})
+                self._groups.append({"params": found, "lr": rate})
+                self._rates.append(rate)
                 self._parameters += found
 
     def trial_seconds(self) -> tuple[float, float]:
@@ -132,7 +147,21 @@ class Tuning:
             NumericError: a divergence that is not finite; the text names the step, and what was kept before it stays.
             ResourceError: the device's memory is full with one sequence.
         """
+        self._planned = steps
         run, optimizer = self._begin(steps)
+        ended = ""
+        try:
+            self._advance(run, optimizer, steps, progress)
+        except _NotFiniteError as error:
+            if not self._settings.ends_at_nan or not run.judged:
+                raise
+            ended = error.told
+            self._clear()
+        self._restore(run.best)
+        return Outcome(tuple(run.judged), run.step, steps, ended)
+
+    def _advance(self, run: _Run, optimizer: torch.optim.Optimizer, steps: int, progress: Progress) -> None:
+        """All steps that are left."""
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, steps), run.step - 1)
         every = max(1, math.ceil(steps / self._settings.judgements))
         with progress("Tuning", max(steps - run.step, 0), " steps") as advance:
@@ -150,8 +179,6 @@ class Tuning:
                 if run.step % every == 0 or run.step == steps:
                     self._look(run)
                 advance(1)
-        self._restore(run.best)
-        return Outcome(tuple(run.judged), run.step, steps)
 
     def _begin(self, steps: int) -> tuple[_Run, torch.optim.Optimizer]:
         """A new run, or one that was interrupted; Adam's moments with it."""
@@ -160,12 +187,14 @@ class Tuning:
         if state is not None and state["steps"] == steps and len(state["parameters"]) == len(self._parameters):
             self._restore(state["parameters"])
             optimizer.load_state_dict(state["optimizer"])
-            for group, own in zip(optimizer.param_groups, self._groups, strict=True):
-                group["lr"] = group["initial_lr"] = own["initial_lr"]  # a run may go on at another rate
             judged = [Judged(*item) for item in state["judged"]]
-            return _Run(state["step"], judged, state["best"], state["learnt"]), optimizer
-        run = _Run()
-        self._look(run)
+            run = _Run(state["step"], judged, state["best"], state["learnt"])
+        else:
+            run = _Run()
+            self._look(run)
+        share = min(1.0, math.sqrt(max(run.judged[0].held_out, 0.0) / _COARSE))
+        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):  # a run may go on at another rate
+            group["lr"] = group["initial_lr"] = rate * share
         return run, optimizer
 
     def _state(self, run: _Run, optimizer: torch.optim.Optimizer, steps: int) -> dict[str, Any]:
@@ -208,13 +237,21 @@ class Tuning:
     def _gradients(self, step: int) -> float:
         """Gradients of one step's sequences, one after the other; their mean divergence."""
         batch, found = self._settings.batch, 0.0
+        self._relax(step)
         for index in self._sequences(step):
             divergence = self._divergence(index) / batch
             found += float(divergence.detach())
             if not math.isfinite(found):
                 raise self._not_finite("divergence", found, step)
             divergence.backward()
+        self._relax(None)
         return found
+
+    def _relax(self, step: int | None) -> None:
+        """Draw the step's moves of integers where these are relaxed; None: whole ones, as the bytes will have."""
+        heat = None if step is None else temperature(step, self._planned)
+        for number, tensor in enumerate(self._student.tensors.values()):
+            tensor.relax(heat, (self._settings.seed * 1_000_003 + (step or 0)) * 10_007 + number)
 
     def _divergence(self, index: int) -> torch.Tensor:
         device = self._student.device
@@ -242,10 +279,10 @@ class Tuning:
             parameter.grad = None
         self._student.empty()
 
-    def _not_finite(self, what: str, value: float, step: int) -> NumericError:
+    def _not_finite(self, what: str, value: float, step: int) -> _NotFiniteError:
         kept = self._kept.step
         again = "begin again" if kept is None else f"the state after step {kept} is kept: go on from it with --resume"
-        return NumericError(f"tune: expected a finite {what}, got {value} at step {step + 1}: {again}, --rate lower")
+        return _NotFiniteError(f"expected a finite {what}, got {value} at step {step + 1}", f"{again}, --rate lower")
 
 
 def first_epoch(learnt: list[int], seed: int) -> list[int]:

@@ -6,3 +6,8 @@ VECTORS, ROWS, STEPS, CODES, INTEGERS = "vectors", "rows", "steps", "codes", "in
 PARTS = (VECTORS, ROWS, STEPS, CODES, INTEGERS)
 DEFAULT_PARTS = (ROWS, CODES, INTEGERS)
 """What measured best for the time (docs/tuning.md)."""
+REFINED_PARTS = (VECTORS, STEPS)
+"""The same for a file whose integers were refined: they are where they should be."""
+STE, GUMBEL = "ste", "gumbel"
+MOVES = (STE, GUMBEL)
+"""How integers are moved: straight-through, or by a Gumbel relaxation."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgepack.errors import UsageError
-from edgepack.quant.tuning.parts import DEFAULT_PARTS, PARTS
+from edgepack.quant.tuning.parts import DEFAULT_PARTS, MOVES, PARTS, STE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +24,7 @@ class TuningSettings:
         minutes: wall time of all of it, the original's answers included; how many steps that makes is measured.
         rate: a factor on all rates.
         parts: which kinds of parameters are moved.
+        moves: how integers are moved: `ste` or `gumbel`.
         rates: of each kind at the height of the schedule, in its units (`tensors`).
         batch: sequences a step.
         top: most probable tokens of the original that are kept at each position; the others are one.
@@ -34,6 +35,8 @@ class TuningSettings:
         device: a torch device.
         rounds_inputs: whether inputs of quantised matrices are rounded as llama.cpp does.
         keep_seconds: time between two states kept for `resume`.
+        ends_at_nan: whether a divergence that is not finite ends the run with the best state until then, instead of
+            raising.
 
     Raises:
         UsageError: numbers out of range, or neither or both of steps and minutes.
@@ -43,6 +46,7 @@ class TuningSettings:
     minutes: float | None = None
     rate: float = 1.0
     parts: frozenset[str] = frozenset(DEFAULT_PARTS)
+    moves: str = STE
     rates: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_RATES))
     batch: int = 1
     top: int = 256
@@ -53,6 +57,7 @@ class TuningSettings:
     device: str = "cpu"
     rounds_inputs: bool = True
     keep_seconds: float = 60.0
+    ends_at_nan: bool = False
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
@@ -67,6 +72,8 @@ class TuningSettings:
         if unknown or not self.parts:
             got = f"'{unknown[0]}'" if unknown else "none"
             raise UsageError(f"tune: expected parts among {', '.join(PARTS)}, got {got}")
+        if self.moves not in MOVES:
+            raise UsageError(f"tune: expected moves {' or '.join(MOVES)}, got '{self.moves}'")
         if self.batch < 1 or self.top < 1 or self.judgements < 1 or self.patience < 1:
             raise UsageError("tune: expected batch, top, judgements and patience of at least 1")
         if not 0 < self.held_out < 1:

@@ -12,7 +12,8 @@ import torch
 
 from edgepack.quant.passes.awq.rounding import rounded_activations
 
-_EDGE = 0.499  # of half a step: where a latent number rounds to the integer that it belongs to
+_EDGE = 0.499  # of a step: where a latent number rounds to the integer that it belongs to
+_BESIDE, _MOST_AWAY = 0.05, 0.05  # encoders leave a few beside their cell, as they round codes after integers
 
 
 def as_half(values: torch.Tensor) -> torch.Tensor:
@@ -30,9 +31,17 @@ def as_integers(values: torch.Tensor, lowest: int, highest: int) -> torch.Tensor
     return values + (values.round().clamp(lowest, highest) - values).detach()
 
 
-def within_cells(indices: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """The latent numbers nearest to `positions` that round to `indices`: float32 of their shape."""
-    return indices + (positions - indices).clamp(-_EDGE, _EDGE)
+def offsets_in_cells(indices: torch.Tensor, positions: torch.Tensor, highest: int) -> torch.Tensor:
+    """How far from `indices`, at most half a step, `positions` lie: float32 of their shape.
+
+    All 0 where many weights lie in other cells than their integers (ends aside): what put them there, feedback or a
+    trellis, made good errors of others, so that where the weight itself lies says nothing of where its integer should.
+    """
+    away = (positions - indices).abs() > 0.5 + _BESIDE
+    inside = (positions > 0) & (positions < highest)
+    if bool((away & inside).float().mean() > _MOST_AWAY):
+        return torch.zeros_like(positions)
+    return (positions - indices).clamp(-_EDGE, _EDGE)
 
 
 class GridValues(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by mypy

@@ -16,8 +16,9 @@ from torch import nn
 from edgepack.gguf.types import GGMLType
 from edgepack.quant.codecs.ggml.codec import quantize_rows
 from edgepack.quant.codecs.ggml.fields import FIELD_TYPES, Fields, block_format, read_fields, write_fields
-from edgepack.quant.tuning.parts import CODES, INTEGERS, PARTS, ROWS, STEPS, VECTORS
-from edgepack.quant.tuning.straight_through import GridValues, as_bfloat, as_half, as_integers, within_cells
+from edgepack.quant.tuning.parts import CODES, GUMBEL, INTEGERS, PARTS, ROWS, STE, STEPS, VECTORS
+from edgepack.quant.tuning.relaxed import RelaxedMoves
+from edgepack.quant.tuning.straight_through import GridValues, as_bfloat, as_half, as_integers, offsets_in_cells
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
 
 
 _FLOATS = {GGMLType.F32: lambda values: values, GGMLType.F16: as_half, GGMLType.BF16: as_bfloat}
-_PART_OF = {"integers": INTEGERS, "codes_moved": CODES, "minimum_codes_moved": CODES, "rows_moved": ROWS}
+_PART_OF = {
+    "integers": INTEGERS,
+    "moves.latent": INTEGERS,
+    "codes_moved": CODES,
+    "minimum_codes_moved": CODES,
+    "rows_moved": ROWS,
+}
 _UNLIKE = 1.0  # ‖file - original‖² / ‖original‖² from which the original does not say where in a cell a weight is
 
 
@@ -41,6 +48,10 @@ class TunedTensor(Protocol):
 
     def parameters_by_part(self) -> Mapping[str, list[nn.Parameter]]:
         """The parameters, in units in which every kind has one rate."""
+        ...
+
+    def relax(self, heat: float | None, seed: int) -> None:
+        """Draw moves of integers at a temperature, where they are choices; None: as the bytes will be."""
         ...
 
     def settle(self) -> None:
@@ -83,6 +94,9 @@ class TunedVector(nn.Module):  # type: ignore[misc]  # torch is not followed by 
         """As `TunedTensor.parameters_by_part`: in units of the mean magnitude."""
         return {VECTORS: [self.moved]}
 
+    def relax(self, heat: float | None, seed: int) -> None:
+        """Nothing to do."""
+
     def settle(self) -> None:
         """Nothing to do."""
 
@@ -96,17 +110,24 @@ class TunedBlocks(nn.Module):  # type: ignore[misc]  # torch is not followed by 
     """A quantised matrix: uint8 [rows, bytes of a row].
 
     Integers become latent numbers that round to them: each as near as that allows to where the original's weight lies,
-    so that weights at the edge of their cell move first.
+    so that weights at the edge of their cell move first. Or, by Gumbel relaxation, those at the edge choose to move by
+    one or to stay (`relaxed`).
 
     Args:
         kind: a type with fields.
         rows: the bytes.
         original: float32 [rows, columns], the weights before quantisation; None leaves latent numbers on the integers.
         parts: which kinds of parameters there are.
+        moves: how integers move: `STE` or `GUMBEL`.
     """
 
     def __init__(
-        self, kind: GGMLType, rows: NDArray[np.uint8], original: torch.Tensor | None, parts: frozenset[str]
+        self,
+        kind: GGMLType,
+        rows: NDArray[np.uint8],
+        original: torch.Tensor | None,
+        parts: frozenset[str],
+        moves: str = STE,
     ) -> None:
         super().__init__()
         self.kind, self.rows, self.parts = kind, rows, parts
@@ -120,8 +141,11 @@ class TunedBlocks(nn.Module):  # type: ignore[misc]  # torch is not followed by 
         if ROWS in parts:
             self.rows_moved = nn.Parameter(torch.zeros(len(rows), 1))
         integers = torch.from_numpy(fields.integers).unflatten(1, (-1, self.form.group))
-        if INTEGERS in parts:
-            self.integers = nn.Parameter(self._latent(integers, original))
+        self.moves: RelaxedMoves | None = None
+        if INTEGERS in parts and moves == GUMBEL:
+            self.moves = RelaxedMoves(self._offsets(integers, original))
+        if INTEGERS in parts and moves == STE:
+            self.integers = nn.Parameter(integers.float() + self._offsets(integers, original))
         else:
             self.register_buffer("integers", integers)
 
@@ -167,23 +191,42 @@ class TunedBlocks(nn.Module):  # type: ignore[misc]  # torch is not followed by 
         offset = minimum if minimum_codes is None else minimum * minimum_codes
         return scale, offset * self.form.minimum_sign
 
-    def _latent(self, integers: torch.Tensor, original: torch.Tensor | None) -> torch.Tensor:
+    def _offsets(self, integers: torch.Tensor, original: torch.Tensor | None) -> torch.Tensor:
+        """From the integers to where the original's weights lie, within their cells; 0 where that says nothing."""
         indices = integers.float()
         if original is None:
-            return indices
+            return torch.zeros_like(indices)
         scale, offset = (each.detach() for each in self._scale_and_offset())
         weights = original.reshape(indices.shape)
         error = (weights - GridValues.apply(indices, scale, offset, self.levels)).square().sum()
         if not error < _UNLIKE * weights.square().sum():  # folded, or of another model
-            return indices
+            return torch.zeros_like(indices)
         wanted = (weights - offset) / torch.where(scale == 0, torch.inf, scale)
-        return within_cells(indices, _positions(wanted, self.levels))
+        return offsets_in_cells(indices, _positions(wanted, self.levels), len(self.levels) - 1)
 
     def values(self) -> torch.Tensor:
         """As `TunedTensor.values`."""
         scale, offset = self._scale_and_offset()
-        exact: torch.Tensor = GridValues.apply(self.integers, scale, offset, self.levels)
+        if self.moves is None:
+            exact: torch.Tensor = GridValues.apply(self.integers, scale, offset, self.levels)
+        else:
+            exact = offset + scale * between_levels(self._moved_integers(), self.levels)
         return exact.reshape(len(self.rows), -1)
+
+    def _moved_integers(self) -> torch.Tensor:
+        """Indices with their relaxed moves, within the type's range."""
+        assert self.moves is not None
+        moved: torch.Tensor = self.moves(self.integers).clamp(self._lowest, len(self.levels) - 1)
+        return moved
+
+    @property
+    def _lowest(self) -> int:
+        return 1 if self.kind is GGMLType.Q8_0 else 0  # ggml never writes -128: some backends negate what they read
+
+    def relax(self, heat: float | None, seed: int) -> None:
+        """As `TunedTensor.relax`."""
+        if self.moves is not None:
+            self.moves.relax(heat, seed)
 
     def parameters_by_part(self) -> Mapping[str, list[nn.Parameter]]:
         """As `TunedTensor.parameters_by_part`: steps relative, codes by their mean magnitude, integers as they are."""
@@ -195,17 +238,22 @@ class TunedBlocks(nn.Module):  # type: ignore[misc]  # torch is not followed by 
 
     def settle(self) -> None:
         """As `TunedTensor.settle`."""
-        if INTEGERS in self.parts:
-            lowest = (
-                1 if self.kind is GGMLType.Q8_0 else 0
-            )  # ggml never writes -128: some backends negate what they read
-            self.integers.data.clamp_(lowest, len(self.levels) - 1)
+        if self.moves is not None:
+            self.moves.settle()
+        elif INTEGERS in self.parts:
+            self.integers.data.clamp_(self._lowest, len(self.levels) - 1)
+
+    def _whole_integers(self) -> torch.Tensor:
+        if self.moves is not None:
+            self.moves.relax(None, 0)
+            return self._moved_integers()
+        return self.integers.round() if INTEGERS in self.parts else self.integers
 
     def blocks(self) -> NDArray[np.uint8]:
         """As `TunedTensor.blocks`."""
         count = len(self.step)
         with torch.no_grad():
-            whole = self.integers.round() if INTEGERS in self.parts else self.integers
+            whole = self._whole_integers()
             fields = Fields(
                 _array(self._field("step"), np.float16, (count,)),
                 None if self.minimum is None else _array(self._field("minimum"), np.float16, (count,)),
@@ -214,6 +262,14 @@ class TunedBlocks(nn.Module):  # type: ignore[misc]  # torch is not followed by 
                 _array(whole, np.uint8, (count, -1)),
             )
         return write_fields(self.kind, self.rows, fields)
+
+
+def between_levels(indices: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """Levels at indices that need not be whole: between two levels in proportion; gradients pass to the indices."""
+    if bool(levels[-1] - levels[0] == len(levels) - 1):
+        return indices + levels[0]
+    below = indices.detach().floor().clamp_(0, len(levels) - 2).long()
+    return levels[below] + (indices - below) * (levels[below + 1] - levels[below])
 
 
 def _array(values: torch.Tensor | None, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:

@@ -54,21 +54,6 @@ def calibrated(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return {**result.json(), "folder": folder}
 
 
-@pytest.fixture
-def told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[str, str]]:
-    """Runs a command that must end with a code; gives what it printed and said."""
-    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
-
-    def call(code: int, *arguments: object) -> tuple[str, str]:
-        assert execute([str(each) for each in arguments]) == code, capsys.readouterr().err
-        out, err = capsys.readouterr()
-        return out, err
-
-    return call
-
-
 def questions(folder: Path, count: int, **more: Any) -> Path:
     path = folder / "questions.jsonl"
     lines = [{"prompt": f"The {number} th man saw the", "answer": "man", **more} for number in range(count)]

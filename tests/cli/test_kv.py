@@ -49,21 +49,6 @@ def studied(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return folder / "k.edgepack", result
 
 
-@pytest.fixture
-def told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[str, str]]:
-    """Runs a command that must end with a code; gives what it printed and said."""
-    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
-
-    def call(code: int, *arguments: object) -> tuple[str, str]:
-        assert execute([str(each) for each in arguments]) == code, capsys.readouterr().err
-        out, err = capsys.readouterr()
-        return out, err
-
-    return call
-
-
 def test_every_cache_is_measured_and_finer_ones_cost_less(studied: tuple[Path, KvResult]) -> None:
     costs = {cost.name: cost for cost in studied[1].table.costs}
     assert list(costs) == ["f16", *TYPES]

@@ -14,10 +14,11 @@ import edgepack
 from edgepack.cli import execute
 from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.errors import CheckFailedError, IntegrityError, UsageError
+from edgepack.pipeline.frontier import ledger as ledgers
 from edgepack.pipeline.frontier import study as studies
 from edgepack.pipeline.frontier.catalogue import TYPES, catalogue, chosen, plain, stock, wire, with_importance
 from edgepack.pipeline.frontier.forecast import Forecast
-from edgepack.pipeline.frontier.ledger import Ledger
+from edgepack.pipeline.frontier.ledger import Ledger, model_digest
 from edgepack.pipeline.frontier.making import FileMaker, MadeFile
 from edgepack.pipeline.frontier.points import DeviceFit, Point, Spec, TextFigures, point_from_json
 from edgepack.pipeline.frontier.report import lines, write_report
@@ -266,3 +267,29 @@ def test_the_command_foretells_runs_and_goes_on(
     assert found["devices"]["laptop-8gb"] == "wire-q8/Q4_K_M"
     assert execute([*line, "--resume"]) == 0
     assert json.loads(capsys.readouterr().out)["points"] == found["points"]
+
+
+def test_equal_contents_are_the_same_model_wherever_they_lie_and_others_are_not(
+    books: Path, files: Path, tmp_path: Path
+) -> None:
+    copied = shutil.copytree(books, tmp_path / "elsewhere", copy_function=shutil.copy)
+    assert model_digest(copied) == model_digest(books)
+    weights = next(copied.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.unlink()
+    weights.write_bytes(content)
+    assert model_digest(copied) != model_digest(books)
+    renamed = shutil.copy(files / "Q8_0.gguf", tmp_path / "other.gguf")
+    assert model_digest(renamed) == model_digest(files / "Q8_0.gguf")
+
+
+def test_what_is_read_of_a_large_file_covers_both_ends_and_lies_inside() -> None:
+    for size in (0, 5, 1 << 16, (64 << 20) + 1, 5 << 30):
+        pieces = list(ledgers._pieces(size))
+        assert all(start >= 0 and start + length <= size for start, length in pieces)
+        if size:
+            assert pieces[0][0] == 0
+            assert pieces[-1][0] + pieces[-1][1] == size
+        assert sum(length for _, length in pieces) <= max(64 << 20, 16 << 20)
+    assert sum(length for _, length in ledgers._pieces(64 << 20)) == 64 << 20

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from references.gptq_torch import BlockTypeRounder
 
 from edgepack.gguf.types import GGMLType
@@ -15,7 +18,7 @@ from edgepack.model import read_tensor
 from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows
 from edgepack.quant.codecs.ggml.grid import GRID_TYPES
 from edgepack.quant.feedback import damping_note, feedback_factor, feedback_sweep
-from edgepack.quant.passes.coded_rows import CodedRows
+from edgepack.quant.passes.coded_rows import CodedRows, _places
 from edgepack.quant.passes.gptq import GptqSettings, apply_gptq, gptq_rows
 from edgepack.quant.passes.run import PassRun
 
@@ -70,15 +73,48 @@ def test_with_independent_channels_nothing_but_the_last_bit_differs_from_plain_r
     assert np.abs(found - weight.numpy()).sum() <= np.abs(plain - weight.numpy()).sum() * 1.0001
 
 
-def test_rows_are_found_by_value_in_any_order_and_only_whole() -> None:
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_rows_are_found_by_value_in_any_order_and_only_whole(tmp_path: Path, on_disk: bool) -> None:
     weight, _ = layer()
-    coded = CodedRows()
+    coded = CodedRows(tmp_path / "rows" if on_disk else None)
     blocks = quantize_rows(GGMLType.Q4_K, weight.numpy())
     values = coded.add(GGMLType.Q4_K, blocks, 512)
     order = np.random.default_rng(1).permutation(24)
     np.testing.assert_array_equal(coded.find(GGMLType.Q4_K, values[order]), blocks[order])
     assert coded.find(GGMLType.Q5_K, values) is None
     assert coded.find(GGMLType.Q4_K, weight.numpy()[:1]) is None
+    assert coded.find(GGMLType.Q4_K, np.concatenate([values, weight.numpy()[:1]])) is None
+    assert len(coded) == 24
+    for again in (pickle.loads(pickle.dumps(coded)), CodedRows.of_arrays(coded.as_arrays())):
+        assert len(again) == 24
+        np.testing.assert_array_equal(again.find(GGMLType.Q4_K, values[order]), blocks[order])
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=6), min_size=1, max_size=4))
+def test_of_rows_that_are_added_again_the_last_counts(groups: list[list[int]]) -> None:
+    """Blocks of two scales stand for the same zeros: as a mapping by value would have it."""
+    coded, expected = CodedRows(), dict[bytes, bytes]()
+    for number, group in enumerate(groups):
+        blocks = np.zeros((len(group), 18), np.uint8)  # Q4_0: a scale in float16 and 16 bytes of quants
+        blocks[:, 0], blocks[:, 2:] = np.arange(len(group)) + 7 * number, 0x88
+        blocks[:, 1] = [60 if value else 0 for value in group]
+        blocks[:, 2] = [value | 0x80 for value in group]
+        values = coded.add(GGMLType.Q4_0, blocks, 32)
+        expected |= {
+            (value + np.float32(0)).tobytes(): block.tobytes() for value, block in zip(values, blocks, strict=True)
+        }
+    assert len(coded) == len(expected)
+    for table in (coded, CodedRows.of_arrays(coded.as_arrays())):
+        for value, block in expected.items():
+            found = table.find(GGMLType.Q4_0, np.frombuffer(value, np.float32).reshape(1, 32))
+            assert found is not None
+            assert found.tobytes() == block
+
+
+def test_keys_of_which_one_half_is_equal_are_told_apart() -> None:
+    known = np.array([[1, 5], [3, 1], [3, 4], [3, 9], [7, 0]], np.uint64)
+    asked = np.array([[3, 9], [3, 4], [3, 5], [0, 0], [7, 0], [8, 1], [1, 5]], np.uint64)
+    assert _places(known, asked).tolist() == [3, 2, -1, -1, 4, -1, 0]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -30,7 +30,7 @@ def _of_request(request: Callable[Options, ExportRequest]) -> Callable[Options, 
     given = [
         each
         for name, each in signature.parameters.items()
-        if name not in ("original", "shared", "crew", "stages", "passes_for")
+        if name not in ("original", "shared", "crew", "remote", "stages", "passes_for")
     ]  # the pipeline's own
     export.__signature__ = signature.replace(parameters=given, return_annotation="ExportResult")  # type: ignore[attr-defined]
     return export
@@ -42,7 +42,7 @@ A missed gate is no error where the target was given: the file stays, and the re
 text (`2.5GB`).
 
 Args:
-    model: a Hugging Face folder or a GGUF.
+    model: a Hugging Face folder, a GGUF, or a URL of fsspec's of such a folder (`s3://…`), as text.
     target: such as `gguf-q5km`, `edge-nf4` or `wire`; None to have one found by `max_size` or a gate.
     progress: told of every stretch of work.
     tell: told one line for each file that a search tried.

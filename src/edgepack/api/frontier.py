@@ -41,6 +41,7 @@ def frontier(
     threads: int | None = None,
     scoring: ScoringOptions | None = None,
     device: str = "cpu",
+    cluster: str | None = None,
     keep_files: bool = False,
     resume: bool = False,
     dry_run: bool = False,
@@ -67,6 +68,8 @@ def frontier(
         threads: cores in all.
         scoring: everything else about how text is scored.
         device: torch device of calibration.
+        cluster: the Ray cluster whose nodes make the files, for the same bytes: `auto`, or `HOST:PORT` of its head;
+            packing and scoring stay here.
         keep_files: keep what was made, in the folder's `files`.
         resume: go on with an interrupted study, or add points to a finished one.
         dry_run: only say how long it would take.
@@ -95,7 +98,7 @@ def frontier(
     request = StudyRequest(
         Path(model), Path(calibration), tuple(paths(listed)), Path(output), devices=tuple(devices), sequences=sequences,
         length=length, scoring=chosen_scoring, goal=goal, keep_files=keep_files, resume=resume, device=device,
-        progress=progress, tell=tell,
+        cluster=cluster, progress=progress, tell=tell,
     )  # fmt: skip
     study = Study(request, chosen(catalogue(), points), write=write_report)
     return study.forecast() if dry_run else study.run()

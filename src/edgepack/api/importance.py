@@ -13,7 +13,7 @@ from edgepack.api.values import FilePath, JsonObject, optional_path, paths
 from edgepack.edge.llama.importance_collect import CollectOptions
 from edgepack.errors import UsageError
 from edgepack.files.output import claimed_output
-from edgepack.pipeline.importance import ImportanceRun
+from edgepack.pipeline.importance import ImportanceRun, manned
 from edgepack.progress import silent
 from edgepack.quant.calibration.importance import ImportanceMatrix, merge, statistics
 from edgepack.quant.calibration.importance_file import read_importance, write_importance, write_legacy
@@ -73,6 +73,7 @@ def imatrix(
     pre: str | None = None,
     threads: int | None = None,
     n_gpu_layers: int = 0,
+    cluster: str | None = None,
     progress: Progress = silent,
     note: Callable[[str], object] = ignore,
 ) -> ImportanceResult:
@@ -91,6 +92,7 @@ def imatrix(
         pre: the pre-tokenizer's name, where its structure is not known.
         threads: None for all processors.
         n_gpu_layers: llama.cpp's layers on the GPU; -1 is all.
+        cluster: the Ray cluster whose nodes run the pieces, for the same bytes: `auto`, or `HOST:PORT` of its head.
         progress: told of each piece done.
         note: told why an interrupted run is not gone on with.
 
@@ -113,7 +115,8 @@ def imatrix(
                 ctx, chunks, include_head=include_head, threads=threads or 0, n_gpu_layers=n_gpu_layers
             )
             run = ImportanceRun(Path(model), Path(text), target or Path(DEFAULT_NAME), options, pre, note=note)
-            matrices.append(run.collect(resume=resume, progress=progress))
+            with manned(run, cluster) as ready:
+                matrices.append(ready.collect(resume=resume, progress=progress))
         matrix = merge(matrices)
         if target is not None:
             (write_legacy if target.suffix == ".dat" else write_importance)(target, matrix)

@@ -11,10 +11,10 @@ from edgepack.errors import UsageError
 from edgepack.export.backwards.checkpoint import opened_source
 from edgepack.files.output import claimed_output
 from edgepack.gguf.reader import read_header
-from edgepack.pipeline.tuning.tune import Tuned, tune_gguf
+from edgepack.pipeline.tuning.sampled import DEFAULT_CTX, DEFAULT_MINUTES, DEFAULT_SEQUENCES, tuning_tokens
+from edgepack.pipeline.tuning.tune import Tuned, default_parts, tune_gguf
 from edgepack.progress import silent
-from edgepack.quant.calibration.text import sample_note, sequence_length, split_tokens, tokenize
-from edgepack.quant.tuning.parts import DEFAULT_PARTS
+from edgepack.quant.tuning.parts import STE
 from edgepack.quant.tuning.settings import TuningSettings
 from edgepack.text_file import read_text
 
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 
     from edgepack.api.values import FilePath, JsonObject
     from edgepack.progress import Progress
-
-DEFAULT_MINUTES = 10.0
-DEFAULT_CTX = 256
-DEFAULT_SEQUENCES = 512
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,8 @@ def tune(
     steps: int | None = None,
     minutes: float | None = None,
     rate: float = 1.0,
-    parts: Iterable[str] = DEFAULT_PARTS,
+    parts: Iterable[str] | None = None,
+    moves: str = STE,
     device: str = "cpu",
     ctx: int = DEFAULT_CTX,
     sequences: int = DEFAULT_SEQUENCES,
@@ -91,7 +88,9 @@ def tune(
         minutes: wall time of all of it; 10 where neither is given.
         rate: a factor on all rates.
         parts: what is moved: `vectors` (norms, biases), `rows` (all steps of a row), `steps` (of blocks), `codes` (of
-            groups in a block), `integers`.
+            groups in a block), `integers`. None: what measured best, for refined files vectors and steps, for others
+            rows, codes and integers.
+        moves: how integers are moved: `ste`, straight-through, or `gumbel`, a relaxation of the choice to move by one.
         device: a torch device.
         ctx: tokens of a sequence; no more than the model knows.
         sequences: at most this many, spread evenly over the text.
@@ -113,15 +112,13 @@ def tune(
         minutes = DEFAULT_MINUTES
     if ctx < 2 or sequences < 2:
         raise UsageError(f"tune: expected ctx and sequences of at least 2, got {ctx} and {sequences}")
-    settings = TuningSettings(steps=steps, minutes=minutes, rate=rate, parts=frozenset(parts), seed=seed, device=device)
     path, origin, target = Path(file), Path(reference), Path(output)
-    read_header(path)
+    wanted = default_parts(read_header(path)) if parts is None else frozenset(parts)
+    settings = TuningSettings(
+        steps=steps, minutes=minutes, rate=rate, parts=wanted, moves=moves, seed=seed, device=device
+    )
     with claimed_output(target, inputs=[path, origin, Path(text)], force=force), opened_source(origin) as checkpoint:
-        tokens, begin = tokenize(checkpoint.path, read_text(Path(text)))
-        length = sequence_length(checkpoint, ctx)
-        every = split_tokens(tokens, begin, length, None)
-        chosen = split_tokens(tokens, begin, length, sequences)
-        line = sample_note(len(every), len(chosen), length)
+        chosen, line = tuning_tokens(checkpoint, read_text(Path(text)), ctx, sequences)
         if line:
             note(line)
         tuned = tune_gguf(path, checkpoint, chosen, settings, target, progress, pre=pre, resume=resume, note=note)

@@ -6,12 +6,13 @@ Options are made of the table in `pipeline.request`: a new one is declared there
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgepack.cli.output import SIZE, json_option, note, print_json, terminal_progress
 from edgepack.errors import CheckFailedError
+from edgepack.files.remote import is_url
 from edgepack.pipeline.request import ExportRequest, declared_options, default_of
 
 if TYPE_CHECKING:
@@ -60,13 +61,26 @@ def _declared(function: Callable[..., int]) -> Callable[..., int]:
     return function
 
 
+class Place(click.Path):
+    """A path, or the URL of a folder, which stays text."""
+
+    name = "path"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As `click.Path.convert`."""
+        return value if is_url(value) else super().convert(value, param, ctx)
+
+
 @click.command("export", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=Place())
 @click.option("--target", metavar="T", help="gguf-q5km, gguf-f16 …; llama.cpp's spellings; edge-seedlm4 …; wire")
 @json_option
 @_declared
-def command(model: Path, target: str | None, *, as_json: bool, **options: object) -> int:
-    """Turn MODEL, a Hugging Face folder or a GGUF, into a GGUF in one pass.
+def command(model: Path | str, target: str | None, *, as_json: bool, **options: object) -> int:
+    """Turn MODEL, a Hugging Face folder or a GGUF, into a GGUF in one pass; a folder's URL of fsspec's will do.
 
     With --min-agreement or --max-kl and no --target, the ladder of types is tried from small to large. Exits with
     1 when a gate is missed; a file that was asked for by its target is kept all the same.

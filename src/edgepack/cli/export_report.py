@@ -57,7 +57,7 @@ def _tell_of_forecast(cluster: Mapping[str, Json] | None) -> None:
     predicted = None if cluster is None else cluster.get("predicted")
     if isinstance(predicted, dict):
         say(
-            f"on {predicted['processors']} processors: {format_duration(float(str(predicted['seconds'])))} of encoding,"
+            f"on {predicted['processors']} processors: {format_duration(float(str(predicted['seconds'])))} of work,"
             f" {format_size(int(str(predicted['read_bytes'])))} read,"
             f" {format_size(int(str(predicted['sent_bytes'])))} sent; a piece of work takes"
             f" {format_size(int(str(predicted['peak_bytes'])))} of memory"

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from edgepack.cli.output import json_option, note, print_json, say, terminal_progress
-from edgepack.cli.scoring_options import blockwise_option, chunks_option, ctx_option, gpu_option, threads_option
+from edgepack.cli.scoring_options import (
+    blockwise_option,
+    chunks_option,
+    cluster_option,
+    ctx_option,
+    gpu_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from edgepack.pipeline.frontier.forecast import Forecast
@@ -37,6 +44,7 @@ _PATH = click.Path(path_type=Path)
 @threads_option
 @gpu_option
 @click.option("--torch-device", default="cpu", show_default=True, metavar="D", help="Of calibration.")
+@cluster_option
 @click.option("--keep-files", is_flag=True, help="Keep what was made, in FOLDER/files.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run, or add points to a finished one.")
 @click.option("--dry-run", is_flag=True, help="Measure how long it would take on this machine; write nothing.")
@@ -44,8 +52,8 @@ _PATH = click.Path(path_type=Path)
 def command(
     model: Path, calibration: Path, texts: tuple[Path, ...], output: Path, points: str, devices: tuple[str, ...],
     goal: float, sequences: int, length: int | None, ctx: int | None, max_chunks: int | None,
-    blockwise: bool | None, threads: int, n_gpu_layers: int, torch_device: str, keep_files: bool, resume: bool,
-    dry_run: bool, as_json: bool,
+    blockwise: bool | None, threads: int, n_gpu_layers: int, torch_device: str, cluster: str | None, keep_files: bool,
+    resume: bool, dry_run: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Make MODEL in llama.cpp's types (plain, with importance) and in edgepack's, and measure every file.
 
@@ -61,7 +69,8 @@ def command(
 
     found = frontier(
         model, calibration, texts, output, points=points, devices=devices or DEVICES, goal=goal, sequences=sequences,
-        length=length, device=torch_device, keep_files=keep_files, resume=resume, dry_run=dry_run,
+        length=length, device=torch_device, cluster=cluster, keep_files=keep_files, resume=resume,
+        dry_run=dry_run,
         scoring=ScoringOptions(ctx=ctx, max_chunks=max_chunks, threads=threads, blockwise=blockwise,
                                n_gpu_layers=n_gpu_layers),
         progress=terminal_progress, tell=note,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgepack.cli.output import force_option, json_option, note, print_json, say, terminal_progress
-from edgepack.cli.scoring_options import gpu_option
+from edgepack.cli.scoring_options import cluster_option, gpu_option
 from edgepack.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--pre", metavar="NAME", help="The pre-tokenizer's name, where its structure is not known.")
 @click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
 @gpu_option
+@cluster_option
 @force_option
 @json_option
 def command(
@@ -51,6 +52,7 @@ def command(
     pre: str | None,
     threads: int | None,
     n_gpu_layers: int,
+    cluster: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -64,7 +66,8 @@ def command(
     target = output or (None if model is None and show else Path(DEFAULT_NAME))
     result = imatrix(
         model, text, target, merged=merged, ctx=ctx, chunks=chunks, include_head=include_head, resume=resume,
-        force=force, pre=pre, threads=threads, n_gpu_layers=n_gpu_layers, progress=terminal_progress, note=note,
+        force=force, pre=pre, threads=threads, n_gpu_layers=n_gpu_layers, cluster=cluster,
+        progress=terminal_progress, note=note,
     )  # fmt: skip
     if as_json:
         print_json(result.json())

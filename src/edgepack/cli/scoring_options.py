@@ -31,6 +31,9 @@ ctx_option = click.option(
 chunks_option = click.option("--chunks", "max_chunks", type=click.IntRange(1), help="Score only the first N chunks.")
 threads_option = click.option("--threads", type=int, default=0, help="Cores in all; default every core.")
 gpu_option = click.option("--n-gpu-layers", type=int, default=0, help="llama.cpp's layers on the GPU; -1 is all.")
+cluster_option = click.option(
+    "--cluster", metavar="ADDRESS", help="Let a Ray cluster do the work, for the same bytes: auto, or HOST:PORT."
+)
 blockwise_option = click.option(
     "--blockwise/--whole",
     default=None,

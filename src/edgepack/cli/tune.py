@@ -27,6 +27,13 @@ _PATH = click.Path(path_type=Path)
     metavar="PART",
     help="What is moved: vectors, rows, steps, codes or integers; repeatable. Default: what measured best.",
 )
+@click.option(
+    "--moves",
+    type=click.Choice(("ste", "gumbel")),
+    default="ste",
+    show_default=True,
+    help="How integers move: straight-through, or by a Gumbel relaxation.",
+)
 @click.option("--device", default="cpu", show_default=True, metavar="D", help="Torch device.")
 @click.option("--ctx", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a sequence.")
 @click.option(
@@ -43,7 +50,7 @@ _PATH = click.Path(path_type=Path)
 @json_option
 def command(
     file: Path, reference: Path, text: Path, output: Path, steps: int | None, minutes: float | None, rate: float,
-    parts: tuple[str, ...], device: str, ctx: int, sequences: int, seed: int, resume: bool, pre: str | None,
+    parts: tuple[str, ...], moves: str, device: str, ctx: int, sequences: int, seed: int, resume: bool, pre: str | None,
     force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Tune what costs no bytes in FILE, a quantised GGUF, until it says what its original says.
@@ -51,11 +58,10 @@ def command(
     Norms, biases, steps and integers move; types and size stay. What is not better on held-out text is not written.
     """
     from edgepack.api.tuning import tune
-    from edgepack.quant.tuning.parts import DEFAULT_PARTS
 
     result = tune(
-        file, reference, text, output, steps=steps, minutes=minutes, rate=rate, parts=parts or DEFAULT_PARTS,
-        device=device, ctx=ctx, sequences=sequences, seed=seed, resume=resume, force=force, pre=pre,
+        file, reference, text, output, steps=steps, minutes=minutes, rate=rate, parts=parts or None,
+        moves=moves, device=device, ctx=ctx, sequences=sequences, seed=seed, resume=resume, force=force, pre=pre,
         progress=terminal_progress, note=note,
     )  # fmt: skip
     tuned = result.tuned

@@ -100,6 +100,7 @@ TUNING = "edgepack.tuning."
 TUNING_STEPS = "edgepack.tuning.steps"  # of the schedule, with which the same bytes come again
 TUNING_BEST_STEP = "edgepack.tuning.best_step"  # after which the file was as it is
 TUNING_PARTS = "edgepack.tuning.parts"
+TUNING_MOVES = "edgepack.tuning.moves"  # how integers were moved
 TUNING_RATE = "edgepack.tuning.rate"
 TUNING_SEED = "edgepack.tuning.seed"
 TUNING_TOKENS = "edgepack.tuning.tokens"  # of the text, what was held out included

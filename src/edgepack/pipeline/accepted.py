@@ -95,6 +95,19 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(lambda r: bool(r.smooth) and not _may_refine(r),
              "--smooth: expected --refine with it, or --pass smooth alone"),
     Conflict(lambda r: r.prefer_speed and not _may_refine(r), "--prefer-speed: expected --refine with it"),
+    Conflict(lambda r: r.tune and not _may_refine(r),
+             "--tune: expected --refine with it; `edgepack tune` takes a file that is there already"),
+    Conflict(lambda r: not r.tune and (r.tune_steps or r.tune_minutes or r.tune_moves) is not None,
+             "--tune-steps, --tune-minutes and --tune-moves: expected --tune with them"),
+    Conflict(lambda r: r.tune_steps is not None and r.tune_minutes is not None,
+             "--tune-steps and --tune-minutes: expected one of them, got both"),
+    Conflict(lambda r: r.tune and r.shard_size is not None,
+             "--tune and --shard-size: one file is tuned, expected only one of them"),
+    Conflict(lambda r: r.tune and r.adapter is not None and r.adapter_mode != "merge",
+             "--tune and --adapter-mode separate: the adapter was made for weights that do not move, expected merge"),
+    Conflict(lambda r: r.tune and r.target is None and (r.is_gated or (r.packs and r.max_size is not None)),
+             "--tune: a search for a gate or an archive's size would tune every try: expected --target, --bits, or"
+             " --max-size of a GGUF"),
     Conflict(lambda r: r.kind == GGUF and r.bits is not None and not _may_refine(r),
              "--bits: expected --target wire, or --refine"),
     Conflict(lambda r: r.kind == GGUF and r.for_device is not None and not _may_refine(r),
@@ -135,7 +148,7 @@ def _check_goals(request: ExportRequest) -> None:
     """Goals are numbers that can be reached."""
     for name, value in (
         ("--bits", request.bits), ("--max-kl", request.max_kl), ("--max-size", request.max_bytes),
-        ("--max-memory", request.memory_bytes),
+        ("--max-memory", request.memory_bytes), ("--tune-minutes", request.tune_minutes),
         ("--max-mean-error", request.max_mean_error), ("--max-tensor-error", request.max_tensor_error),
     ):  # fmt: skip
         if value is not None and not value > 0:

@@ -36,7 +36,7 @@ RECIPE = "recipe_toml"  # the recipe's text, in the place of its file
 PASSES_FOR = "passes_for"  # the target whose types passes worked for, where bytes decided
 # What decides nothing about the bytes of the model.
 _ELSEWHERE = frozenset({"output", "force", "pack", "threads", "resume", "dry_run", "validate", "provenance", "recipe",
-                        "max_mean_error", "max_tensor_error", "cluster"})  # fmt: skip
+                        "max_mean_error", "max_tensor_error", "cluster", "tune_minutes"})  # fmt: skip
 # What a search was told; a file whose target was found is made again by its target. A wire's scale stands on them.
 _GOALS = frozenset({"max_size", "max_download", "min_agreement", "max_kl", "bits", "text", "chunks"})
 _DESCRIBING = re.compile(r".*\.(json|jinja|model|tiktoken|spm)|.*vocab.*\.txt|merges\.txt|README\.md", re.IGNORECASE)
@@ -158,6 +158,8 @@ def _refined(request: ExportRequest, outline: Outline) -> dict[str, Json]:
     told: dict[str, Json] = {"refine": True, "smooth": bool(request.smooth)}
     if keys.REFINE_PASSES_FOR in outline.metadata:
         told[PASSES_FOR] = str(outline.metadata[keys.REFINE_PASSES_FOR].value)
+    if request.tune:
+        told["tune_steps"] = int(outline.metadata[keys.TUNING_STEPS].value)
     return {**told, **({"max_size": int(budget.value)} if sized else {})}
 
 

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, TypeVar
 from edgepack.files.output import check_output
 from edgepack.pipeline.accepted import check_request
 from edgepack.pipeline.goals.ladder import Reached, fitting, reach_gates, reach_given, reach_size
-from edgepack.pipeline.makers.opened import opened_checkpoint, separate_adapter, source_bytes, with_original, work_of
+from edgepack.pipeline.makers.located import with_located
+from edgepack.pipeline.makers.opened import (
+    opened_checkpoint,
+    read_request_recipe,
+    separate_adapter,
+    source_bytes,
+    with_original,
+    work_of,
+)
 from edgepack.pipeline.makers.refined_default import decided
 from edgepack.pipeline.makers.separate import SUFFIX, SeparateAdapter, WithAdapter
 from edgepack.pipeline.options import CODED, GGUF, WIRE
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
     from edgepack.edge.fidelity.validate import Gates
     from edgepack.export.recipe.work import Passes
     from edgepack.pipeline.cluster.board import Board
+    from edgepack.pipeline.cluster.crew import ClusterCrew
     from edgepack.pipeline.goals.judging import Judge, Rung
     from edgepack.pipeline.goals.ladder import Maker
     from edgepack.pipeline.makers.projector import ProjectorFile
@@ -133,7 +142,7 @@ def run_export(request: ExportRequest) -> ExportResult:
     started = time.monotonic()
     if request.only_sees:
         return _projector_alone(request, started)
-    with _with_crew(request) as (manned, board), with_original(manned) as opened:
+    with with_located(request) as located, _with_crew(located) as (manned, board), with_original(manned) as opened:
         result = _exported(opened, started)
         done = board is not None and not request.dry_run
         return replace(result, cluster=board.as_json()) if board is not None and done else result
@@ -145,15 +154,19 @@ def _with_crew(request: ExportRequest) -> Iterator[tuple[ExportRequest, Board | 
     if request.cluster is None:
         yield request, None
         return
-    from edgepack.pipeline.cluster.opening import opened_crew
+    from edgepack.pipeline.cluster.opening import Job, opened_crew
 
-    with opened_crew(request) as crew:
+    with opened_crew(Job.of_export(request)) as crew:
         yield replace(request, crew=crew), crew.board
 
 
 def _exported(request: ExportRequest, started: float) -> ExportResult:
     """What is asked for, made of what is opened."""
     request = decided(request)
+    if request.tune:
+        from edgepack.pipeline.makers.tuned import check_tuning
+
+        check_tuning(request)
     rated = _rated(request)
     with _passes(rated or request) as passes:
         if request.dry_run:
@@ -216,16 +229,33 @@ def _planned(
 
 
 def _forecast(request: ExportRequest, outline: Outline) -> Mapping[str, Json] | None:
-    """What the work will take on the request's cluster, where its file is one of ordinary types without passes."""
-    if request.crew is None or request.kind != GGUF or request.refine or request.has_passes:
+    """What the work will take on the request's cluster; None where no cluster is named, or it cannot be said."""
+    if request.crew is None:
         return None
-    from edgepack.pipeline.cluster.crew import ClusterCrew
+    from edgepack.pipeline.cluster.crew import ClusterCrew as Manned
     from edgepack.pipeline.cluster.forecast import forecast
     from edgepack.pipeline.makers.gguf import open_gguf
     from edgepack.quant.types.targets import find_target
 
-    assert isinstance(request.crew, ClusterCrew)
+    assert isinstance(request.crew, Manned)
+    if request.kind != GGUF or request.refine or request.changes_weights:
+        return _sampled(request, request.crew)
     return forecast(open_gguf(request, None).planner.outline(find_target(outline.target)), request.crew).as_json()
+
+
+def _sampled(request: ExportRequest, crew: ClusterCrew) -> Mapping[str, Json] | None:
+    """The same of work on whole blocks. Gates try many files, and an adapter is of all blocks: not foretold."""
+    from edgepack.export.checkpoint import open_checkpoint
+    from edgepack.pipeline.cluster.sampled import sampled_forecast
+
+    known = request.original is not None or request.source.is_dir()
+    drops = request.has_passes and any(
+        step.settings.get("method") == "layers" for step in read_request_recipe(request).passes
+    )
+    if not known or drops or request.is_gated or request.adapter is not None:
+        return None
+    checkpoint = request.original or open_checkpoint(request.source)
+    return sampled_forecast(request, checkpoint, crew, lambda asked: _exported(asked, time.monotonic())).as_json()
 
 
 def _outline(request: ExportRequest, rated: ExportRequest | None, passes: Passes | None) -> Outline:

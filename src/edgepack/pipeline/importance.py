@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +36,18 @@ if TYPE_CHECKING:
     from edgepack.quant.calibration.importance import ImportanceMatrix
 
 _PRECISIONS = {"bf16": "gguf-bf16", "f16": "gguf-f16"}
+
+
+@contextmanager
+def manned(run: ImportanceRun, cluster: str | None) -> Iterator[ImportanceRun]:
+    """The run with the workers of a cluster, where one is named; raises as `cluster.opening.opened_crew`."""
+    if cluster is None:
+        yield run
+        return
+    from edgepack.pipeline.cluster.opening import Job, opened_crew
+
+    with opened_crew(Job(cluster, (run.model,), run.beside, tell=run.note)) as crew:
+        yield replace(run, crew=crew)
 
 
 @dataclass(frozen=True)

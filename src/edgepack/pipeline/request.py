@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepack.files.remote import is_url
 from edgepack.pipeline.options import CODED, GGUF, WIRE, Option, option
 from edgepack.progress import Progress, silent
 from edgepack.quantities import parse_size
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from edgepack.crew import Crew
     from edgepack.export.recipe.pass_stages import PassStages
+    from edgepack.files.remote import RemoteFile
     from edgepack.model import Checkpoint
 
 StrPath = str | Path
@@ -31,13 +33,14 @@ class ExportRequest:
     """What the user wants made of a model. Sizes may be given as text (`2.5GB`), paths as text too.
 
     Attributes:
-        model: a Hugging Face folder or a GGUF.
+        model: a Hugging Face folder, a GGUF, or a URL of fsspec's of such a folder (`s3://…`), as text.
         target: such as `gguf-q5km`, `edge-nf4`, `wire`; None to have a gguf target found by a size or a gate.
         progress: told of every stretch of work.
         tell: told one line for each file that a search tried.
-        original: the checkpoint that a GGUF was read back into, while an export of it runs.
+        original: the checkpoint that a GGUF was read back into, or that lies at a URL, while an export of it runs.
         shared: a folder for what exports of one model and text may share, such as its curvature; None shares nothing.
         crew: who does the work while an export with `cluster` runs.
+        remote: the files of weights of a model at a URL, while an export of it runs.
         stages: where finished passes are kept for another run, and who hears of them; None keeps nothing.
         passes_for: target whose types passes work for in front of refining; None for that of the bytes asked for.
     """
@@ -49,6 +52,7 @@ class ExportRequest:
     original: Checkpoint | None = None
     shared: Path | None = None
     crew: Crew | None = None
+    remote: tuple[RemoteFile, ...] = ()
     stages: PassStages | None = None
     passes_for: str | None = None
 
@@ -154,6 +158,32 @@ class ExportRequest:
     prefer_speed: bool = option(
         False,
         Option("--prefer-speed", "With --refine: what tokens read counts, so that they come faster.", (GGUF,), "flag"),
+    )
+    tune: bool = option(
+        False,
+        Option(
+            "--tune",
+            "With --refine: then tune what costs no bytes towards MODEL's logits; dropped where it does not help.",
+            (GGUF,),
+            "flag",
+        ),
+    )
+    tune_steps: int | None = option(
+        None, Option("--tune-steps", "With --tune: how many steps.", (GGUF,), "count", metavar="N")
+    )
+    tune_minutes: float | None = option(
+        None,
+        Option("--tune-minutes", "Or as many as fit into this time: 10 by default.", (GGUF,), "number", metavar="M"),
+    )
+    tune_moves: str | None = option(
+        None,
+        Option(
+            "--tune-moves",
+            "With --tune: move integers by one too, straight-through or by a Gumbel relaxation.",
+            (GGUF,),
+            "text",
+            choices=("ste", "gumbel"),
+        ),
     )
     tensor_codecs: tuple[str, ...] = option(
         (),
@@ -412,7 +442,8 @@ class ExportRequest:
         if self.refine is not None or self.kind != GGUF or self.only_sees:
             return bool(self.refine)
         plain = self.calibration is not None and not self.has_passes and self.quantizer == "edgepack"
-        return plain and self.source.is_dir() and refinable(self.target) and find_spec("torch") is not None
+        is_folder = self.source.is_dir() or is_url(self.model)
+        return plain and is_folder and refinable(self.target) and find_spec("torch") is not None
 
     @property
     def has_budget(self) -> bool:

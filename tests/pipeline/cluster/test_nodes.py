@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import socket
+import sys
+import threading
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 import edgepack
 from edgepack.errors import CheckpointError, DependencyError, EdgepackError, NetworkError, UsageError
 from edgepack.pipeline.cluster.nodes import Facts, SeenFile, facts, refuse_others
+from edgepack.pipeline.cluster.ray_connection import Silenced, connected
 from edgepack.pipeline.cluster.worker import answered
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 HERE = Facts("here", {"edgepack": "1.0", "llama-cpp-python": "0.3.36"}, "digest")
@@ -80,6 +85,65 @@ def test_an_address_that_is_none_is_refused(address: str, books: Path, tmp_path:
     with pytest.raises(UsageError, match="--cluster: expected auto or HOST:PORT"):
         edgepack.export(books, "gguf-q4km", output=tmp_path / "m.gguf", cluster=address)
     assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def listening(answer: bytes | None) -> Iterator[str]:
+    """A place that takes a connection and says nothing, or something that no cluster says."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        place.listen()
+
+        def serve() -> None:
+            connection, _peer = place.accept()
+            with connection:
+                if answer is not None:
+                    connection.sendall(answer)
+                    return
+                connection.settimeout(30)
+                with suppress(OSError):
+                    while connection.recv(1 << 10):
+                        pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{place.getsockname()[1]}"
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("answer", "seconds", "told"),
+    [(None, 0.3, "no answer, within 0 seconds"), (b"", 60, "does not answer as Ray does"),
+     (b"HTTP/1.1 400 Bad Request\r\n\r\n", 60, "does not answer as Ray does")],
+)  # fmt: skip
+def test_what_listens_and_is_no_cluster_is_refused_in_one_line(answer: bytes | None, seconds: float, told: str) -> None:
+    pytest.importorskip("ray")
+    with listening(answer) as address, pytest.raises(NetworkError, match=told) as refused, connected(address, seconds):
+        pass
+    assert str(refused.value).startswith(f"cluster '{address}': ")
+    assert "\n" not in str(refused.value)
+
+
+def test_no_cluster_on_this_machine_is_one_line_that_says_how_to_start_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray says of it is taken for granted: one may run beside this test."""
+    ray = pytest.importorskip("ray")
+
+    def init(**options: object) -> None:
+        assert options["address"] == "auto"
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(NetworkError, match=r"cluster 'auto': none runs on this machine: start one"), connected("auto"):
+        pass
+
+
+def test_what_ray_s_threads_print_does_not_reach_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    with redirect_stdout(cast("Any", Silenced(sys.stdout))):
+        thread = threading.Thread(target=print, args=("a worker died",), name="ray_listen_error_messages")
+        thread.start()
+        thread.join()
+        print("{}", flush=True)
+    assert capsys.readouterr().out == "{}\n"
 
 
 def test_no_cluster_at_the_address_is_one_line(books: Path, tmp_path: Path) -> None:

@@ -17,9 +17,14 @@ from edgepack.gguf.types import GGMLType
 from edgepack.pipeline.cluster import opening
 from edgepack.pipeline.cluster.board import Board
 from edgepack.pipeline.cluster.crew import ClusterCrew
+from edgepack.pipeline.frontier.catalogue import IMPORTANCE, catalogue
+from edgepack.pipeline.frontier.making import FileMaker
+from edgepack.pipeline.frontier.request import StudyRequest
 from edgepack.quant.calibration.collect import collect
 from edgepack.quant.calibration.curvature import measure
 from edgepack.quant.passes.gptq import GptqSettings, apply_gptq
+from edgepack.quant.passes.recipe import inline_recipe
+from edgepack.quant.passes.registry import find_pass
 from edgepack.quant.passes.run import PassRun
 
 if TYPE_CHECKING:
@@ -75,6 +80,27 @@ def test_a_coded_variant(books: Path, tmp_path: Path, cluster: dict[str, ShakyBa
     same(books, tmp_path, cluster, target="edge-nf4")
 
 
+def test_an_importance_matrix(stories: Path, tmp_path: Path, cluster: dict[str, ShakyBackend]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a little cat. " * 200)
+
+    def collected(name: str, **options: Any) -> bytes:
+        edgepack.imatrix(stories, text, tmp_path / name, ctx=64, threads=1, **options)
+        return (tmp_path / name).read_bytes()
+
+    alone = collected("alone.gguf")
+    backend = cluster["backend"] = ShakyBackend(2, 1, 0.1)
+    assert collected("crew.gguf", cluster="auto") == alone
+    assert backend.asked
+
+
+def test_a_frontier_s_exports_are_its_cluster_s(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    study = StudyRequest(tmp_path / "model", text, (text,), tmp_path / "out", cluster="HEAD:6379")
+    maker = FileMaker(study, tmp_path)
+    assert all(maker.request(spec, None).cluster == "HEAD:6379" for spec in catalogue() if spec.needs != IMPORTANCE)
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(write_tiny(tmp_path_factory.mktemp("model"), num_hidden_layers=3, intermediate_size=64))
@@ -122,6 +148,30 @@ def test_an_interrupted_curvature_goes_on_with_another_crew(tiny: Checkpoint, tm
     assert [list(part) for part in rest] == [list(part) for part in alone[1:]], "the part yielded last comes again"
     for own, found in zip(alone[1:], rest, strict=True):
         assert all(torch.equal(own[name].outputs, found[name].outputs) for name in own)
+
+
+@pytest.mark.parametrize(
+    "named",
+    ["awq", "prune:method=wanda,sparsity=0.5", "prune:method=sparsegpt,pattern=2:4", "lowrank:method=whitened,rank=8"],
+)
+def test_passes_that_look_at_activations(named: str, tiny: Checkpoint, tmp_path: Path) -> None:
+    """Sequences are split over workers; what is decided from their sums is decided here."""
+    (step,) = inline_recipe((named,), {}).passes
+    kinds = {name: GGMLType.Q4_0 for name, spec in tiny.tensors.specs.items() if len(spec.shape) == 2}
+
+    def changed(folder: str, crew: ClusterCrew | None) -> tuple[Any, list[Any]]:
+        run = PassRun(tmp_path / folder, TOKENS, kinds, with_importance=True, batch=4, crew=crew)
+        outcome = find_pass(step.name).run(tiny, step.settings, run)
+        tensors = outcome.checkpoint.tensors
+        return outcome.figures, [tensors.read_rows(name, 0, spec.rows) for name, spec in tensors.specs.items()]
+
+    figures, weights = changed("alone", None)
+    for workers, losses, _ in SHAKY:
+        backend = ShakyBackend(workers, 1, losses)
+        found, others = changed(f"{workers}", crew_of(backend))
+        assert backend.asked
+        assert found == figures
+        assert all(np.array_equal(one, other) for one, other in zip(weights, others, strict=True))
 
 
 def test_gptq(tiny: Checkpoint, tmp_path: Path) -> None:

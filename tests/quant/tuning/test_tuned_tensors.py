@@ -10,9 +10,10 @@ import torch
 
 from edgepack.gguf.types import GGMLType
 from edgepack.quant.codecs.ggml.codec import dequantize_rows, needs_importance, quantize_rows
-from edgepack.quant.codecs.ggml.fields import FIELD_TYPES
-from edgepack.quant.tuning.parts import INTEGERS, PARTS, VECTORS
-from edgepack.quant.tuning.straight_through import in_blocks_of_8_bits
+from edgepack.quant.codecs.ggml.fields import FIELD_TYPES, read_fields
+from edgepack.quant.tuning.parts import GUMBEL, INTEGERS, PARTS, VECTORS
+from edgepack.quant.tuning.relaxed import SHARE, RelaxedMoves, temperature
+from edgepack.quant.tuning.straight_through import in_blocks_of_8_bits, offsets_in_cells
 from edgepack.quant.tuning.tensors import TunedBlocks, TunedVector, can_tune
 
 if TYPE_CHECKING:
@@ -48,6 +49,55 @@ def test_a_tensor_starts_as_the_bytes_of_the_file_and_stays_of_their_size(
     assert (moved != raw).any()
     expected = dequantize_rows(kind, moved.reshape(-1), shape[0], weights.shape[1])
     np.testing.assert_allclose(tensor.values().detach().numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_relaxed_moves_start_at_the_file_and_end_at_whole_moves_of_at_most_one(kind: GGMLType) -> None:
+    raw, weights = blocks_of(kind, 2, 2)
+    tensor = TunedBlocks(kind, raw, weights, EVERY, GUMBEL)
+    before = tensor.values().detach()
+    np.testing.assert_array_equal(tensor.blocks(), raw)
+    assert tensor.moves is not None
+    assert len(tensor.moves.latent) == weights.numel() // SHARE
+    tensor.relax(1.0, 7)
+    drawn = tensor.values().detach()
+    tensor.relax(1.0, 7)
+    assert torch.equal(tensor.values(), drawn)  # the seed alone decides
+    assert not torch.equal(drawn, before)
+    tensor.values().square().sum().backward()
+    assert tensor.moves.latent.grad is not None
+    assert (tensor.moves.latent.grad != 0).any()
+    tensor.moves.latent.data += 3.0
+    tensor.settle()
+    old, new = (read_fields(kind, blocks).integers.astype(int) for blocks in (raw, tensor.blocks()))
+    chosen = np.zeros(old.size, bool)
+    chosen[tensor.moves.at.numpy()] = True
+    expected = np.where(chosen.reshape(old.shape), np.minimum(old + 1, len(tensor.levels) - 1), old)
+    np.testing.assert_array_equal(new, expected)
+    held = dequantize_rows(kind, tensor.blocks().reshape(-1), 2, weights.shape[1])
+    np.testing.assert_allclose(tensor.values().detach().numpy(), held, rtol=1e-5, atol=1e-5)
+
+
+def test_a_cooler_draw_is_nearer_to_whole_moves() -> None:
+    offsets = torch.linspace(-0.49, 0.49, 4000)
+    found = {}
+    for heat in (1.0, 0.1):
+        moves = RelaxedMoves(offsets)
+        moves.relax(heat, 3)
+        drawn = moves(torch.zeros(4000, dtype=torch.uint8)).detach()
+        found[heat] = float((drawn - drawn.round()).abs().mean())
+    assert found[0.1] < 0.5 * found[1.0]
+    assert temperature(0, 10) == 1.0
+    assert temperature(10, 10) == pytest.approx(0.1)
+
+
+def test_integers_that_feedback_put_elsewhere_say_nothing_of_their_cells() -> None:
+    indices, positions = torch.full((100,), 3.0), torch.full((100,), 3.3)
+    assert offsets_in_cells(indices, positions, 7).unique().tolist() == pytest.approx([0.3])
+    positions[:10] = 4.2  # in a neighbour's cell
+    assert not offsets_in_cells(indices, positions, 7).any()
+    positions[:10] = 9.0  # beyond the last level: nothing else could hold it
+    assert offsets_in_cells(indices, positions, 7).any()
 
 
 @pytest.mark.parametrize("kind", [GGMLType.Q4_K, GGMLType.Q8_0, GGMLType.IQ4_NL], ids=lambda kind: kind.name)

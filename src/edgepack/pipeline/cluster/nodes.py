@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.errors import CheckpointError, DependencyError, UsageError
+from edgepack.errors import CheckpointError, DependencyError, EdgepackError, UsageError
 from edgepack.gguf.types import GGMLType
 from edgepack.pipeline.cluster.worker import node_name
 from edgepack.quant.codecs.ggml.codec import quantize_rows
@@ -22,6 +22,8 @@ from edgepack.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from edgepack.files.remote import RemoteFile
 
 _PACKAGES = ("llama-cpp-python", "numpy", "torch", "transformers", "gguf")
 _ENCODED = (GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.Q8_0, GGMLType.IQ4_XS)  # a grid search of each kind
@@ -36,11 +38,13 @@ class SeenFile:
         path: its place, the same on every node.
         size: its length in bytes.
         content: what it holds, where that is compared; None for weights.
+        remote: where it lies, if that is a URL.
     """
 
     path: Path
     size: int
     content: bytes | None = None
+    remote: RemoteFile | None = None
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,15 @@ def _version(name: str) -> str:
 
 def _difference(file: SeenFile) -> str:
     try:
-        found = file.path.stat().st_size
+        found = file.path.stat().st_size if file.remote is None else file.remote.stat()
         if found != file.size:
             return f"'{file.path}' has {found} bytes there, {file.size} here"
         if file.content is not None and file.path.read_bytes() != file.content:
             return f"'{file.path}' is another file there"
     except OSError as error:
         return f"'{file.path}': {error.strerror}"
+    except EdgepackError as error:  # of a URL: no fsspec there, or no way to it
+        return str(error)
     return ""
 
 

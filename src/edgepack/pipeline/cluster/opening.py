@@ -1,4 +1,4 @@
-"""Opens the cluster that a request names: connects, asks every node what it is and sees, refuses those that differ."""
+"""Opens the cluster that a job names: connects, asks every node what it is and sees, refuses those that differ."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import secrets
 import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,40 +19,72 @@ from edgepack.pipeline.cluster.nodes import Facts, SeenFile, facts, refuse_other
 from edgepack.pipeline.cluster.ordered import TRIES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from edgepack.files.remote import RemoteFile
     from edgepack.pipeline.cluster.ray_backend import RayBackend
     from edgepack.pipeline.request import ExportRequest
 
-SECONDS = 120.0  # for every node to answer: a worker's first import takes some
+SECONDS = 900.0  # for every node to answer: a first import on a busy machine takes long, and Ray tells of lost ones
+_TOLD_SECONDS = 30.0  # between two lines on who has not answered
+_WAIT_SECONDS = 5.0
 _PROBE_BYTES = 16
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a cluster is asked for.
+
+    Attributes:
+        address: `auto`, or `HOST:PORT`.
+        inputs: files and folders that workers read.
+        output: beside which workers may read and write too; None where nothing is written.
+        remote: files of weights that workers read where a URL leads.
+        tell: told what people should know meanwhile.
+    """
+
+    address: str
+    inputs: tuple[Path, ...]
+    output: Path | None = None
+    remote: tuple[RemoteFile, ...] = ()
+    tell: Callable[[str], object] = lambda _line: None
+
+    @classmethod
+    def of_export(cls, request: ExportRequest) -> Job:
+        """An export's."""
+        assert request.cluster is not None
+        unseen = bool(request.remote) and request.dry_run  # small files of a URL lie in this machine's scratch then
+        named = (None if unseen else request.model, request.adapter)
+        inputs = tuple(Path(each) for each in named if each is not None)
+        output = None if request.dry_run else request.path or Path(request.source.name)
+        return cls(request.cluster, inputs, output, request.remote, request.tell)
+
+
 @contextmanager
-def opened_crew(request: ExportRequest) -> Iterator[ClusterCrew]:
-    """The workers of `request.cluster`, all of them fit for the job.
+def opened_crew(job: Job) -> Iterator[ClusterCrew]:
+    """The workers of a job's cluster, all of them fit for it.
 
     Raises:
         NetworkError: no cluster, or a node that does not answer.
         DependencyError: a node has another version, or ray is not installed.
         CheckpointError, UsageError: a node does not see the model or the output's folder.
     """
-    from edgepack.pipeline.cluster.ray_backend import connected
+    from edgepack.pipeline.cluster.ray_connection import connected
 
-    assert request.cluster is not None
-    with connected(request.cluster) as backend:
-        with _probed(request) as files:
-            refuse_others(*_asked(backend, files))
-        yield ClusterCrew(backend, Board(request.tell))
+    with connected(job.address) as backend:
+        with _probed(job) as files:
+            refuse_others(*_asked(backend, files, job.tell))
+        yield ClusterCrew(backend, Board(job.tell))
 
 
 @contextmanager
-def _probed(request: ExportRequest) -> Iterator[list[SeenFile]]:
+def _probed(job: Job) -> Iterator[list[SeenFile]]:
     """The files that every node must see: the model's, other inputs, and one written beside the output for this."""
-    files = [SeenFile(path.resolve(), path.stat().st_size) for path in _inputs(request)]
+    files = [SeenFile(path.resolve(), path.stat().st_size) for path in _files(job.inputs)]
+    files += [SeenFile(Path(file.url), file.size, remote=file) for file in job.remote]
     with ExitStack() as stack:
-        if not request.dry_run:
-            output = (request.path or Path(request.source.name)).resolve()
+        if job.output is not None:
+            output = job.output.resolve()
             probe = hidden_path(output, f"{secrets.token_hex(4)}.probe")
             content = secrets.token_bytes(_PROBE_BYTES)
             if output.parent.is_dir() and os.access(output.parent, os.W_OK):  # else the output is refused later
@@ -61,21 +94,22 @@ def _probed(request: ExportRequest) -> Iterator[list[SeenFile]]:
         yield files
 
 
-def _inputs(request: ExportRequest) -> list[Path]:
+def _files(inputs: Iterable[Path]) -> list[Path]:
     """Files that workers read; an absent one is refused where it is opened."""
-    named = [Path(each) for each in (request.model, request.adapter) if each is not None]
-    found = [sorted(path.iterdir()) if path.is_dir() else [path] for path in named]
+    found = [sorted(path.iterdir()) if path.is_dir() else [path] for path in inputs]
     return [path for group in found for path in group if path.is_file()]
 
 
-def _asked(backend: RayBackend, files: list[SeenFile]) -> tuple[Facts, list[Facts]]:
+def _asked(
+    backend: RayBackend, files: list[SeenFile], tell: Callable[[str], object]
+) -> tuple[Facts, list[Facts]]:  # fmt: skip
     """What this machine is, and every node."""
     threads = torch_threads()
     asked = {backend.on_node(node["NodeID"], facts, files, threads): node for node in backend.nodes()}
     here, found = facts([], threads), []
-    end, left = time.monotonic() + SECONDS, TRIES
+    began, told, left = time.monotonic(), time.monotonic(), TRIES
     while asked:
-        for ticket in backend.wait(list(asked), max(0.0, min(5.0, end - time.monotonic()))):
+        for ticket in backend.wait(list(asked), _WAIT_SECONDS):
             node = asked.pop(ticket)
             try:
                 answer = backend.take(ticket)
@@ -89,9 +123,12 @@ def _asked(backend: RayBackend, files: list[SeenFile]) -> tuple[Facts, list[Fact
             if answer.error is not None:
                 raise DependencyError(f"cluster: node '{_name(node)}': {answer.error}")
             found.append(answer.value)
-        if asked and time.monotonic() > end:
-            names = ", ".join(_name(node) for node in asked.values())
+        names = ", ".join(map(_name, asked.values()))
+        if asked and time.monotonic() - began > SECONDS:
             raise NetworkError(f"cluster: no answer within {SECONDS:.0f} seconds from: {names}")
+        if asked and time.monotonic() - told > _TOLD_SECONDS:
+            told = time.monotonic()
+            tell(f"cluster: no answer yet from: {names}")
     return here, found
 
 

@@ -1,129 +1,28 @@
-"""Ray, https://docs.ray.io: the one module that imports it, and only when a cluster is asked for.
+"""Ray, https://docs.ray.io, once it is connected (`ray_connection`): sends work and tells what was lost.
 
-It connects, sends work and tells what was lost; which work, in which order, and what to do about losses is left to
-`ordered` and `relay`. Ray's own retries are off: a piece that died is asked for again there, smaller where it must be.
+Which work, in which order, and what to do about losses is left to `ordered` and `relay`. Ray's own retries are off: a
+piece that died is asked for again there, smaller where it must be.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
-import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from edgepack.errors import DependencyError, NetworkError, ResourceError, UsageError
+from edgepack.errors import DependencyError, NetworkError, ResourceError
 from edgepack.pipeline.cluster import worker
 from edgepack.pipeline.cluster.backend import Answer, Size, WorkerLostError, WorkerMemoryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
-SECONDS = 20.0  # for a cluster to answer
 _BASE_BYTES = 300 << 20  # of a worker's process with numpy and torch, beside what a piece needs
+_TAKE_SECONDS = 900.0  # for a result that is there to arrive: its node may go meanwhile
 _SIZE_SECONDS = 2.0  # how long the number of nodes is believed
-
-
-@contextmanager
-def connected(address: str, seconds: float = SECONDS) -> Iterator[RayBackend]:
-    """The cluster at an address, left again at the end; a process that is connected already stays so.
-
-    Args:
-        address: `auto` for the one that runs on this machine, or `HOST:PORT` of a head.
-        seconds: it may take to answer.
-
-    Raises:
-        DependencyError: ray is not installed.
-        UsageError: no address.
-        NetworkError: no cluster there.
-    """
-    ray = _ray()
-    if ray.is_initialized():
-        yield RayBackend(ray)
-        return
-    found = _address(ray, address, seconds)
-    with _quiet():
-        _connect(ray, found, seconds)
-        try:
-            yield RayBackend(ray)
-        finally:
-            ray.shutdown()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray's own log says only what went wrong: losses are told by who asks again."""
-    log = logging.getLogger("ray")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
-
-
-def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise DependencyError("--cluster: 'ray' is not installed, use pip install 'edgepack[cluster]'") from None
-    return ray
-
-
-def _address(ray: Any, address: str, seconds: float) -> str:
-    """`HOST:PORT` of a head that listens."""
-    if address == "auto":
-        from ray._private.services import canonicalize_bootstrap_address
-
-        try:
-            address = canonicalize_bootstrap_address("auto") or ""
-        except ConnectionError:
-            address = ""
-        if not address:
-            raise NetworkError("cluster 'auto': none runs on this machine: start one with 'ray start --head'")
-    host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-        raise UsageError(f"--cluster: expected auto or HOST:PORT, got '{address}'")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
-    except (OSError, UnicodeError) as error:
-        reason = "no answer" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or error
-        raise NetworkError(f"cluster '{address}': {reason}, within {seconds:.0f} seconds") from None
-    return address
-
-
-def _connect(ray: Any, address: str, seconds: float) -> None:
-    """Join the cluster; in a thread, as Ray waits long for what listens and is none of its heads."""
-    failures: list[BaseException] = []
-
-    def join() -> None:
-        from ray._private import worker as driver
-
-        # Ray prints of every dead worker on stdout, which is JSON's alone here; losses are told by who asks again.
-        told = driver.listen_error_messages
-        driver.listen_error_messages = lambda *_arguments: None
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
-            failures.append(error)
-        finally:
-            driver.listen_error_messages = told
-
-    thread = threading.Thread(target=join, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise NetworkError(f"cluster '{address}': what listens there does not answer as Ray does")
-    if failures:
-        first = str(failures[0]).strip().splitlines() or [type(failures[0]).__name__]
-        raise NetworkError(f"cluster '{address}': {first[0]}")
 
 
 class RayBackend:
@@ -143,7 +42,7 @@ class RayBackend:
         self._memory = (lost.OutOfMemoryError,)
         self._lost = (
             lost.WorkerCrashedError, lost.NodeDiedError, lost.ObjectLostError, lost.RayActorError,
-            lost.LocalRayletDiedError, lost.TaskUnschedulableError, lost.ActorUnschedulableError,
+            lost.TaskUnschedulableError, lost.ActorUnschedulableError,
         )  # fmt: skip
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -188,11 +87,17 @@ class RayBackend:
     def take(self, ticket: Hashable) -> Answer:
         """As `Backend.take`."""
         try:
-            return cast("Answer", self._ray.get(ticket))
+            return cast("Answer", self._ray.get(ticket, timeout=_TAKE_SECONDS))
         except self._memory as error:
             raise WorkerMemoryError(_reason(error)) from None
         except self._lost as error:
             raise WorkerLostError(_reason(error)) from None
+        except self._ray.exceptions.GetTimeoutError:
+            raise WorkerLostError(f"its result did not arrive within {_TAKE_SECONDS:.0f} seconds") from None
+        except self._ray.exceptions.LocalRayletDiedError:  # nothing can be asked of anybody any more
+            raise NetworkError(
+                "cluster: the node of the cluster on this machine has ended: start it and run again with --resume"
+            ) from None
         except self._ray.exceptions.OutOfDiskError as error:
             raise ResourceError(f"cluster: the disk of a node is full: {_reason(error)}") from None
         except self._ray.exceptions.RayTaskError as error:

@@ -14,15 +14,17 @@ from edgepack.edge.fidelity.outcome import clean
 from edgepack.errors import IntegrityError, UsageError
 from edgepack.files.names import hidden_path
 from edgepack.files.output import atomic_output, make_scratch
-from edgepack.files.source import parse_json, read_small
+from edgepack.files.source import open_source, parse_json, read_small
+from edgepack.pipeline.derivation import model_files
 from edgepack.pipeline.frontier.points import Point, point_from_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 _ABOUT = "about.json"
 _SUFFIX = ".point.json"
+_WHOLE, _PIECE, _PIECES = 64 << 20, 64 << 10, 256  # bytes of a file that is read whole; of a piece; how many pieces
 
 
 class Ledger:
@@ -82,10 +84,30 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def model_digest(model: Path) -> str:
-    """Of a model's files: their names, sizes and times; reading gigabytes at every start is not worth it."""
-    files = sorted(path for path in model.rglob("*") if path.is_file()) if model.is_dir() else [model]
-    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+    """Of the files that decide anything: names, sizes and contents; the same wherever equal files lie.
+
+    Of files above 64 MiB 256 pieces of 64 KiB are read, spread evenly, the first and the last among them: reading
+    gigabytes at every start is not worth it, and another training changes every tensor.
+    """
+    digest = hashlib.sha256()
+    for name, path in model_files(model):
+        if model.is_dir() or path != model:
+            digest.update(name.encode())  # a file alone is the same under any name
+        size = path.stat().st_size
+        digest.update(f" {size}\n".encode())
+        with open_source(path) as stream:
+            for start, length in _pieces(size):
+                stream.seek(start)
+                digest.update(stream.read(length))
+    return digest.hexdigest()
+
+
+def _pieces(size: int) -> Iterator[tuple[int, int]]:
+    """(start, bytes) of what is read of a file."""
+    if size <= _WHOLE:
+        yield from ((start, min(_PIECE, size - start)) for start in range(0, size, _PIECE))
+        return
+    yield from ((each * (size - _PIECE) // (_PIECES - 1), _PIECE) for each in range(_PIECES))
 
 
 def _check_same(found: Any, wanted: Mapping[str, str], folder: Path) -> None:

@@ -114,7 +114,7 @@ class FileMaker:
             options["max_size"] = limit
         return ExportRequest(
             study.model, progress=study.progress, output=output, force=True, resume=True,
-            threads=study.scoring.threads or None, shared=self.folder, **options,
+            threads=study.scoring.threads or None, shared=self.folder, cluster=study.cluster, **options,
         )  # fmt: skip
 
     def gguf_of(self, spec: Spec) -> Path:
@@ -148,7 +148,7 @@ class FileMaker:
     def _importance(self, spec: Spec, text: Path) -> Path:
         """The importance matrix over the calibration text, collected once."""
         from edgepack.edge.llama.importance_collect import DEFAULT_CHUNK, CollectOptions
-        from edgepack.pipeline.importance import ImportanceRun
+        from edgepack.pipeline.importance import ImportanceRun, manned
         from edgepack.quant.calibration.importance_file import write_importance
 
         study = self.study
@@ -157,8 +157,8 @@ class FileMaker:
         if not path.is_file():
             threads = study.scoring.threads
             options = CollectOptions(study.length or DEFAULT_CHUNK, sequences, spread=True, threads=threads)
-            run = ImportanceRun(study.model, text, path, options)
-            write_importance(path, run.collect(resume=True, progress=study.progress))
+            with manned(ImportanceRun(study.model, text, path, options), study.cluster) as run:
+                write_importance(path, run.collect(resume=True, progress=study.progress))
         return path
 
 

@@ -37,6 +37,7 @@ class StudyRequest:
         keep_files: keep what was made, in the output's folder `files`.
         resume: go on with what an interrupted study left, or with a finished one's points.
         device: torch device of calibration and passes.
+        cluster: whose nodes make the files, as `ExportRequest.cluster`; None for this process.
         progress: told of every stretch of work.
         tell: told a line for each point.
     """
@@ -55,5 +56,6 @@ class StudyRequest:
     keep_work: bool = False
     resume: bool = False
     device: str = "cpu"
+    cluster: str | None = None
     progress: Progress = silent
     tell: Callable[[str], object] = lambda _line: None

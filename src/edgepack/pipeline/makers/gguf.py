@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from edgepack.errors import UsageError
-from edgepack.export.decided_rows import CodedTensorRows
 from edgepack.export.gguf_file import write_shards
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, plan_export, shard_paths, split_plan
@@ -205,11 +204,8 @@ class GgufMaker:
         shards = split_plan(plan, request.shard_bytes) if request.shard_bytes else [plan]
         for name in shard_paths(path, len(shards)) if len(shards) > 1 else ():
             check_output(name, inputs=request.inputs, force=request.force or request.resume)
-        # rows that a pass has rounded are a table in this process, and finding them there is quick
-        decided = any(isinstance(tensor.rows, CodedTensorRows) for tensor in plan.tensors)
         files = write_shards(
-            shards, path, threads=request.threads, progress=request.progress, resume=request.resume,
-            crew=None if decided else request.crew,
+            shards, path, threads=request.threads, progress=request.progress, resume=request.resume, crew=request.crew
         )  # fmt: skip
         adapters = self.planner.write_beside(target, files[0])
         outline = replace(outline_of(plan, 0), limits=self.mapped.notes)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from edgepack.quant.codecs.ggml.host_grids import Host
 
 # Of the file's bytes in memory: archives of fewer are the trellis', whose integers take less than a host's.
-LEAST_SHARE = 0.88
+LEAST_SHARE = 0.8
 # What a plan tells of the time.
 SEARCHED = "the archive's size is searched: two to four roundings"
 _SPAN = 100.0  # the rate at scale 1, in the rates at which a coarser step is worth its error

@@ -28,6 +28,7 @@ from edgepack.pipeline.makers.opened import (
     unworked,
 )
 from edgepack.pipeline.makers.refined_run import SEED, SEQUENCES, RunOptions, refined_run
+from edgepack.pipeline.makers.tuned import reserved, tuned, untuned_path
 from edgepack.pipeline.makers.wire_run import read_calibration
 from edgepack.pipeline.options import REFINED
 from edgepack.pipeline.outline import Made, Outline, rows_of
@@ -284,6 +285,7 @@ class RefinedMaker:
         return {
             **passes,
             **self._about,
+            **(reserved(self._request) if self._request.tune else {}),
             **rated,
             keys.REFINE_BUDGET: Value(ValueType.UINT64, aim.budget),
             keys.REFINE_ALLOCATION: boolean(settings.allocation),
@@ -304,13 +306,15 @@ class RefinedMaker:
         shards = split_plan(plan, request.shard_bytes) if request.shard_bytes else [plan]
         for name in shard_paths(path, len(shards)) if len(shards) > 1 else ():
             check_output(name, inputs=request.inputs, force=request.force or request.resume)
+        place = untuned_path(self._opened_model, path) if request.tune else path
         files = write_shards(
-            shards, path, threads=request.threads, progress=request.progress, resume=request.resume, crew=request.crew
+            shards, place, threads=request.threads, progress=request.progress, resume=request.resume, crew=request.crew
         )  # fmt: skip
         outline = self._outline(plan, self.mapped.notes)
         notes = (*self._notes, *_plain_notes(found.plain))
         lines, more = self._figures(found, allocation, plan)
-        return Made(outline, tuple(files), notes=notes, lines=lines, more=more)
+        made = Made(outline, tuple(files), notes=notes, lines=lines, more=more)
+        return tuned(request, self._opened_model, self._calibration, made, path) if request.tune else made
 
     def _figures(
         self, found: RefinedFile, allocation: Allocation, plan: ExportPlan

@@ -70,7 +70,7 @@ def _refuse_bytes(request: ExportRequest, reason: str) -> None:
     speed = request.prefer_speed or None
     given = {
         "--bits": request.bits, "--for-device": request.for_device, "--prefer-speed": speed,
-        "--smooth": request.smooth or None,
+        "--smooth": request.smooth or None, "--tune": request.tune or None,
     }  # fmt: skip
     name = next((name for name, value in given.items() if value is not None), None)
     if name is not None:

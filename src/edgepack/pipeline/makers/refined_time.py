@@ -16,10 +16,14 @@ import torch
 from edgepack.gguf.types import GGMLType
 from edgepack.pipeline.makers.opened import opened_checkpoint
 from edgepack.pipeline.makers.refined_run import SEQUENCES
+from edgepack.pipeline.makers.tuned import tuning_settings
+from edgepack.pipeline.tuning.sampled import DEFAULT_CTX
+from edgepack.pipeline.tuning.tune import MOST_HELD_OUT
 from edgepack.processors import default_threads
 from edgepack.quantities import format_duration
 
 if TYPE_CHECKING:
+    from edgepack.model import Checkpoint
     from edgepack.pipeline.request import ExportRequest
     from edgepack.quant.calibration.blocks import Block, BlockwiseModel
 
@@ -30,6 +34,9 @@ _ROWS = 64  # rounded
 _CURVATURE_PASSES = 3.4
 _SAMPLED_SHARE = 1.4  # of all rows: 64 rows of each matrix in thirteen types
 _SMOOTHING_SHARE = 0.7  # of the time of one rounding of all weights: SmolLM2 135M, 110 of 160 core-seconds
+# Of forward passes over a tuning's sequence. A step asks the original, runs and goes back through the file's model, and
+# moves its weights; a look at a held-out sequence makes the weights of the bytes and runs.
+_STEP_PASSES, _LOOK_PASSES = 6.0, 1.5
 
 
 @dataclass(frozen=True)
@@ -40,18 +47,31 @@ class ExpectedTime:
         curvature: of measuring.
         rounding: of predicting, and of one rounding of all weights.
         smoothing: of what comes in front; 0 for nothing.
+        tuning: of what comes afterwards; 0 for nothing.
     """
 
     curvature: float
     rounding: float
     smoothing: float = 0.0
+    tuning: float = 0.0
 
     def __str__(self) -> str:
         """One line for people."""
         parts = f"curvature {format_duration(self.curvature)}, rounding {format_duration(self.rounding)}"
         front = f"smoothing {format_duration(self.smoothing)}, " if self.smoothing else ""
-        total = format_duration(self.smoothing + self.curvature + self.rounding)
-        return f"refining takes about {total} on this machine: {front}{parts}"
+        after = f", tuning {format_duration(self.tuning)}" if self.tuning else ""
+        total = format_duration(self.seconds)
+        return f"refining takes about {total} on this machine: {front}{parts}{after}"
+
+    @property
+    def once(self) -> float:
+        """One rounding of all weights, without what predicts it."""
+        return self.rounding / (1 + _SAMPLED_SHARE)
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.smoothing + self.curvature + self.rounding + self.tuning
 
 
 def expected(request: ExportRequest) -> ExpectedTime:
@@ -74,10 +94,32 @@ def expected(request: ExportRequest) -> ExpectedTime:
     inside = max(1, sum(prod(checkpoint.tensors.specs[name].shape) for name in model.tensor_names(0)
                         if name in checkpoint.tensors.specs))  # fmt: skip
     alike = sum(every) / inside  # blocks that would have as many weights as the model, its tables included
-    curvature = (request.sequences or SEQUENCES) * forward * max(blocks, alike) * _CURVATURE_PASSES
+    through = forward * max(blocks, alike)  # one sequence through the model
+    curvature = (request.sequences or SEQUENCES) * through * _CURVATURE_PASSES
     threads = request.threads or default_threads()
     once = rounding * sum(every) / threads
-    return ExpectedTime(curvature, once * (1 + _SAMPLED_SHARE), once * _SMOOTHING_SHARE if request.smooth else 0.0)
+    smoothing = once * _SMOOTHING_SHARE if request.smooth else 0.0
+    tuning = _tuning_seconds(request, through / length) if request.tune else 0.0
+    return ExpectedTime(curvature, once * (1 + _SAMPLED_SHARE), smoothing, tuning)
+
+
+def _tuning_seconds(request: ExportRequest, a_token: float) -> float:
+    """The minutes that were given, or what so many steps take."""
+    settings = tuning_settings(request)
+    if settings.minutes is not None:
+        return settings.minutes * 60
+    assert settings.steps is not None
+    looks = (settings.judgements + 1) * MOST_HELD_OUT * _LOOK_PASSES
+    return DEFAULT_CTX * a_token * (settings.steps * _STEP_PASSES + looks)
+
+
+def block_seconds(checkpoint: Checkpoint, device: str, length: int) -> float:
+    """Of one sequence of `length` tokens through the first block; the better of two."""
+    from edgepack.quant.calibration.blocks import BlockwiseModel
+
+    model = BlockwiseModel(checkpoint, device)
+    with model.block(0) as block:
+        return _forward_seconds(model, block, length)
 
 
 def _forward_seconds(model: BlockwiseModel, block: Block, length: int) -> float:

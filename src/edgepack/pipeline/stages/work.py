@@ -115,6 +115,7 @@ class Run:
             return path, key
 
         def work() -> tuple[Figures, list[Path]]:
+            """The model's files, how many bytes they take and, where this recipe measures, how they score."""
             result = run_export(replace(self.export, output=path, pack=inside, provenance=not inside))
             if not result.passed:
                 raise CheckFailedError(f"export: {_failed(result)}")
@@ -137,6 +138,7 @@ class Run:
         key = following_key(key, "pack", level)
 
         def work() -> tuple[Figures, list[Path]]:
+            """The archive of the file, what lies beside it and how it was made."""
             with claimed_output(archive, force=True), ExitStack() as scratch:
                 origin = self.folder / MEMBER
                 scratch.callback(origin.unlink, missing_ok=True)
@@ -158,6 +160,7 @@ class Run:
         own, report = following_key(key, "validate", scoring_key(self.recipe), gates), self._place(VALIDATION)
 
         def work() -> tuple[Figures, list[Path]]:
+            """The file held against its original, as a report; which gates it missed is among the figures."""
             adapters = () if path.suffix == ".edgepack" else self._beside(path)
             run = self.scored if self.scored is not None else self.scorer.score(path, adapters)
             told = candidate_json(run.candidates[0], gates, run.chunking)
@@ -186,6 +189,7 @@ class Run:
         )  # fmt: skip
 
         def work() -> tuple[Figures, list[Path]]:
+            """A copy of the file with its certificate."""
             with claimed_output(output, force=True):
                 found = certify(
                     path, self.request.model, None if text is None else Path(text), output, options,

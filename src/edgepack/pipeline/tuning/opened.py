@@ -86,7 +86,8 @@ class OpenedFile:
         count = int(np.prod(rows.shape[:-1]))
         wanted = INTEGERS in self.settings.parts
         exact = torch.from_numpy(self.original.tensors[name].read(0, count)) if wanted else None
-        return TunedBlocks(rows.stored_type, rows.read_blocks(0, count), exact, self.settings.parts)
+        blocks, settings = rows.read_blocks(0, count), self.settings
+        return TunedBlocks(rows.stored_type, blocks, exact, settings.parts, settings.moves)
 
 
 def listed(left: Mapping[str, int]) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgepack.model import Checkpoint
     from edgepack.pipeline.tuning.opened import OpenedFile
     from edgepack.progress import Progress
     from edgepack.quant.tuning.loop import Outcome, Tuning
@@ -28,11 +29,17 @@ class TuningRun:
     """The original's answers, then the file's tuning; both within the time that was given."""
 
     def __init__(
-        self, opened: OpenedFile, tokens: NDArray[np.int64], held_out: list[int], learnt: list[int], folder: Path
+        self,
+        opened: OpenedFile,
+        tokens: NDArray[np.int64],
+        held_out: list[int],
+        learnt: list[int],
+        folder: Path,
+        teacher: Checkpoint,
     ) -> None:
         import torch
 
-        self._opened, self._settings = opened, opened.settings
+        self._opened, self._settings, self._teacher = opened, opened.settings, teacher
         self._tokens, self._held_out, self._learnt = torch.from_numpy(tokens), held_out, learnt
         self._folder, self._began = folder, time.monotonic()
 
@@ -60,7 +67,7 @@ class TuningRun:
         known = load_targets(self._folder)
         if known is not None:
             return known
-        original = whole_model(self._opened.checkpoint, settings.device)
+        original = whole_model(self._teacher, settings.device)
         vocabulary = int(original.get_output_embeddings().weight.shape[0])
         targets = empty_targets(count, length, min(settings.top, vocabulary))
         order = [*self._held_out, *first_epoch(self._learnt, settings.seed)]

@@ -36,17 +36,31 @@ def tuning_metadata(
         for key, value in header.metadata.items()
         if key != keys.CERTIFICATE and not key.startswith(keys.TUNING)
     }
-    return kept | {
-        keys.TUNING_STEPS: u32(outcome.planned),
-        keys.TUNING_BEST_STEP: u32(outcome.best.step),
+    steps, best = (outcome.planned, outcome.best.step), outcome.best.held_out
+    return kept | _about(steps, (outcome.judged[0].held_out, best), settings, tokens)
+
+
+def _about(
+    steps: tuple[int, int], divergence: tuple[float, float], settings: TuningSettings, tokens: NDArray[np.int64]
+) -> dict[str, Value]:
+    """How a file was tuned, of one length whatever the figures are: steps planned and best, divergence around it."""
+    return {
+        keys.TUNING_STEPS: u32(steps[0]),
+        keys.TUNING_BEST_STEP: u32(steps[1]),
         keys.TUNING_PARTS: string(" ".join(part for part in PARTS if part in settings.parts)),
+        keys.TUNING_MOVES: string(settings.moves),
         keys.TUNING_RATE: f32(settings.rate),
         keys.TUNING_SEED: u32(settings.seed),
         keys.TUNING_TOKENS: u32(tokens.size),
         keys.TUNING_TEXT_SHA256: string(hashlib.sha256(np.ascontiguousarray(tokens, "<i8").tobytes()).hexdigest()),
-        keys.TUNING_KL_BEFORE: f32(outcome.judged[0].held_out),
-        keys.TUNING_KL_AFTER: f32(outcome.best.held_out),
+        keys.TUNING_KL_BEFORE: f32(divergence[0]),
+        keys.TUNING_KL_AFTER: f32(divergence[1]),
     }
+
+
+def reserved_metadata(settings: TuningSettings) -> dict[str, Value]:
+    """As many bytes of metadata as a tuned file will say of its tuning, whatever comes of it."""
+    return _about((0, 0), (0.0, 0.0), settings, np.zeros(0, np.int64))
 
 
 def copy_file(path: Path, output: Path) -> None:
