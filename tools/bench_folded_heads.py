@@ -46,7 +46,7 @@ def trained(folder: Path, tokens: torch.Tensor, options: argparse.Namespace) -> 
     config = transformers.GPT2Config(
         n_embd=options.width, n_layer=options.layers, n_head=options.heads, n_positions=_CELLS,
         vocab_size=source["vocab_size"], bos_token_id=source["bos_token_id"], eos_token_id=source["eos_token_id"],
-        embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
+        embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0, initializer_range=options.width**-0.5,
     )  # fmt: skip
     model = transformers.GPT2LMHeadModel(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
