@@ -66,12 +66,14 @@ def test_a_killed_export_goes_on_and_gives_the_same_bytes(
 
 
 def interrupt(plan: ExportPlan, path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Ctrl-C after some tensors, with a journal at every one."""
+    """Ctrl-C after some tensors, with a journal at every one: each note is awaited, however slow the disk is."""
     monkeypatch.setattr(interrupted, "_STEP_BYTES", 1)
     original = interrupted.Journal.note
 
     def note(self: interrupted.Journal, tensors: int, length: int) -> None:
         original(self, tensors, length)
+        if self._pending is not None:
+            self._pending.result()
         if tensors >= after:
             raise KeyboardInterrupt
 
