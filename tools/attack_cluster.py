@@ -1,9 +1,11 @@
 """Kills workers at random moments while a cluster exports, and compares every file with one machine's.
 
-    python tools/attack_cluster.py [--model FOLDER] [--kills 20] [--nodes 2] [--target gguf-q4km] [--figure NAME]
+    python tools/attack_cluster.py [--model FOLDER] [--kills 20] [--nodes 2] [--target gguf-q4km] [--plain]
 
-Exports are made one after the other until so many workers were killed, one of those that work or wait for work at a
-time, at moments of its life that are drawn from a seed. Exit code 1 where a file differs.
+Files are refined (curvature in a relay over both nodes, predictions, rounding, encoding), with --plain only encoded:
+then the workers of a small model wait most of the time, and are killed while they do. Exports are made one after the
+other until so many workers were killed, one of those that work or wait for work at a time, at moments of its life that
+are drawn from a seed. Exit code 1 where a file differs.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from bench_wire import OWN_WORDS
 from figure_file import run_with_figure
 from local_ray import LocalRay, local_ray
 
@@ -81,12 +85,14 @@ def digest(path: Path) -> str:
 def attack(given: argparse.Namespace, folder: Path) -> tuple[int, int, int, int]:
     """How many exports, kills, pieces done again, and files that differ."""
     wrong = exports = again = 0
-    expected = digest(edgepack.export(given.model, given.target, output=folder / "alone.gguf").output)
+    how: dict[str, Any] = {} if given.plain else {"calibration": OWN_WORDS, "sequences": 16, "length": 128}
+    expected = digest(edgepack.export(given.model, given.target, output=folder / "alone.gguf", **how).output)
     with local_ray(given.nodes) as ray, connected(ray.address):
         edgepack.export(given.model, given.target, output=folder / "0.gguf", cluster=ray.address, dry_run=True)
         killer = Killer(ray, given.kills, given.seed)
         while killer.kills < given.kills:
-            made = edgepack.export(given.model, given.target, output=folder / f"{exports}.gguf", cluster=ray.address)
+            output = folder / f"{exports}.gguf"
+            made = edgepack.export(given.model, given.target, output=output, cluster=ray.address, **how)
             exports, same = exports + 1, digest(made.output) == expected
             wrong += not same
             again += made.cluster["done_again"] if made.cluster else 0  # type: ignore[operator]  # of JSON
@@ -102,6 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=BOOKS)
     parser.add_argument("--target", default="gguf-q4km")
+    parser.add_argument("--plain", action="store_true", help="without a calibration text")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -111,9 +118,10 @@ def main() -> int:
         exports, kills, again, wrong = attack(given, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    work = given.target if given.plain else f"{given.target}, refined"
     print("| model | target | nodes | workers killed | exports | pieces done again | files that differ |")
     print("|---|---|---|---|---|---|---|")
-    print(f"| {given.model.name} | {given.target} | {given.nodes} | {kills} | {exports} | {again} | {wrong} |")
+    print(f"| {given.model.name} | {work} | {given.nodes} | {kills} | {exports} | {again} | {wrong} |")
     return 1 if wrong else 0
 
 
