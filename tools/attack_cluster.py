@@ -32,7 +32,10 @@ from local_ray import LocalRay, local_ray
 import edgepack
 from edgepack.pipeline.cluster.ray_connection import connected
 
-_LIFE = (1.0, 4.0)  # seconds of processor: a worker has imported all it needs after about two and a half
+# Seconds of processor after which a worker is killed: it has imported all it needs after about two and a half. A stage
+# of a relay takes several more, and a command ends where eight workers in turn die over one.
+_LIFE = (1.0, 4.0)
+_LONG_LIFE = (1.0, 20.0)
 _LOOK_SECONDS = 0.1
 BOOKS = Path(__file__).resolve().parent.parent / "tests/data/books-llama-6m"
 
@@ -46,22 +49,22 @@ class Killer:
         kills: so far.
     """
 
-    def __init__(self, ray: LocalRay, most: int, seed: int) -> None:
-        self._ray, self._most, self._random = ray, most, random.Random(seed)
+    def __init__(self, ray: LocalRay, most: int, seed: int, life: tuple[float, float] = _LIFE) -> None:
+        self._ray, self._most, self._random, self._life = ray, most, random.Random(seed), life
         self._ended = threading.Event()
         self.kills = 0
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        moment = self._random.uniform(*_LIFE)
+        moment = self._random.uniform(*self._life)
         while self.kills < self._most and not self._ended.wait(_LOOK_SECONDS):
             old = [number for number in self._ray.workers() if processor_seconds(number) >= moment]
             if old:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._random.choice(old), signal.SIGKILL)
                     self.kills += 1
-                moment = self._random.uniform(*_LIFE)
+                moment = self._random.uniform(*self._life)
 
     def stop(self) -> None:
         """Kill no more."""
@@ -89,7 +92,7 @@ def attack(given: argparse.Namespace, folder: Path) -> tuple[int, int, int, int]
     expected = digest(edgepack.export(given.model, given.target, output=folder / "alone.gguf", **how).output)
     with local_ray(given.nodes) as ray, connected(ray.address):
         edgepack.export(given.model, given.target, output=folder / "0.gguf", cluster=ray.address, dry_run=True)
-        killer = Killer(ray, given.kills, given.seed)
+        killer = Killer(ray, given.kills, given.seed, _LIFE if given.plain else _LONG_LIFE)
         while killer.kills < given.kills:
             output = folder / f"{exports}.gguf"
             made = edgepack.export(given.model, given.target, output=output, cluster=ray.address, **how)
