@@ -10,6 +10,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,8 +106,11 @@ def few(lines: Sequence[str], most: int = 3) -> list[str]:
     return [*lines[:most], *([f"… and {left} more of the same kind"] if left > 0 else [])]
 
 
+_MAPPED = 8  # arrays that stay mapped: what a process maps counts as its memory
+
+
 class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
-    """Arrays by name that lie in files and are read through memory maps, each for as long as somebody reads it.
+    """Arrays by name that lie in files and are read through memory maps, the last few at a time.
 
     Args:
         folder: made when needed.
@@ -116,6 +120,7 @@ class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
         self._folder = folder
         self._kept: dict[str, tuple[str, np.dtype[Any]]] = {}  # name → its file, and how it lies there
         self.files: list[tuple[str, str]] = []  # (name, file in the folder) of each array, in order
+        self._map = lru_cache(maxsize=_MAPPED)(self._opened)  # rows are read piece by piece: a map a piece is slow
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the files anew, under the same names."""
@@ -138,7 +143,7 @@ class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
         self._kept[name] = file, stored.dtype
         self.files.append((name, file))
 
-    def _map(self, file: str) -> NDArray[Any]:
+    def _opened(self, file: str) -> NDArray[Any]:
         return np.lib.format.open_memmap(self._folder / file, mode="c")  # callers may write; the file stays
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
