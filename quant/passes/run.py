@@ -10,7 +10,6 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,11 +105,8 @@ def few(lines: Sequence[str], most: int = 3) -> list[str]:
     return [*lines[:most], *([f"… and {left} more of the same kind"] if left > 0 else [])]
 
 
-_MAPPED = 8  # arrays that stay mapped: what a process maps counts as its memory
-
-
 class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
-    """Arrays by name that lie in files and are read through memory maps, the last few at a time.
+    """Arrays by name that lie in files and are read through memory maps.
 
     Args:
         folder: made when needed.
@@ -118,9 +114,8 @@ class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._kept: dict[str, tuple[str, np.dtype[Any]]] = {}  # name → its file, and how it lies there
+        self._arrays: dict[str, NDArray[Any]] = {}
         self.files: list[tuple[str, str]] = []  # (name, file in the folder) of each array, in order
-        self._map = lru_cache(maxsize=_MAPPED)(self._opened)  # rows are read piece by piece: a map a piece is slow
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the files anew, under the same names."""
@@ -131,39 +126,35 @@ class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
         self._folder.mkdir(parents=True, exist_ok=True)
         stored = _exactly(array, dtype)
         file = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[-200:]}-{len(self.files)}.npy"
-        np.save(self._folder / file, stored, allow_pickle=False)
-        self._add(name, file, stored)
+        kept = np.lib.format.open_memmap(self._folder / file, mode="w+", dtype=stored.dtype, shape=stored.shape)
+        kept[...] = stored
+        self._arrays[name] = kept
+        self.files.append((name, file))
 
     def reopen(self, files: Sequence[tuple[str, str]]) -> None:
         """Take up arrays that an earlier run has put there: its `files`."""
         for name, file in files:
-            self._add(name, file, self._map(file))
-
-    def _add(self, name: str, file: str, stored: NDArray[Any]) -> None:
-        self._kept[name] = file, stored.dtype
-        self.files.append((name, file))
-
-    def _opened(self, file: str) -> NDArray[Any]:
-        return np.lib.format.open_memmap(self._folder / file, mode="c")  # callers may write; the file stays
+            self._arrays[name] = np.lib.format.open_memmap(self._folder / file, mode="r")
+            self.files.append((name, file))
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
-        return _widened(self._map(self._kept[name][0]))
+        return _widened(self._arrays[name])
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows `start` (included) to `stop` (not included) of an array seen as a matrix; owned by the caller."""
-        stored = self._map(self._kept[name][0])
+        stored = self._arrays[name]
         return np.array(_widened(stored.reshape(-1, stored.shape[-1])[start:stop]))
 
     def stored_dtype(self, name: str) -> str:
         """How an array lies on disk: `f32`, or `f16` or `bf16` where that holds it exactly."""
         kinds = {stored: dtype for dtype, stored in _ON_DISK.items()}
-        return kinds.get(self._kept[name][1], "f32")
+        return kinds.get(self._arrays[name].dtype, "f32")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._kept)
+        return iter(self._arrays)
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._arrays)
 
 
 def _reopened(folder: Path, files: Sequence[tuple[str, str]]) -> ArrayFolder:
