@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("export", "quant", "packaging", "edge")
 # A layer imports only layers with a smaller number (and itself).
 LAYERS = {
-    "errors": 1, "version": 1, "quantities": 2, "progress": 2, "crew": 2, "files": 2, "file_kinds": 2, "file_digest": 2, "ordered_threads": 2, "processors": 2, "text_file": 2, "expressions": 2, "gguf": 2, "kernels": 2, "trellis": 2, "model": 2, "documents": 2,
+    "errors": 1, "version": 1, "quantities": 2, "progress": 2, "crew": 2, "files": 2, "file_kinds": 2, "file_digest": 2, "ordered_threads": 2, "processors": 2, "log_level": 2, "text_file": 2, "expressions": 2, "gguf": 2, "kernels": 2, "trellis": 2, "model": 2, "documents": 2,
     "quant": 3, "packaging": 3, "export": 4, "edge": 4, "pipeline": 5, "api": 6, "cli": 7, "__main__": 8, "__init__": 8,
 }  # fmt: skip
 SIBLINGS = ({"quant", "packaging"}, {"export", "edge"}, {"export", "packaging"})

@@ -38,6 +38,13 @@ def write_small_llama(folder: Path, **changes: object) -> Path:
     return folder
 
 
+def text_beside(model: Path, words: int = 9000) -> Path:
+    """A file of varied text beside a model."""
+    path = model.parent / "text.txt"
+    path.write_text(varied_text(words))
+    return path
+
+
 def varied_text(words: int = 9000) -> str:
     """Text of many different words, the same every time."""
     generator = torch.Generator().manual_seed(7)

@@ -15,20 +15,11 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from bench_wire import OWN_WORDS, export
+from bench_wire import export
+from cluster_digests import GPTQ_RECIPE
 from figure_file import run_with_figure
 from local_ray import local_ray
 from synthetic_checkpoint import LlamaShape, write_llama
-
-_RECIPE = f"""
-[calibration]
-text = "{OWN_WORDS}"
-sequences = 8
-length = 64
-
-[[pass]]
-name = "gptq"
-"""
 
 
 def main() -> None:
@@ -40,7 +31,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="ray-memory-"))
     try:
         recipe = folder / "gptq.toml"
-        recipe.write_text(_RECIPE, encoding="utf-8")
+        recipe.write_text(GPTQ_RECIPE, encoding="utf-8")
         print("| work | blocks | file | peak of the command |")
         print("|---|---|---|---|")
         with local_ray(1) as ray:

@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from part_cost import peak_memory
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -115,13 +117,6 @@ def rows() -> list[Row]:
         Row("whitened SVD k = 9 → f16", "f16", ("lowrank:method=whitened,rank=9",), False),
     ]
     return [*plain, *pruned, *rounded, *corrected, *factorised]
-
-
-def peak_memory() -> int:
-    """Bytes of the peak resident size of this process (Linux; 0 elsewhere)."""
-    status = Path("/proc/self/status")
-    match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return 1024 * int(match[1]) if match else 0
 
 
 class Remembered:

@@ -35,7 +35,7 @@ def shape_of(width: int) -> LlamaShape:
     return LlamaShape(width, 2, 2 * width, width // 64, width // 128, 4096)
 
 
-_RECIPE = f"""
+GPTQ_RECIPE = f"""
 [calibration]
 text = "{OWN_WORDS}"
 sequences = 8
@@ -128,7 +128,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="ray-digests-"))
     try:
         model = write_random(folder / "model", shape_of(given.width))
-        (folder / "gptq.toml").write_text(_RECIPE)
+        (folder / "gptq.toml").write_text(GPTQ_RECIPE)
         cases = [case for case in CASES if case.name in given.only.split(",")]
         cells, same = table(cases, model, folder, counts, given.kills)
     finally:

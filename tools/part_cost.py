@@ -43,9 +43,10 @@ def counted() -> Iterator[PartCost]:
         _RESET.write_text("5")  # forgets the peak so far (proc(5))
     began = time.process_time()
     yield found
-    found.seconds, found.peak = time.process_time() - began, _peak()
+    found.seconds, found.peak = time.process_time() - began, peak_memory()
 
 
-def _peak() -> int:
+def peak_memory() -> int:
+    """Bytes resident at most of this process so far, or since a part of it began to be counted."""
     told = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else None
     return 1024 * (int(told[1]) if told else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

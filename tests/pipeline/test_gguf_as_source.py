@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("torch")
 
 from safetensors.numpy import save_file
-from wire_models import varied_text, write_small_llama
+from wire_models import text_beside, write_small_llama
 
 from edgepack.api.analysis import analyze
 from edgepack.cli import execute
@@ -42,9 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def text(model: Path) -> Path:
-    path = model.parent / "text.txt"
-    path.write_text(varied_text())
-    return path
+    return text_beside(model)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("torch")
 
 from safetensors.numpy import save_file
-from wire_models import varied_text, write_small_llama
+from wire_models import text_beside, write_small_llama
 
 from edgepack.errors import TokenizerError, UsageError
 from edgepack.export.mapped_model import open_model
@@ -59,9 +59,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def text(model: Path) -> Path:
     """Text to calibrate and to score on."""
-    path = model.parent / "text.txt"
-    path.write_text(varied_text(4000))
-    return path
+    return text_beside(model, 4000)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from wire_models import varied_text, write_small_llama  # noqa: E402
+from wire_models import text_beside, write_small_llama  # noqa: E402
 
 import edgepack  # noqa: E402
 from edgepack.export.refine import model as refine_model  # noqa: E402
@@ -32,9 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def text(model: Path) -> Path:
-    path = model.parent / "text.txt"
-    path.write_text(varied_text(4000))
-    return path
+    return text_beside(model, 4000)
 
 
 @pytest.fixture(scope="module")

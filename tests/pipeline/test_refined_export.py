@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from wire_models import varied_text, write_small_llama  # noqa: E402
+from wire_models import text_beside, write_small_llama  # noqa: E402
 
 import edgepack  # noqa: E402
 from edgepack.errors import UsageError  # noqa: E402
@@ -34,9 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def text(model: Path) -> Path:
-    path = model.parent / "text.txt"
-    path.write_text(varied_text(4000))
-    return path
+    return text_beside(model, 4000)
 
 
 def refined(model: Path, calibration: Path, output: Path, **options: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from wire_models import varied_text, write_small_llama  # noqa: E402
+from wire_models import text_beside, varied_text, write_small_llama  # noqa: E402
 
 import edgepack  # noqa: E402
 from edgepack.errors import CalibrationError, UsageError  # noqa: E402
@@ -36,9 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def text(model: Path) -> Path:
-    path = model.parent / "text.txt"
-    path.write_text(varied_text(900))
-    return path
+    return text_beside(model, 900)
 
 
 def tuned(model: Path, text: Path, output: Path, **options: Any) -> Any:

@@ -9,12 +9,12 @@ import logging
 import re
 import struct
 import zlib
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from edgepack.documents.sections import SectionBuilder
 from edgepack.errors import DependencyError, UsageError
 from edgepack.files.source import open_source
+from edgepack.log_level import log_level
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MOST_PAGES = 100_000
 _MOST_ENTRIES = 10_000  # of an outline
+_LOGGED = logging.CRITICAL  # without remarks on files that are read all the same
 _BROKEN_WORD = re.compile(r"(\w)-\n(?=[a-z])")
 # What pypdf raises on files that are not what they claim to be, beside its own errors.
 _BROKEN = (
@@ -44,7 +45,7 @@ def read_pdf(path: Path, document: str) -> Iterator[Section]:
         from pypdf.errors import PyPdfError
     except ImportError as error:
         raise DependencyError(f"PDF: needs {error.name}: pip install edgepack[train]") from error
-    with open_source(path) as stream, _quiet():
+    with open_source(path) as stream, log_level("pypdf", _LOGGED):
         try:
             reader = PdfReader(stream)
             if reader.is_encrypted and not reader.decrypt(""):
@@ -90,18 +91,6 @@ def _outline(reader: Any) -> dict[int, list[tuple[int, str]]]:
         if page is not None and page >= 0:
             found.setdefault(page, []).append((level, str(item.title)))
     return found
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without pypdf's remarks on files that it reads all the same."""
-    logger = logging.getLogger("pypdf")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _line(error: BaseException) -> str:

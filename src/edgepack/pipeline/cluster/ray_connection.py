@@ -14,6 +14,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from edgepack.errors import DependencyError, NetworkError, UsageError
+from edgepack.log_level import log_level
 from edgepack.pipeline.cluster.ray_backend import RayBackend
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 SECONDS = 20.0  # for something to answer at the address
 _JOIN_SECONDS = 120.0  # for what speaks as Ray does to let this process join: a busy machine is no failure
+_LOGGED = logging.ERROR  # losses are told by who asks again
 AUTO = "auto"  # the cluster that runs on this machine
 _FRAME_BYTES, _SETTINGS_FRAME = 9, 4  # the head of a frame of HTTP/2, its type at byte 3
 
@@ -43,7 +45,7 @@ def connected(address: str, seconds: float = SECONDS) -> Iterator[RayBackend]:
         yield RayBackend(ray)
         return
     found = _checked(address, seconds)
-    with _quiet(), redirect_stdout(cast("TextIO", Silenced(sys.stdout))):
+    with log_level("ray", _LOGGED), redirect_stdout(cast("TextIO", Silenced(sys.stdout))):
         _connect(ray, found, _JOIN_SECONDS)
         try:
             yield RayBackend(ray)
@@ -69,18 +71,6 @@ class Silenced:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray's own log says only what went wrong: losses are told by who asks again."""
-    log = logging.getLogger("ray")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def _ray() -> Any:

@@ -12,15 +12,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgepack.export.mapped_model import map_checkpoint
-from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.pipeline.makers.opened import opened_checkpoint, read_request_recipe, unworked
 from edgepack.pipeline.makers.refined_default import smooths
 from edgepack.pipeline.makers.refined_scale import RefinedTrial, remove_made
-from edgepack.pipeline.makers.wire_host import check_host, memory_for
+from edgepack.pipeline.makers.wire_host import check_host, host_plan, memory_for
 from edgepack.pipeline.options import WIRE
 from edgepack.pipeline.ship import Shipment
 from edgepack.quant.codecs.ggml.host_grids import HOSTS, find_host
-from edgepack.quant.types.choice import Overrides
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
@@ -69,11 +67,12 @@ def rated_request(request: ExportRequest) -> ExportRequest | None:
 
 def _memory(request: ExportRequest) -> int:
     """Bytes that the GGUF may have: the limit, or those of a host; 0 where q8 or nothing is meant."""
-    device, pre, largest = request.for_device, request.pre, _host_bytes(request, HOSTS["q8"])
+    device, pre = request.for_device, request.pre
     if request.host_type is not None:
         host = find_host(request.host_type)
         check_host(request.source, host, device, pre=pre)
         return 0 if host == HOSTS["q8"] else _host_bytes(request, host)
+    largest = _host_bytes(request, HOSTS["q8"])
     limits = [request.memory_bytes or largest]
     if device is not None:
         limits.append(memory_for(request.source, device, pre=pre) or largest)
@@ -81,13 +80,11 @@ def _memory(request: ExportRequest) -> int:
 
 
 def _host_bytes(request: ExportRequest, host: Host) -> int:
-    from edgepack.export.wire.plan import host_target
-
     checkpoint = opened_checkpoint(request)
     if request.has_passes:
         checkpoint = unworked(checkpoint, read_request_recipe(request))
     mapped = map_checkpoint(checkpoint, pre=request.pre, allow_requantize=request.allow_requantize)
-    return plan_export(mapped, host_target(host), PlanOptions(Overrides(pure=True))).total_bytes
+    return host_plan(mapped, host).total_bytes
 
 
 def _weights(request: ExportRequest) -> int:

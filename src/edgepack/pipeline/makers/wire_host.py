@@ -12,6 +12,7 @@ from edgepack.errors import CheckFailedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edgepack.export.mapped import MappedModel
     from edgepack.export.plan import ExportPlan
     from edgepack.quant.codecs.ggml.host_grids import Host
 
@@ -60,13 +61,17 @@ def fits_device(model: Path, host: Host, device: str, *, pre: str | None = None)
 
 def _planned(model: Path, host: Host, *, pre: str | None) -> ExportPlan:
     from edgepack.export.mapped_model import open_model
+
+    return host_plan(open_model(model, pre=pre, allow_requantize=True), host)
+
+
+def host_plan(model: MappedModel, host: Host) -> ExportPlan:
+    """The GGUF of a model whose matrices all have a host's type."""
     from edgepack.export.plan import PlanOptions, plan_export
     from edgepack.export.wire.plan import host_target
     from edgepack.quant.types.choice import Overrides
 
-    return plan_export(
-        open_model(model, pre=pre, allow_requantize=True), host_target(host), PlanOptions(Overrides(pure=True))
-    )
+    return plan_export(model, host_target(host), PlanOptions(Overrides(pure=True)))
 
 
 def plan_fits(plan: ExportPlan, device: str) -> bool:
