@@ -92,6 +92,11 @@ class Checkpoint:
     origin: Path | None = None
     metadata: Mapping[str, Value] | None = None
 
+    @property
+    def weight_count(self) -> int:
+        """Weights of all tensors."""
+        return sum(prod(spec.shape) for spec in self.tensors.specs.values())
+
 
 @runtime_checkable
 class ReadByRows(Protocol):

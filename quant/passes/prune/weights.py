@@ -6,7 +6,6 @@ GGUF is dense: zeros save bytes only in an archive, and only where the type can 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -88,7 +87,7 @@ def comparison(checkpoint: Checkpoint) -> Literal["row", "layer"]:
     In models with fewer than `LARGE` parameters, those of a whole matrix: better on those that we measured
     (docs/passes.md). Nothing was measured in between.
     """
-    parameters = sum(math.prod(spec.shape) for spec in checkpoint.tensors.specs.values())
+    parameters = checkpoint.weight_count
     return "row" if parameters >= LARGE else "layer"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING
 
 from edgepack.pipeline.adapting.settings import Forecast
@@ -67,7 +66,7 @@ class Shape:
 
         width = number("hidden_size", "n_embd", "d_model")
         return cls(
-            sum(prod(spec.shape) for spec in checkpoint.tensors.specs.values()), width,
+            checkpoint.weight_count, width,
             number("num_hidden_layers", "n_layer", "num_layers"),
             number("intermediate_size", "n_inner", "ffn_dim", default=4 * width),
             number("num_attention_heads", "n_head"), number("vocab_size"),

@@ -21,6 +21,8 @@ from edgepack.pipeline.cluster.board import Board
 from edgepack.pipeline.cluster.crew import ClusterCrew
 from edgepack.pipeline.cluster.forecast import Forecast
 from edgepack.pipeline.makers.opened import read_request_recipe
+from edgepack.pipeline.makers.refined_run import SEQUENCES
+from edgepack.pipeline.makers.wire_run import SEQUENCES as WIRE_SEQUENCES
 from edgepack.pipeline.options import WIRE
 from edgepack.progress import silent
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from edgepack.model import Checkpoint
     from edgepack.pipeline.request import ExportRequest
 
-SEQUENCES, WIRE_SEQUENCES = 64, 40  # that are run where nobody says how many
 _FEW = 8  # sequences of the smaller run: a batch
 _CORNERS = ((1, 1), (1, 2), (2, 1), (2, 2))  # (blocks, times so many sequences)
 
@@ -109,7 +110,7 @@ def _run(
 
     board = Board(lambda _line: None)
     small = keep_layers(checkpoint, range(blocks))
-    share = _weights(small) / _weights(checkpoint)
+    share = small.weight_count / checkpoint.weight_count
     asked = replace(
         _shorter(request, sequences, folder), original=small, crew=ClusterCrew(crew.backend, board), dry_run=False,
         output=folder / ("m.edgepack" if request.kind == WIRE else "m.gguf"), force=True, resume=False, pack=False,
@@ -123,10 +124,6 @@ def _run(
         sum(tally.seconds for tally in tallies), time.process_time() - began, sum(tally.bytes for tally in tallies),
         max((tally.peak for tally in tallies), default=0),
     )  # fmt: skip
-
-
-def _weights(checkpoint: Checkpoint) -> int:
-    return sum(prod(spec.shape) for spec in checkpoint.tensors.specs.values())
 
 
 def _scaled(limit: int | None, share: float) -> int | None:

@@ -56,7 +56,7 @@ def rated_request(request: ExportRequest) -> ExportRequest | None:
     if request.kind != WIRE or asks_for_grids or not wanted or not held:
         return None
     memory = _memory(request)
-    if not memory or _wanted(request, _weights(request)) < LEAST_SHARE * memory:
+    if not memory or _wanted(request, opened_checkpoint(request).weight_count) < LEAST_SHARE * memory:
         return None
     output = None if request.path is None else request.path.with_suffix(".gguf")
     return replace(
@@ -85,11 +85,6 @@ def _host_bytes(request: ExportRequest, host: Host) -> int:
         checkpoint = unworked(checkpoint, read_request_recipe(request))
     mapped = map_checkpoint(checkpoint, pre=request.pre, allow_requantize=request.allow_requantize)
     return host_plan(mapped, host).total_bytes
-
-
-def _weights(request: ExportRequest) -> int:
-    specs = opened_checkpoint(request).tensors.specs.values()
-    return sum(spec.rows * (spec.shape[-1] if spec.shape else 1) for spec in specs)
 
 
 def _wanted(request: ExportRequest, weights: int) -> int:
