@@ -140,6 +140,9 @@ class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         return _widened(self._arrays[name])
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays  # Mapping's own would read the array
+
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows `start` (included) to `stop` (not included) of an array seen as a matrix; owned by the caller."""
         stored = self._arrays[name]

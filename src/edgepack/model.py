@@ -5,6 +5,7 @@ Values and protocols only. How files hold tensors is left to `export`; what is d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -108,6 +109,27 @@ class ReadByRows(Protocol):
 
 
 @dataclass(frozen=True)
+class _OverriddenSpecs(Mapping[str, TensorSpec]):
+    """Specs of `base`, those of replaced tensors as `f32`: found one by one, as one is asked for at a time."""
+
+    base: Mapping[str, TensorSpec]
+    replaced: Container[str]
+
+    def __getitem__(self, name: str) -> TensorSpec:
+        spec = self.base[name]
+        return TensorSpec(name, spec.shape, "f32") if name in self.replaced else spec
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.base
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.base)
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+
+@dataclass(frozen=True)
 class OverriddenTensors:
     """A source in which some tensors are replaced: what a pass gives back. Does not modify `base`.
 
@@ -122,10 +144,7 @@ class OverriddenTensors:
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
         """The specs of `base`; replaced tensors are `f32`."""
-        return {
-            name: TensorSpec(name, spec.shape, "f32") if name in self.replaced else spec
-            for name, spec in self.base.specs.items()
-        }
+        return _OverriddenSpecs(self.base.specs, self.replaced)
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """As `TensorSource.read_rows`."""

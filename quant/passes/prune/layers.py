@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class RenamedTensors:
     base: TensorSource
     names: Mapping[str, str]
 
-    @property
+    @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
         """The specs of `base` under the new names."""
         base = self.base.specs

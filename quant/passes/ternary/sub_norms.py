@@ -7,6 +7,7 @@ here is an ordinary checkpoint. Source: BitDistill (arXiv 2510.13998), stage 1. 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +41,7 @@ class AddedTensors:
     base: TensorSource
     added: Mapping[str, NDArray[np.float32]]
 
-    @property
+    @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
         """The base's, then those added."""
         return {**self.base.specs, **{n: TensorSpec(n, array.shape, "f32") for n, array in self.added.items()}}
