@@ -245,7 +245,7 @@ def test_samples_are_what_autograd_says_of_the_whole_model(
         logits = model(torch.from_numpy(tokens[:3])).logits.flatten(0, 1)
         loss = torch.nn.functional.cross_entropy(logits, logits.argmax(-1), reduction="sum")
     gradients = torch.autograd.grad(loss, [zeros for _, zeros in seen.values()])
-    places = sampler._places
+    places = sampler.places
     rows = torch.arange(3)[:, None]
     for (name, (inputs, _)), gradient in zip(seen.items(), gradients, strict=True):
         if name == "lm_head.weight":

@@ -152,10 +152,16 @@ def test_an_interrupted_curvature_goes_on_with_another_crew(tiny: Checkpoint, tm
 
 @pytest.mark.parametrize(
     "named",
-    ["awq", "prune:method=wanda,sparsity=0.5", "prune:method=sparsegpt,pattern=2:4", "lowrank:method=whitened,rank=8"],
+    [
+        "awq",
+        "prune:method=wanda,sparsity=0.5",
+        "prune:method=sparsegpt,pattern=2:4",
+        "lowrank:method=whitened,rank=8",
+        "smooth:steps=20,tokens=64",
+    ],
 )
 def test_passes_that_look_at_activations(named: str, tiny: Checkpoint, tmp_path: Path) -> None:
-    """Sequences are split over workers; what is decided from their sums is decided here."""
+    """Sequences are split over workers, for `smooth` blocks; what is decided of all blocks is decided here."""
     (step,) = inline_recipe((named,), {}).passes
     kinds = {name: GGMLType.Q4_0 for name, spec in tiny.tensors.specs.items() if len(spec.shape) == 2}
 
@@ -166,12 +172,14 @@ def test_passes_that_look_at_activations(named: str, tiny: Checkpoint, tmp_path:
         return outcome.figures, [tensors.read_rows(name, 0, spec.rows) for name, spec in tensors.specs.items()]
 
     figures, weights = changed("alone", None)
+    assert figures.get("folds", 1), "something was changed"
     for workers, losses, _ in SHAKY:
         backend = ShakyBackend(workers, 1, losses)
         found, others = changed(f"{workers}", crew_of(backend))
         assert backend.asked
         assert found == figures
         assert all(np.array_equal(one, other) for one, other in zip(weights, others, strict=True))
+        assert not list((tmp_path / f"{workers}").glob("smooth-inputs/*")), "activations and gradients go"
 
 
 def test_gptq(tiny: Checkpoint, tmp_path: Path) -> None:
