@@ -7,7 +7,8 @@ from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec
 
 from edgepack.pipeline.export import ExportResult, run_export
-from edgepack.pipeline.request import ExportRequest, declared_options
+from edgepack.pipeline.export_options import declared_options
+from edgepack.pipeline.request import ExportRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
