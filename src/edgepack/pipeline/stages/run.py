@@ -27,7 +27,7 @@ from edgepack.pipeline.stages.work import STAGES_FOLDER, SUMMARY, Run
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgepack.pipeline.export import ExportResult
+    from edgepack.pipeline.export_result import ExportResult
 
 
 def run_recipe(request: CompressRequest) -> Compressed:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgepack.edge.fidelity.run import FidelityRun
-    from edgepack.pipeline.export import ExportResult
+    from edgepack.pipeline.export_result import ExportResult
     from edgepack.pipeline.request import ExportRequest
     from edgepack.pipeline.stages.memory import PeakMemory
     from edgepack.pipeline.stages.metrics import Metrics
