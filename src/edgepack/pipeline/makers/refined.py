@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from edgepack.export.mapped import MappedModel
     from edgepack.export.plan import ExportPlan
     from edgepack.export.recipe.work import Passes
-    from edgepack.export.refine.model import Allocation, RefinedFile, RefinedModel
+    from edgepack.export.refine.model import RefinedModel
+    from edgepack.export.refine.values import Allocation, RefinedFile
     from edgepack.model import Checkpoint
     from edgepack.pipeline.makers.wire_run import Calibration
     from edgepack.pipeline.outline import Json
@@ -179,7 +180,7 @@ class RefinedMaker:
             CalibrationError: the text is too short.
             EdgepackError: whatever passes or calibration find wrong.
         """
-        from edgepack.export.refine.model import RefineSettings
+        from edgepack.export.refine.values import RefineSettings
 
         request, changed = self._request, self._changed()
         self._calibration = calibration_of(request, changed.checkpoint)
