@@ -25,7 +25,7 @@ from edgepack.pipeline.verdict import gates_of, verdict_on
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from edgepack.export.recipe.work import Passes
+    from edgepack.export.recipe.passes import Passes
     from edgepack.pipeline.cluster.board import Board
     from edgepack.pipeline.cluster.crew import ClusterCrew
     from edgepack.pipeline.outline import Json, Outline

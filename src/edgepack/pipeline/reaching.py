@@ -15,7 +15,7 @@ from edgepack.pipeline.ship import Shipment
 from edgepack.pipeline.verdict import judge_of
 
 if TYPE_CHECKING:
-    from edgepack.export.recipe.work import Passes
+    from edgepack.export.recipe.passes import Passes
     from edgepack.pipeline.goals.judging import Rung
     from edgepack.pipeline.makers.wire import WireMaker
     from edgepack.pipeline.request import ExportRequest

@@ -13,7 +13,7 @@ from edgepack.pipeline.makers.separate import SeparateAdapter, WithAdapter
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgepack.export.recipe.work import Passes
+    from edgepack.export.recipe.passes import Passes
     from edgepack.pipeline.goals.ladder import Maker
     from edgepack.pipeline.makers.projector import ProjectorFile
     from edgepack.pipeline.makers.refined import Aim, RefinedMaker

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from edgepack.export.mapped import MappedModel
     from edgepack.export.plan import ExportPlan
-    from edgepack.export.recipe.work import Passes, PreparedExport
+    from edgepack.export.recipe.passes import Passes
+    from edgepack.export.recipe.values import PreparedExport
     from edgepack.pipeline.outline import Json
     from edgepack.pipeline.request import ExportRequest
     from edgepack.quant.types.choice import Overrides

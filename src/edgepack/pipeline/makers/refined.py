@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from edgepack.export.mapped import MappedModel
     from edgepack.export.plan import ExportPlan
-    from edgepack.export.recipe.work import Passes
+    from edgepack.export.recipe.passes import Passes
     from edgepack.export.refine.model import RefinedModel
     from edgepack.export.refine.values import Allocation, RefinedFile
     from edgepack.model import Checkpoint
