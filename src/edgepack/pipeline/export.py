@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.files.output import check_output
+from edgepack.files.claim import check_output
 from edgepack.pipeline.accepted import check_request
 from edgepack.pipeline.export_result import ExportResult
 from edgepack.pipeline.goals.ladder import fitting

@@ -17,7 +17,7 @@ from edgepack.export.gguf_file import write_shards
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, collectable_importance, plan_export, shard_paths, split_plan
 from edgepack.export.recipe.changed import ChangedModel
-from edgepack.files.output import check_output
+from edgepack.files.claim import check_output
 from edgepack.gguf import keys
 from edgepack.gguf.types import Value, ValueType, boolean, f32, string, u32
 from edgepack.pipeline.makers.gguf import ladder

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from edgepack.errors import EdgepackError, RecipeError, UsageError
-from edgepack.files.output import check_output, claimed_output
+from edgepack.files.claim import check_output, claimed_output
 from edgepack.pipeline.request import ExportRequest
 from edgepack.pipeline.stages.contradictions import planned, refuse_contradictions
 from edgepack.pipeline.stages.keys import packs_inside

@@ -20,7 +20,8 @@ from edgepack.edge.fidelity.validate import Gates
 from edgepack.errors import CheckFailedError
 from edgepack.export.recipe.pass_stages import FinishedPass, PassStages, following_key
 from edgepack.file_digest import file_sha256
-from edgepack.files.output import atomic_output, check_output, claimed_output
+from edgepack.files.claim import check_output, claimed_output
+from edgepack.files.output import atomic_output
 from edgepack.packaging.derivation import MEMBER, beside_path
 from edgepack.packaging.trust.policy import ANYONE
 from edgepack.pipeline.export import run_export
