@@ -16,7 +16,7 @@ from edgepack.edge.fidelity.certificate_file import certificate_path, has_deriva
 from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.edge.fidelity.validate import Gates
 from edgepack.errors import EdgepackError
-from edgepack.files.output import claimed_output
+from edgepack.files.claim import claimed_output
 from edgepack.packaging.derivation import beside_path
 from edgepack.pipeline import certify as certificates
 from edgepack.pipeline.fidelity import run_validation, with_findings
