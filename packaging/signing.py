@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from edgepack.errors import ArchiveError, IntegrityError, UsageError
-from edgepack.files.output import atomic_output, claimed_output
+from edgepack.files.claim import claimed_output
+from edgepack.files.output import atomic_output
 from edgepack.files.source import FileState, check_unchanged
 from edgepack.packaging import records
 from edgepack.packaging.archive import open_unjudged

@@ -24,7 +24,7 @@ DOCUMENT = Path(__file__).resolve().parent.parent / "docs/api.md"
 BEGIN, END = "<!-- reference -->", "<!-- /reference -->"
 # What functions give back, in the order of the functions; a dotted name each.
 RESULTS = (
-    "pipeline.export.ExportResult",
+    "pipeline.export_result.ExportResult",
     "api.compress.CompressResult",
     "packaging.pack.PackResult",
     "packaging.estimate.Estimate",

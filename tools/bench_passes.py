@@ -153,7 +153,8 @@ def make(model: Path, row: Row, settings: Mapping[str, Any], folder: Path, threa
     from edgepack.export.checkpoint import open_checkpoint
     from edgepack.export.gguf_file import write_gguf
     from edgepack.export.recipe.corrections import write_correction
-    from edgepack.export.recipe.work import RecipeOptions, prepare_export
+    from edgepack.export.recipe.passes import prepare_export
+    from edgepack.export.recipe.values import RecipeOptions
     from edgepack.quant.passes.recipe import inline_recipe
     from edgepack.quant.types.targets import find_target
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from edgepack.export.refine.model import RefinedModel, RefineSettings
+    from edgepack.export.refine.model import RefinedModel
+    from edgepack.export.refine.values import RefineSettings
     from edgepack.model import Checkpoint
     from edgepack.pipeline.frontier.points import Spec
     from edgepack.pipeline.makers.refined_run import RunOptions

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from edgepack.edge.bundle.wheels import PLATFORMS, Platform, gather
 from edgepack.errors import IntegrityError, ResourceError, UsageError
 from edgepack.file_digest import write_sha256sums
-from edgepack.files.output import folder_output
+from edgepack.files.folders import folder_output
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.index.member_names import check_member_name
 from edgepack.packaging.verify import verify_archive

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from edgepack.edge.llama.engines import with_logits
 from edgepack.errors import ModelRuntimeError, UsageError
-from edgepack.files.output import atomic_output, claimed_output
+from edgepack.files.claim import claimed_output
+from edgepack.files.output import atomic_output
 from edgepack.files.source import open_source
 
 if TYPE_CHECKING:

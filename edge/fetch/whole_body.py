@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.edge.fetch.patience import Patience
 from edgepack.errors import NetworkError
-from edgepack.files.output import check_output
+from edgepack.files.claim import check_output
 
 if TYPE_CHECKING:
     from pathlib import Path

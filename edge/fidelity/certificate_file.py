@@ -14,7 +14,8 @@ from edgepack.edge.fidelity.scoring import open_candidate, open_stored
 from edgepack.edge.fidelity.stored_reference import StoredReference, decode, encode
 from edgepack.errors import IntegrityError, UsageError
 from edgepack.file_digest import file_sha256, stream_sha256
-from edgepack.files.output import atomic_output, move_output, scratch_beside
+from edgepack.files.folders import scratch_beside
+from edgepack.files.output import atomic_output, move_output
 from edgepack.files.source import open_source
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header

@@ -5,24 +5,21 @@ It knows nothing of installing, of choosing what fits, of chat templates and of 
 
 from __future__ import annotations
 
-import ctypes
 import time
-from codecs import getincrementaldecoder
-from itertools import count
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgepack.edge.llama.chances import chances_of
-from edgepack.edge.llama.engine import GeneratedToken, StoppedError, common_prefix
+from edgepack.edge.llama.context import Context
+from edgepack.edge.llama.engine import StoppedError, common_prefix
+from edgepack.edge.llama.generation import PreparedPrompt, continued
 from edgepack.edge.llama.handles import open_context, open_model
 from edgepack.edge.llama.interrupt import AbortFlag
 from edgepack.edge.llama.log import runtime_log
 from edgepack.edge.llama.options import RuntimeOptions, SamplingOptions
 from edgepack.edge.llama.sampling import SamplerChain
-from edgepack.edge.llama.thread_pace import ThreadPace
 from edgepack.edge.llama.vocabulary import Vocabulary
-from edgepack.errors import ModelRuntimeError, UsageError
+from edgepack.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -31,18 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-_NO_SLOT = 1  # llama_decode: the KV cache is full
-_KEPT_BEGINNING = 4  # tokens that a context shift never forgets: attention leans on the first ones
-_ABORTED = 2  # llama_decode: the abort callback said so
-
-
-@runtime_checkable
-class PreparedPrompt(Protocol):
-    """A prompt that is more than token ids, such as one with images (`image.PicturePrompt`)."""
-
-    def evaluate(self) -> None:
-        """Bring the KV cache to it, its last logits ready to sample from."""
-        ...
+    from edgepack.edge.llama.engine import GeneratedToken
 
 
 class LoadedModel:
@@ -74,10 +60,9 @@ class LoadedModel:
         self._c = c
         self.path = path
         self.options = options or RuntimeOptions()
-        self._context: Any = None
+        self._context = Context(path)
         self._model: Any = None
         self._shares_weights = beside is not None
-        self._evaluated: list[int] = []
         self.abort = AbortFlag() if abort is None else abort
         with runtime_log().recording() as log:
             try:
@@ -85,12 +70,11 @@ class LoadedModel:
                     self._model, self._adapters = open_model(path, self.options, self.abort)
                 else:
                     self._model, self._adapters = beside._model, beside._adapters  # noqa: SLF001
-                self._context = open_context(path, self._model, self._adapters, self.options, self.abort)
+                self._context.pointer = open_context(path, self._model, self._adapters, self.options, self.abort)
             except BaseException:
                 self.close()
                 raise
         self.load_log = log.text
-        self._n_batch = int(c.llama_n_batch(self._context))  # never more than the context that was asked for
         self.vocabulary = Vocabulary(c.llama_model_get_vocab(self._model))
 
     def __enter__(self) -> Self:
@@ -101,9 +85,7 @@ class LoadedModel:
 
     def close(self) -> None:
         """Free everything; a second call does nothing."""
-        if self._context:
-            self._c.llama_free(self._context)
-            self._context = None
+        self._context.close()
         if self._model:
             if not self._shares_weights:
                 self._c.llama_model_free(self._model)  # its adapters go with it
@@ -112,7 +94,7 @@ class LoadedModel:
     @property
     def n_ctx(self) -> int:
         """Tokens that the KV cache holds (llama.cpp rounds what was asked for up to a multiple of 256)."""
-        return int(self._c.llama_n_ctx(self._context))
+        return self._context.size
 
     @property
     def n_ctx_train(self) -> int:
@@ -122,7 +104,7 @@ class LoadedModel:
     @property
     def threads(self) -> int:
         """Threads that generation uses."""
-        return int(self._c.llama_n_threads(self._context))
+        return self._context.threads
 
     @property
     def n_vocab(self) -> int:
@@ -147,7 +129,7 @@ class LoadedModel:
     @property
     def context(self) -> Any:
         """`llama_context *`, likewise."""
-        return self._context
+        return self._context.pointer
 
     @property
     def bos_text(self) -> str:
@@ -155,14 +137,9 @@ class LoadedModel:
         return self.vocabulary.text(self.vocabulary.bos)
 
     @property
-    def _window(self) -> int:
-        """Tokens that layers with sliding attention look back; 0 where there are none."""
-        return int(self._c.llama_model_n_swa(self._model))
-
-    @property
     def n_evaluated(self) -> int:
         """Tokens in the KV cache."""
-        return len(self._evaluated)
+        return len(self._context.tokens)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of `text`.
@@ -187,8 +164,7 @@ class LoadedModel:
 
     def clear(self) -> None:
         """Forget every evaluated token."""
-        self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
-        self._evaluated = []
+        self._context.clear()
 
     def logits(self, token_ids: Sequence[int] | NDArray[np.integer[Any]], first: int = 0) -> NDArray[np.float32]:
         """Teacher-forced logits; the KV cache is cleared before.
@@ -213,13 +189,13 @@ class LoadedModel:
             raise UsageError(f"logits: the model was opened with max_outputs = {self.options.max_outputs}")
         ids = self._checked_ids(token_ids)
         self.clear()
-        for start in range(0, len(ids), self._n_batch):
-            chunk = ids[start : start + self._n_batch]
+        for start in range(0, len(ids), self._context.batch):
+            chunk = ids[start : start + self._context.batch]
             wanted = (np.arange(start, start + len(chunk)) >= first).astype(np.int8)
-            self._decode(chunk, wanted)
+            self._context.evaluate(chunk, wanted)
             if (n_rows := int(wanted.sum())) == 0:
                 continue
-            rows = np.ctypeslib.as_array(self._c.llama_get_logits(self._context), (n_rows, self.n_vocab))
+            rows = self._context.logits(n_rows, self.n_vocab)
             yield rows.astype(np.float32, copy=True)  # llama.cpp overwrites its buffer in the next call
 
     def evaluate(self, token_ids: Sequence[int]) -> int:
@@ -234,10 +210,10 @@ class LoadedModel:
             UsageError: as `logits`.
         """
         ids = self._checked_ids(token_ids)
-        kept = min(common_prefix(self._evaluated, ids.tolist()), len(ids) - 1)
-        kept = self._drop_after(kept)
-        for start in range(kept, len(ids), self._n_batch):
-            self._decode(ids[start : start + self._n_batch])
+        kept = min(common_prefix(self._context.tokens, ids.tolist()), len(ids) - 1)
+        kept = self._context.keep_first(kept)
+        for start in range(kept, len(ids), self._context.batch):
+            self._context.evaluate(ids[start : start + self._context.batch])
         return len(ids) - kept
 
     def next_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
@@ -247,14 +223,7 @@ class LoadedModel:
             UsageError: as `logits`.
         """
         self.evaluate(token_ids)
-        return np.array(self._last_logits())
-
-    def _last_logits(self) -> NDArray[np.float32]:
-        """Logits [n_vocab] after the last evaluated token: llama.cpp's own buffer, which the next call overwrites."""
-        rows: NDArray[np.float32] = np.ctypeslib.as_array(
-            self._c.llama_get_logits_ith(self._context, -1), (self.n_vocab,)
-        )
-        return rows
+        return np.array(self._context.last_logits(self.n_vocab))
 
     def adopt(self, token_ids: Sequence[int]) -> None:
         """Take note of what another evaluator (`image`) brought into the empty KV cache.
@@ -262,7 +231,7 @@ class LoadedModel:
         Args:
             token_ids: an id for each cell, a negative one for what no token gave.
         """
-        self._evaluated = list(token_ids)
+        self._context.tokens = list(token_ids)
 
     def extend(self, token_ids: Sequence[int] | NDArray[np.integer[Any]]) -> None:
         """Evaluate tokens after those in the KV cache.
@@ -272,9 +241,9 @@ class LoadedModel:
             ModelRuntimeError: they do not fit.
         """
         ids = self._checked_ids(token_ids)
-        for start in range(0, len(ids), self._n_batch):
-            self._decode(ids[start : start + self._n_batch])
-        self._c.llama_synchronize(self._context)
+        for start in range(0, len(ids), self._context.batch):
+            self._context.evaluate(ids[start : start + self._context.batch])
+        self._context.wait()
 
     def generate(
         self,
@@ -302,7 +271,6 @@ class LoadedModel:
         """
         chosen = sampling or SamplingOptions()
         chain = SamplerChain(self.vocabulary.pointer, chosen)
-        decoder = getincrementaldecoder("utf-8")("replace")
         self.abort.clear()
         try:
             if isinstance(token_ids, PreparedPrompt):
@@ -311,29 +279,14 @@ class LoadedModel:
                 self.evaluate(token_ids)
             last = token_ids[-chosen.repeat_last_n :] if chosen.repeat_last_n else []
             chain.remember([int(token) for token in last if token >= 0])
-            token = -1
-            pace = ThreadPace(self.threads, self._set_threads) if self.options.adapt_threads else None
-            for _ in count() if context_shift and max_tokens < 0 else range(self._room(max_tokens, context_shift)):
-                if self.abort:
-                    return
-                if context_shift and self.n_evaluated == self.n_ctx:
-                    self._shift()
-                if token >= 0:
-                    self._decode(np.array([token], np.int32))
-                token = chain.sample(self._context)
-                if pace is not None:
-                    pace.token()
-                if self.vocabulary.is_end(token):
-                    return
-                chances = chances_of(self._last_logits(), token, chosen.chances) if chosen.chances else None
-                yield GeneratedToken(token, decoder.decode(self.vocabulary.piece(token)), chances)
+            yield from continued(
+                self._context, self.vocabulary, chain, self.abort, max_tokens=max_tokens, context_shift=context_shift,
+                chances=chosen.chances, adapt_threads=self.options.adapt_threads,
+            )  # fmt: skip
         except StoppedError:
             return
         finally:
             chain.close()
-
-    def _set_threads(self, threads: int) -> None:
-        self._c.llama_set_n_threads(self._context, threads, threads)
 
     def embed(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """The pooled embedding of `token_ids`, float32, shape [n_embd]; the model's pooling, else the mean.
@@ -343,13 +296,8 @@ class LoadedModel:
         """
         if not self.options.embeddings:
             raise UsageError("embeddings: the model was opened without them")
-        ids = self._evaluated_whole(token_ids)
-        pooled = self._c.llama_get_embeddings_seq(self._context, 0)
-        if pooled:
-            return np.ctypeslib.as_array(pooled, (self.n_embd,)).astype(np.float32, copy=True)
-        rows = np.ctypeslib.as_array(self._c.llama_get_embeddings(self._context), (len(ids), self.n_embd))
-        mean: NDArray[np.float32] = rows.mean(axis=0, dtype=np.float32)
-        return mean
+        self._evaluate_whole(token_ids)
+        return self._context.pooled(self.n_embd)
 
     def prompt_seconds(self, token_ids: Sequence[int]) -> float:
         """Seconds that evaluating a prompt takes, from an empty KV cache; nothing is sampled."""
@@ -377,26 +325,23 @@ class LoadedModel:
         form = self._c.llama_model_chat_template(self._model, b"rerank")
         if form:
             text = form.decode("utf-8", "replace").replace("{document}", document).replace("{query}", query)
-            self._evaluated_whole(self.tokenize(text, add_special=False, parse_special=True))
+            self._evaluate_whole(self.tokenize(text, add_special=False, parse_special=True))
         else:
-            self._evaluated_whole(self.vocabulary.pair(query, document))
-        return float(self._c.llama_get_embeddings_seq(self._context, 0)[0])
+            self._evaluate_whole(self.vocabulary.pair(query, document))
+        return self._context.rank()
 
-    def _evaluated_whole(self, token_ids: Sequence[int]) -> NDArray[np.int32]:
+    def _evaluate_whole(self, token_ids: Sequence[int]) -> None:
         """Evaluate a text at once, every position wanted, as pooling needs it."""
         ids = self._checked_ids(token_ids)
-        most = int(self._c.llama_n_ubatch(self._context))
+        most = self._context.physical_batch
         if len(ids) > most:
             raise UsageError(f"text has {len(ids)} tokens, embeddings take at most n_ubatch = {most}")
         self.clear()
-        self._decode(ids, np.ones(len(ids), np.int8))
-        return ids
+        self._context.evaluate(ids, np.ones(len(ids), np.int8))
 
     def save_state(self) -> bytes:
         """The KV cache and all that goes with it, to be restored by `restore_state` into an equal context."""
-        size = self._c.llama_state_get_size(self._context)
-        buffer = (ctypes.c_uint8 * size)()
-        return bytes(buffer[: self._c.llama_state_get_data(self._context, buffer, size)])
+        return self._context.save()
 
     def restore_state(self, state: bytes, token_ids: Sequence[int]) -> None:
         """Bring back a state that this model saved when it had evaluated `token_ids`.
@@ -404,33 +349,7 @@ class LoadedModel:
         Raises:
             ModelRuntimeError: llama.cpp refuses it; nothing is kept then.
         """
-        self.clear()
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        if self._c.llama_state_set_data(self._context, buffer, len(state)) != len(state):
-            self.clear()
-            raise ModelRuntimeError(f"{self.path}: llama.cpp refuses the saved state")
-        self._evaluated = list(token_ids)
-
-    def _room(self, max_tokens: int, context_shift: bool) -> int:
-        """Tokens that may still be generated: the last one need not fit, as it is never evaluated."""
-        left = self.n_ctx - self.n_evaluated + 1
-        return max_tokens if context_shift else left if max_tokens < 0 else min(max_tokens, left)
-
-    def _shift(self) -> None:
-        """Forget half of the context behind its first tokens and move the rest up; nothing is evaluated again.
-
-        Raises:
-            UsageError: this kind of cache cannot be shifted.
-        """
-        c, memory = self._c, self._c.llama_get_memory(self._context)
-        if not c.llama_memory_can_shift(memory):
-            raise UsageError("context shift: this model's cache cannot be shifted; use a larger context")
-        total = self.n_evaluated
-        keep = min(_KEPT_BEGINNING, total // 4)
-        cut = keep + (total - keep) // 2
-        c.llama_memory_seq_rm(memory, 0, keep, cut)
-        c.llama_memory_seq_add(memory, 0, cut, total, keep - cut)
-        del self._evaluated[keep:cut]
+        self._context.restore(state, token_ids)
 
     def _checked_ids(self, token_ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int32]:
         ids = np.ascontiguousarray(token_ids, dtype=np.int32)
@@ -444,34 +363,3 @@ class LoadedModel:
     def _check_range(self, ids: NDArray[np.integer[Any]]) -> None:
         if ids.min() < 0 or ids.max() >= self.n_vocab:
             raise UsageError(f"token ids: expected 0 to {self.n_vocab - 1}, got {ids.min()} to {ids.max()}")
-
-    def _drop_after(self, kept: int) -> int:
-        """Forget all but the first `kept` tokens; a recurrent state cannot be cut, so there it forgets all."""
-        if kept == self.n_evaluated:
-            return kept
-        memory = self._c.llama_get_memory(self._context)
-        # Layers with a sliding window keep little more than the window: what lies behind `kept` may be gone.
-        behind = max(kept - self._window, 0) if self._window else kept
-        whole = self._c.llama_memory_seq_pos_min(memory, 0) <= behind
-        if kept and whole and self._c.llama_memory_seq_rm(memory, 0, kept, -1):
-            self._evaluated = self._evaluated[:kept]
-            return kept
-        self.clear()
-        return 0
-
-    def _decode(self, ids: NDArray[np.int32], wanted: NDArray[np.int8] | None = None) -> None:
-        """Evaluate one batch after what is in the KV cache; on failure the cache is as it was."""
-        c = self._c
-        batch = c.llama_batch(n_tokens=len(ids), token=ids.ctypes.data_as(c.llama_token_p))
-        if wanted is not None:  # else the last position alone
-            batch.logits = wanted.ctypes.data_as(type(batch.logits))
-        with runtime_log().recording() as log:
-            status = c.llama_decode(self._context, batch)
-        if status == 0:
-            self._evaluated.extend(ids.tolist())
-            return
-        c.llama_memory_seq_rm(c.llama_get_memory(self._context), 0, self.n_evaluated, -1)
-        if status == _ABORTED:
-            raise StoppedError(f"{self.path}: stopped while evaluating {len(ids)} tokens")
-        reason = "the KV cache is full" if status == _NO_SLOT else log.last_errors() or "no reason given"
-        raise ModelRuntimeError(f"{self.path}: llama.cpp failed to evaluate {len(ids)} tokens ({status}): {reason}")

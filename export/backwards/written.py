@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import NumericError, UsageError
-from edgepack.files.output import atomic_output, folder_output
+from edgepack.files.folders import folder_output
+from edgepack.files.output import atomic_output
 from edgepack.gguf.types import GGMLType
 from edgepack.progress import silent
 from edgepack.quant.codecs.ggml.codec import dequantize_rows, quantize_rows

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgepack.export.plan import ExportPlan, PlannedTensor
-    from edgepack.export.recipe.work import PreparedExport
+    from edgepack.export.recipe.values import PreparedExport
     from edgepack.gguf.types import Value
     from edgepack.progress import Progress
     from edgepack.quant.passes.recipe import PassStep, Recipe

@@ -8,33 +8,31 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from edgepack.errors import UnsupportedModelError, UsageError
+from edgepack.errors import UsageError
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.refine.crew import crew_matrices, predict, round_kept
-from edgepack.export.refine.factors import FeedbackFactors
-from edgepack.export.refine.prospects import Prospect, fitting, input_costs, quick_loss, read_masses, sample
+from edgepack.export.refine.matrices import CurvedMatrices
+from edgepack.export.refine.predictions import Predictions
+from edgepack.export.refine.prospects import Prospect, fitting
 from edgepack.export.refine.reading import read_share
+from edgepack.export.refine.values import Allocation, RefinedFile, RefineSettings
 from edgepack.export.wire.curvatures import MatrixCurvatures
 from edgepack.export.wire.origins import Origins
 from edgepack.export.wire.rounding import ScratchRows
 from edgepack.files.output import atomic_output
-from edgepack.gguf.types import GGMLType
 from edgepack.ordered_threads import ordered_map
 from edgepack.processors import default_threads
 from edgepack.progress import silent
-from edgepack.quant.codecs.ggml.codec import quantize_rows
 from edgepack.quant.codecs.torch_threads import one_thread
 from edgepack.quant.refine.allocation import Choice, allocate, least_bytes, least_cost, segments, total
-from edgepack.quant.refine.kinds import candidates
-from edgepack.quant.refine.rounding import REFINED_TYPES, Refined, refine_matrix, row_losses
-from edgepack.quant.row_feedback import RowFeedback
+from edgepack.quant.refine.rounding import REFINED_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -42,78 +40,13 @@ if TYPE_CHECKING:
 
     from edgepack.crew import Crew
     from edgepack.export.plan import ExportPlan, PlannedTensor
-    from edgepack.export.refine.prospects import RowSample
-    from edgepack.gguf.types import TensorInfo
+    from edgepack.gguf.types import GGMLType, TensorInfo
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
     from edgepack.quant.calibration.curvature_store import CurvatureStore
-    from edgepack.quant.feedback import FeedbackFactor
     from edgepack.quant.refine.input_rounding import InputRounding
 
-_GAIN_MATRICES, _GAIN_ROWS = 6, 24  # on which refinement is held against plain feedback
 _LARGE = 1 << 22  # weights of a matrix whose rows are shared by the threads; smaller ones are rounded side by side
-
-
-@dataclass(frozen=True)
-class RefineSettings:
-    """How a file is refined.
-
-    Attributes:
-        allocation: whether types are allocated; else every tensor keeps the one that its target's mixture gives it.
-        feedback: whether matrices are rounded by their curvature; else by the plain encoder with H's diagonal as
-            importance.
-        on_gpu: whether activations are rounded in blocks of 32 whatever the type, as llama.cpp does on GPUs.
-        prefer_speed: whether bytes that every token reads are worth less than others: divergence times time is least.
-        two_sided: whether rows that err together are rounded together, where curvature kept G as a matrix.
-    """
-
-    allocation: bool = True
-    feedback: bool = True
-    on_gpu: bool = False
-    prefer_speed: bool = False
-    two_sided: bool = True
-
-    @property
-    def joint(self) -> bool:
-        """Whether G is used as a matrix anywhere."""
-        return self.feedback and self.two_sided
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """A type for every tensor that may have several.
-
-    Attributes:
-        kinds: GGUF name → type.
-        bytes: of the whole file.
-        divergence: predicted, in nats a token: of weights and of the inputs that products round.
-    """
-
-    kinds: Mapping[str, GGMLType]
-    bytes: int
-    divergence: float
-
-
-@dataclass
-class RefinedFile:
-    """A rounded model.
-
-    Attributes:
-        plan: of the file.
-        losses: GGUF name → predicted divergence that rounding its weights costs, in nats a token.
-        inputs: predicted divergence of what products round, in nats a token.
-        plain: tensors without a curvature, which the plain encoder rounds.
-    """
-
-    plan: ExportPlan
-    losses: dict[str, float] = field(default_factory=dict)
-    inputs: float = 0.0
-    plain: tuple[str, ...] = ()
-
-    @property
-    def loss(self) -> float:
-        """Predicted divergence of the weights, in nats a token."""
-        return sum(self.losses.values())
 
 
 class RefinedModel:
@@ -147,9 +80,9 @@ class RefinedModel:
         self._crew = crew
         self.model = map_checkpoint(checkpoint, pre=pre)
         self.checkpoint, self.settings, self.scratch = checkpoint, settings, scratch
-        self._inputs = inputs
         self._costs = MatrixCurvatures(curvatures, Origins(checkpoint, pre=pre), checkpoint.tensors.specs)
-        self._factors = FeedbackFactors(scratch / "factors")
+        self._curved = CurvedMatrices(self._costs, settings, scratch)
+        self._predictions = Predictions(self._curved, inputs, settings, scratch)
         self._threads, self._progress = threads or default_threads(), progress
         self._known: dict[str, Prospect] = {}
         self._matrices: list[PlannedTensor] = []  # of the plan in hand
@@ -157,19 +90,11 @@ class RefinedModel:
 
     def refinable(self, plan: ExportPlan) -> list[PlannedTensor]:
         """The quantised tensors of a plan that have a curvature, in file order."""
-        return [tensor for tensor in plan.tensors if self._has_curvature(tensor)]
+        return [tensor for tensor in plan.tensors if self._curved.has(tensor)]
 
     def without_curvature(self, plan: ExportPlan) -> tuple[str, ...]:
         """The quantised tensors that have none."""
-        return tuple(t.info.name for t in plan.tensors if t.info.type.is_quantized and not self._has_curvature(t))
-
-    def _has_curvature(self, tensor: PlannedTensor) -> bool:
-        if not tensor.info.type.is_quantized or len(tensor.info.shape) not in (2, 3):
-            return False
-        try:
-            return self._costs.known(tensor.info)
-        except UnsupportedModelError:  # computed or transposed rows
-            return False
+        return tuple(t.info.name for t in plan.tensors if t.info.type.is_quantized and not self._curved.has(t))
 
     def allocation(self, plan: ExportPlan, budget: int, fixed: frozenset[str] = frozenset()) -> Allocation:
         """Types for `plan`'s tensors so that the file has at most `budget` bytes and costs least.
@@ -255,9 +180,7 @@ class RefinedModel:
     def prospects(self, tensors: Iterable[PlannedTensor]) -> dict[str, Prospect]:
         """What every type is predicted to cost every tensor; kept in the scratch folder."""
         missing = [tensor for tensor in tensors if tensor.info.name not in self._known]
-        folder = self.scratch / "predicted"
-        folder.mkdir(exist_ok=True)
-
+        self._predictions.folder()
         with one_thread(), self._progress("Predicting", len(missing), " matrices") as advance:
             if self._crew is not None:  # what the workers find lies in the folder then
                 crew_matrices(self, predict, missing, self._crew, advance)
@@ -269,10 +192,12 @@ class RefinedModel:
 
     def prospect(self, tensor: PlannedTensor) -> tuple[str, Prospect]:
         """A tensor's name, and what every type is predicted to cost it; kept in the scratch folder."""
-        path = self.scratch / "predicted" / f"{tensor.info.name}.json"
-        if not path.is_file():
-            self._predicted(tensor).save(path)
-        return tensor.info.name, Prospect.load(path)
+        return self._predictions.of(tensor)
+
+    @cached_property
+    def _gains(self) -> dict[GGMLType, float]:
+        """What refinement leaves of the loss of plain feedback, by type."""
+        return self._predictions.gains(self._matrices, self._threads)
 
     def alone(self) -> RefinedModel:
         """The same for another process: with one thread, and nobody who is told."""
@@ -280,46 +205,6 @@ class RefinedModel:
         copied._threads, copied._progress, copied._crew = 1, silent, None  # noqa: SLF001 - a copy of its own
         copied._known, copied._matrices = {}, []  # noqa: SLF001
         return copied
-
-    def _predicted(self, tensor: PlannedTensor) -> Prospect:
-        outputs = self._costs.outputs(tensor.info).numpy()
-        masses = read_masses(tensor, outputs)
-        weights = dict.fromkeys(fitting(tensor), 0.0)
-        for rows in sample(tensor, outputs, masses.squares):
-            for kind, loss in self._quick_losses(tensor.info, rows, weights).items():
-                weights[kind] += loss
-        joint = self._costs.joint(tensor.info) if self.settings.joint else None
-        left = 1.0 if joint is None else RowFeedback.of(joint).left
-        return Prospect(weights, input_costs(tensor, self._costs, masses.columns, self._inputs), left)
-
-    def _quick_losses(self, info: TensorInfo, rows: RowSample, kinds: Iterable[GGMLType]) -> dict[GGMLType, float]:
-        """Of plain feedback, a tenth of the work of refinement."""
-        inputs = self._costs.inputs(info, rows.expert)
-        factor = self._factor(info, rows.expert, inputs) if self.settings.feedback else None
-        return {kind: quick_loss(rows, kind, inputs, factor) for kind in kinds}
-
-    @cached_property
-    def _gains(self) -> dict[GGMLType, float]:
-        """What refinement leaves of the loss of plain feedback, by type: of a few matrices, spread over the model."""
-        path = self.scratch / "gains.json"
-        if not path.is_file():
-            with one_thread(), atomic_output(path) as stream:
-                stream.write(json.dumps({kind.name: gain for kind, gain in self._measured_gains().items()}).encode())
-        return {GGMLType[name]: gain for name, gain in json.loads(path.read_text()).items()}
-
-    def _measured_gains(self) -> dict[GGMLType, float]:
-        matrices = [tensor for tensor in self._matrices if len(tensor.info.shape) == 2]
-        chosen = matrices[:: max(1, -(-len(matrices) // _GAIN_MATRICES))] if self.settings.feedback else []
-        quick, refined = dict[GGMLType, float](), dict[GGMLType, float]()
-        for tensor in chosen:
-            info, outputs = tensor.info, self._costs.outputs(tensor.info).numpy()
-            (rows,) = sample(tensor, outputs, read_masses(tensor, outputs).squares, _GAIN_ROWS)
-            losses = self._quick_losses(info, rows, candidates(info.shape[-1]))
-            share = 1 / max(*losses.values(), 1e-30)  # every matrix counts as much as the others
-            for kind, loss in losses.items():
-                again = self._round(info, 0, rows.weights, rows.costs, kind, self._threads).loss
-                quick[kind], refined[kind] = quick.get(kind, 0) + share * loss, refined.get(kind, 0) + share * again
-        return {kind: min(1.0, refined[kind] / loss) for kind, loss in quick.items() if loss > 0}
 
     def at_rate(self, rate: float) -> RefinedModel:
         """The same whose matrices are rounded so that a bit in the archive is worth `rate` nats a token."""
@@ -383,34 +268,15 @@ class RefinedModel:
         info, outputs, loss = tensor.info, self._costs.outputs(tensor.info), 0.0
         per = info.shape[1] if len(info.shape) == 3 else info.rows
         threads = self._threads if per * info.shape[-1] > _LARGE else 1
-        joint = self._costs.joint(info) if info.type in REFINED_TYPES and self.settings.joint else None
+        joint = self._curved.joint(info) if info.type in REFINED_TYPES else None
         with atomic_output(path) as stream:  # whole or not at all: another worker may be asked for it too
             for expert, start in enumerate(range(0, info.rows, per)):
                 weights = torch.from_numpy(np.ascontiguousarray(tensor.rows.read(start, start + per)))
                 costs = outputs[start : start + per] if joint is None else joint
-                found = self._round(info, expert, weights, costs, info.type, threads)
+                found = self._curved.round(info, expert, weights, costs, info.type, threads, self._rate)
                 stream.write(np.ascontiguousarray(found.rows).data)
                 loss += found.loss
         return loss
-
-    def _round(
-        self, info: TensorInfo, expert: int, weights: torch.Tensor, costs: torch.Tensor, kind: GGMLType, threads: int
-    ) -> Refined:
-        inputs = self._costs.inputs(info, expert)
-        if kind.is_quantized and self.settings.feedback:
-            factor = self._factor(info, expert, inputs)
-            return refine_matrix(
-                weights, factor, kind, inputs=inputs, row_costs=costs, threads=threads, rate=self._rate
-            )
-        rows = quantize_rows(kind, weights.numpy(), inputs.diagonal().numpy() if kind.is_quantized else None)
-        return Refined(rows, 0.5 * float(row_losses(weights, kind, rows, inputs) @ costs.double().numpy()))
-
-    def _factor(self, info: TensorInfo, expert: int, inputs: torch.Tensor) -> FeedbackFactor:
-        """The factor of `inputs`; columns that stand in another order have one of their own."""
-        name = self._costs.inputs_of(info, expert)
-        if self._costs.origins.of(info.name).columns is not None:
-            name = f"{name}-{info.name}"
-        return self._factors.get(name, lambda: inputs)
 
     @cached_property
     def weights(self) -> int:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from edgepack.errors import ArchiveError, IntegrityError, UsageError
 from edgepack.file_digest import stream_sha256
-from edgepack.files.output import atomic_output, claimed_output
+from edgepack.files.claim import claimed_output
+from edgepack.files.output import atomic_output
 from edgepack.files.source import open_source
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.delta.patch_format import (

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import zstandard
 
 from edgepack.errors import ArchiveError, IntegrityError, UsageError
-from edgepack.files.output import atomic_output, claimed_output
+from edgepack.files.claim import claimed_output
+from edgepack.files.output import atomic_output
 from edgepack.ordered_threads import ordered_map
 from edgepack.packaging import format as archive_format
 from edgepack.packaging import records

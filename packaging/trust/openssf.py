@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import CheckFailedError, DependencyError, UsageError
-from edgepack.files.output import atomic_output, claimed_output
+from edgepack.files.claim import claimed_output
+from edgepack.files.output import atomic_output
 from edgepack.packaging.trust.signatures import read_key_file
 
 if TYPE_CHECKING:

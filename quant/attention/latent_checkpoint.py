@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from edgepack.errors import CheckpointError
-from edgepack.files.output import folder_output
+from edgepack.files.folders import folder_output
 from edgepack.progress import silent
 from edgepack.quant.attention.judging import answers
 from edgepack.quant.attention.latent import latent_bytes_per_token, to_latent_attention

@@ -52,6 +52,7 @@ def refine_matrix(
     row_costs: torch.Tensor,
     threads: int | None = None,
     rate: float = 0.0,
+    row_feedback: RowFeedback | None = None,
 ) -> Refined:
     """Round `weight` to `kind`; never a greater loss than the plain encoder's with H's diagonal as importance.
 
@@ -66,6 +67,7 @@ def refine_matrix(
             [out, out], for which rows make good each other's errors.
         rate: nats a token that a bit in the archive is worth; 0 where none counts.
         threads: that share the rows; as many as there are cores where None. The bytes are the same for any number.
+        row_feedback: the factor of `row_costs` where that is G; made here where None.
 
     Raises:
         GGUFError: `in` is no multiple of the type's block.
@@ -74,7 +76,10 @@ def refine_matrix(
     if not torch.isfinite(weight).all():
         raise NumericError("a matrix to refine: NaN or infinity in its weights")
     with one_thread():  # sums of torch depend on how many threads share them
-        return _refined(weight, factor.damping, kind, inputs, row_costs, threads or os.cpu_count() or 1, rate)
+        if row_costs.ndim == 2 and kind in REFINED_TYPES:
+            row_feedback = row_feedback or RowFeedback.of(row_costs)
+        threads = threads or os.cpu_count() or 1
+        return _refined(weight, factor.damping, kind, inputs, row_costs, row_feedback, threads, rate)
 
 
 def _refined(
@@ -83,6 +88,7 @@ def _refined(
     kind: GGMLType,
     inputs: torch.Tensor,
     row_costs: torch.Tensor,
+    row_feedback: RowFeedback | None,
     threads: int,
     rate: float,
 ) -> Refined:
@@ -93,10 +99,10 @@ def _refined(
     group = FORMS[kind].group
     geometry = Geometry.of(inputs, damping, group, heavy_first(squares, group))
     if rate:
-        return _rated(weight, kind, plain, geometry, inputs, row_costs, threads, rate)
+        return _rated(weight, kind, plain, geometry, inputs, row_costs, row_feedback, threads, rate)
     candidates = [_best_rows(weight, kind, plain, geometry, inputs, threads)]
-    if row_costs.ndim == 2:
-        candidates += [plain, round_two_sided(weight, kind, geometry, RowFeedback.of(row_costs), squares, threads)]
+    if row_feedback is not None:
+        candidates += [plain, round_two_sided(weight, kind, geometry, row_feedback, squares, threads)]
     losses = [_loss(weight, kind, rows, inputs, row_costs) for rows in candidates]
     least = min(range(len(losses)), key=losses.__getitem__)
     return Refined(candidates[least], losses[least])
@@ -109,17 +115,17 @@ def _rated(
     geometry: Geometry,
     inputs: torch.Tensor,
     row_costs: torch.Tensor,
+    row_feedback: RowFeedback | None,
     threads: int,
     rate: float,
 ) -> Refined:
     """The least of loss + rate · bits: rows by themselves or, given G, together."""
-    joint = row_costs.ndim == 2
-    rates = row_rates(rate, (row_costs.diagonal() if joint else row_costs).numpy())
+    rates = row_rates(rate, (row_costs.diagonal() if row_costs.ndim == 2 else row_costs).numpy())
     scales, quants = search_rows(weight.numpy(), kind, read_scales(kind, plain), geometry, threads, rates=rates)
     candidates = [(write_rows(kind, scales, quants), quants)]
-    if joint:
-        feedback, squares = RowFeedback.of(row_costs), inputs.diagonal().numpy()
-        rows = round_two_sided(weight, kind, geometry, feedback, squares, threads, rate)
+    if row_feedback is not None:
+        squares = inputs.diagonal().numpy()
+        rows = round_two_sided(weight, kind, geometry, row_feedback, squares, threads, rate)
         candidates.append((rows, read_quants(kind, rows, weight.shape[1])))
     losses = [_loss(weight, kind, rows, inputs, row_costs) for rows, _quants in candidates]
     costs = [loss + rate * row_bits(kind, each[1]).sum() for loss, each in zip(losses, candidates, strict=True)]

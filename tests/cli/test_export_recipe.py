@@ -18,7 +18,8 @@ from edgepack.edge.fidelity.validate import validate
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.gguf_file import write_gguf
 from edgepack.export.recipe.corrections import write_correction, write_factors_apart
-from edgepack.export.recipe.work import PreparedExport, RecipeOptions, prepare_export
+from edgepack.export.recipe.passes import prepare_export
+from edgepack.export.recipe.values import PreparedExport, RecipeOptions
 from edgepack.gguf.reader import read_header
 from edgepack.quant.codecs.ggml.codec import dequantize_rows
 from edgepack.quant.passes.recipe import inline_recipe

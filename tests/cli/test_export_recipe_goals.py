@@ -13,7 +13,8 @@ from edgepack.cli import execute as run
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.mapped_model import open_model
 from edgepack.export.recipe import work as pipeline_passes
-from edgepack.export.recipe.work import Passes, RecipeOptions
+from edgepack.export.recipe.passes import Passes
+from edgepack.export.recipe.values import RecipeOptions
 from edgepack.gguf.reader import read_header
 from edgepack.pipeline.makers.gguf import ladder
 from edgepack.quant.passes.recipe import inline_recipe

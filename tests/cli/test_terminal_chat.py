@@ -23,6 +23,7 @@ from edgepack.cli.chat.session import Session
 from edgepack.cli.printable import printable
 from edgepack.edge.chat.conversation import Conversation
 from edgepack.edge.chat.template import JinjaTemplate
+from edgepack.edge.llama.context import Context
 from edgepack.edge.llama.options import RuntimeOptions, SamplingOptions
 from edgepack.edge.llama.runtime import LoadedModel
 
@@ -176,16 +177,16 @@ def test_what_ended_is_not_continued(conversation: Conversation, capfd: pytest.C
 def test_the_next_question_evaluates_only_itself(conversation: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer's own tokens are kept: its text, tokenized anew, would be evaluated again."""
     evaluated: list[int] = []
-    original = LoadedModel._decode
+    original = Context.evaluate
 
-    def spy(self: LoadedModel, ids: Any, *rest: Any) -> None:
+    def spy(self: Context, ids: Any, *rest: Any) -> None:
         evaluated.append(len(ids))
         original(self, ids, *rest)
 
     chat(conversation, "a question of some length, to be kept")
     answer = conversation.last
     assert answer is not None
-    monkeypatch.setattr(LoadedModel, "_decode", spy)
+    monkeypatch.setattr(Context, "evaluate", spy)
     chat(conversation, "b")
     assert conversation.last is not None
     new = conversation.last.completion.prompt_tokens - len(answer.ids)

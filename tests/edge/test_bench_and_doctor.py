@@ -12,8 +12,8 @@ from edgepack.cli import execute as run
 from edgepack.edge.bench import append_result, earlier_result, measure, results_path
 from edgepack.edge.doctor import examine, example_shape, gpu_finding, prospects
 from edgepack.edge.fit.devices import profiles
+from edgepack.edge.llama.context import Context
 from edgepack.edge.llama.options import RuntimeOptions
-from edgepack.edge.llama.runtime import LoadedModel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,13 +28,13 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bench_evaluates_as_many_tokens_as_llama_bench(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    original = LoadedModel._decode
+    original = Context.evaluate
 
-    def spy(self: LoadedModel, ids: object, **options: object) -> None:
+    def spy(self: Context, ids: object, **options: object) -> None:
         sizes.append(len(ids))  # type: ignore[arg-type]
         original(self, ids, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(LoadedModel, "_decode", spy)
+    monkeypatch.setattr(Context, "evaluate", spy)
     result = measure(tiny, RuntimeOptions(n_ctx=512, threads=1), "here", repetitions=2)
     assert (result.pp.n, result.tg.n) == (512, 128)
     assert sizes.count(512) == 1 + 2 + 1  # warm-up, repetitions, the first token

@@ -21,6 +21,7 @@ from edgepack.edge.chat.conversation import Conversation
 from edgepack.edge.chat.prompt_cache import load_prompt_state, save_prompt_state
 from edgepack.edge.chat.stop_strings import until_stop
 from edgepack.edge.chat.template import JinjaTemplate
+from edgepack.edge.llama.context import Context
 from edgepack.edge.llama.options import RuntimeOptions, SamplingOptions
 from edgepack.edge.llama.runtime import LoadedModel
 from edgepack.errors import UsageError
@@ -65,13 +66,13 @@ def test_each_question_and_answer_become_turns_that_the_next_answer_sees(convers
 def test_a_second_turn_evaluates_only_what_is_new(conversation: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
     list(conversation.answer("a question of some length, to be kept"))
     evaluated: list[int] = []
-    original = LoadedModel._decode
+    original = Context.evaluate
 
-    def spy(self: LoadedModel, ids: object, **options: object) -> None:
+    def spy(self: Context, ids: object, **options: object) -> None:
         evaluated.append(len(ids))  # type: ignore[arg-type]
         original(self, ids, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(LoadedModel, "_decode", spy)
+    monkeypatch.setattr(Context, "evaluate", spy)
     list(conversation.answer("b"))
     assert evaluated[0] < len(conversation.tokens(conversation.turns[:2]))
 

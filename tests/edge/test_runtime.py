@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from tiny_models import Shape, write_random
 
+from edgepack.edge.llama.engine import GeneratedToken, common_prefix
 from edgepack.edge.llama.options import KV_TYPES, RuntimeOptions, SamplingOptions
-from edgepack.edge.llama.runtime import GeneratedToken, LoadedModel, common_prefix
+from edgepack.edge.llama.runtime import LoadedModel
 from edgepack.errors import ModelRuntimeError, UsageError
 
 if TYPE_CHECKING:

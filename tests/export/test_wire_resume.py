@@ -13,6 +13,7 @@ from wire_models import write_small_llama  # noqa: E402
 
 from edgepack.errors import UsageError  # noqa: E402
 from edgepack.export.checkpoint import open_checkpoint  # noqa: E402
+from edgepack.export.wire.layer_rounding import LayerRounding  # noqa: E402
 from edgepack.export.wire.plan import WireModel, WireSettings  # noqa: E402
 from edgepack.pipeline.goals.scalar import scale_to_size  # noqa: E402
 from edgepack.pipeline.makers.wire_run import Calibration, WireRun  # noqa: E402
@@ -111,12 +112,12 @@ def test_a_rounding_killed_between_layers_goes_on_with_the_same_bytes(
     expected = opened(1)
     scale = (24 * 1e-2 / expected.weights) ** 0.5
     first = expected.round(scale, tmp_path / "whole")
-    monkeypatch.setattr(WireModel, "_round_layer", Fuse(WireModel._round_layer, 3))
+    monkeypatch.setattr(LayerRounding, "round", Fuse(LayerRounding.round, 3))
     with pytest.raises(KilledError):
         opened(threads).round(scale, tmp_path / "killed")
     monkeypatch.undo()
-    counted = Fuse(WireModel._round_layer, 0)
-    monkeypatch.setattr(WireModel, "_round_layer", counted)
+    counted = Fuse(LayerRounding.round, 0)
+    monkeypatch.setattr(LayerRounding, "round", counted)
     second = opened(threads).round(scale, tmp_path / "killed")
     assert counted.calls == 2  # of the table and three blocks two were whole
     for one, other in zip(first.plan.tensors, second.plan.tensors, strict=True):
@@ -131,7 +132,7 @@ def test_layers_of_another_scale_are_not_taken(model: Path, whole: CurvatureStor
 
 
 def killed_search(run: WireRun, wanted: int, blow: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WireModel, "_round_layer", Fuse(WireModel._round_layer, blow))
+    monkeypatch.setattr(LayerRounding, "round", Fuse(LayerRounding.round, blow))
     with pytest.raises(KilledError), run:
         scale_to_size(run, wanted)
     monkeypatch.undo()
@@ -155,8 +156,8 @@ def test_an_export_killed_in_its_second_try_goes_on_there_and_gives_the_same_arc
     assert not list((tmp_path / "whole").iterdir())
     assert tries > 1
     killed_search(opened("killed"), wanted, 6, monkeypatch)  # four layers a try: the second layer of the second try
-    counted = Fuse(WireModel._round_layer, 0)
-    monkeypatch.setattr(WireModel, "_round_layer", counted)
+    counted = Fuse(LayerRounding.round, 0)
+    monkeypatch.setattr(LayerRounding, "round", counted)
     with opened("killed", resume=True) as run:
         found = scale_to_size(run, wanted)
         assert (found.scale, found.archive_bytes) == (expected.scale, expected.archive_bytes)

@@ -15,8 +15,9 @@ import pytest
 
 from edgepack.errors import EdgepackError, IntegrityError, ResourceError, UsageError
 from edgepack.files import opened
+from edgepack.files.claim import check_output, claimed_output
 from edgepack.files.names import hidden_path, is_temporary_of, lock_path, partial_path, temporary_path
-from edgepack.files.output import atomic_output, check_output, claimed_output, write_output
+from edgepack.files.output import atomic_output, write_output
 from edgepack.files.resumable import resumable_output
 
 if TYPE_CHECKING:

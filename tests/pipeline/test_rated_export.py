@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from wire_models import text_beside, write_small_llama  # noqa: E402
 
 import edgepack  # noqa: E402
-from edgepack.export.refine import model as refine_model  # noqa: E402
+from edgepack.export.refine import matrices as refined_matrices  # noqa: E402
 from edgepack.gguf import keys  # noqa: E402
 from edgepack.gguf.reader import read_header  # noqa: E402
 from edgepack.pipeline.export import run_export  # noqa: E402
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes_and_a_derivation_gives_them_agai
     options = {"host_type": "q5k", "max_download": int(0.66 * memory)}
     (tmp_path / "whole").mkdir()
     whole = wire(model, text, tmp_path / "whole" / "x.edgepack", **options)
-    rounded, real = [], refine_model.refine_matrix
+    rounded, real = [], refined_matrices.refine_matrix
 
     def dying(*arguments: Any, **named: Any) -> Any:
         rounded.append(named["rate"])
@@ -103,10 +103,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes_and_a_derivation_gives_them_agai
             raise KeyboardInterrupt
         return real(*arguments, **named)
 
-    monkeypatch.setattr(refine_model, "refine_matrix", dying)
+    monkeypatch.setattr(refined_matrices, "refine_matrix", dying)
     with pytest.raises(KeyboardInterrupt):
         wire(model, text, tmp_path / "x.edgepack", **options)
-    monkeypatch.setattr(refine_model, "refine_matrix", real)
+    monkeypatch.setattr(refined_matrices, "refine_matrix", real)
     again = wire(model, text, tmp_path / "x.edgepack", resume=True, **options)
     assert again.output.read_bytes() == whole.output.read_bytes()
     found = edgepack.check_provenance(again.output, model, calibration=text)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from edgepack.api.opening import ignore
 from edgepack.api.values import optional_path
 from edgepack.errors import UsageError
-from edgepack.files.output import claimed_output, move_output, scratch_beside
+from edgepack.files.claim import claimed_output
+from edgepack.files.folders import scratch_beside
+from edgepack.files.output import move_output
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.pack import pack_archive
 from edgepack.pipeline.adapting.canon import Canon

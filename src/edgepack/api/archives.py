@@ -15,7 +15,8 @@ from edgepack.api.values import FilePath, optional_path, paths
 from edgepack.edge.llama.check import check_adapter
 from edgepack.edge.llama.check_projector import check_projector, is_projector
 from edgepack.errors import UsageError
-from edgepack.files.output import claimed_output, inner_path, scratch_beside
+from edgepack.files.claim import claimed_output
+from edgepack.files.folders import inner_path, scratch_beside
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.gguf.variant import is_variant

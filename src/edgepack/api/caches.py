@@ -13,7 +13,7 @@ from edgepack.edge.fidelity.certificate_file import places_of_copy
 from edgepack.edge.kv.sizes import USUAL
 from edgepack.edge.kv.table import MAX_KL
 from edgepack.errors import UsageError
-from edgepack.files.output import claimed_output
+from edgepack.files.claim import claimed_output
 from edgepack.pipeline.kv.request import DEFAULT_CHUNKS, DEFAULT_CTX, KvRequest
 from edgepack.pipeline.kv.study import forecast, study
 from edgepack.progress import silent

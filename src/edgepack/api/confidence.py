@@ -11,7 +11,7 @@ from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.values import FilePath, optional_path
 from edgepack.edge.fidelity.certificate_file import places_of_copy
 from edgepack.errors import UsageError
-from edgepack.files.output import claimed_output
+from edgepack.files.claim import claimed_output
 from edgepack.pipeline.confidence import calibrate as calibration
 from edgepack.pipeline.confidence.cloze import cloze_questions
 from edgepack.pipeline.confidence.fitting import METHODS, require_scipy

@@ -6,11 +6,14 @@ import inspect
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec
 
-from edgepack.pipeline.export import ExportResult, run_export
-from edgepack.pipeline.request import ExportRequest, declared_options
+from edgepack.pipeline.export import run_export
+from edgepack.pipeline.export_options import declared_options
+from edgepack.pipeline.request import ExportRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from edgepack.pipeline.export_result import ExportResult
 
 Options = ParamSpec("Options")
 

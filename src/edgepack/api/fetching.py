@@ -16,7 +16,7 @@ from edgepack.edge.fetch.offline import require_online
 from edgepack.edge.fetch.update import UpdateResult, update_archive
 from edgepack.edge.fetch.web import DEFAULT_TIMEOUT, Web, check_url
 from edgepack.errors import UsageError
-from edgepack.files.output import claimed_output
+from edgepack.files.claim import claimed_output
 from edgepack.progress import silent
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from edgepack.edge.fidelity.certificate import DEFAULT_TOKENS
 from edgepack.edge.fidelity.certificate_file import certificate_path, has_derivation, run_replay
 from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.edge.fidelity.validate import Gates
-from edgepack.files.output import claimed_output
+from edgepack.files.claim import claimed_output
 from edgepack.packaging.derivation import beside_path
 from edgepack.pipeline import certify as certificates
 from edgepack.progress import silent

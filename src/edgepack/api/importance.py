@@ -12,7 +12,7 @@ from edgepack.api.opening import ignore
 from edgepack.api.values import FilePath, JsonObject, optional_path, paths
 from edgepack.edge.llama.importance_collect import CollectOptions
 from edgepack.errors import UsageError
-from edgepack.files.output import claimed_output
+from edgepack.files.claim import claimed_output
 from edgepack.files.remote import is_url
 from edgepack.pipeline.importance import ImportanceRun, manned
 from edgepack.pipeline.located import opened_place

@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, overload
 
-import numpy as np
-
+from edgepack.api.embedding import embedding_prompt, embeddings_of
+from edgepack.api.file_confidence import FileConfidence, with_chances
 from edgepack.api.questions import checked_message, sampling_of
+from edgepack.api.runtimes import Runtimes
 from edgepack.edge.chat.completion import Completion, CompletionStream, complete
 from edgepack.edge.chat.conversation import Conversation
 from edgepack.edge.chat.sight import Sight
 from edgepack.edge.confidence.choosing import Choice, pick
-from edgepack.edge.confidence.opening import Found, find_record
-from edgepack.edge.fit.opening import runtime_options
 from edgepack.edge.install.projector import require_projector
-from edgepack.edge.llama.check import check_generates
-from edgepack.edge.llama.engines import open_model, with_logits
 from edgepack.edge.llama.image_file import read_picture
-from edgepack.edge.llama.interrupt import AbortFlag
 from edgepack.edge.llama.options import SamplingOptions
-from edgepack.errors import UnsupportedModelError, UsageError
+from edgepack.errors import UsageError
 from edgepack.gguf import keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Self
 
     from edgepack.api.values import ImageFile
     from edgepack.edge.chat.template import ChatTemplate, JinjaTemplate, NamedTemplate
-    from edgepack.edge.confidence.record import Fitted, Form, Verdict
+    from edgepack.edge.confidence.opening import Found
+    from edgepack.edge.confidence.record import Fitted, Verdict
     from edgepack.edge.fit.opening import OpenWish
     from edgepack.edge.install.model_file import ModelFile
-    from edgepack.edge.llama.chances import TokenChances
     from edgepack.edge.llama.engine import OpenModel
-    from edgepack.edge.llama.image import Eyes
+    from edgepack.edge.llama.interrupt import AbortFlag
     from edgepack.edge.llama.options import RuntimeOptions
-
-_CALIBRATE = "measure it with edgepack calibrate"
-_RANK_POOLING = 4  # LLAMA_POOLING_TYPE_RANK
 
 
 class Model:
@@ -63,17 +55,11 @@ class Model:
     ) -> None:
         self.source = source
         self.label = label
-        self.load_seconds = 0.0
-        self._wish = wish
         self._options = options
         self._wanted_template = template
         self._template: JinjaTemplate | NamedTemplate | None = None
-        self._abort = AbortFlag()
-        self._text: OpenModel | None = None
-        self._eyes: Eyes | None = None
-        self._embedder: OpenModel | None = None
-        self._ranker: OpenModel | None = None
-        self._confidence: Found | None = None
+        self._runtimes = Runtimes(source, wish, options, label)
+        self._confidence = FileConfidence(source, options, template is None, label)
 
     def __enter__(self) -> Self:
         return self
@@ -83,10 +69,10 @@ class Model:
 
     def close(self) -> None:
         """Free everything; a second call does nothing."""
-        for opened in (self._eyes, self._text, self._embedder, self._ranker, self._template):
-            if opened is not None:
-                opened.close()
-        self._eyes = self._text = self._embedder = self._ranker = self._template = None
+        self._runtimes.close()
+        if self._template is not None:
+            self._template.close()
+        self._template = None
 
     @property
     def path(self) -> Path:
@@ -101,12 +87,17 @@ class Model:
     @property
     def runtime(self) -> OpenModel:
         """The engine's model, opened for text: tokens in, tokens out (and logits, where it is llama-cpp-python's)."""
-        return self._text_model()
+        return self._runtimes.text()
+
+    @property
+    def load_seconds(self) -> float:
+        """What opening has taken so far."""
+        return self._runtimes.load_seconds
 
     @property
     def abort(self) -> AbortFlag:
         """`set()` from another thread, or from a signal handler, ends what is being opened or generated."""
-        return self._abort
+        return self._runtimes.abort
 
     def open(self, *, embeddings: bool = False) -> None:
         """Let llama.cpp open the model now, for text, or for embeddings (scores, where it is a cross-encoder).
@@ -114,55 +105,19 @@ class Model:
         Raises:
             ModelRuntimeError: llama.cpp refuses it.
         """
-        if embeddings and self._ranks:
-            self._ranking_model()
+        if embeddings and self._runtimes.ranks:
+            self._runtimes.ranker()
         elif embeddings:
-            self._embedding_model()
+            self._runtimes.embedder()
         else:
-            self._text_model()
-
-    def _opened(self, options: RuntimeOptions) -> OpenModel:
-        started = time.perf_counter()
-        model = open_model(self.source.path, options, self._abort)
-        self.load_seconds += time.perf_counter() - started
-        return model
-
-    def _text_model(self) -> OpenModel:
-        if self._text is None:
-            check_generates(self.source.header)
-            self._text = self._opened(self._options)
-        return self._text
-
-    def _embedding_model(self) -> OpenModel:
-        if self._embedder is None:
-            wish = replace(self._wish, embeddings=True)
-            self._embedder = self._opened(runtime_options(self.source.header, wish))
-        return self._embedder
-
-    @property
-    def _ranks(self) -> bool:
-        header = self.source.header
-        return bool(header.get(f"{header.get(keys.ARCHITECTURE)}.pooling_type") == _RANK_POOLING)
-
-    def _ranking_model(self) -> OpenModel:
-        if self._ranker is None:
-            if not self._ranks:
-                raise UnsupportedModelError(f"{self.label}: it is no cross-encoder, so it cannot rank documents")
-            wish = replace(self._wish, reranking=True)
-            self._ranker = self._opened(runtime_options(self.source.header, wish))
-        return self._ranker
+            self._runtimes.text()
 
     def confidence(self) -> Found:
         """How sure the file may be of its answers, as `edgepack.calibrate` measured it, and why not where it is not.
 
         All of the file is read once, to see that it is the one that was measured.
         """
-        if self._confidence is None:
-            self._confidence = find_record(
-                self.source.path, self.source.header, self._options.adapters,
-                own_template=self._wanted_template is None,
-            )  # fmt: skip
-        return self._confidence
+        return self._confidence.found()
 
     def verdict(self, completion: Completion, *, chat: bool) -> Verdict:
         """How likely an answer is right, and whether to give it or to escalate.
@@ -175,7 +130,7 @@ class Model:
             UsageError: the file says nothing of its confidence in such answers, or what it says is another file's;
                 the completion was made without chances.
         """
-        return self.calibration(chat=chat).judge(_with_chances(completion))
+        return self.calibration(chat=chat).judge(with_chances(completion))
 
     def choose(self, prompt: str, choices: Sequence[str]) -> Choice:
         """The likeliest of several endings of a text, with a verdict where the file's confidence in choices holds.
@@ -195,19 +150,7 @@ class Model:
 
     def calibration(self, *, chat: bool) -> Fitted:
         """The calibration of chats, or of texts continued; raises UsageError where there is none that holds."""
-        return self._fitted("chat" if chat else "text")
-
-    def _fitted(self, form: Form) -> Fitted:
-        found = self.confidence()
-        if found.problem:
-            raise UsageError(f"{self.label}: {found.problem}")
-        if found.record is None:
-            raise UsageError(f"{self.label}: it says nothing of its confidence: {_CALIBRATE}")
-        if form in found.record.fitted:
-            return found.record.fitted[form]
-        stated = " and ".join(found.record.fitted)
-        how = {"chat": "with --chat", "text": "without --chat", "choice": "with questions that have choices"}[form]
-        raise UsageError(f"{self.label}: its confidence is of {stated}, expected {form}: {_CALIBRATE}, {how}")
+        return self._confidence.fitted("chat" if chat else "text")
 
     @property
     def can_chat(self) -> bool:
@@ -372,13 +315,7 @@ class Model:
             raise UsageError("context shift: images cannot be forgotten in part: expected none of the two")
         projector = require_projector(self.source, self.source.projector, self.label)
         pictures = [read_picture(image) for image in images]
-        if self._eyes is None:
-            from edgepack.edge.llama.image import Eyes
-
-            started = time.perf_counter()
-            self._eyes = Eyes(projector, with_logits(self.runtime, "images"))
-            self.load_seconds += time.perf_counter() - started
-        return Sight(self._eyes, pictures)
+        return Sight(self._runtimes.eyes(projector), pictures)
 
     def conversation(
         self,
@@ -421,15 +358,11 @@ class Model:
             UsageError: a text has no token, or more than fit into a batch; no prompt of that name.
             ModelRuntimeError: llama.cpp fails.
         """
-        before = self._embedding_prompt(prompt_name)
-        scaled = self.source.header.get(keys.EMBEDDING_NORMALIZE, False) is True if normalize is None else normalize
-        model = self._embedding_model()
-        asked = [texts] if isinstance(texts, str) else list(texts)
-        found = np.empty((len(asked), model.n_embd), np.float32)
-        for row, text in zip(found, asked, strict=True):
-            vector = model.embed(model.tokenize(before + text, parse_special=True))
-            row[:] = vector / (float(np.linalg.norm(vector)) or 1.0) if scaled else vector
-        return found
+        header = self.source.header
+        before = embedding_prompt(header, prompt_name)
+        scaled = header.get(keys.EMBEDDING_NORMALIZE, False) is True if normalize is None else normalize
+        asked = [texts] if isinstance(texts, str) else texts
+        return embeddings_of(self._runtimes.embedder(), [before + text for text in asked], scaled=scaled)
 
     def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
         """How well each document answers a query, as a cross-encoder sees it.
@@ -446,23 +379,5 @@ class Model:
             UsageError: query and document are longer than a batch.
             ModelRuntimeError: llama.cpp fails.
         """
-        model = self._ranking_model()
+        model = self._runtimes.ranker()
         return [model.relevance(query, document) for document in documents]
-
-    def _embedding_prompt(self, name: str | None) -> str:
-        """The text that the model wants before every input."""
-        header = self.source.header
-        prompts = sorted(key for key in header.metadata if key.startswith(keys.EMBEDDING_PROMPT))
-        chosen = header.get(keys.EMBEDDING_DEFAULT_PROMPT) if name is None else name
-        if chosen is None:
-            return ""
-        if f"{keys.EMBEDDING_PROMPT}{chosen}" not in prompts:
-            known = ", ".join(key.removeprefix(keys.EMBEDDING_PROMPT) for key in prompts) or "none"
-            raise UsageError(f"prompt '{chosen}': expected one of {known}")
-        return str(header.get(f"{keys.EMBEDDING_PROMPT}{chosen}"))
-
-
-def _with_chances(completion: Completion) -> tuple[TokenChances, ...]:
-    if completion.text and not completion.chances:
-        raise UsageError("verdict: expected a completion of SamplingOptions(chances=10), got one without")
-    return completion.chances

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgepack.api.opening import ignore
 from edgepack.errors import UsageError
 from edgepack.export.backwards.checkpoint import opened_source
-from edgepack.files.output import claimed_output
+from edgepack.files.claim import claimed_output
 from edgepack.gguf.reader import read_header
 from edgepack.pipeline.tuning.sampled import DEFAULT_CTX, DEFAULT_MINUTES, DEFAULT_SEQUENCES, tuning_tokens
 from edgepack.pipeline.tuning.tune import Tuned, default_parts, tune_gguf

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.values import FilePath, optional_path
-from edgepack.files.output import claimed_output
+from edgepack.files.claim import claimed_output
 from edgepack.packaging.coding.streams import DEFAULT_LEVEL
 from edgepack.packaging.delta.diff import DiffResult, diff_files
 from edgepack.packaging.delta.patch import PatchResult, apply_patch

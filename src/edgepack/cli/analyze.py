@@ -53,7 +53,8 @@ def command(
         _architecture(model, as_json=as_json)
         return
     from edgepack.api.analysis import analyze
-    from edgepack.files.output import check_output, write_output
+    from edgepack.files.claim import check_output
+    from edgepack.files.output import write_output
 
     inputs = [model] if text is None else [model, text]
     for path in (report, output):

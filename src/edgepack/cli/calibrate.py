@@ -52,7 +52,8 @@ def command(file: Path, as_json: bool, report: Path | None, **values: Any) -> No
     likely an answer is right, and whether to give it or to escalate. Sign an archive after this.
     """
     from edgepack.api.confidence import calibrate
-    from edgepack.files.output import atomic_output, claimed_output
+    from edgepack.files.claim import claimed_output
+    from edgepack.files.output import atomic_output
 
     inputs = [file, *(values[name] for name in ("questions", "from_text", "output") if values[name] is not None)]
     with ExitStack() as claims:

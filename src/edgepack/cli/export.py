@@ -1,6 +1,6 @@
 """`edgepack export`: a model becomes a GGUF, or an archive of one. The work is `pipeline.export`'s.
 
-Options are made of the table in `pipeline.request`: a new one is declared there and used by its maker.
+Options are made of the table in `pipeline.export_options`: a new one is declared there and used by its maker.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import click
 from edgepack.cli.output import SIZE, json_option, note, print_json, terminal_progress
 from edgepack.cli.place import Place
 from edgepack.errors import CheckFailedError
-from edgepack.pipeline.request import ExportRequest, declared_options, default_of
+from edgepack.pipeline.export_options import declared_options, default_of
+from edgepack.pipeline.request import ExportRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from edgepack.quantities import format_duration, format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from edgepack.pipeline.export import ExportResult
+    from edgepack.pipeline.export_result import ExportResult
     from edgepack.pipeline.outline import Json, Made, TensorRow
 
 

@@ -58,7 +58,8 @@ def command(
     """
     from edgepack.api.caches import kv
     from edgepack.edge.kv.sizes import USUAL
-    from edgepack.files.output import atomic_output, claimed_output
+    from edgepack.files.claim import claimed_output
+    from edgepack.files.output import atomic_output
     from edgepack.pipeline.kv.results import KvForecast
 
     named = USUAL if types is None else tuple(name.strip() for name in types.split(",") if name.strip())

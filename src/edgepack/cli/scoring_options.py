@@ -1,6 +1,6 @@
 """Options of every command that scores text or judges by gates, each declared once.
 
-`export` declares its own in `pipeline.request`'s table, under the same spellings; a test holds the two together.
+`export` declares its own in `pipeline.export_options`' table, under the same spellings; a test holds the two together.
 What the values mean is `pipeline.fidelity`'s and `edge.fidelity.validate`'s.
 """
 

@@ -46,7 +46,7 @@ def command(
 
 
 def _openssf(target: Path, key: Path, output: Path | None, *, force: bool, as_json: bool) -> None:
-    from edgepack.files.output import check_output
+    from edgepack.files.claim import check_output
     from edgepack.packaging.trust.openssf import sign, signature_path
 
     signature = signature_path(target) if output is None else output

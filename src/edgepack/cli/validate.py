@@ -175,7 +175,7 @@ def write_page(result: ValidationResult | ComparisonResult, report: Path, force:
 
 def check_page(report: Path | None, inputs: Sequence[Path | None], force: bool) -> None:
     """Refuse a page that could not be written at the end, before the work."""
-    from edgepack.files.output import check_output
+    from edgepack.files.claim import check_output
 
     if report is not None:
         check_output(report, inputs=[path for path in inputs if path is not None], force=force)

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from edgepack.errors import EdgepackError, NetworkError, UsageError
+from edgepack.files.claim import check_output
 from edgepack.files.names import partial_path
 from edgepack.files.opened import buffered, is_at, open_own, output_error, raise_if_full, try_lock
-from edgepack.files.output import check_output, finish, remove_stale
+from edgepack.files.output import finish, remove_stale
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

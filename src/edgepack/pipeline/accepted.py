@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgepack.errors import UsageError
+from edgepack.pipeline.export_options import given_options
 from edgepack.pipeline.options import CODED, GGUF, WIRE
-from edgepack.pipeline.request import ExportRequest, given_options, refinable
+from edgepack.pipeline.request import ExportRequest, refinable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

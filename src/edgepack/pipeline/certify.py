@@ -16,7 +16,7 @@ from edgepack.edge.fidelity.outcome import figures, finite
 from edgepack.edge.fidelity.scoring import choose_chunking, measure_floor, open_candidate, sample_text, text_to_score
 from edgepack.edge.fidelity.stored_reference import encode
 from edgepack.edge.fidelity.validate import validate
-from edgepack.files.output import scratch_beside
+from edgepack.files.folders import scratch_beside
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
 from edgepack.pipeline.fidelity import open_reference

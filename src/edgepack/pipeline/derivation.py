@@ -19,8 +19,8 @@ from edgepack.file_digest import file_sha256
 from edgepack.files.source import FileState, check_unchanged
 from edgepack.gguf import keys
 from edgepack.packaging.derivation import Derivation, Digested, encode
+from edgepack.pipeline.export_options import given_options
 from edgepack.pipeline.options import CODED, GGUF, WIRE
-from edgepack.pipeline.request import given_options
 from edgepack.version import __version__
 
 if TYPE_CHECKING:

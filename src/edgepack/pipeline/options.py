@@ -1,6 +1,6 @@
 """How an option of an export is declared: spelling, help, the kind of value, the kinds of target that take it.
 
-Which options there are is `pipeline.request`'s table.
+Which options there are is `pipeline.export_options`' table.
 """
 
 from __future__ import annotations
@@ -53,5 +53,5 @@ class Option:
 
 
 def option(default: T, declared: Option) -> T:
-    """A field of `ExportRequest` that is an option with this default."""
+    """A field of `ExportOptions` that is an option with this default."""
     return field(default=default, metadata={"option": declared})

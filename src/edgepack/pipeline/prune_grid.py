@@ -141,7 +141,8 @@ class PruneGrid:
 
     def _make(self, sparsity: float, steps: int, folder: Path) -> Made:
         """What `run_export` of the level makes, with tokens that all levels share."""
-        from edgepack.export.recipe.work import Passes, RecipeOptions
+        from edgepack.export.recipe.passes import Passes
+        from edgepack.export.recipe.values import RecipeOptions
         from edgepack.pipeline.makers.gguf import open_gguf
 
         checkpoint, tokens = self._checkpoint, self._tokens(steps)

@@ -21,8 +21,9 @@ from edgepack.packaging.derivation import read_derivation
 from edgepack.packaging.trust.policy import ANYONE
 from edgepack.pipeline.derivation import FILES, PASSES_FOR, RECIPE, model_files, versions
 from edgepack.pipeline.export import run_export
+from edgepack.pipeline.export_options import declared_options
 from edgepack.pipeline.options import REFINED, WIRE
-from edgepack.pipeline.request import ExportRequest, declared_options
+from edgepack.pipeline.request import ExportRequest
 from edgepack.progress import silent
 
 if TYPE_CHECKING:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from edgepack.export.interrupted import journal_path
 from edgepack.export.naming import file_name
+from edgepack.files.claim import check_output, claimed_output
+from edgepack.files.folders import make_scratch
 from edgepack.files.names import hidden_path
-from edgepack.files.output import atomic_output, check_output, claimed_output, make_scratch, move_output
+from edgepack.files.output import atomic_output, move_output
 from edgepack.packaging.derivation import MEMBER, beside_path, encode
 from edgepack.pipeline.derivation import Recorder
 

@@ -16,9 +16,10 @@ from edgepack.errors import UsageError  # noqa: E402
 from edgepack.export.checkpoint import open_checkpoint  # noqa: E402
 from edgepack.export.gguf_file import write_gguf  # noqa: E402
 from edgepack.export.plan import PlanOptions, collectable_importance, plan_export  # noqa: E402
-from edgepack.export.refine import model as refine_model  # noqa: E402
-from edgepack.export.refine.model import RefinedModel, RefineSettings  # noqa: E402
+from edgepack.export.refine import matrices as refined_matrices  # noqa: E402
+from edgepack.export.refine.model import RefinedModel  # noqa: E402
 from edgepack.export.refine.reading import read_share  # noqa: E402
+from edgepack.export.refine.values import RefineSettings  # noqa: E402
 from edgepack.quant.calibration.curvature import measure  # noqa: E402
 from edgepack.quant.calibration.curvature_store import CurvatureStore  # noqa: E402
 from edgepack.quant.codecs.ggml.codec import dequantize_rows  # noqa: E402
@@ -207,7 +208,7 @@ def test_a_run_killed_anywhere_goes_on_with_the_same_bytes(
     base, calls = mixed.base("gguf-q4km"), 0
     whole = mixed.model()
     expected = whole.rounded(base, whole.allocation(base, base.total_bytes)).plan
-    real = refine_model.refine_matrix
+    real = refined_matrices.refine_matrix
 
     def fused(*arguments, **keywords):
         nonlocal calls
@@ -217,14 +218,14 @@ def test_a_run_killed_anywhere_goes_on_with_the_same_bytes(
         return real(*arguments, **keywords)
 
     killed = mixed.model(f"killed-{blow}")
-    monkeypatch.setattr(refine_model, "refine_matrix", fused)
+    monkeypatch.setattr(refined_matrices, "refine_matrix", fused)
     try:
         killed.rounded(base, killed.allocation(base, base.total_bytes))
     except KilledError:
         before = calls
     else:
         pytest.fail(f"only {calls} calls")
-    monkeypatch.setattr(refine_model, "refine_matrix", fused)
+    monkeypatch.setattr(refined_matrices, "refine_matrix", fused)
     again = mixed.model(f"killed-{blow}")
     found = again.rounded(base, again.allocation(base, base.total_bytes)).plan
     assert calls - before < 100

@@ -12,7 +12,8 @@ from edgepack.cli.chat import settings
 from edgepack.cli.chat.showing import show_info, show_text, show_values
 from edgepack.cli.output import note
 from edgepack.errors import UsageError
-from edgepack.files.output import atomic_output, claimed_output
+from edgepack.files.claim import claimed_output
+from edgepack.files.output import atomic_output
 from edgepack.text_file import read_text
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ import numpy as np
 
 from edgepack.edge.fidelity.tasks.knowledge import Known, knowledge_test
 from edgepack.errors import CalibrationError
+from edgepack.files.folders import make_scratch
 from edgepack.files.names import hidden_path
-from edgepack.files.output import make_scratch, move_output
+from edgepack.files.output import move_output
 from edgepack.pipeline.adapting.base import (
     Base,
     Student,

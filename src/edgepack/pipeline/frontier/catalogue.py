@@ -10,8 +10,8 @@ import re
 from typing import TYPE_CHECKING
 
 from edgepack.errors import UsageError
+from edgepack.pipeline.export_options import declared_options
 from edgepack.pipeline.frontier.points import Spec
-from edgepack.pipeline.request import declared_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

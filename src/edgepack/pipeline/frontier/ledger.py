@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.fidelity.outcome import clean
 from edgepack.errors import IntegrityError, UsageError
+from edgepack.files.folders import make_scratch
 from edgepack.files.names import hidden_path
-from edgepack.files.output import atomic_output, make_scratch
+from edgepack.files.output import atomic_output
 from edgepack.files.source import open_source, parse_json, read_small
 from edgepack.pipeline.derivation import model_files
 from edgepack.pipeline.frontier.points import Point, point_from_json

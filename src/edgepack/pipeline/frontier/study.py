@@ -18,7 +18,9 @@ from edgepack.edge.fidelity.scoring import text_to_score
 from edgepack.errors import CheckFailedError, DependencyError, EdgepackError, IntegrityError, ResourceError, UsageError
 from edgepack.export.mapped_model import map_checkpoint, open_model
 from edgepack.export.plan import plan_export
-from edgepack.files.output import claimed_output, folder_output, move_output
+from edgepack.files.claim import claimed_output
+from edgepack.files.folders import folder_output
+from edgepack.files.output import move_output
 from edgepack.files.source import parse_json, read_small
 from edgepack.pipeline.frontier.forecast import Forecast, forecast
 from edgepack.pipeline.frontier.ledger import Ledger, model_digest, write_json

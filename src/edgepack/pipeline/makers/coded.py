@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgepack.export.coded.write import CodedReport
     from edgepack.export.mapped import MappedModel
     from edgepack.export.recipe.changed import ChangedModel
-    from edgepack.export.recipe.work import Passes
+    from edgepack.export.recipe.passes import Passes
     from edgepack.gguf.types import TensorInfo, Value
     from edgepack.model import Checkpoint
     from edgepack.pipeline.outline import Json

@@ -13,7 +13,7 @@ from edgepack.export.gguf_file import write_shards
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.export.plan import PlanOptions, plan_export, shard_paths, split_plan
 from edgepack.export.recipe.corrections import adapter_suffixes
-from edgepack.files.output import check_output
+from edgepack.files.claim import check_output
 from edgepack.pipeline.makers.importance import with_importance
 from edgepack.pipeline.makers.opened import opened_checkpoint, opened_model, overrides_of, unworked
 from edgepack.pipeline.outline import Made, Outline, rows_of
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from edgepack.export.mapped import MappedModel
     from edgepack.export.plan import ExportPlan
-    from edgepack.export.recipe.work import Passes, PreparedExport
+    from edgepack.export.recipe.passes import Passes
+    from edgepack.export.recipe.values import PreparedExport
     from edgepack.pipeline.outline import Json
     from edgepack.pipeline.request import ExportRequest
     from edgepack.quant.types.choice import Overrides

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from edgepack.export.mapped import MappedModel
-    from edgepack.export.recipe.work import Passes
+    from edgepack.export.recipe.passes import Passes
     from edgepack.model import Checkpoint
     from edgepack.pipeline.request import ExportRequest
     from edgepack.quant.passes.recipe import Recipe
@@ -109,7 +109,8 @@ def work_of(request: ExportRequest) -> Iterator[Passes]:
         RecipeError: the recipe is wrong.
     """
     try:
-        from edgepack.export.recipe.work import Passes, RecipeOptions
+        from edgepack.export.recipe.passes import Passes
+        from edgepack.export.recipe.values import RecipeOptions
     except ModuleNotFoundError as error:
         needed = "use pip install 'edgepack[compress]'"
         raise DependencyError(f"passes: '{error.name}' is not installed, {needed}") from None

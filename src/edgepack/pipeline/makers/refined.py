@@ -10,42 +10,36 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.export.gguf_file import write_shards
 from edgepack.export.mapped_model import map_checkpoint
-from edgepack.export.plan import PlanOptions, collectable_importance, plan_export, shard_paths, split_plan
+from edgepack.export.plan import shard_paths, split_plan
 from edgepack.export.recipe.changed import ChangedModel
-from edgepack.files.output import check_output
+from edgepack.files.claim import check_output
 from edgepack.gguf import keys
 from edgepack.gguf.types import Value, ValueType, boolean, f32, string, u32
-from edgepack.pipeline.makers.gguf import ladder
-from edgepack.pipeline.makers.opened import (
-    opened_checkpoint,
-    overrides_of,
-    read_request_recipe,
-    unworked,
-)
-from edgepack.pipeline.makers.refined_run import SEED, SEQUENCES, RunOptions, refined_run
+from edgepack.pipeline.makers.opened import opened_checkpoint, overrides_of, read_request_recipe, unworked
+from edgepack.pipeline.makers.refined_calibration import calibration_of
+from edgepack.pipeline.makers.refined_report import figures_of, plain_notes
+from edgepack.pipeline.makers.refined_run import SEED, RunOptions, refined_run
+from edgepack.pipeline.makers.stock_plans import StockPlans
 from edgepack.pipeline.makers.tuned import reserved, tuned, untuned_path
-from edgepack.pipeline.makers.wire_run import read_calibration
 from edgepack.pipeline.options import REFINED
 from edgepack.pipeline.outline import Made, Outline, rows_of
-from edgepack.pipeline.request import refinable
-from edgepack.quant.types.targets import TARGETS, Target, find_target
+from edgepack.quant.types.targets import Target, find_target
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
+    from pathlib import Path
 
     from edgepack.export.mapped import MappedModel
     from edgepack.export.plan import ExportPlan
-    from edgepack.export.recipe.work import Passes
-    from edgepack.export.refine.model import Allocation, RefinedFile, RefinedModel
-    from edgepack.model import Checkpoint
+    from edgepack.export.recipe.passes import Passes
+    from edgepack.export.refine.model import RefinedModel
+    from edgepack.export.refine.values import Allocation
     from edgepack.pipeline.makers.wire_run import Calibration
-    from edgepack.pipeline.outline import Json
     from edgepack.pipeline.request import ExportRequest
 
 _LEAST_PACKED_SHARE = 0.88  # as of other block types (makers.gguf)
@@ -103,6 +97,10 @@ class RefinedMaker:
         """Weights of the file in all."""
         return sum(prod(rows.shape) for rows in self.mapped.tensors.values())
 
+    @property
+    def _stock(self) -> StockPlans:
+        return StockPlans(self.mapped, self._overrides, self._target)
+
     def aim(self, beside: int = 0) -> Aim:
         """What the request asks for, gates and archives aside.
 
@@ -111,31 +109,19 @@ class RefinedMaker:
         """
         request, goals = self._request, list[int]()
         if self._target is not None:
-            goals.append(self._stock(self._target).total_bytes)
+            goals.append(self._stock.of(self._target).total_bytes)
         if request.max_bytes is not None and not request.packs:
             goals.append(request.max_bytes - beside)
         if request.bits is not None:
             goals.append(int(request.bits * self.weights / 8))
         if request.for_device is not None:
-            goals.append(self._largest_on(request.for_device))
-        return Aim(min(goals) if goals else self._stock(find_target("q8")).total_bytes)
-
-    def _stock(self, target: Target) -> ExportPlan:
-        """The file of a target as llama.cpp would lay it out with an importance matrix."""
-        options = PlanOptions(self._overrides, collectable_importance(self.mapped))
-        return plan_export(self.mapped, target, options)
-
-    def _base(self, aim: Aim) -> ExportPlan:
-        """What tensors are that nothing is allocated to: the target's, or of the smallest target of so many bytes."""
-        if self._target is not None:
-            return self._stock(self._target)
-        plans = [self._stock(target) for target in ladder(self.mapped) if refinable(target.name)]
-        return next((plan for plan in reversed(plans) if plan.total_bytes >= aim.budget), plans[0])
+            goals.append(self._stock.largest_on(request.for_device))
+        return Aim(min(goals) if goals else self._stock.of(find_target("q8")).total_bytes)
 
     def outline(self, aim: Aim) -> Outline:
         """As `goals.Maker.outline`: before `opened` the most bytes that the file may have."""
         if self._model is None:
-            base, limits = self._base(aim), (*self.mapped.notes, *self._forecast(aim))
+            base, limits = self._stock.base(aim.budget), (*self.mapped.notes, *self._forecast(aim))
             return replace(self._outline(base, limits), label=self._label(aim), is_exact=False).sized(aim.budget)
         plan, allocation = self._planned(aim)
         return self._outline(plan, self.mapped.notes).sized(allocation.bytes)
@@ -179,7 +165,7 @@ class RefinedMaker:
             CalibrationError: the text is too short.
             EdgepackError: whatever passes or calibration find wrong.
         """
-        from edgepack.export.refine.model import RefineSettings
+        from edgepack.export.refine.values import RefineSettings
 
         request, changed = self._request, self._changed()
         self._calibration = calibration_of(request, changed.checkpoint)
@@ -211,10 +197,10 @@ class RefinedMaker:
         if self._target is not None:
             return self._target
         if not self.searches:
-            return self._base(self.aim()).target
+            return self._stock.base(self.aim().budget).target
         if request.max_bytes is None:
             return find_target(_GATED)
-        return self._base(Aim(int(request.max_bytes / _LEAST_PACKED_SHARE))).target
+        return self._stock.base(int(request.max_bytes / _LEAST_PACKED_SHARE)).target
 
     def _planned(self, aim: Aim) -> tuple[ExportPlan, Allocation]:
         """Types for an aim, and the plan whose metadata says so."""
@@ -222,11 +208,11 @@ class RefinedMaker:
             model, budget = self._opened_model, aim.budget
             if aim.divergence is not None:  # the base depends on nothing but the bytes, so that they give the same file
                 base = self._told(aim)
-                budget = model.budget_for(base, aim.divergence, self._fixed(base))
+                budget = model.budget_for(base, aim.divergence, self._stock.fixed(base))
             base = self._told(Aim(budget, rate=aim.rate))
-            fixed = self._fixed(base)
+            fixed = self._stock.fixed(base)
             allocation = model.allocation(base, max(budget, self._least(base, fixed)), fixed)
-            kind = self._file_type(allocation, base)
+            kind = self._stock.file_type(allocation, base)
             about = self._metadata(Aim(budget, rate=aim.rate), allocation.divergence)
             about |= {keys.FILE_TYPE: u32(kind.file_type)}
             plan = replace(model.allocated(base, allocation), metadata={**base.metadata, **about})
@@ -239,7 +225,7 @@ class RefinedMaker:
 
     def _told(self, aim: Aim) -> ExportPlan:
         """The base with metadata as long as the file's will be."""
-        base = self._base(aim)
+        base = self._stock.base(aim.budget)
         return replace(base, metadata={**base.metadata, **self._metadata(aim, 0.0)})
 
     def _least(self, plan: ExportPlan, fixed: frozenset[str]) -> int:
@@ -254,27 +240,6 @@ class RefinedMaker:
     def _opened_model(self) -> RefinedModel:
         assert self._model is not None, "refined: expected the run to be open"
         return self._model
-
-    def _fixed(self, plan: ExportPlan) -> frozenset[str]:
-        """Tensors whose type was chosen by hand."""
-        chosen = self._overrides
-        by_name = {"output.weight": chosen.output, "token_embd.weight": chosen.embedding}
-        if "output.weight" not in self.mapped.tensors and chosen.embedding is None:
-            by_name["token_embd.weight"] = chosen.output
-        names = [info.name for info in plan.infos]
-        return frozenset(name for name in names if chosen.matching(name) is not None or by_name.get(name) is not None)
-
-    def _file_type(self, allocation: Allocation, plan: ExportPlan) -> Target:
-        """The target, or the one whose default type most weights have."""
-        if self._target is not None:
-            return self._target
-        counts: dict[int, int] = {}
-        for info in plan.infos:
-            kind = allocation.kinds.get(info.name)
-            if kind is not None:
-                counts[kind] = counts.get(kind, 0) + info.rows * info.shape[-1]
-        most = max(counts, key=lambda kind: (counts[kind], kind), default=int(plan.target.default))
-        return next(target for target in TARGETS if target.default == most)
 
     def _metadata(self, aim: Aim, divergence: float) -> dict[str, Value]:
         """How the file was made; as long whatever the figures are."""
@@ -311,57 +276,14 @@ class RefinedMaker:
             shards, place, threads=request.threads, progress=request.progress, resume=request.resume, crew=request.crew
         )  # fmt: skip
         outline = self._outline(plan, self.mapped.notes)
-        notes = (*self._notes, *_plain_notes(found.plain))
-        lines, more = self._figures(found, allocation, plan)
+        notes = (*self._notes, *plain_notes(found.plain))
+        lines, more = figures_of(found, allocation, plan, self.weights)
         made = Made(outline, tuple(files), notes=notes, lines=lines, more=more)
         return tuned(request, self._opened_model, self._calibration, made, path) if request.tune else made
-
-    def _figures(
-        self, found: RefinedFile, allocation: Allocation, plan: ExportPlan
-    ) -> tuple[tuple[str, ...], dict[str, Json]]:
-        bits = 8 * allocation.bytes / self.weights
-        told = f"refined: {bits:.2f} bits a weight, predicted KL {found.loss:.4f} of weights and {found.inputs:.4f} of"
-        more: dict[str, Json] = {
-            "refined": {
-                "budget": plan.metadata[keys.REFINE_BUDGET].value, "bits_per_weight": round(bits, 4),
-                "predicted_kl": allocation.divergence, "predicted_kl_of_weights": found.loss,
-                "predicted_kl_of_inputs": found.inputs, "without_curvature": list(found.plain),
-            }
-        }  # fmt: skip
-        return (f"{told} the 8-bit inputs of products",), more
 
     def forget(self, aim: Aim) -> None:
         """As `goals.Maker.forget`: rounded matrices stay for other aims."""
         self._allocated.pop(aim, None)
-
-    def _largest_on(self, device: str) -> int:
-        """The most bytes with which a file fits a device, between the smallest and the largest stock types."""
-        from edgepack.pipeline.makers.wire_host import largest_bytes_on
-
-        plans = [self._stock(find_target(name)) for name in ("f16", "q8", "q6k", "q5km", "q4km", "q3km", "q2k")]
-        return largest_bytes_on(plans, device)
-
-
-def calibration_of(request: ExportRequest, checkpoint: Checkpoint) -> Calibration:
-    """What a request's curvature is measured on; raises CalibrationError for a text that is too short."""
-    sequences, length = _sample_size(request)
-    text = None if request.calibration is None else Path(request.calibration)
-    return read_calibration(checkpoint, text, request.device, sequences, length)
-
-
-def _sample_size(request: ExportRequest) -> tuple[int, int | None]:
-    """Sequences of the text and their length: asked for, or as a recipe says for its passes."""
-    if request.recipe is not None:
-        said = read_request_recipe(request).calibration
-        return int(said.get("sequences") or SEQUENCES), said.get("length")
-    return request.sequences or SEQUENCES, request.length
-
-
-def _plain_notes(names: Sequence[str]) -> tuple[str, ...]:
-    if not names:
-        return ()
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return (f"refined: '{names[0]}'{more} are no linear layers that calibration watches: the plain encoder's",)
 
 
 def _is_gpu(device: str | None) -> bool:

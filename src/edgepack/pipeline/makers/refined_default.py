@@ -105,7 +105,7 @@ def _rounds(step: PassStep) -> bool:
 
 def _unmeasurable(request: ExportRequest) -> str | None:
     """Why a model's curvature cannot be measured on the text; None where it can."""
-    from edgepack.pipeline.makers.refined import calibration_of
+    from edgepack.pipeline.makers.refined_calibration import calibration_of
     from edgepack.quant.calibration.blocks import BlockwiseModel
     from edgepack.quant.calibration.curvature import check_tokens, refuse_shared_keys
 

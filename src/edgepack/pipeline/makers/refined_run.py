@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.crew import Crew
-    from edgepack.export.refine.model import RefinedModel, RefineSettings
+    from edgepack.export.refine.model import RefinedModel
+    from edgepack.export.refine.values import RefineSettings
     from edgepack.model import Checkpoint
     from edgepack.pipeline.makers.wire_run import Calibration
     from edgepack.progress import Progress

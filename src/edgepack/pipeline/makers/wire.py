@@ -27,7 +27,7 @@ from edgepack.quantities import format_size
 if TYPE_CHECKING:
     from edgepack.export.mapped import MappedModel
     from edgepack.export.plan import ExportPlan
-    from edgepack.export.recipe.work import Passes
+    from edgepack.export.recipe.passes import Passes
     from edgepack.export.wire.plan import WireResult
     from edgepack.pipeline.makers.projector import ProjectorFile
     from edgepack.pipeline.makers.separate import SeparateAdapter

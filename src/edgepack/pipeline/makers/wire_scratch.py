@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.files.output import atomic_output, make_scratch
+from edgepack.files.folders import make_scratch
+from edgepack.files.output import atomic_output
 
 if TYPE_CHECKING:
     from pathlib import Path

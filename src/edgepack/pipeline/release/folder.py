@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckFailedError
 from edgepack.file_digest import SUMS, write_sha256sums
-from edgepack.files.output import folder_output
+from edgepack.files.folders import folder_output
 from edgepack.packaging import signing
 from edgepack.packaging.archive import open_archive
 from edgepack.packaging.derivation import MEMBER as DERIVATION

@@ -19,7 +19,7 @@ from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
     from edgepack.model import Checkpoint
-    from edgepack.pipeline.export import ExportResult
+    from edgepack.pipeline.export_result import ExportResult
     from edgepack.pipeline.request import ExportRequest
     from edgepack.pipeline.stages.staged_recipe import StagedRecipe
 

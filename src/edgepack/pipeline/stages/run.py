@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from edgepack.errors import EdgepackError, RecipeError, UsageError
-from edgepack.files.output import check_output, claimed_output
+from edgepack.files.claim import check_output, claimed_output
 from edgepack.pipeline.request import ExportRequest
 from edgepack.pipeline.stages.contradictions import planned, refuse_contradictions
 from edgepack.pipeline.stages.keys import packs_inside
@@ -27,7 +27,7 @@ from edgepack.pipeline.stages.work import STAGES_FOLDER, SUMMARY, Run
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgepack.pipeline.export import ExportResult
+    from edgepack.pipeline.export_result import ExportResult
 
 
 def run_recipe(request: CompressRequest) -> Compressed:

@@ -14,9 +14,10 @@ from edgepack.edge.fidelity.outcome import clean
 from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.export.recipe.kept_outcomes import KeptTensors
 from edgepack.packaging.trust.policy import ANYONE
-from edgepack.pipeline.export import opener_of, run_export
+from edgepack.pipeline.export import run_export
 from edgepack.pipeline.fidelity import run_validation
 from edgepack.pipeline.request import ExportRequest
+from edgepack.pipeline.verdict import opener_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

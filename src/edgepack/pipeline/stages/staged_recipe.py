@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import RecipeError
 from edgepack.packaging.coding.streams import DEFAULT_LEVEL
-from edgepack.pipeline.request import declared_options
+from edgepack.pipeline.export_options import declared_options
 from edgepack.quant.passes.recipe import (
     STAGES,
     Recipe,

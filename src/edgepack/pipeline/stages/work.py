@@ -20,7 +20,8 @@ from edgepack.edge.fidelity.validate import Gates
 from edgepack.errors import CheckFailedError
 from edgepack.export.recipe.pass_stages import FinishedPass, PassStages, following_key
 from edgepack.file_digest import file_sha256
-from edgepack.files.output import atomic_output, check_output, claimed_output
+from edgepack.files.claim import check_output, claimed_output
+from edgepack.files.output import atomic_output
 from edgepack.packaging.derivation import MEMBER, beside_path
 from edgepack.packaging.trust.policy import ANYONE
 from edgepack.pipeline.export import run_export
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgepack.edge.fidelity.run import FidelityRun
-    from edgepack.pipeline.export import ExportResult
+    from edgepack.pipeline.export_result import ExportResult
     from edgepack.pipeline.request import ExportRequest
     from edgepack.pipeline.stages.memory import PeakMemory
     from edgepack.pipeline.stages.metrics import Metrics
