@@ -12,7 +12,9 @@ from shaky_backend import ShakyBackend
 from tiny_llama import write_tiny
 
 import edgepack
+from edgepack.errors import ResourceError
 from edgepack.export.checkpoint import open_checkpoint
+from edgepack.export.chunks import Chunk
 from edgepack.gguf.types import GGMLType
 from edgepack.pipeline.cluster import opening
 from edgepack.pipeline.cluster.board import Board
@@ -74,6 +76,25 @@ def same(model: Path, tmp_path: Path, cluster: dict[str, ShakyBackend], **option
 
 def test_q4km(books: Path, tmp_path: Path, cluster: dict[str, ShakyBackend]) -> None:
     same(books, tmp_path, cluster, target="gguf-q4km")
+
+
+def test_a_full_disk_of_a_node_ends_in_one_line_with_its_name_and_leaves_no_file(
+    books: Path, tmp_path: Path, cluster: dict[str, ShakyBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, asked = Chunk.encode, []
+
+    def full(self: Chunk) -> Any:
+        asked.append(1)
+        if len(asked) == 3:
+            raise OSError(28, "No space left on device", "/scratch/spilled")
+        return encode(self)
+
+    monkeypatch.setenv("EDGEPACK_NODE_NAME", "node-7")
+    monkeypatch.setattr(Chunk, "encode", full)
+    cluster["backend"] = ShakyBackend(2, 1)
+    with pytest.raises(ResourceError, match="cluster: node 'node-7': No space left on device: '/scratch/spilled'"):
+        edgepack.export(books, "gguf-q8", output=tmp_path / "m.gguf", cluster="auto")
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")], "nothing under the final name"
 
 
 def test_a_coded_variant(books: Path, tmp_path: Path, cluster: dict[str, ShakyBackend]) -> None:
