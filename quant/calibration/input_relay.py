@@ -57,8 +57,8 @@ class SampleStage(BlockStage):
         self, entering: NDArray[np.float32], after: NDArray[np.float32], places: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """As `BlockSamples.run`."""
-        given = (torch.from_numpy(np.array(each)) for each in (entering, after, places))
-        return np.asarray(self._samples.run(*given, self.context.runner).numpy())
+        hidden, gradient, kept = (torch.from_numpy(np.array(each)) for each in (entering, after, places))
+        return np.asarray(self._samples.run(hidden, gradient, kept, self.context.runner).numpy())
 
     def finish(self) -> Any:
         """What the work gives; it may change the block, which goes."""
@@ -137,7 +137,7 @@ class _BackwardLeg(ActivationFiles):
         """The gradient behind a block."""
         rows = self.rows(step)
         if stage + 1 == self._sampler.model.block_count:
-            return self._sampler.gradient[rows].numpy()
+            return np.asarray(self._sampler.gradient[rows].numpy())
         found = self.get(stage + 1, step)
         return np.array(self._arrays.read(stage + 1)[rows]) if found is None else found
 
@@ -198,4 +198,4 @@ def _sample_bytes(sampler: InputSampler) -> int:
         for name in sampler.model.tensor_names(0)
         if name in specs and len(specs[name].shape) == 2
     )
-    return 2 * stage_bytes(sampler.model) + _SAMPLE_BYTES * sampler.places.numel() * sides
+    return 2 * stage_bytes(sampler.model) + _SAMPLE_BYTES * int(sampler.places.numel()) * sides
