@@ -2,6 +2,7 @@
 
     python tools/plan_giant.py [TARGET ...]      by default q8 q5km q4km q2k
     python tools/plan_giant.py q4km --nodes 1,4,16,64     and what it takes on clusters of so many nodes
+    python tools/plan_giant.py --work gptq,refine,wire --nodes 1,4,16,64     the same where a text goes through it
 
 Its names and shapes are those of the published checkpoint, one tensor for each matrix of each expert. It prints
 the exact size of each file, how long planning took and the peak memory; then quantises the first chunks of an
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from figure_file import run_with_figure
 from giant_cluster import HEADINGS, Machines, cluster_rows
+from giant_rates import measured
+from giant_walks import WORKS, walk_rows
 from synthetic_checkpoint import BUNDLED_TOKENIZER, SyntheticTensors, bf16_specs
 
 from edgepack.export.chunks import chunks
@@ -128,6 +131,25 @@ def _peak_megabytes() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
 
+def _clusters(given: argparse.Namespace) -> list[Machines]:
+    """Those that are planned for."""
+    counts = [int(count) for count in (given.nodes or "1").split(",")]
+    link, storage = parse_size(given.link), parse_size(given.storage)
+    return [Machines(count, given.processors, link, storage) for count in counts]
+
+
+def _works(parser: argparse.ArgumentParser, text: str) -> list[str]:
+    named = text.split(",")
+    if unknown := [each for each in named if each not in WORKS]:
+        parser.error(f"--work: expected {', '.join(WORKS)}, got '{unknown[0]}'")
+    return named
+
+
+def _print_table(found: list[list[str]]) -> None:
+    for row in [HEADINGS, ["---"] * len(HEADINGS), *found] if found else ():
+        print(f"| {' | '.join(row)} |")
+
+
 def main() -> None:
     """Print the plans and stream a part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -136,7 +158,14 @@ def main() -> None:
     parser.add_argument("--processors", type=int, default=64, help="of a node")
     parser.add_argument("--link", default="1.25GB", help="of a node, a second")
     parser.add_argument("--storage", default="5GB", help="of the shared folder, a second")
+    parser.add_argument("--memory", default="1.5TB", help="of a node, which --work keeps to")
+    parser.add_argument("--work", metavar="W,W", help=f"plan these instead: {', '.join(WORKS)}")
     given = parser.parse_args()
+    if given.work is not None:
+        _print_table(
+            walk_rows(_works(parser, given.work), GLM_4_7, measured(), _clusters(given), parse_size(given.memory))
+        )
+        return
     targets = [find_target(text) for text in given.targets]
     started = time.monotonic()
     model = mapped_giant()
@@ -154,11 +183,8 @@ def main() -> None:
             f"{target.label:<8} {size:>17,} bytes ({format_size(size)}), planned in {time.monotonic() - started:.1f} s"
         )
         if given.nodes is not None:
-            counts = [int(count) for count in given.nodes.split(",")]
-            link, storage = parse_size(given.link), parse_size(given.storage)
-            found += cluster_rows(plan, [Machines(count, given.processors, link, storage) for count in counts])
-    for row in [HEADINGS, ["---"] * len(HEADINGS), *found] if found else ():
-        print(f"| {' | '.join(row)} |")
+            found += cluster_rows(plan, _clusters(given))
+    _print_table(found)
     stack = next(tensor for tensor in plan.tensors if tensor.info.name == "blk.46.ffn_down_exps.weight")
     blocks = [chunk.encode() for chunk in islice(chunks(stack), 64)]
     print(
