@@ -21,16 +21,20 @@ from edgepack.quant.calibration.curvature import draw_labels, refuse_shared_keys
 from edgepack.quant.calibration.sweep import BatchRunner, sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+    from typing import TypeAlias
 
     from numpy.typing import NDArray
     from torch import nn
 
+    from edgepack.crew import Crew
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
     from edgepack.quant.calibration.blocks import Block
     from edgepack.quant.calibration.sweep import BlockVisit
+
+    BlockWork: TypeAlias = "Callable[[Block, Mapping[str, InputSample]], Any]"
 
 SEQUENCES, TOKENS = 8, 1024
 HEAD_ROWS = 512  # of the output matrix, whose outputs are too many to be kept
@@ -82,6 +86,7 @@ class InputSampler:
         batch: sequences at a time.
         seed: of the labels and of the tokens that are kept.
         progress: told of each block.
+        crew: who runs the blocks, each on one worker; None for this process. The results are the same.
 
     Raises:
         UnsupportedModelError: layers that read what earlier ones keep.
@@ -99,17 +104,19 @@ class InputSampler:
         sequences: int = SEQUENCES,
         kept: int = TOKENS,
         progress: Progress = silent,
+        crew: Crew | None = None,
     ) -> None:
         refuse_shared_keys(checkpoint.config)
         count, length = tokens.shape
         some = np.unique(np.linspace(0, count - 1, min(count, sequences)).astype(np.int64))
         self.tokens = torch.from_numpy(np.ascontiguousarray(tokens[some]))
-        self.model, self._folder, self._progress = BlockwiseModel(checkpoint, device), folder, progress
+        self.model, self.folder, self._progress = BlockwiseModel(checkpoint, device), folder, progress
+        self._crew = crew
         self._generator = torch.Generator().manual_seed(seed)
-        self._batch, self._runner = batch, BatchRunner(self.model, self.tokens, batch)
+        self.batch, self._runner = batch, BatchRunner(self.model, self.tokens, batch)
         each = max(1, min(length, kept // len(some)))
-        self._places = torch.stack([torch.randperm(length, generator=self._generator)[:each] for _ in some])
-        self._gradient = torch.empty(0)
+        self.places = torch.stack([torch.randperm(length, generator=self._generator)[:each] for _ in some])
+        self.gradient = torch.empty(0)  # behind the block that comes next
 
     def head(self) -> HeadSample:
         """The forward pass, and the sample of the output matrix.
@@ -119,7 +126,7 @@ class InputSampler:
         """
         last = self._forward()
         vocabulary = int(self.model.source.specs[self.model.head_name].shape[0]) if self.model.head_name else 1
-        size = max(1, min(self._batch, _LOGITS // (vocabulary * self.tokens.shape[1])))
+        size = max(1, min(self.batch, _LOGITS // (vocabulary * self.tokens.shape[1])))
         head, found = _Head(), []
         with self.model.shell():
             for start in range(0, len(last), size):
@@ -127,11 +134,32 @@ class InputSampler:
                 hidden = last[rows].to(self.model.device).requires_grad_(True)
                 with torch.enable_grad(), _watched({"": self.model.model.get_output_embeddings()}) as watch:
                     logits = self.model.logits(hidden, self.tokens[rows])
-                samples, before = watch.back(logits, self._at_logits(logits), hidden, self._places[rows])
+                samples, before = watch.back(logits, self._at_logits(logits), hidden, self.places[rows])
                 head.add(samples[""])
                 found.append(before)
-        self._gradient = torch.cat(found)
+        self.gradient = torch.cat(found)
         return head.result()
+
+    def map(self, work: BlockWork) -> Iterator[Any]:
+        """`work(block, samples)` of every block, the last first, as `blocks` gives them.
+
+        Args:
+            work: may change the block's weights; sent to the crew's workers, where there are any.
+
+        Raises:
+            NumericError: as `blocks`.
+        """
+        if self._crew is None:
+            for block, samples in self.blocks():
+                yield work(block, samples)
+            return
+        from edgepack.quant.calibration.input_relay import relayed_back
+
+        count = self.model.block_count
+        with self._progress("Gradients", count, " blocks") as advance:
+            for result in relayed_back(self, self._crew, work):
+                yield result
+                advance(1)
 
     def blocks(self) -> Iterator[tuple[Block, dict[str, InputSample]]]:
         """Every block, the last first, with its weights loaded, and samples of its linears by checkpoint name.
@@ -145,22 +173,28 @@ class InputSampler:
         count = self.model.block_count
         with self._progress("Gradients", count, " blocks") as advance:
             for index in reversed(range(count)):
-                path = self._entering(index)
+                path = self.entering(index)
                 with self.model.block(index) as block:
                     yield block, self._back(block, np.load(path, mmap_mode="r"))
                 path.unlink()
                 advance(1)
 
     def _forward(self) -> torch.Tensor:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._crew is not None:
+            from edgepack.quant.calibration.input_relay import relayed_forward
+
+            with self._progress("Activations", self.model.block_count, " blocks") as advance:
+                return relayed_forward(self, self._crew, advance)
 
         def keep(visit: BlockVisit) -> None:
-            np.save(self._entering(visit.block.index), visit.inputs.float().numpy())
+            np.save(self.entering(visit.block.index), visit.inputs.float().numpy())
 
-        return sweep(self.model, self.tokens, keep, batch=self._batch, progress=self._progress, label="Activations")
+        return sweep(self.model, self.tokens, keep, batch=self.batch, progress=self._progress, label="Activations")
 
-    def _entering(self, index: int) -> Path:
-        return self._folder / f"entering-{index}.npy"
+    def entering(self, index: int) -> Path:
+        """The file of what enters a block, float32 [sequences, length, width]."""
+        return self.folder / f"entering-{index}.npy"
 
     def _at_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """Of -log p(label), labels drawn from the model: p - onehot(label)."""
@@ -170,20 +204,48 @@ class InputSampler:
         return flat.reshape(logits.shape)
 
     def _back(self, block: Block, entering: NDArray[np.float32]) -> dict[str, InputSample]:
-        parts: dict[str, list[InputSample]] = {}
-        before = []
-        for start in range(0, len(entering), self._batch):
-            rows = slice(start, min(start + self._batch, len(entering)))
-            hidden = torch.from_numpy(np.array(entering[rows])).to(self.model.device).requires_grad_(True)
-            with torch.enable_grad(), _watched(block.linears) as watch:
-                output = block.run(hidden, self._runner.calls(len(hidden))[block.index])
-            gradient = self._gradient[rows].to(hidden.device)
-            found, at_inputs = watch.back(output, gradient, hidden, self._places[rows])
-            before.append(at_inputs)
-            for name, sample in found.items():
-                parts.setdefault(name, []).append(sample)
-        self._gradient = torch.cat(before)
-        return {name: _joined(samples, f"layer '{name}'") for name, samples in parts.items()}
+        samples, before = BlockSamples(block), []
+        for start in range(0, len(entering), self.batch):
+            rows = slice(start, min(start + self.batch, len(entering)))
+            hidden = torch.from_numpy(np.array(entering[rows]))
+            before.append(samples.run(hidden, self.gradient[rows], self.places[rows], self._runner))
+        self.gradient = torch.cat(before)
+        return samples.joined()
+
+
+class BlockSamples:
+    """Samples of a loaded block's linears, batch by batch.
+
+    Args:
+        block: the block.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self._block = block
+        self._parts: dict[str, list[InputSample]] = {}
+
+    def run(
+        self, entering: torch.Tensor, after: torch.Tensor, places: torch.Tensor, runner: BatchRunner
+    ) -> torch.Tensor:
+        """A batch of what enters the block and of the gradient behind it → the gradient in front of it, on the CPU.
+
+        Args:
+            entering: [sequences, length, width].
+            after: likewise.
+            places: of the tokens that are kept [sequences, kept].
+            runner: gives masks and positions.
+        """
+        hidden = entering.to(runner.model.device).requires_grad_(True)
+        with torch.enable_grad(), _watched(self._block.linears) as watch:
+            output = self._block.run(hidden, runner.calls(len(hidden))[self._block.index])
+        found, before = watch.back(output, after.to(hidden.device), hidden, places)
+        for name, sample in found.items():
+            self._parts.setdefault(name, []).append(sample)
+        return before
+
+    def joined(self) -> dict[str, InputSample]:
+        """By checkpoint name; raises NumericError."""
+        return {name: _joined(samples, f"layer '{name}'") for name, samples in self._parts.items()}
 
 
 class _Head:

@@ -20,7 +20,8 @@ def _leaves(_settings: Settings) -> Mapping[str, str]:
 
 
 def _run(checkpoint: Checkpoint, settings: Settings, run: PassRun) -> PassOutcome:
-    from edgepack.quant.passes.smooth.weights import SmoothSettings, apply_smooth
+    from edgepack.quant.passes.smooth.block import SmoothSettings
+    from edgepack.quant.passes.smooth.weights import apply_smooth
 
     return apply_smooth(checkpoint, SmoothSettings(**settings), run)
 

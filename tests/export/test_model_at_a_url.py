@@ -89,9 +89,9 @@ def test_weights_are_never_read_whole(url: str, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"validate": True}, "holding a file against its original: expected MODEL as a folder"),
-     ({"mmproj": True}, "--mmproj: expected MODEL as a folder"),
-     ({"calibration": "text.txt", "refine": False}, "--calibration without --refine: expected MODEL as a folder")],
+    [({"validate": True}, "holding a file against its original.* block by block.*: expected --text FILE, got the URL"),
+     ({"max_mean_error": 0.1}, "holding a file against its original.*: expected --text FILE, got the URL"),
+     ({"mmproj": True}, "--mmproj: expected MODEL as a folder, got the URL")],
 )  # fmt: skip
 def test_what_reads_more_than_tensors_is_refused(url: str, tmp_path: Path, options: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=told):

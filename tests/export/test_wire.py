@@ -23,7 +23,7 @@ from edgepack.cli import main  # noqa: E402
 from edgepack.edge.fidelity.certificate_file import wire_facts  # noqa: E402
 from edgepack.edge.llama.runtime import LoadedModel  # noqa: E402
 from edgepack.export.checkpoint import open_checkpoint  # noqa: E402
-from edgepack.export.mapped_model import map_checkpoint  # noqa: E402
+from edgepack.export.mapped_model import map_checkpoint, open_model  # noqa: E402
 from edgepack.export.wire.drift import Drifted, DriftRun  # noqa: E402
 from edgepack.export.wire.origins import Origins  # noqa: E402
 from edgepack.export.wire.plan import WireSettings  # noqa: E402
@@ -335,18 +335,16 @@ def test_a_host_too_large_for_the_device_names_the_largest_that_fits(monkeypatch
     from edgepack.pipeline.makers import wire_host as pipeline_wire_host
 
     fitting = {"q5k", "q4k"}
-    monkeypatch.setattr(
-        pipeline_wire_host, "fits_device", lambda _m, host, _d, pre: any(HOSTS[h] is host for h in fitting)
-    )
+    monkeypatch.setattr(pipeline_wire_host, "fits_device", lambda _m, host, _d: any(HOSTS[h] is host for h in fitting))
     with pytest.raises(CheckFailedError, match="the largest that does is Q5_K"):
-        pipeline_wire_host.check_host(BOOKS, HOSTS["q8"], "gtx-1660")
+        pipeline_wire_host.check_host(open_model(BOOKS), HOSTS["q8"], "gtx-1660")
     fitting.clear()
     with pytest.raises(CheckFailedError, match="no host fits"):
-        pipeline_wire_host.choose_host(BOOKS, "gtx-1660")
+        pipeline_wire_host.choose_host(open_model(BOOKS), "gtx-1660")
 
 
 def test_the_fit_of_a_host_is_that_of_its_header(model: Path) -> None:
-    assert fits_device(model, HOSTS["q8"], "gtx-1660")
+    assert fits_device(open_model(model), HOSTS["q8"], "gtx-1660")
 
 
 def test_wire_options_need_the_wire(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

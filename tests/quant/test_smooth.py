@@ -16,12 +16,13 @@ from edgepack.quant.calibration.blocks import whole_model
 from edgepack.quant.calibration.input_samples import InputSample, InputSampler
 from edgepack.quant.passes.awq.folding import FOLDS
 from edgepack.quant.passes.run import PassRun
+from edgepack.quant.passes.smooth.block import SmoothSettings
 from edgepack.quant.passes.smooth.grids import weight_grid
 from edgepack.quant.passes.smooth.objective import Sink, objective_of
 from edgepack.quant.passes.smooth.order import find_order
 from edgepack.quant.passes.smooth.residual import ChangedColumns, reordered
 from edgepack.quant.passes.smooth.scales import find_scales
-from edgepack.quant.passes.smooth.weights import SmoothSettings, apply_smooth
+from edgepack.quant.passes.smooth.weights import apply_smooth
 from edgepack.quant.refine.activations import activation_block, activation_cost
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ def test_samples_are_what_autograd_says_of_the_whole_model(
         logits = model(torch.from_numpy(tokens[:3])).logits.flatten(0, 1)
         loss = torch.nn.functional.cross_entropy(logits, logits.argmax(-1), reduction="sum")
     gradients = torch.autograd.grad(loss, [zeros for _, zeros in seen.values()])
-    places = sampler._places
+    places = sampler.places
     rows = torch.arange(3)[:, None]
     for (name, (inputs, _)), gradient in zip(seen.items(), gradients, strict=True):
         if name == "lm_head.weight":

@@ -1,59 +1,39 @@
 """Smoothing over a model: scales or an order of the residual stream for the head, then the scales of every fold.
 
-The result is an ordinary checkpoint that computes the same function. Searches are `scales`' and `order`'s, tables
-`passes.awq.folding`'s and `residual`'s.
+The result is an ordinary checkpoint that computes the same function. A block's folds are `block`'s, searches `scales`'
+and `order`'s, tables `passes.awq.folding`'s and `residual`'s.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from edgepack.gguf.types import GGMLType
 from edgepack.model import OverriddenTensors, read_tensor
-from edgepack.quant.calibration.input_samples import TOKENS, InputSampler
-from edgepack.quant.passes.awq.folding import FOLDS, HeadCounts, apply_fold, spread_over_heads
+from edgepack.quant.calibration.input_samples import InputSampler
+from edgepack.quant.passes.awq.folding import FOLDS, HeadCounts
 from edgepack.quant.passes.run import ArrayFolder, PassOutcome
+from edgepack.quant.passes.smooth.block import BlockSmoothing, SmoothSettings
 from edgepack.quant.passes.smooth.head import head_objectives, head_order
-from edgepack.quant.passes.smooth.objective import Sink, objective_of
-from edgepack.quant.passes.smooth.residual import ChangedColumns, block_axis, last_norm, outer_names, reordered
-from edgepack.quant.passes.smooth.scales import STEPS, find_scales, parts_of
+from edgepack.quant.passes.smooth.residual import ChangedColumns, last_norm, outer_names
+from edgepack.quant.passes.smooth.scales import find_scales
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     from edgepack.model import Checkpoint
-    from edgepack.quant.calibration.blocks import Block
-    from edgepack.quant.calibration.input_samples import HeadSample, InputSample
+    from edgepack.quant.calibration.input_samples import HeadSample
     from edgepack.quant.passes.awq.folding import Fold
     from edgepack.quant.passes.run import PassRun
+    from edgepack.quant.passes.smooth.block import SmoothedBlock
     from edgepack.quant.passes.smooth.scales import FoundScales
 
 # Of the predicted divergence, below which nothing is folded. Without outliers among activations some per cent are
 # predicted, of uneven weights, and files refined then lost as much (docs/lab-notes.md); with outliers it is a third.
 LEAST_GAIN = 0.1
-
-
-@dataclass(frozen=True)
-class SmoothSettings:
-    """How scales are searched.
-
-    Attributes:
-        steps: of the search; 0 leaves the model as it is.
-        strength: share of the scales' logarithms that is folded; 0 leaves the model as it is.
-        order: whether the residual stream may be put in another order where the head is tied to the embedding.
-        tokens: how many are looked at, one by one.
-    """
-
-    steps: int = STEPS
-    strength: float = 1.0
-    order: bool = True
-    tokens: int = TOKENS
 
 
 def apply_smooth(checkpoint: Checkpoint, settings: SmoothSettings, run: PassRun) -> PassOutcome:
@@ -82,9 +62,8 @@ class _Smoothing:
         tokens = run.required_tokens("pass 'smooth'").numpy()
         self.sampler = InputSampler(
             checkpoint, tokens, run.folder / "smooth-inputs", device=run.device, batch=run.batch, kept=settings.tokens,
-            progress=run.progress,
+            progress=run.progress, crew=run.crew,
         )  # fmt: skip
-        self.heads = HeadCounts.of(checkpoint.config)
         self.changed = ArrayFolder(run.folder / "smooth")
         self.order: NDArray[np.int64] | None = None  # of the residual stream
         self.orders: dict[str, NDArray[np.int64]] = {}  # of the tensors outside blocks
@@ -96,11 +75,11 @@ class _Smoothing:
     def outcome(self, folds: tuple[Fold, ...]) -> PassOutcome:
         """Smooth every block."""
         self._smooth_head(self.sampler.head(), folds[0].norm_offset)
-        for block, samples in self.sampler.blocks():
-            touched = set[str]()
-            for fold in folds:
-                touched |= self._fold(block, fold, samples)
-            self._keep(block, touched)
+        heads = HeadCounts.of(self.checkpoint.config)
+        for smoothed in self.sampler.map(
+            BlockSmoothing(folds, heads, dict(self.run.target_types), self.settings, self.order)
+        ):
+            self._keep(smoothed)
         helped = [found for found in self.found if found.helps]
         self.figures |= {
             "folds": len(helped),
@@ -165,50 +144,8 @@ class _Smoothing:
                 whole = (read_tensor(source, vector).astype(np.float64) + offset) / scales - offset
                 self.changed.put(vector, whole.astype(np.float32))
 
-    def _fold(self, block: Block, fold: Fold, samples: Mapping[str, InputSample]) -> set[str]:
-        """Search a fold and apply it if it helps; checkpoint names of what it changed."""
-        names = [block.names[f"{path}.weight"] for path in fold.sinks]
-        kinds = [self.run.target_types.get(name, GGMLType.F32) for name in names]
-        if any(name not in samples for name in names) or not any(kind.is_quantized for kind in kinds):
-            return set()
-        sinks = [self._sink(block, name, kind, samples[name], fold) for name, kind in zip(names, kinds, strict=True)]
-        columns = sinks[0].weight.shape[1]
-        place = torch.arange(columns) if self._moved(fold) is None else torch.from_numpy(self.order)
-
-        def spread(scales: torch.Tensor) -> torch.Tensor:
-            return (spread_over_heads(scales, self.heads) if fold.per_head else scales)[place]
-
-        channels = columns // self.heads.query * self.heads.key_value if fold.per_head else columns
-        searched, held = (objective_of(sinks, part) for part in parts_of(len(sinks[0].sample.inputs)))
-        found = find_scales(
-            searched, held, channels, spread, steps=self.settings.steps, strength=self.settings.strength
-        )
-        self.found.append(found)
-        if not found.helps:
-            return set()
-        apply_fold(block.module, fold, found.scales, self.heads)
-        paths = [f"{path}.weight" for path in fold.sinks] + [f"{fold.source}.weight", f"{fold.source}.bias"]
-        return {block.names[path] for path in paths if path in block.names}
-
-    def _moved(self, fold: Fold) -> NDArray[np.int64] | None:
-        """The order in which the columns of a fold's sinks will stand, where it is not that of the checkpoint."""
-        return self.order if block_axis(f"{fold.sinks[0]}.weight") == "columns" else None
-
-    def _sink(self, block: Block, name: str, kind: GGMLType, sample: InputSample, fold: Fold) -> Sink:
-        weight, order = block.weight(name), self._moved(fold)
-        if order is None:
-            return Sink(weight, kind, sample)
-        place = torch.from_numpy(order)
-        moved = replace(sample, inputs=sample.inputs[:, place], gradients=sample.gradients[:, place])
-        return Sink(weight[:, place], kind, moved)
-
-    def _keep(self, block: Block, touched: set[str]) -> None:
+    def _keep(self, smoothed: SmoothedBlock) -> None:
         """Write what has changed of a block."""
-        for path, name in block.names.items():
-            axis = "none" if self.order is None else block_axis(path)
-            if name not in touched and axis == "none":
-                continue
-            array = block.as_stored(name)
-            if self.order is not None and axis is not None:
-                array = reordered(array, axis, self.order)
+        self.found.extend(smoothed.found)
+        for name, array in smoothed.arrays.items():
             self.changed.put(name, array, self.checkpoint.tensors.specs[name].dtype)

@@ -13,7 +13,8 @@ from edgepack.api.trust import policy_for
 from edgepack.api.values import FilePath, JsonObject, optional_path
 from edgepack.edge.fidelity.embeddings import EmbeddingAgreement, compare_embeddings
 from edgepack.edge.fidelity.tasks.tasks import ChoiceItem, own_tasks, read_items
-from edgepack.errors import DependencyError
+from edgepack.errors import DependencyError, UsageError
+from edgepack.files.remote import is_url
 from edgepack.gguf import keys
 from edgepack.progress import silent
 from edgepack.text_file import read_text
@@ -102,10 +103,12 @@ def validate_embeddings(
         progress: told of texts.
 
     Raises:
-        UsageError: fewer than three texts.
+        UsageError: fewer than three texts, or a reference at a URL.
         DependencyError: the original runs in torch, which is not installed.
         EdgepackError: whatever opening either of them finds wrong.
     """
+    if is_url(reference):
+        raise UsageError(f"'{candidate}' gives embeddings: expected --reference as a folder, got the URL '{reference}'")
     path, original = optional_path(text), Path(reference)
     texts, origin = (own_texts(), "sentences that ship with edgepack") if path is None else (_pieces(path), path.name)
     trust = policy_for(trusted)

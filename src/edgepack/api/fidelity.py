@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepack.api.measured_inputs import opened_inputs, scoring_with
 from edgepack.api.opening import ignore
 from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.validation import ComparisonResult, ReplayResult, ValidationResult
@@ -15,44 +15,17 @@ from edgepack.edge.fidelity.certificate import DEFAULT_TOKENS
 from edgepack.edge.fidelity.certificate_file import certificate_path, has_derivation, run_replay
 from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.edge.fidelity.validate import Gates
-from edgepack.errors import EdgepackError
 from edgepack.files.claim import claimed_output
 from edgepack.packaging.derivation import beside_path
 from edgepack.pipeline import certify as certificates
-from edgepack.pipeline.fidelity import run_validation, with_findings
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from edgepack.edge.fidelity.run import FidelityRun
     from edgepack.edge.fidelity.tasks.tasks import Comparison
     from edgepack.pipeline.certify import Certified
     from edgepack.progress import Progress
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What every measurement shares."""
-
-    reference: Path
-    text: Path | None
-    scoring: ScoringOptions
-    progress: Progress
-    note: Callable[[str], object]
-
-    def run(self, candidates: Sequence[Path]) -> FidelityRun:
-        return run_validation(self.reference, candidates, self.text, self.scoring, self.progress)
-
-    def with_causes(self, run: FidelityRun, *, needed: bool = False) -> FidelityRun:
-        """The run with what the files' contents tell; unless `needed`, as it was where the original has no map."""
-        try:
-            return with_findings(run, self.reference, self.progress)
-        except EdgepackError as error:
-            if needed:
-                raise
-            self.note(f"weights were not compared: {error}")
-            return run
 
 
 def validate(
@@ -78,8 +51,9 @@ def validate(
 
     Args:
         candidate: a GGUF or an `.edgepack`.
-        reference: the original: a Hugging Face folder, a GGUF, or a stored reference (`.edgeref`).
-        text: a UTF-8 text file; by default text that the original writes itself.
+        reference: the original: a Hugging Face folder, a URL of fsspec's of one (`s3://…`) as text, a GGUF, or a
+            stored reference (`.edgeref`).
+        text: a UTF-8 text file; by default text that the original writes itself, unless it lies at a URL.
         min_agreement: a gate: least top-1 agreement, by the lower end of the 95 % interval.
         max_kl: a gate: largest mean KL divergence in nats, by the upper end.
         max_perplexity_ratio: a gate: largest perplexity over the original's, by the upper end.
@@ -101,13 +75,12 @@ def validate(
         EdgepackError: whatever opening either of them finds wrong.
     """
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio, max_mean_error, max_tensor_error)
-    inputs = _Inputs(
-        Path(reference), optional_path(text), _scoring(scoring, ctx, chunks, threads, trusted), progress, note
-    )
-    run = inputs.run([Path(candidate)])
-    failed = not run.candidates[0].validation.passed(gates)
-    wanted = gates.judges_weights or (failed if findings is None else findings)
-    return ValidationResult(inputs.with_causes(run, needed=gates.judges_weights) if wanted else run, gates)
+    chosen = scoring_with(scoring, ctx, chunks, threads, trusted)
+    with opened_inputs(reference, text, chosen, progress, note) as inputs:
+        run = inputs.run([Path(candidate)])
+        failed = not run.candidates[0].validation.passed(gates)
+        wanted = gates.judges_weights or (failed if findings is None else findings)
+        return ValidationResult(inputs.with_causes(run, needed=gates.judges_weights) if wanted else run, gates)
 
 
 def compare(
@@ -153,12 +126,11 @@ def compare(
         EdgepackError: as `validate`.
     """
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio, max_mean_error, max_tensor_error)
-    inputs = _Inputs(
-        Path(reference), optional_path(text), _scoring(scoring, ctx, chunks, threads, trusted), progress, note
-    )
-    run = inputs.run(paths(candidates))
-    wanted = gates.judges_weights or findings
-    return ComparisonResult(inputs.with_causes(run, needed=gates.judges_weights) if wanted else run, gates)
+    chosen = scoring_with(scoring, ctx, chunks, threads, trusted)
+    with opened_inputs(reference, text, chosen, progress, note) as inputs:
+        run = inputs.run(paths(candidates))
+        wanted = gates.judges_weights or findings
+        return ComparisonResult(inputs.with_causes(run, needed=gates.judges_weights) if wanted else run, gates)
 
 
 def replay(
@@ -189,7 +161,7 @@ def replay(
         IntegrityError: it belongs to another file.
     """
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio)
-    result, stored = run_replay(Path(file), _scoring(scoring, trusted=trusted), progress)
+    result, stored = run_replay(Path(file), scoring_with(scoring, trusted=trusted), progress)
     return ReplayResult(result, stored, gates)
 
 
@@ -232,7 +204,7 @@ def certify(
     """
     candidate = Path(candidate)
     target = candidate.with_name(f"{candidate.stem}-certified.edgepack") if output is None else Path(output)
-    options = _scoring(scoring or ScoringOptions(floor=True), ctx, chunks, threads, trusted)
+    options = scoring_with(scoring or ScoringOptions(floor=True), ctx, chunks, threads, trusted)
     said = optional_path(text)
     inputs = [candidate, Path(reference), *([] if said is None else [said])]
     with ExitStack() as claims:
@@ -279,21 +251,3 @@ def evaluate(
 
     options = ScoringOptions(ctx=ctx, threads=threads or 0, trust=policy_for(trusted))
     return tasks_of.evaluate(Path(candidate), Path(reference), tasks, options, limit, progress)
-
-
-def _scoring(
-    options: ScoringOptions | None,
-    ctx: int | None = None,
-    chunks: int | None = None,
-    threads: int | None = None,
-    trusted: Trusted = (),
-) -> ScoringOptions:
-    """`options` with what was said beside them."""
-    chosen = options or ScoringOptions()
-    return replace(
-        chosen,
-        ctx=chosen.ctx if ctx is None else ctx,
-        max_chunks=chosen.max_chunks if chunks is None else chunks,
-        threads=chosen.threads if threads is None else threads,
-        trust=chosen.trust if trusted == () else policy_for(trusted),
-    )

@@ -16,6 +16,7 @@ from edgepack.pipeline.frontier.catalogue import catalogue, chosen
 from edgepack.pipeline.frontier.report import write_report
 from edgepack.pipeline.frontier.request import DEVICES, GOAL, SEQUENCES, StudyRequest
 from edgepack.pipeline.frontier.study import Frontier, Study
+from edgepack.pipeline.located import opened_place
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def frontier(
     made, packed, scored and removed.
 
     Args:
-        model: a Hugging Face folder or a GGUF.
+        model: a Hugging Face folder, a GGUF, or a URL of fsspec's of such a folder (`s3://…`), as text.
         calibration: the text that files are calibrated with.
         texts: what is scored, one file or several; none of it should be in the calibration text.
         output: the folder, not there or empty.
@@ -95,10 +96,11 @@ def frontier(
     for name in devices:
         find_device(name)
     listed = [texts] if isinstance(texts, (str, PathLike)) else texts
-    request = StudyRequest(
-        Path(model), Path(calibration), tuple(paths(listed)), Path(output), devices=tuple(devices), sequences=sequences,
-        length=length, scoring=chosen_scoring, goal=goal, keep_files=keep_files, resume=resume, device=device,
-        cluster=cluster, progress=progress, tell=tell,
-    )  # fmt: skip
-    study = Study(request, chosen(catalogue(), points), write=write_report)
-    return study.forecast() if dry_run else study.run()
+    with opened_place(model, None if dry_run else Path(output)) as (folder, located):
+        request = StudyRequest(
+            folder, Path(calibration), tuple(paths(listed)), Path(output), devices=tuple(devices),
+            sequences=sequences, length=length, scoring=chosen_scoring, goal=goal, keep_files=keep_files, resume=resume,
+            device=device, cluster=cluster, located=located, progress=progress, tell=tell,
+        )  # fmt: skip
+        study = Study(request, chosen(catalogue(), points), write=write_report)
+        return study.forecast() if dry_run else study.run()

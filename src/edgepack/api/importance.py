@@ -13,7 +13,9 @@ from edgepack.api.values import FilePath, JsonObject, optional_path, paths
 from edgepack.edge.llama.importance_collect import CollectOptions
 from edgepack.errors import UsageError
 from edgepack.files.claim import claimed_output
+from edgepack.files.remote import is_url
 from edgepack.pipeline.importance import ImportanceRun, manned
+from edgepack.pipeline.located import opened_place
 from edgepack.progress import silent
 from edgepack.quant.calibration.importance import ImportanceMatrix, merge, statistics
 from edgepack.quant.calibration.importance_file import read_importance, write_importance, write_legacy
@@ -80,7 +82,8 @@ def imatrix(
     """Collect an importance matrix of a model over a text, and add others up with it.
 
     Args:
-        model: a Hugging Face folder or a GGUF; None only merges.
+        model: a Hugging Face folder, a GGUF, or a URL of fsspec's of such a folder (`s3://…`), as text; None only
+            merges.
         text: a UTF-8 text file to run through it.
         output: where it is written, `.dat` in the older form; None writes nothing.
         merged: files of matrices to add.
@@ -107,16 +110,18 @@ def imatrix(
         raise UsageError("imatrix: expected MODEL with --text, or --merge FILE")
     started = time.monotonic()
     target, others = optional_path(output), paths(merged)
-    inputs = [Path(each) for each in (model, text, *others) if each is not None]
+    inputs = [Path(each) for each in (model, text, *others) if each is not None and not is_url(each)]
     with nullcontext() if target is None else claimed_output(target, inputs=inputs, force=force):
         matrices = [read_importance(path) for path in others]
         if model is not None and text is not None:
             options = CollectOptions(
                 ctx, chunks, include_head=include_head, threads=threads or 0, n_gpu_layers=n_gpu_layers
             )
-            run = ImportanceRun(Path(model), Path(text), target or Path(DEFAULT_NAME), options, pre, note=note)
-            with manned(run, cluster) as ready:
-                matrices.append(ready.collect(resume=resume, progress=progress))
+            beside = target or Path(DEFAULT_NAME)
+            with opened_place(model, beside) as (folder, found):
+                run = ImportanceRun(folder, Path(text), beside, options, pre, note=note, located=found)
+                with manned(run, cluster) as ready:
+                    matrices.append(ready.collect(resume=resume, progress=progress))
         matrix = merge(matrices)
         if target is not None:
             (write_legacy if target.suffix == ".dat" else write_importance)(target, matrix)

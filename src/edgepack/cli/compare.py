@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import force_option, json_option, note, print_json, say, terminal_progress
+from edgepack.cli.place import Place
 from edgepack.cli.scoring_options import gate_options, read_scoring, report_option, scoring_options
 from edgepack.cli.validate import check_page, write_page
 from edgepack.errors import CheckFailedError
@@ -21,7 +22,9 @@ _PATH = click.Path(path_type=Path)
 
 @click.command("compare")
 @click.argument("candidates", type=_PATH, nargs=-1, required=True)
-@click.option("--reference", type=_PATH, required=True, help="The original: a Hugging Face folder or a GGUF.")
+@click.option(
+    "--reference", type=Place(), required=True, help="The original: a Hugging Face folder, its URL, or a GGUF."
+)
 @scoring_options
 @gate_options
 @report_option
@@ -29,7 +32,7 @@ _PATH = click.Path(path_type=Path)
 @json_option
 def command(
     candidates: tuple[Path, ...],
-    reference: Path,
+    reference: Path | str,
     text_path: Path | None,
     min_agreement: float | None,
     max_kl: float | None,
@@ -47,7 +50,7 @@ def command(
     """
     from edgepack.api.fidelity import compare
 
-    check_page(report, [*candidates, reference, text_path], force)
+    check_page(report, [*candidates, Path(reference), text_path], force)
     result = compare(
         candidates, reference, text=text_path, min_agreement=min_agreement, max_kl=max_kl,
         max_perplexity_ratio=max_perplexity_ratio, max_mean_error=max_mean_error, max_tensor_error=max_tensor_error,

@@ -6,13 +6,13 @@ Options are made of the table in `pipeline.export_options`: a new one is declare
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from edgepack.cli.output import SIZE, json_option, note, print_json, terminal_progress
+from edgepack.cli.place import Place
 from edgepack.errors import CheckFailedError
-from edgepack.files.remote import is_url
 from edgepack.pipeline.export_options import declared_options, default_of
 from edgepack.pipeline.request import ExportRequest
 
@@ -60,19 +60,6 @@ def _declared(function: Callable[..., int]) -> Callable[..., int]:
     options = [DeclaredOption(name, declared) for name, declared in declared_options().items()]
     function.__click_params__ = [*options, *getattr(function, "__click_params__", [])]  # type: ignore[attr-defined]
     return function
-
-
-class Place(click.Path):
-    """A path, or the URL of a folder, which stays text."""
-
-    name = "path"
-
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """As `click.Path.convert`."""
-        return value if is_url(value) else super().convert(value, param, ctx)
 
 
 @click.command("export", context_settings={"help_option_names": ["-h", "--help"]})

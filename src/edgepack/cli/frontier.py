@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgepack.cli.output import json_option, note, print_json, say, terminal_progress
+from edgepack.cli.place import Place
 from edgepack.cli.scoring_options import (
     blockwise_option,
     chunks_option,
@@ -24,7 +25,7 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command("frontier")
-@click.argument("model", type=_PATH)
+@click.argument("model", type=Place())
 @click.option("--calibration", type=_PATH, required=True, metavar="TEXT", help="What files are calibrated with.")
 @click.option("--text", "texts", type=_PATH, required=True, multiple=True, metavar="TEXT",
               help="What is scored; repeatable. None of it should be in the calibration text.")  # fmt: skip
@@ -50,12 +51,12 @@ _PATH = click.Path(path_type=Path)
 @click.option("--dry-run", is_flag=True, help="Measure how long it would take on this machine; write nothing.")
 @json_option
 def command(
-    model: Path, calibration: Path, texts: tuple[Path, ...], output: Path, points: str, devices: tuple[str, ...],
+    model: Path | str, calibration: Path, texts: tuple[Path, ...], output: Path, points: str, devices: tuple[str, ...],
     goal: float, sequences: int, length: int | None, ctx: int | None, max_chunks: int | None,
     blockwise: bool | None, threads: int, n_gpu_layers: int, torch_device: str, cluster: str | None, keep_files: bool,
     resume: bool, dry_run: bool, as_json: bool,
 ) -> int:  # fmt: skip
-    """Make MODEL in llama.cpp's types (plain, with importance) and in edgepack's, and measure every file.
+    """Make MODEL (a folder, its URL or a GGUF) in llama.cpp's types and in edgepack's, and measure every file.
 
     FOLDER gets frontier.json, frontier.svg and frontier.html: bytes as shipped and in memory, KL divergence, equal
     first choices and perplexity on every text, what fits each device, and the smallest file that keeps the goal. How

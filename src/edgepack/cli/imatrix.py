@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgepack.cli.output import force_option, json_option, note, print_json, say, terminal_progress
+from edgepack.cli.place import Place
 from edgepack.cli.scoring_options import cluster_option, gpu_option
 from edgepack.quantities import format_duration, format_size
 
@@ -18,7 +19,7 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command("imatrix", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", type=_PATH, required=False)
+@click.argument("model", type=Place(), required=False)
 @click.option("--text", type=_PATH, help="UTF-8 text to run through MODEL.")
 @click.option("--merge", "merged", type=_PATH, multiple=True, metavar="FILE", help="Add another matrix; repeatable.")
 @click.option("-o", "--output", type=_PATH, help="Default: imatrix.gguf; a name in .dat takes the older form.")
@@ -40,7 +41,7 @@ _PATH = click.Path(path_type=Path)
 @force_option
 @json_option
 def command(
-    model: Path | None,
+    model: Path | str | None,
     text: Path | None,
     merged: tuple[Path, ...],
     output: Path | None,
@@ -56,7 +57,9 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Collect an importance matrix of MODEL (a Hugging Face folder or a GGUF) over a text, and merge others in.
+    """Collect an importance matrix of MODEL over a text, and merge others in.
+
+    MODEL is a Hugging Face folder, the URL of one, or a GGUF.
 
     Without MODEL, `edgepack imatrix --merge a.gguf --merge b.gguf -o both.gguf` adds matrices up, and
     `edgepack imatrix --merge a.gguf --show` looks at one.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import force_option, json_option, note, print_json, say, terminal_progress
+from edgepack.cli.place import Place
 from edgepack.cli.scoring_options import gate_options, read_scoring, report_option, scoring_options
 from edgepack.errors import CheckFailedError, UsageError
 
@@ -24,7 +25,8 @@ _PATH = click.Path(path_type=Path)
 
 @click.command("validate")
 @click.argument("candidate", type=_PATH)
-@click.option("--reference", type=_PATH, help="The original: a Hugging Face folder or a GGUF; default its certificate.")
+@click.option("--reference", type=Place(),
+              help="The original: a Hugging Face folder, its URL, or a GGUF; default its certificate.")  # fmt: skip
 @click.option(
     "--adapter",
     "adapters",
@@ -45,7 +47,7 @@ _PATH = click.Path(path_type=Path)
 @json_option
 def command(
     candidate: Path,
-    reference: Path | None,
+    reference: Path | str | None,
     text_path: Path | None,
     min_agreement: float | None,
     max_kl: float | None,
@@ -68,7 +70,7 @@ def command(
     from edgepack.api.fidelity import validate
     from edgepack.edge.fidelity.validate import Gates
 
-    check_page(report, [candidate, reference, text_path], force)
+    check_page(report, [candidate, None if reference is None else Path(reference), text_path], force)
     options = read_scoring(scoring)
     gates = Gates(min_agreement, max_kl, max_perplexity_ratio, max_mean_error, max_tensor_error)
     if reference is None:
@@ -77,7 +79,7 @@ def command(
         return _replay(candidate, gates, options, as_json=as_json)
     from edgepack.api.embedders import gives_embeddings
 
-    if reference.suffix != ".edgeref" and gives_embeddings(candidate, options.trust or ()):
+    if Path(reference).suffix != ".edgeref" and gives_embeddings(candidate, options.trust or ()):
         return _embeddings(candidate, reference, text_path, gates, options, as_json=as_json)
     result = validate(
         candidate, reference, text=text_path, min_agreement=min_agreement, max_kl=max_kl,
@@ -99,7 +101,7 @@ def command(
 
 
 def _embeddings(
-    candidate: Path, reference: Path, text: Path | None, gates: Gates, options: ScoringOptions, *, as_json: bool
+    candidate: Path, reference: Path | str, text: Path | None, gates: Gates, options: ScoringOptions, *, as_json: bool
 ) -> int:
     """An embedder has no next token: its embeddings are compared."""
     from edgepack.api.embedders import validate_embeddings
@@ -154,7 +156,7 @@ def _replay(candidate: Path, gates: Gates, options: ScoringOptions, *, as_json: 
     return 0 if result.passed else CheckFailedError.exit_code
 
 
-def _suggest(least_bytes: int, reference: Path, text: Path | None, gates: Gates, options: ScoringOptions) -> None:
+def _suggest(least_bytes: int, reference: Path | str, text: Path | None, gates: Gates, options: ScoringOptions) -> None:
     """Say which larger type of file would pass; the files that are tried for it are thrown away."""
     from edgepack.pipeline.goals.suggest import larger_target_that_passes
 

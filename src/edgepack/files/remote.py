@@ -6,6 +6,7 @@ bytes mean is left to others. https://filesystem-spec.readthedocs.io
 
 from __future__ import annotations
 
+import hashlib
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import CheckpointError, DependencyError, NetworkError, UsageError
 from edgepack.files.source import MAX_SMALL_BYTES
+from edgepack.progress import silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from edgepack.progress import Progress
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]+")  # of a file in the folder, and of nothing out of it
+_PIECE = 16 << 20  # bytes that are read at a time where a whole file is digested
 
 
 def is_url(place: object) -> bool:
@@ -57,6 +62,26 @@ class RemoteFile:
         with _told(self.url):
             system, path = _system(self.url)
             return int(system.info(path)["size"])
+
+    def version(self) -> str:
+        """What changes when another file takes its place, as far as its server says; raises as `read`."""
+        with _told(self.url):
+            system, path = _system(self.url)
+            return str(system.ukey(path))
+
+    def sha256(self, label: str = "digesting", progress: Progress = silent) -> str:
+        """Of all of it, in hexadecimal; `progress` is told the bytes read under `label`. Raises as `read`."""
+        digest = hashlib.sha256()
+        with progress(label, self.size) as advance:
+            for start in range(0, self.size, _PIECE):
+                digest.update(piece := self.read(start, min(_PIECE, self.size - start)))
+                advance(len(piece))
+        return digest.hexdigest()
+
+    @property
+    def name(self) -> str:
+        """Its name in the folder."""
+        return self.url.rpartition("/")[2]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from edgepack.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from edgepack.files.remote import RemoteFile
     from edgepack.pipeline.outline import Json, Made, Outline
     from edgepack.pipeline.request import ExportRequest
 
@@ -57,6 +58,7 @@ class Recorder:
         self._began: dict[Path, FileState] = {}
         with suppress(OSError):  # what is not there is refused by who opens it
             self._began = {path: FileState.of(path) for _name, path in model_files(request.source)}
+        self._versions = {file: file.version() for file in request.remote}
 
     def write(self, made: Made, path: Path) -> Path:
         """Write the derivation of what was made to `path`; gives `path`."""
@@ -91,9 +93,17 @@ class Recorder:
             if path in self._began:  # what is digested is what was exported
                 check_unchanged(path, self._began[path], CheckpointError)
             found.append(Digested(name, digest, "model", f"{base}{name}" if base else ""))
+        found += [Digested(file.name, self._remote_digest(file), "model") for file in request.remote]
         for path, role in self._beside():
             found += [Digested(name, file_sha256(file), role) for name, file in _files_at(path)]
         return tuple(found)
+
+    def _remote_digest(self, file: RemoteFile) -> str:
+        """Of weights that lie at a URL, which are read once more for it."""
+        digest = file.sha256("digesting the source", self._request.progress)
+        if file.version() != self._versions[file]:
+            raise CheckpointError(f"{file.url}: it changed while it was read")
+        return digest
 
     def _beside(self) -> Iterator[tuple[Path, str]]:
         """What is read beside the model."""

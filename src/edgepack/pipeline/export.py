@@ -14,7 +14,7 @@ from edgepack.pipeline.export_result import ExportResult
 from edgepack.pipeline.goals.ladder import fitting
 from edgepack.pipeline.makers.complete import aim_of, coded_maker, gguf_maker, refined_maker, wire_maker
 from edgepack.pipeline.makers.located import with_located
-from edgepack.pipeline.makers.opened import read_request_recipe, source_bytes, with_original, work_of
+from edgepack.pipeline.makers.opened import opened_checkpoint, read_request_recipe, source_bytes, with_original, work_of
 from edgepack.pipeline.makers.refined_default import decided
 from edgepack.pipeline.options import CODED, GGUF, WIRE
 from edgepack.pipeline.outline import Made
@@ -148,17 +148,16 @@ def _forecast(request: ExportRequest, outline: Outline) -> Mapping[str, Json] | 
 
 
 def _sampled(request: ExportRequest, crew: ClusterCrew) -> Mapping[str, Json] | None:
-    """The same of work on whole blocks. Gates try many files, and an adapter is of all blocks: not foretold."""
-    from edgepack.export.checkpoint import open_checkpoint
+    """The same of work on whole blocks. What drops some of them is not foretold."""
     from edgepack.pipeline.cluster.sampled import sampled_forecast
 
     known = request.original is not None or request.source.is_dir()
     drops = request.has_passes and any(
         step.settings.get("method") == "layers" for step in read_request_recipe(request).passes
     )
-    if not known or drops or request.is_gated or request.adapter is not None:
+    if not known or drops:
         return None
-    checkpoint = request.original or open_checkpoint(request.source)
+    checkpoint = opened_checkpoint(request)
     return sampled_forecast(request, checkpoint, crew, lambda asked: _exported(asked, time.monotonic())).as_json()
 
 

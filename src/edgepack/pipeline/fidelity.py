@@ -6,7 +6,7 @@ Measuring is left to `edge`, printing to `cli`.
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from edgepack.errors import DependencyError, UsageError
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from edgepack.edge.fidelity.scorers.scorer import Scorer
@@ -50,15 +50,22 @@ def open_reference(path: Path, options: ScoringOptions) -> Scorer:
         return open_candidate(path, replace(options, trust=trust, adapters=()), options.shares()[0])
     if not path.is_dir():
         raise UsageError(f"reference '{path}': no such file or folder")
-    try:
+    with _torch_installed():
         from edgepack.edge.fidelity.scorers.torch import TorchScorer
+    if options.blockwise or (options.blockwise is None and _exceeds_memory(path)):
+        return open_blockwise(path, options)
+    return TorchScorer(path, threads=options.shares()[0])
+
+
+@contextmanager
+def _torch_installed() -> Iterator[None]:
+    """What is imported in the block is told of where it is absent."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise DependencyError(
             f"the reference runs in torch: '{error.name}' is not installed, use pip install 'edgepack[compress]'"
         ) from None
-    if options.blockwise or (options.blockwise is None and _exceeds_memory(path)):
-        return open_blockwise(path, options)
-    return TorchScorer(path, threads=options.shares()[0])
 
 
 def open_blockwise(path: Path, options: ScoringOptions) -> Scorer:
@@ -69,12 +76,17 @@ def open_blockwise(path: Path, options: ScoringOptions) -> Scorer:
 
 
 def blockwise_scorer(checkpoint: Checkpoint, options: ScoringOptions) -> Scorer:
-    """The scorer of a checkpoint, whatever was merged into it, that is read block by block."""
-    import torch
+    """The scorer of a checkpoint, whatever was merged into it, that is read block by block.
 
-    from edgepack.edge.fidelity.scorers.blockwise import BlockwiseScorer
-    from edgepack.edge.fidelity.scorers.torch import CheckpointTokenizer
-    from edgepack.quant.calibration.blocks import BlockwiseModel
+    Raises:
+        DependencyError: torch or transformers is not installed.
+    """
+    with _torch_installed():
+        import torch
+
+        from edgepack.edge.fidelity.scorers.blockwise import BlockwiseScorer
+        from edgepack.edge.fidelity.scorers.torch import CheckpointTokenizer
+        from edgepack.quant.calibration.blocks import BlockwiseModel
 
     torch.set_num_threads(options.shares()[0])
     label = f"{checkpoint.path.resolve().name} (transformers, float32, by blocks)"

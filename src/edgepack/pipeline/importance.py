@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from edgepack.crew import Crew
     from edgepack.export.mapped import MappedModel
+    from edgepack.pipeline.located import LocatedModel
     from edgepack.progress import Progress
     from edgepack.quant.calibration.importance import ImportanceMatrix
 
@@ -64,6 +65,7 @@ class ImportanceRun:
         keep_seconds: time between two saves of what there is so far.
         note: told why an interrupted run is not gone on with.
         crew: who runs the pieces; None for this process.
+        located: of a model at a URL, whose small files `model` holds; None reads what lies there.
     """
 
     model: Path
@@ -75,6 +77,7 @@ class ImportanceRun:
     keep_seconds: float = 20.0
     note: Callable[[str], object] = lambda _line: None
     crew: Crew | None = None
+    located: LocatedModel | None = None
 
     @property
     def partial(self) -> Path:
@@ -122,11 +125,10 @@ class ImportanceRun:
             yield self.model
             return
         from edgepack.export.gguf_file import write_gguf
-        from edgepack.export.mapped_model import open_model
         from edgepack.export.plan import plan_export
         from edgepack.quant.types.targets import find_target
 
-        mapped = open_model(self.model, pre=self.pre, adapter=self.adapter)
+        mapped = self._mapped()
         temporary = self.beside.with_name(f".{self.beside.name}.calibration.gguf")
         try:
             write_gguf(plan_export(mapped, find_target(_precision(mapped))), temporary, progress=progress)
@@ -134,11 +136,24 @@ class ImportanceRun:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def _mapped(self) -> MappedModel:
+        """The checkpoint under GGUF names, its adapter merged."""
+        from edgepack.export.mapped_model import map_checkpoint, merged, open_model
+
+        if self.located is None:
+            return open_model(self.model, pre=self.pre, adapter=self.adapter)
+        return map_checkpoint(merged(self.located.checkpoint, self.adapter), pre=self.pre)
+
     def _key(self, text: str) -> str:
         """What two runs must share for one to go on with the other."""
-        folders = [self.model] if self.adapter is None else [self.model, self.adapter]
+        read = (self.model if self.located is None else None, self.adapter)
+        folders = [folder for folder in read if folder is not None]
         files = [path for folder in folders for path in (sorted(folder.glob("*")) if folder.is_dir() else [folder])]
-        states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
+        states: list[object] = [
+            (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()
+        ]
+        if self.located is not None:  # its small files are as new as this run
+            states.append(self.located.digest())
         decisive: dict[str, object] = {"chunk": self.options.chunk, "include_head": self.options.include_head}
         if self.options.spread:  # which pieces come first depends on how many there are
             decisive["chunks"] = self.options.chunks

@@ -59,13 +59,14 @@ def verdict_on(request: ExportRequest, reached: Reached) -> FidelityRun:
     )
     if not request.judges_weights:
         return run
-    merged = None if request.adapter is None or request.adapter_mode != "merge" else opened_checkpoint(request)
+    plain = not request.remote and (request.adapter is None or request.adapter_mode != "merge")
+    merged = None if plain else opened_checkpoint(request)
     return with_findings(run, request.source, request.progress, merged)
 
 
 def opener_of(request: ExportRequest) -> Callable[[], Scorer] | None:
-    """Opens the original where it is more than what lies at the model's place: with its adapter."""
-    if request.adapter is None:
+    """Opens the original where it is more than what lies at the model's place: with its adapter, or at a URL."""
+    if request.adapter is None and not request.remote:
         return None
     from edgepack.pipeline.fidelity import blockwise_scorer
 

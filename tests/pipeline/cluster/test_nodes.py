@@ -13,6 +13,7 @@ import pytest
 
 import edgepack
 from edgepack.errors import CheckpointError, DependencyError, EdgepackError, NetworkError, UsageError
+from edgepack.pipeline.cluster import opening
 from edgepack.pipeline.cluster.nodes import Facts, SeenFile, facts, refuse_others
 from edgepack.pipeline.cluster.ray_connection import Silenced, connected
 from edgepack.pipeline.cluster.worker import answered
@@ -49,6 +50,18 @@ def test_a_folder_that_a_node_does_not_see_is_refused(tmp_path: Path) -> None:
     there = facts([SeenFile(tmp_path / ".m.gguf.12.probe", 16, b"x" * 16)], 1)
     with pytest.raises(UsageError, match=r"probe': No such file or directory: expected model and output in folders"):
         refuse_others(replace(there, missing=()), [there])
+
+
+def test_a_probe_beside_the_output_tells_who_sees_its_folder_and_goes_again(tmp_path: Path) -> None:
+    job = opening.Job("auto", (), tmp_path / "m.gguf")
+    with opening._probed(job) as files:
+        (probe,) = files
+        assert probe.path.parent == tmp_path.resolve()
+        assert facts(files, 1).missing == ()
+        elsewhere = facts([replace(probe, path=tmp_path / "local" / probe.path.name)], 1)
+        with pytest.raises(UsageError, match="expected model and output in folders"):
+            refuse_others(facts(files, 1), [elsewhere])
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_file_under_the_same_name_is_refused(tmp_path: Path) -> None:

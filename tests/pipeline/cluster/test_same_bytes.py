@@ -12,7 +12,9 @@ from shaky_backend import ShakyBackend
 from tiny_llama import write_tiny
 
 import edgepack
+from edgepack.errors import ResourceError
 from edgepack.export.checkpoint import open_checkpoint
+from edgepack.export.chunks import Chunk
 from edgepack.gguf.types import GGMLType
 from edgepack.pipeline.cluster import opening
 from edgepack.pipeline.cluster.board import Board
@@ -74,6 +76,25 @@ def same(model: Path, tmp_path: Path, cluster: dict[str, ShakyBackend], **option
 
 def test_q4km(books: Path, tmp_path: Path, cluster: dict[str, ShakyBackend]) -> None:
     same(books, tmp_path, cluster, target="gguf-q4km")
+
+
+def test_a_full_disk_of_a_node_ends_in_one_line_with_its_name_and_leaves_no_file(
+    books: Path, tmp_path: Path, cluster: dict[str, ShakyBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, asked = Chunk.encode, []
+
+    def full(self: Chunk) -> Any:
+        asked.append(1)
+        if len(asked) == 3:
+            raise OSError(28, "No space left on device", "/scratch/spilled")
+        return encode(self)
+
+    monkeypatch.setenv("EDGEPACK_NODE_NAME", "node-7")
+    monkeypatch.setattr(Chunk, "encode", full)
+    cluster["backend"] = ShakyBackend(2, 1)
+    with pytest.raises(ResourceError, match="cluster: node 'node-7': No space left on device: '/scratch/spilled'"):
+        edgepack.export(books, "gguf-q8", output=tmp_path / "m.gguf", cluster="auto")
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")], "nothing under the final name"
 
 
 def test_a_coded_variant(books: Path, tmp_path: Path, cluster: dict[str, ShakyBackend]) -> None:
@@ -152,10 +173,16 @@ def test_an_interrupted_curvature_goes_on_with_another_crew(tiny: Checkpoint, tm
 
 @pytest.mark.parametrize(
     "named",
-    ["awq", "prune:method=wanda,sparsity=0.5", "prune:method=sparsegpt,pattern=2:4", "lowrank:method=whitened,rank=8"],
+    [
+        "awq",
+        "prune:method=wanda,sparsity=0.5",
+        "prune:method=sparsegpt,pattern=2:4",
+        "lowrank:method=whitened,rank=8",
+        "smooth:steps=20,tokens=64",
+    ],
 )
 def test_passes_that_look_at_activations(named: str, tiny: Checkpoint, tmp_path: Path) -> None:
-    """Sequences are split over workers; what is decided from their sums is decided here."""
+    """Sequences are split over workers, for `smooth` blocks; what is decided of all blocks is decided here."""
     (step,) = inline_recipe((named,), {}).passes
     kinds = {name: GGMLType.Q4_0 for name, spec in tiny.tensors.specs.items() if len(spec.shape) == 2}
 
@@ -166,12 +193,14 @@ def test_passes_that_look_at_activations(named: str, tiny: Checkpoint, tmp_path:
         return outcome.figures, [tensors.read_rows(name, 0, spec.rows) for name, spec in tensors.specs.items()]
 
     figures, weights = changed("alone", None)
+    assert figures.get("folds", 1), "something was changed"
     for workers, losses, _ in SHAKY:
         backend = ShakyBackend(workers, 1, losses)
         found, others = changed(f"{workers}", crew_of(backend))
         assert backend.asked
         assert found == figures
         assert all(np.array_equal(one, other) for one, other in zip(weights, others, strict=True))
+        assert not list((tmp_path / f"{workers}").glob("smooth-inputs/*")), "activations and gradients go"
 
 
 def test_gptq(tiny: Checkpoint, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What work that a text goes through will take on a cluster: measured on models of its first one and two blocks.
 
 The same export is made of them by the same workers, with a few and with twice as many sequences; what it takes grows
-with the blocks, with the sequences, and with both together, so that four runs say all of it. Nothing of them is left.
+with the blocks, with the sequences, and with both together, so that four runs say all of it, and two where no text
+goes through the model. Nothing of them is left.
 Which files are made is the caller's; the forecast of ordinary types is `forecast`'s, which need no text.
 """
 
@@ -23,7 +24,7 @@ from edgepack.pipeline.cluster.forecast import Forecast
 from edgepack.pipeline.makers.opened import read_request_recipe
 from edgepack.pipeline.makers.refined_run import SEQUENCES
 from edgepack.pipeline.makers.wire_run import SEQUENCES as WIRE_SEQUENCES
-from edgepack.pipeline.options import WIRE
+from edgepack.pipeline.options import CODED, WIRE
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _FEW = 8  # sequences of the smaller run: a batch
 _CORNERS = ((1, 1), (1, 2), (2, 1), (2, 2))  # (blocks, times so many sequences)
+_SEARCHED_BITS = 4.0  # of a wire that is searched for a gate: a search for a size takes about as many tries
 
 Corners = dict[tuple[int, int], float]
 
@@ -74,8 +76,8 @@ def sampled_forecast(
     """Predict an export that a text goes through.
 
     Args:
-        request: of the whole.
-        checkpoint: its model, without the adapter.
+        request: of the whole. What its gates judge is judged where the command runs, and not foretold.
+        checkpoint: its model, an adapter that is merged in it.
         crew: its cluster.
         make: makes what a request asks for.
 
@@ -83,6 +85,7 @@ def sampled_forecast(
         EdgepackError: what making the small files finds wrong, which the whole would too.
     """
     size, blocks = crew.backend.size(), ModelConfig(checkpoint.config).n_layers
+    request, reads = _making(request), _reads_text(request)
     wanted = _sequences(request)
     few = max(1, min(_FEW, wanted // 2))
     output = (request.path or Path(request.source.name)).absolute()
@@ -90,10 +93,12 @@ def sampled_forecast(
         taken = {
             (count, times): _run(request, checkpoint, crew, make, min(count, blocks), times * few, Path(made))
             for count, times in _CORNERS
+            if reads or times == 1
         }
 
     def whole(value: Callable[[_Taken], float]) -> float:
-        return extrapolated({corner: value(each) for corner, each in taken.items()}, blocks, wanted / few)
+        corners = {(count, times): value(taken[count, times if reads else 1]) for count, times in _CORNERS}
+        return extrapolated(corners, blocks, wanted / few)
 
     seconds = whole(lambda each: each.work) / size.processors + whole(lambda each: each.own)
     read = sum(stored_bytes(spec.dtype, prod(spec.shape)) for spec in checkpoint.tensors.specs.values())
@@ -130,10 +135,28 @@ def _scaled(limit: int | None, share: float) -> int | None:
     return None if limit is None else int(limit * share)
 
 
+def _making(request: ExportRequest) -> ExportRequest:
+    """The request without what is done when a file is made, and without the adapter, which its checkpoint has in it."""
+    searches = request.kind == WIRE and request.is_gated
+    return replace(
+        request, adapter=None, min_agreement=None, max_kl=None, validate=False, text=None, chunks=None,
+        bits=_SEARCHED_BITS if searches else request.bits,
+    )  # fmt: skip
+
+
+def _reads_text(request: ExportRequest) -> bool:
+    """Whether sequences go through the model at all."""
+    return request.kind != CODED or request.changes_weights or request.calibration is not None
+
+
 def _sequences(request: ExportRequest) -> int:
     """How many sequences the whole runs."""
     if request.has_passes:
         return int(read_request_recipe(request).calibration["sequences"])
+    if request.kind == CODED:
+        from edgepack.quant.calibration.text import DEFAULT_SEQUENCES
+
+        return request.sequences or DEFAULT_SEQUENCES
     return request.sequences or (WIRE_SEQUENCES if request.kind == WIRE else SEQUENCES)
 
 

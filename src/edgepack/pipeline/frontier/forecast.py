@@ -131,7 +131,7 @@ def _calibrated(spec: Spec, refining: ExpectedTime | None) -> float:
 @contextmanager
 def opened(study: StudyRequest) -> Iterator[Checkpoint]:
     """The study's model as a checkpoint, a GGUF read back."""
-    request = ExportRequest(study.model, WIRE, bits=4.0)
+    request = ExportRequest(study.model, WIRE, bits=4.0, **study.remote)
     with with_original(request) as ready:
         yield opened_checkpoint(ready)
 

@@ -114,7 +114,8 @@ class FileMaker:
             options["max_size"] = limit
         return ExportRequest(
             study.model, progress=study.progress, output=output, force=True, resume=True,
-            threads=study.scoring.threads or None, shared=self.folder, cluster=study.cluster, **options,
+            threads=study.scoring.threads or None, shared=self.folder, cluster=study.cluster, **study.remote,
+            **options,
         )  # fmt: skip
 
     def gguf_of(self, spec: Spec) -> Path:
@@ -157,7 +158,8 @@ class FileMaker:
         if not path.is_file():
             threads = study.scoring.threads
             options = CollectOptions(study.length or DEFAULT_CHUNK, sequences, spread=True, threads=threads)
-            with manned(ImportanceRun(study.model, text, path, options), study.cluster) as run:
+            asked = ImportanceRun(study.model, text, path, options, located=study.located)
+            with manned(asked, study.cluster) as run:
                 write_importance(path, run.collect(resume=True, progress=study.progress))
         return path
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.progress import Progress, silent
@@ -11,6 +11,8 @@ from edgepack.progress import Progress, silent
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from edgepack.pipeline.located import LocatedModel
 
 DEVICES = ("gtx-1660", "rtx-3060", "laptop-8gb")
 SEQUENCES = 64
@@ -38,6 +40,7 @@ class StudyRequest:
         resume: go on with what an interrupted study left, or with a finished one's points.
         device: torch device of calibration and passes.
         cluster: whose nodes make the files, as `ExportRequest.cluster`; None for this process.
+        located: of a model at a URL, whose small files `model` holds; None reads what lies there.
         progress: told of every stretch of work.
         tell: told a line for each point.
     """
@@ -57,5 +60,12 @@ class StudyRequest:
     resume: bool = False
     device: str = "cpu"
     cluster: str | None = None
+    located: LocatedModel | None = None
     progress: Progress = silent
     tell: Callable[[str], object] = lambda _line: None
+
+    @property
+    def remote(self) -> dict[str, Any]:
+        """The fields of an `ExportRequest` that hold a model at a URL; none of any other."""
+        found = self.located
+        return {} if found is None else {"original": found.checkpoint, "remote": found.weights}

@@ -56,10 +56,8 @@ class KeptOriginal:
         with ExitStack() as stack:
 
             def reference() -> Scorer:
-                from edgepack.pipeline.fidelity import open_reference
-
                 if not opened:
-                    opened.append(stack.enter_context(closing(open_reference(self._study.model, self._study.scoring))))
+                    opened.append(stack.enter_context(closing(self._opened())))
                 return opened[0]
 
             for name, text in self.texts.items():
@@ -68,6 +66,16 @@ class KeptOriginal:
                     partial(_chunking, self._study.scoring, text.text),
                     reference, self._study.progress,
                 )  # fmt: skip
+
+    def _opened(self) -> Scorer:
+        from edgepack.pipeline.fidelity import blockwise_scorer, open_reference
+
+        located, scoring = self._study.located, self._study.scoring
+        return (
+            open_reference(self._study.model, scoring)
+            if located is None
+            else blockwise_scorer(located.checkpoint, scoring)
+        )
 
     def measure(self, gguf: Path, name: str) -> TextFigures:
         """Hold a file against the original on the text called `name`.

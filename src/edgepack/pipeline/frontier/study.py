@@ -16,7 +16,7 @@ from edgepack.edge.fidelity.outcome import finite
 from edgepack.edge.fidelity.run import pareto_front
 from edgepack.edge.fidelity.scoring import text_to_score
 from edgepack.errors import CheckFailedError, DependencyError, EdgepackError, IntegrityError, ResourceError, UsageError
-from edgepack.export.mapped_model import open_model
+from edgepack.export.mapped_model import map_checkpoint, open_model
 from edgepack.export.plan import plan_export
 from edgepack.files.claim import claimed_output
 from edgepack.files.folders import folder_output
@@ -144,7 +144,9 @@ class Study:
         Raises:
             EdgepackError: as the export's plan.
         """
-        plan_export(open_model(self.request.model), find_target("gguf-q8"))
+        located = self.request.located
+        mapped = open_model(self.request.model) if located is None else map_checkpoint(located.checkpoint)
+        plan_export(mapped, find_target("gguf-q8"))
 
     def forecast(self) -> Forecast:
         """How long it will take; nothing is written. Raises as `forecast.forecast`."""
@@ -342,7 +344,8 @@ def told_time(seconds: float) -> str:
 def _about(request: StudyRequest) -> dict[str, str]:
     scoring = request.scoring
     about = {
-        "model": model_digest(request.model), "calibration": _sha256(request.calibration),
+        "model": model_digest(request.model) if request.located is None else request.located.digest(),
+        "calibration": _sha256(request.calibration),
         "sequences": str(request.sequences), "length": str(request.length),
         "scoring": f"ctx {scoring.ctx}, stride {scoring.stride}, chunks {scoring.max_chunks}, cache {scoring.kv_type}",
     }  # fmt: skip

@@ -53,10 +53,14 @@ class CodedMaker:
         self._planned: dict[str, tuple[VariantPlan, Mapping[str, Statistics]]] = {}
 
     def outline(self, target: EdgeTarget) -> Outline:
-        """As `goals.Maker.outline`; collects Hessians first where a text is given: codecs' choices stand on them."""
-        plan = self._plan(target)[0]
+        """As `goals.Maker.outline`; collects Hessians first where a text is given: codecs' choices stand on them.
+
+        A dry run collects none, and its outline is not exact then.
+        """
+        plan, request = self._plan(target)[0], self._request
         rows = tuple(_planned_row(tensor) for tensor in plan.tensors)
-        return self._outline(plan, plan.total_bytes, rows, exact=not self._request.skip_harmful)
+        uncollected = request.dry_run and request.calibration is not None
+        return self._outline(plan, plan.total_bytes, rows, exact=not (request.skip_harmful or uncollected))
 
     def make(self, target: EdgeTarget, path: Path) -> Made:
         """As `goals.Maker.make`."""
@@ -111,6 +115,8 @@ def _statistics(
 ) -> tuple[dict[str, Statistics], dict[str, Value]]:
     """GGUF name → what calibration knows of a matrix's inputs, and the keys that name an importance matrix."""
     if request.calibration is not None and changed is not None:
+        if request.dry_run:
+            return {}, {}
         return _collected(request, changed.checkpoint, mapped), {}
     if request.imatrix is None:
         return {}, {}

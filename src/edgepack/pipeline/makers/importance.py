@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.export.naming import file_name
 from edgepack.export.plan import PlanOptions, collectable_importance, plan_export
+from edgepack.pipeline.makers.located import located_of
 from edgepack.pipeline.makers.opened import merged_adapter, overrides_of
 from edgepack.quant.types.targets import find_target
 
@@ -55,8 +56,9 @@ def _collected(request: ExportRequest, mapped: MappedModel, text: Path) -> tuple
     sample = CollectOptions(request.length or DEFAULT_CHUNK, request.sequences or SEQUENCES, spread=True)
     beside = request.path or Path(file_name(mapped.metadata, "imatrix"))
     run = ImportanceRun(
-        request.source, text, beside, sample, pre=request.pre, adapter=merged_adapter(request), crew=request.crew
-    )
+        request.source, text, beside, sample, pre=request.pre, adapter=merged_adapter(request), crew=request.crew,
+        located=located_of(request),
+    )  # fmt: skip
     matrix = run.collect(resume=True, progress=request.progress)
     taken = f"at most {sample.chunks} pieces of {sample.chunk} tokens, spread over {text.name}"
     return matrix, f"importance: {taken}; --sequences and --length decide"

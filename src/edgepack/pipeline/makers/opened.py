@@ -70,6 +70,16 @@ def opened_model(request: ExportRequest) -> MappedModel:
     return open_model(request.source, pre=request.pre, adapter=adapter, allow_requantize=again)
 
 
+def bare_model(request: ExportRequest) -> MappedModel:
+    """The source under GGUF names without an adapter, whatever types it is stored in: what a device is asked about.
+
+    Raises as `export.mapped_model.open_model`.
+    """
+    if request.remote and request.original is not None:
+        return map_checkpoint(request.original, pre=request.pre, allow_requantize=True)
+    return open_model(request.source, pre=request.pre, allow_requantize=True)
+
+
 def source_bytes(request: ExportRequest) -> int:
     """What the tensors of the model take in the source, whatever passes make of them; raises as `opened_model`."""
     return sum(stored_bytes(rows.dtype, prod(rows.shape)) for rows in opened_model(request).tensors.values())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.export.mapped_model import map_checkpoint
 from edgepack.pipeline.goals.scalar import TOLERANCE
-from edgepack.pipeline.makers.opened import opened_checkpoint, read_request_recipe, unworked
+from edgepack.pipeline.makers.opened import bare_model, opened_checkpoint, read_request_recipe, unworked
 from edgepack.pipeline.makers.refined_default import smooths
 from edgepack.pipeline.makers.refined_scale import RefinedTrial, remove_made
 from edgepack.pipeline.makers.wire_host import check_host, host_plan, memory_for
@@ -68,15 +68,16 @@ def rated_request(request: ExportRequest) -> ExportRequest | None:
 
 def _memory(request: ExportRequest) -> int:
     """Bytes that the GGUF may have: the limit, or those of a host; 0 where q8 or nothing is meant."""
-    device, pre = request.for_device, request.pre
+    device = request.for_device
     if request.host_type is not None:
         host = find_host(request.host_type)
-        check_host(request.source, host, device, pre=pre)
+        if device is not None:
+            check_host(bare_model(request), host, device)
         return 0 if host == HOSTS["q8"] else _host_bytes(request, host)
     largest = _host_bytes(request, HOSTS["q8"])
     limits = [request.memory_bytes or largest]
     if device is not None:
-        limits.append(memory_for(request.source, device, pre=pre) or largest)
+        limits.append(memory_for(bare_model(request), device) or largest)
     return min(limits) if min(limits) < largest else 0
 
 

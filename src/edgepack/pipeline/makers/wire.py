@@ -14,7 +14,7 @@ from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.gguf import keys
 from edgepack.packaging.derivation import MEMBER, encode
 from edgepack.pipeline.derivation import Recorder
-from edgepack.pipeline.makers.opened import changed_by, opened_checkpoint, read_request_recipe, unworked
+from edgepack.pipeline.makers.opened import bare_model, changed_by, opened_checkpoint, read_request_recipe, unworked
 from edgepack.pipeline.makers.projector import seeing
 from edgepack.pipeline.makers.separate import SUFFIX
 from edgepack.pipeline.makers.wire_host import check_host, choose_host, memory_for
@@ -151,18 +151,21 @@ def _memory(request: ExportRequest) -> int:
     if request.memory_bytes is not None:
         if request.for_device is None:
             return request.memory_bytes
-        return min(request.memory_bytes, memory_for(request.source, request.for_device, pre=request.pre) or 1 << 62)
+        return min(request.memory_bytes, memory_for(bare_model(request), request.for_device) or 1 << 62)
     if request.for_device is None or request.host_type is not None:
         return 0
-    return memory_for(request.source, request.for_device, pre=request.pre)
+    return memory_for(bare_model(request), request.for_device)
 
 
 def _host(request: ExportRequest) -> Host:
-    """The host asked for, or the largest that the device holds."""
-    device, pre = request.for_device, request.pre
-    host = find_host(request.host_type) if request.host_type else choose_host(request.source, device, pre=pre)
-    check_host(request.source, host, device, pre=pre)
-    return host
+    """The host asked for, or the largest that the device holds; q6k where neither is said."""
+    named = find_host(request.host_type) if request.host_type else None
+    if request.for_device is None:
+        return named or HOSTS["q6k"]
+    if named is None:
+        return choose_host(bare_model(request), request.for_device)
+    check_host(bare_model(request), named, request.for_device)
+    return named
 
 
 def _lines(trial: Trial, result: WireResult, host: str, bits: float, tries: int) -> tuple[str, ...]:

@@ -17,31 +17,29 @@ if TYPE_CHECKING:
     from edgepack.quant.codecs.ggml.host_grids import Host
 
 
-def choose_host(model: Path, device: str | None, *, pre: str | None = None) -> Host:
-    """The largest host with which the model fits `device`; q6k without a device.
+def choose_host(model: MappedModel, device: str) -> Host:
+    """The largest host with which the model fits `device`.
 
     Raises:
         CheckFailedError: not even the smallest fits.
     """
     from edgepack.quant.codecs.ggml.host_grids import HOSTS
 
-    if device is None:
-        return HOSTS["q6k"]
-    fitting = [host for host in HOSTS.values() if fits_device(model, host, device, pre=pre)]
+    fitting = [host for host in HOSTS.values() if fits_device(model, host, device)]
     if not fitting:
         raise CheckFailedError(f"--for-device {device}: no host fits, not even q4k: use a smaller model")
     return fitting[0]
 
 
-def check_host(model: Path, host: Host, device: str | None, *, pre: str | None = None) -> None:
+def check_host(model: MappedModel, host: Host, device: str) -> None:
     """Refuse a host that does not fit; raises CheckFailedError, naming the largest that does."""
-    if device is not None and not fits_device(model, host, device, pre=pre):
-        best = choose_host(model, device, pre=pre)
+    if not fits_device(model, host, device):
+        best = choose_host(model, device)
         name = host.kind.name
         raise CheckFailedError(f"--host {name}: does not fit {device}; the largest that does is {best.kind.name}")
 
 
-def memory_for(model: Path, device: str, *, pre: str | None = None) -> int:
+def memory_for(model: MappedModel, device: str) -> int:
     """Bytes that a GGUF of mixed hosts may have on a device; 0 where the largest host fits everywhere.
 
     Raises:
@@ -49,20 +47,14 @@ def memory_for(model: Path, device: str, *, pre: str | None = None) -> int:
     """
     from edgepack.quant.codecs.ggml.host_grids import HOSTS
 
-    plans = [_planned(model, host, pre=pre) for host in HOSTS.values()]
+    plans = [host_plan(model, host) for host in HOSTS.values()]
     found = largest_bytes_on(plans, device)
     return 0 if found == plans[0].total_bytes else found
 
 
-def fits_device(model: Path, host: Host, device: str, *, pre: str | None = None) -> bool:
+def fits_device(model: MappedModel, host: Host, device: str) -> bool:
     """Whether a GGUF of the host's type fits the device."""
-    return plan_fits(_planned(model, host, pre=pre), device)
-
-
-def _planned(model: Path, host: Host, *, pre: str | None) -> ExportPlan:
-    from edgepack.export.mapped_model import open_model
-
-    return host_plan(open_model(model, pre=pre, allow_requantize=True), host)
+    return plan_fits(host_plan(model, host), device)
 
 
 def host_plan(model: MappedModel, host: Host) -> ExportPlan:
