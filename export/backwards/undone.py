@@ -1,7 +1,7 @@
 """Row expressions read backwards: a family's rules say how GGUF tensors are made, this what they were made of.
 
-Nothing is read here; the answers are rows again, lazy as those of `export.arranged_rows`. Which rules there are is data in
-`export.architectures`.
+Nothing is read here; the answers are rows again, lazy as those of `export.arranged_rows`. Which rules there are is data
+in `export.architectures`.
 """
 
 from __future__ import annotations
