@@ -18,6 +18,7 @@ import edgepack  # noqa: E402
 from edgepack.cli import execute  # noqa: E402
 from edgepack.errors import CheckFailedError, EdgepackError, RecipeError, UsageError  # noqa: E402
 from edgepack.gguf.reader import read_header  # noqa: E402
+from edgepack.gguf.variant import read_variant  # noqa: E402
 from edgepack.pipeline.stages.memory import PeakMemory, own_bytes  # noqa: E402
 from edgepack.pipeline.stages.staged_recipe import parse_staged  # noqa: E402
 from edgepack.quant.calibration.blocks import BlockwiseModel  # noqa: E402
@@ -98,6 +99,25 @@ def test_all_stages_run_once_and_the_file_is_that_of_a_plain_export(
     summary = json.loads((tmp_path / "out/recipe.json").read_text())
     assert [stage["name"] for stage in summary["stages"]] == ALL
     assert summary["ratio"] == pytest.approx(result.done.source_bytes / result.done.bytes)
+
+
+def test_passes_that_train_are_stages_whose_work_is_kept_and_seeds_may_follow_ternary_weights(
+    model: Path, write: Any, tmp_path: Path
+) -> None:
+    trained = '[[pass]]\nname = "ternary"\nsteps = 2\nbatch = 2\n'
+    recipe = write(f'{CALIBRATION}{trained}[export]\ntarget = "edge-seedlm4:register_bits=8"\n[pack]\n')
+    result = edgepack.compress(model, recipe, tmp_path / "out", threads=1)
+    assert stages(result) == {"pass-0-ternary": False, "export": False, "pack": False}
+    (made,) = (tmp_path / "out").glob("*.gguf")
+    codecs = [stage.codec for tensor in read_variant(read_header(made)).coded for stage in tensor.stages]
+    assert codecs == ["seedlm"] * 15  # seven matrices of two blocks, and the embedding
+    before = result.output.read_bytes()
+    again = edgepack.compress(model, recipe, tmp_path / "out", threads=1)
+    assert stages(again) == {"pass-0-ternary": True, "export": True, "pack": True}
+    assert again.output.read_bytes() == before
+    pruned = trained + PRUNE
+    with pytest.raises(RecipeError, match="ternary"):
+        edgepack.compress(model, write(f"{CALIBRATION}{pruned}{EXPORT}", "late.toml"), tmp_path / "late", threads=1)
 
 
 def test_another_setting_runs_its_stage_and_those_behind_it_alone(model: Path, write: Any, tmp_path: Path) -> None:

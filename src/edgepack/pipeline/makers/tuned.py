@@ -97,9 +97,9 @@ def _tokens(request: ExportRequest, model: RefinedModel, calibration: Calibratio
     if request.calibration is None:
         assert calibration is not None
         return calibration.tokens
-    tokens, line = tuning_tokens(model.checkpoint, read_text(Path(request.calibration)))
-    if line:
-        request.tell(line)
+    tokens, _line = tuning_tokens(model.checkpoint, read_text(Path(request.calibration)))
+    count, length = tokens.shape  # whatever curvature's --sequences and --length say
+    request.tell(f"tune: learns from {count} pieces of {length} tokens, spread evenly over the calibration text")
     return tokens
 
 
