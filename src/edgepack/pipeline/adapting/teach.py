@@ -176,14 +176,8 @@ class _Teaching:
         replayed, measured = other.pieces()
         self.note(f"teach: {len(examples)} examples, {len(items)} held-out questions in {questions.name}")
         before = self._known(items)
-        student, learnt = self._learn(examples, replayed)
-        about = {
-            "kind": "teach", "rank": self.settings.rank, "alpha": self.settings.scale, "examples": len(examples),
-            "steps": learnt.steps, "seed": self.settings.seed,
-        }  # fmt: skip
         made = made_in(self.folder) / output.name  # under its own name only when all of it has been measured
-        size = student.write(made, about, of_file=False)
-        del student
+        size, learnt = self._adapter(examples, replayed, made)
         after = self._known(items, (made,))
         forgotten = self._forgotten(made, size, measured)
         move_output(written, questions)
@@ -192,6 +186,15 @@ class _Teaching:
             self.base.path, output, size, questions, time.monotonic() - began, learnt, len(examples), before, after,
             forgotten, tuple(f"teach: {line}" for line in passed_over),
         )  # fmt: skip
+
+    def _adapter(self, examples: Any, replayed: NDArray[np.int64], path: Path) -> tuple[int, Learnt]:
+        """Learn, and write the adapter: its bytes, and the loop's record."""
+        student, learnt = self._learn(examples, replayed)
+        about = {
+            "kind": "teach", "rank": self.settings.rank, "alpha": self.settings.scale, "examples": len(examples),
+            "steps": learnt.steps, "seed": self.settings.seed,
+        }  # fmt: skip
+        return student.write(path, about, of_file=False), learnt
 
     def _write_questions(self, questions: Path) -> None:
         given = self.lesson.canon.given()
