@@ -10,6 +10,7 @@ import copy
 import json
 from dataclasses import replace
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +36,7 @@ from edgepack.quant.refine.allocation import Choice, allocate, least_bytes, leas
 from edgepack.quant.refine.rounding import REFINED_TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
     from edgepack.crew import Crew
@@ -86,7 +87,7 @@ class RefinedModel:
         self._threads, self._progress = threads or default_threads(), progress
         self._known: dict[str, Prospect] = {}
         self._matrices: list[PlannedTensor] = []  # of the plan in hand
-        self._rate = 0.0
+        self._rate, self._free = 0.0, frozenset[str]()
 
     def refinable(self, plan: ExportPlan) -> list[PlannedTensor]:
         """The quantised tensors of a plan that have a curvature, in file order."""
@@ -206,11 +207,20 @@ class RefinedModel:
         copied._known, copied._matrices = {}, []  # noqa: SLF001
         return copied
 
-    def at_rate(self, rate: float) -> RefinedModel:
-        """The same whose matrices are rounded so that a bit in the archive is worth `rate` nats a token."""
+    def at_rate(self, rate: float, free: Collection[str] = ()) -> RefinedModel:
+        """The same whose matrices, but those `free` of it, are rounded so that a bit is worth `rate` nats a token."""
         copied = copy.copy(self)
-        copied._rate = rate  # noqa: SLF001 - a copy of its own
+        copied._rate, copied._free = rate, frozenset(free)  # noqa: SLF001 - a copy of its own
         return copied
+
+    def dearest_at(self, rate: float, plan: ExportPlan, allocation: Allocation) -> list[str]:
+        """The matrices of a plan, first the one whose loss a rate raises most for each of its weights.
+
+        Both ways of rounding are needed: what is not kept yet is made.
+        """
+        with_rate, without = (self.at_rate(each).rounded(plan, allocation).losses for each in (rate, 0.0))
+        weights = {tensor.info.name: prod(tensor.info.shape) for tensor in plan.tensors}
+        return sorted(without, key=lambda name: (without[name] - with_rate[name]) / weights[name])
 
     def rounded(self, plan: ExportPlan, allocation: Allocation) -> RefinedFile:
         """Round every tensor of `plan` that has a curvature to the type that it was allocated; what is kept is taken.
@@ -249,8 +259,12 @@ class RefinedModel:
         info = tensor.info
         return ScratchRows(self._rows_path(info), info.type, info.shape, tensor.rows.dtype)
 
+    def _rate_of(self, info: TensorInfo) -> float:
+        return 0.0 if info.name in self._free else self._rate
+
     def _rows_path(self, info: TensorInfo) -> Path:
-        rated = f".{self._rate.hex()}" if self._rate else ""
+        rate = self._rate_of(info)
+        rated = f".{rate.hex()}" if rate else ""
         return self.scratch / "rows" / f"{info.name}.{info.type.name}{rated}"
 
     def round_kept(self, tensor: PlannedTensor) -> tuple[str, float]:
@@ -273,7 +287,7 @@ class RefinedModel:
             for expert, start in enumerate(range(0, info.rows, per)):
                 weights = torch.from_numpy(np.ascontiguousarray(tensor.rows.read(start, start + per)))
                 costs = outputs[start : start + per] if joint is None else joint
-                found = self._curved.round(info, expert, weights, costs, info.type, threads, self._rate)
+                found = self._curved.round(info, expert, weights, costs, info.type, threads, self._rate_of(info))
                 stream.write(np.ascontiguousarray(found.rows).data)
                 loss += found.loss
         return loss

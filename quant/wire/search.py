@@ -91,8 +91,16 @@ class Search:
         guess = self._crossing(aim, lowest, highest)
         if above is not None and below is not None:  # both ends are known: stay clear of them
             middle, room = (above + below) / 2, _EDGE * (below - above) / 2
-            return min(max(guess, middle - room), middle + room)
+            return middle if self._stuck else min(max(guess, middle - room), middle + room)
         return guess
+
+    @property
+    def _stuck(self) -> bool:
+        """Whether the last two tries were off to the same side, the last hardly less: no smooth curve goes through."""
+        if len(self.tried) < 2:
+            return False
+        before, last = (item.bytes - self.wanted for item in self.tried[-2:])
+        return before * last > 0 and abs(last) > abs(before) / 2
 
     def predicted(self, level: float) -> float:
         """Bytes at a level: the curve's, corrected by the ratios that were found where something was tried."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
@@ -16,7 +19,9 @@ from edgepack.gguf import keys  # noqa: E402
 from edgepack.gguf.reader import read_header  # noqa: E402
 from edgepack.pipeline.export import run_export  # noqa: E402
 from edgepack.pipeline.makers import rated  # noqa: E402
-from edgepack.pipeline.makers.rated import LEAST_SHARE, rated_request  # noqa: E402
+from edgepack.pipeline.makers.rated import LEAST_SHARE, RatedScale, rated_request  # noqa: E402
+from edgepack.pipeline.makers.refined import Aim  # noqa: E402
+from edgepack.pipeline.makers.refined_scale import RefinedTrial  # noqa: E402
 from edgepack.pipeline.request import ExportRequest  # noqa: E402
 
 if TYPE_CHECKING:
@@ -86,6 +91,63 @@ def test_two_goals_are_hit_and_neither_is_exceeded(model: Path, text: Path, memo
     assert wanted * 0.995 <= made.as_json()["archive_bytes"] <= wanted
     assert metadata[keys.REFINE_RATE].value == made.as_json()["rate"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
+
+
+class Filling(RatedScale):
+    """Sizes by how many of 211 matrices have no rate, in place of files."""
+
+    def __init__(self, sizes: list[int], wanted: int) -> None:
+        self._sizes, self._asked, self._even, self.aim = sizes, wanted, 1.0, Aim(1)
+        self._refined: Any = SimpleNamespace(matrices=lambda _aim: len(sizes) - 1)
+        self.trials: list[Any] = [self._trial(0)]
+
+    @property
+    def wanted(self) -> int:
+        return self._asked
+
+    def _trial(self, free: int) -> Any:
+        return RefinedTrial(0.001, self._sizes[free], None, free)  # type: ignore[arg-type]
+
+    def _tried(self, scale: float, aim: Aim) -> Any:
+        assert scale == 0.001
+        self.trials.append(self._trial(aim.free))
+        return self.trials[-1]
+
+
+@given(
+    steps=st.lists(st.integers(1, 20_000), min_size=211, max_size=211),
+    share=st.floats(0, 1.1),
+    least=st.integers(0, 10**6),
+)
+def test_matrices_without_a_rate_are_as_many_as_fit(steps: list[int], share: float, least: int) -> None:
+    sizes = [least + sum(steps[:count]) for count in range(212)]
+    wanted = sizes[0] + int(share * (sizes[-1] - sizes[0]))
+    filling = Filling(sizes, wanted)
+    filling.fill()
+    last = filling.trials[-1]
+    assert last.archive_bytes <= wanted
+    assert last.archive_bytes >= wanted * 0.995 or last.free == 211 or sizes[last.free + 1] > wanted
+    assert len(filling.trials) <= 11
+
+
+@pytest.mark.usefixtures("taken_at_any_size")
+def test_as_many_bytes_as_a_refined_file_ships_in_give_that_file_and_some_fewer_leave_matrices_without_rate(
+    model: Path, text: Path, memory: int, refined: Any, tmp_path: Path
+) -> None:
+    plain, packed = refined
+    whole = wire(model, text, tmp_path / "whole.edgepack", host_type="q5k", max_download=int(1.01 * packed.bytes))
+    every = whole.as_json()["unrated"]
+    wanted = whole.bytes - 300
+    mixed = wire(model, text, tmp_path / "x.edgepack", host_type="q5k", max_download=wanted)
+    told = mixed.as_json()
+    assert mixed.bytes <= wanted  # not near it: the embedding alone is four fifths of this model
+    assert told["rate"] > 0
+    assert 0 < told["unrated"] < every
+    least, same, some = (each.as_json()["refined"]["predicted_kl_of_weights"] for each in (plain, whole, mixed))
+    assert same == pytest.approx(least, rel=0.01)
+    assert some < 1.05 * least
+    found = edgepack.check_provenance(mixed.output, model, calibration=text)
+    assert (found.same, found.differences) == (True, ())
 
 
 @pytest.mark.usefixtures("taken_at_any_size")

@@ -93,6 +93,7 @@ REFINE_PREFER_SPEED = "edgepack.refine.prefer_speed"  # whether what every token
 REFINE_PREDICTED_KL = "edgepack.refine.predicted_kl"  # of weights and activations, nats a token
 REFINE_CALIBRATION_SHA256 = "edgepack.refine.calibration_sha256"
 REFINE_CALIBRATION_TOKENS = "edgepack.refine.calibration_tokens"
+REFINE_UNRATED = "edgepack.refine.unrated"  # matrices whose bits did not count, though others' did
 REFINE_RATE = "edgepack.refine.rate"  # nats a token that a bit in the archive was worth; there where bits counted
 REFINE_PASSES_FOR = "edgepack.refine.passes_for"  # target whose types the passes in front worked for
 REFINE_SEED = "edgepack.refine.seed"  # of the labels that curvature draws

@@ -99,4 +99,5 @@ def _reach_rated(request: ExportRequest, rated: ExportRequest, passes: Passes | 
         folder = opened.enter_context(shipment.scratch(outline))
         scale = RatedScale(refined, maker, request, folder)
         scale_to_size(scale, scale.wanted)
+        scale.fill()
         return Reached(shipment.deliver(scale.trials[-1].made))

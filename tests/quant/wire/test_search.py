@@ -107,3 +107,25 @@ def test_predicted_bits_are_those_of_the_integers(scale: float) -> None:
         bits -= float((counts * np.log2(counts / 256)).sum())
     predicted = Spread.of(weights, torch.ones(256, dtype=torch.float64), factor, weights.numel()).bits(scale)
     assert predicted == pytest.approx(bits, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("share", "middle", "slope"), [(0.99, -5.86, 22_000), (0.993, -5.84, 23_800), (0.982, -5.91, 18_200)]
+)
+def test_a_curve_that_is_flat_before_it_falls_does_not_hold_the_search_at_its_flat_end(
+    share: float, middle: float, slope: float
+) -> None:
+    """Below some rate nothing changes: guesses along the curve crept away from there, twelve roundings for one size."""
+
+    def size(level: float, middle: float = middle, slope: float = slope) -> int:
+        return int(301_425 - slope * math.log2(1 + 2.0 ** (2 * (level - middle))))
+
+    levels = [-10 + 10 * step / 24 for step in range(25)]
+    wanted = size(0) + int(share * (size(-10) - size(0)))
+    search = Search(wanted, -10, 0, tuple((level, float(size(level, -4, 20_000))) for level in levels))
+    while not search.hit:
+        assert len(search.tried) < 5
+        level = search.next_level()
+        search = search.after(level, size(level))
+    assert search.best is not None
+    assert wanted * (1 - TOLERANCE) <= search.best.bytes <= wanted

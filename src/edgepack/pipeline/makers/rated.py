@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgepack.export.mapped_model import map_checkpoint
+from edgepack.pipeline.goals.scalar import TOLERANCE
 from edgepack.pipeline.makers.opened import opened_checkpoint, read_request_recipe, unworked
 from edgepack.pipeline.makers.refined_default import smooths
 from edgepack.pipeline.makers.refined_scale import RefinedTrial, remove_made
@@ -121,16 +122,35 @@ class RatedScale:
 
     def attempt(self, scale: float) -> RefinedTrial:
         """Make the file at the rate of a scale, and its archive."""
+        return self._tried(scale, replace(self.aim, rate=self._rate(scale)))
+
+    def fill(self) -> None:
+        """Where the last try ships in less than was asked for, leave matrices without the rate, as many as may be.
+
+        Even the finest rate takes some per cent off an archive: scales have fewer digits then. What the rate costs most
+        goes first. All of them without it are the refined file of that memory, on the coder of grids.
+        """
+        last, least = self.trials[-1], (1 - TOLERANCE) * self.wanted
+        rated = replace(self.aim, rate=self._rate(last.scale))
+        free = self._refined.matrices(rated)
+        fits, above = 0, free + 1
+        while self.trials[-1].archive_bytes < least or self.trials[-1].archive_bytes > self.wanted:
+            if above - fits == 1 and self.trials[-1].free == fits:
+                break
+            trial = self._tried(last.scale, replace(rated, free=free))
+            fits, above = (free, above) if trial.archive_bytes <= self.wanted else (fits, free)
+            free = (fits + above) // 2
+
+    def _tried(self, scale: float, aim: Aim) -> RefinedTrial:
         if self.trials:
             remove_made(self.trials[-1].made)
-        aim = replace(self.aim, rate=self._rate(scale))
         outline = wired(self._maker.outline(aim), self._request)
         made = self._maker.make(aim, self._packing.scratch_name(outline, self._folder))
         made = replace(made, outline=wired(made.outline, self._request))
         packed = self._packing.packed(made, self._folder)
         assert packed.archive is not None
         size = packed.archive.stat().st_size
-        self.trials.append(RefinedTrial(scale, size, self._told(packed, aim, size)))
+        self.trials.append(RefinedTrial(scale, size, self._told(packed, aim, size), aim.free))
         return self.trials[-1]
 
     def _rate(self, scale: float) -> float:
@@ -139,11 +159,16 @@ class RatedScale:
     def _told(self, made: Made, aim: Aim, size: int) -> Made:
         """What people and scripts are told of both sizes."""
         bits, gguf, tries = round(8 * size / self._refined.weights, 4), made.gguf.stat().st_size, len(self.trials) + 1
+        where = f" in all but {aim.free} of {self._refined.matrices(aim)} matrices" if aim.free else ""
+        worth = f"a bit was worth {aim.rate:.3g} nats{where}"
         line = (
-            f"ships as {format_size(size)} ({bits:.2f} bits a weight), runs as {format_size(gguf)}; a bit was worth"
-            f" {aim.rate:.3g} nats; {tries} tries"
+            f"ships as {format_size(size)} ({bits:.2f} bits a weight), runs as {format_size(gguf)}; {worth};"
+            f" {tries} tries"
         )
-        more = {"archive_bytes": size, "gguf_bytes": gguf, "bits_per_weight": bits, "rate": aim.rate, "trials": tries}
+        more = {
+            "archive_bytes": size, "gguf_bytes": gguf, "bits_per_weight": bits, "rate": aim.rate, "unrated": aim.free,
+            "trials": tries,
+        }  # fmt: skip
         return replace(made, lines=(*made.lines, line), more={**made.more, **more})
 
     def predicted_bytes(self, scales: Sequence[float]) -> list[float]:

@@ -54,11 +54,13 @@ class Aim:
         budget: bytes of the GGUF, at most.
         divergence: predicted, in nats a token: the least bytes with it; None where the budget decides.
         rate: nats a token that a bit in the archive is worth; 0 where none counts.
+        free: how many matrices are rounded without the rate: those that it costs most.
     """
 
     budget: int
     divergence: float | None = None
     rate: float = 0.0
+    free: int = 0
 
 
 class RefinedMaker:
@@ -209,11 +211,12 @@ class RefinedMaker:
             if aim.divergence is not None:  # the base depends on nothing but the bytes, so that they give the same file
                 base = self._told(aim)
                 budget = model.budget_for(base, aim.divergence, self._stock.fixed(base))
-            base = self._told(Aim(budget, rate=aim.rate))
+            told = Aim(budget, rate=aim.rate, free=aim.free)
+            base = self._told(told)
             fixed = self._stock.fixed(base)
             allocation = model.allocation(base, max(budget, self._least(base, fixed)), fixed)
             kind = self._stock.file_type(allocation, base)
-            about = self._metadata(Aim(budget, rate=aim.rate), allocation.divergence)
+            about = self._metadata(told, allocation.divergence)
             about |= {keys.FILE_TYPE: u32(kind.file_type)}
             plan = replace(model.allocated(base, allocation), metadata={**base.metadata, **about})
             self._allocated[aim] = replace(plan, target=replace(kind, label=self._label(aim))), allocation
@@ -222,6 +225,10 @@ class RefinedMaker:
     def predicted(self, aim: Aim) -> float:
         """What the types of an aim are predicted to cost, in nats a token."""
         return self._planned(aim)[1].divergence
+
+    def matrices(self, aim: Aim) -> int:
+        """How many matrices an aim's file has refined."""
+        return len(self._planned(aim)[1].kinds)
 
     def _told(self, aim: Aim) -> ExportPlan:
         """The base with metadata as long as the file's will be."""
@@ -246,12 +253,12 @@ class RefinedMaker:
         assert self._calibration is not None
         settings = self._opened_model.settings
         passes = {} if self._passes is None else {keys.REFINE_PASSES_FOR: string(self._passes_target.name)}
-        rated = {keys.REFINE_RATE: Value(ValueType.FLOAT64, aim.rate)} if aim.rate else {}
+        rated = {keys.REFINE_RATE: Value(ValueType.FLOAT64, aim.rate), keys.REFINE_UNRATED: u32(aim.free)}
         return {
             **passes,
             **self._about,
             **(reserved(self._request) if self._request.tune else {}),
-            **rated,
+            **(rated if aim.rate else {}),
             keys.REFINE_BUDGET: Value(ValueType.UINT64, aim.budget),
             keys.REFINE_ALLOCATION: boolean(settings.allocation),
             keys.REFINE_ON_GPU: boolean(settings.on_gpu),
@@ -266,7 +273,8 @@ class RefinedMaker:
         """As `goals.Maker.make`."""
         request = self._request
         planned, allocation = self._planned(aim)
-        found = self._opened_model.at_rate(aim.rate).rounded(planned, allocation)
+        free = self._opened_model.dearest_at(aim.rate, planned, allocation)[: aim.free] if aim.free else ()
+        found = self._opened_model.at_rate(aim.rate, free).rounded(planned, allocation)
         plan = found.plan
         shards = split_plan(plan, request.shard_bytes) if request.shard_bytes else [plan]
         for name in shard_paths(path, len(shards)) if len(shards) > 1 else ():

@@ -32,11 +32,13 @@ class RefinedTrial:
         scale: the scalar.
         archive_bytes: of what would be shipped.
         made: the files; only the last trial's are there.
+        free: matrices that were rounded without a rate.
     """
 
     scale: float
     archive_bytes: int
     made: Made
+    free: int = 0
 
 
 class RefinedScale:
