@@ -1,8 +1,8 @@
 """What enters each matrix at some tokens, and the loss's gradient there and behind it: block by block, the last first.
 
 One forward pass keeps what enters each block on disk, one backward pass goes over the blocks, with labels drawn from
-the model itself as `curvature` draws them. Tokens are kept one by one: a mean over them, as curvature is, hides that
-the tokens with the largest activations are often those whose errors cost nothing. Costs are `refine.activations`'.
+the model itself (`own_labels`). Tokens are kept one by one: a mean over them, as curvature is, hides that the tokens
+with the largest activations are often those whose errors cost nothing. Costs are `refine.activations`'.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from edgepack.errors import NumericError
 from edgepack.progress import silent
 from edgepack.quant.calibration.blocks import BlockwiseModel
-from edgepack.quant.calibration.curvature import draw_labels, refuse_shared_keys
+from edgepack.quant.calibration.own_labels import gradient_at_logits, head_pieces, refuse_shared_keys
 from edgepack.quant.calibration.sweep import BatchRunner, sweep
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 SEQUENCES, TOKENS = 8, 1024
 HEAD_ROWS = 512  # of the output matrix, whose outputs are too many to be kept
-_LOGITS = 1 << 25  # at a time: 128 MB in float32
 
 
 @dataclass(frozen=True)
@@ -125,18 +124,14 @@ class InputSampler:
             NumericError: NaN or infinity.
         """
         last = self._forward()
-        vocabulary = int(self.model.source.specs[self.model.head_name].shape[0]) if self.model.head_name else 1
-        size = max(1, min(self.batch, _LOGITS // (vocabulary * self.tokens.shape[1])))
         head, found = _Head(), []
-        with self.model.shell():
-            for start in range(0, len(last), size):
-                rows = slice(start, min(start + size, len(last)))
-                hidden = last[rows].to(self.model.device).requires_grad_(True)
-                with torch.enable_grad(), _watched({"": self.model.model.get_output_embeddings()}) as watch:
-                    logits = self.model.logits(hidden, self.tokens[rows])
-                samples, before = watch.back(logits, self._at_logits(logits), hidden, self.places[rows])
-                head.add(samples[""])
-                found.append(before)
+        for rows, hidden in head_pieces(self.model, last, self.batch):
+            with torch.enable_grad(), _watched({"": self.model.model.get_output_embeddings()}) as watch:
+                logits = self.model.logits(hidden, self.tokens[rows])
+            gradient = gradient_at_logits(logits, self._generator)
+            samples, before = watch.back(logits, gradient, hidden, self.places[rows])
+            head.add(samples[""])
+            found.append(before)
         self.gradient = torch.cat(found)
         return head.result()
 
@@ -195,13 +190,6 @@ class InputSampler:
     def entering(self, index: int) -> Path:
         """The file of what enters a block, float32 [sequences, length, width]."""
         return self.folder / f"entering-{index}.npy"
-
-    def _at_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """Of -log p(label), labels drawn from the model: p - onehot(label)."""
-        flat = logits.detach().float().reshape(-1, logits.shape[-1]).softmax(-1)
-        labels = draw_labels(flat, self._generator)
-        flat[torch.arange(len(flat), device=flat.device), labels] -= 1
-        return flat.reshape(logits.shape)
 
     def _back(self, block: Block, entering: NDArray[np.float32]) -> dict[str, InputSample]:
         samples, before = BlockSamples(block), []

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from edgepack.gguf.types import GGMLType
-from edgepack.quant.calibration import input_samples
+from edgepack.quant.calibration import own_labels
 from edgepack.quant.calibration.blocks import whole_model
 from edgepack.quant.calibration.input_samples import InputSample, InputSampler
 from edgepack.quant.passes.awq.folding import FOLDS
@@ -224,7 +224,7 @@ def test_every_quantised_type_of_the_exporter_has_a_grid() -> None:
 def test_samples_are_what_autograd_says_of_the_whole_model(
     tiny: Any, tokens: NDArray[np.int64], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(input_samples, "draw_labels", lambda probabilities, _generator: probabilities.argmax(-1))
+    monkeypatch.setattr(own_labels, "draw_labels", lambda probabilities, _generator: probabilities.argmax(-1))
     checkpoint, _ = tiny("llama")
     sampler = InputSampler(checkpoint, tokens[:3], tmp_path, batch=2, kept=3 * 24)
     head = sampler.head()
