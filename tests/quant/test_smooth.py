@@ -12,8 +12,9 @@ import torch
 
 from edgepack.gguf.types import GGMLType
 from edgepack.quant.calibration import own_labels
+from edgepack.quant.calibration.block_samples import InputSample
 from edgepack.quant.calibration.blocks import whole_model
-from edgepack.quant.calibration.input_samples import InputSample, InputSampler
+from edgepack.quant.calibration.input_samples import InputSampler
 from edgepack.quant.passes.awq.folding import FOLDS
 from edgepack.quant.passes.run import PassRun
 from edgepack.quant.passes.smooth.block import SmoothSettings
