@@ -1,6 +1,6 @@
 """Expert stacks whose matrices are stored transposed, as some checkpoints of fused experts have them.
 
-Which family's are is data in `export.architectures`; other expressions stand in `export.rows`.
+Which family's are is data in `export.architectures`; other expressions stand in `export.arranged_rows`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import CheckpointError
 from edgepack.file_kinds import describe, is_pointer
-from edgepack.files.source import parse_json, read_small
+from edgepack.files.source import as_object, parse_json, read_small
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,10 +18,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: absent, unreadable, not JSON or not an object.
     """
-    value = _read(path)
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+    return as_object(_read(path), path, CheckpointError)
 
 
 def read_json_list(path: Path) -> list[Any]:

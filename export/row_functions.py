@@ -1,6 +1,6 @@
 """Rows whose values a function changes, whose columns stand in another order, or that end before they should.
 
-As in `export.rows` each expression is lazy; which tensor needs which is data in `export.architectures`.
+As in `export.arranged_rows` each expression is lazy; which tensor needs which is data in `export.architectures`.
 """
 
 from __future__ import annotations

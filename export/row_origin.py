@@ -1,7 +1,7 @@
 """Which rows of which of the checkpoint's tensors make a GGUF tensor: the answer of `Rows.origin`.
 
-Every expression of `export.rows` says it of itself. What is done with the answer, adapters rearranged, moments of
-inputs looked up, curvature gathered, is left to those who ask.
+Every expression of `export.arranged_rows` says it of itself. What is done with the answer, adapters rearranged, moments
+of inputs looked up, curvature gathered, is left to those who ask.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ArchiveError, UsageError
 from edgepack.file_digest import file_sha256
-from edgepack.files.source import read_small
+from edgepack.files.source import as_object, read_small
 from edgepack.packaging.archive import is_archive, open_archive
 from edgepack.packaging.trust.policy import machine_policy
 
@@ -162,9 +162,7 @@ class _Fields:
     """An object of the statement; what is asked of it is checked."""
 
     def __init__(self, value: Any, where: str) -> None:
-        if not isinstance(value, dict):
-            raise ArchiveError(f"{where}: expected a JSON object, got {type(value).__name__}")
-        self.value: dict[str, Any] = value
+        self.value = as_object(value, where, ArchiveError)
         self._where = where
 
     def object(self, key: str) -> _Fields:

@@ -488,8 +488,10 @@ def warm_up(bench: Bench, commands: dict[str, Command]) -> None:
     import edgepack.api.archives
     import edgepack.api.checking
     import edgepack.api.export
+    import edgepack.api.extracting
     import edgepack.api.fidelity
     import edgepack.api.importance
+    import edgepack.api.unpacking
     import edgepack.api.updates
     import edgepack.cli.certify
     import edgepack.cli.export

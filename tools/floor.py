@@ -27,7 +27,7 @@ from edgepack.export.mapped_model import map_checkpoint
 from edgepack.gguf.types import GGMLType
 from edgepack.pipeline.fidelity import run_validation
 from edgepack.pipeline.makers.wire_run import read_calibration
-from edgepack.quant.calibration.input_samples import InputSample, InputSampler
+from edgepack.quant.calibration.input_samples import InputSampler
 from edgepack.quant.refine.activations import activation_block, input_cost
 from edgepack.quant.types.choice import Candidate, Overrides, choose_types
 from edgepack.quant.types.targets import find_target
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import torch
 
     from edgepack.model import Checkpoint
+    from edgepack.quant.calibration.block_samples import InputSample
 
 TYPES = "Q8_0,Q6_K,Q5_K_M,Q4_K_M"
 SEQUENCES, LENGTH = 64, 512

@@ -5,11 +5,11 @@ A calibration (`record`) and a table of caches (`edge.kv.record`) are such state
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.confidence.binding import adapter_digests, contents_digest
 from edgepack.errors import UsageError
+from edgepack.files.source import parse_object
 from edgepack.gguf.types import ValueType
 
 if TYPE_CHECKING:
@@ -51,13 +51,7 @@ def stated_object(metadata: Mapping[str, Value], key: str, most: int) -> dict[st
     text = str(stated_value(metadata, key, ValueType.STRING))
     if len(text) > most:
         raise UsageError(f"{key}: expected at most {most} characters, got {len(text)}")
-    try:
-        told = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{key}: expected JSON: {error}") from None
-    if not isinstance(told, dict):
-        raise UsageError(f"{key}: expected a JSON object, got {type(told).__name__}")
-    return told
+    return parse_object(text, key)
 
 
 def difference(

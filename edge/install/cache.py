@@ -6,26 +6,23 @@ to `packaging.restore.unpack` (resumable, every chunk checked), opening the mode
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgepack.edge.install.cache_files import CacheFiles
 from edgepack.edge.install.cache_folder import cache_folder
 from edgepack.edge.install.lease import Lease
 from edgepack.edge.install.lock import locked
-from edgepack.edge.install.stamp import Stamp, describe, stamp_of
-from edgepack.errors import ArchiveError, IntegrityError, ResourceError
+from edgepack.edge.install.members import adapters_in, projectors_in, read_template
+from edgepack.errors import ResourceError
 from edgepack.file_digest import file_sha256
 from edgepack.files.names import partial_path
 from edgepack.files.opened import open_lock, try_lock
-from edgepack.files.output import atomic_output
 from edgepack.gguf.reader import read_header
 from edgepack.packaging.archive import open_archive
-from edgepack.packaging.format import Role
 from edgepack.packaging.restore.unpack import restore_member
 from edgepack.packaging.trust.policy import machine_policy
 from edgepack.packaging.trust.releases import rollback
@@ -36,34 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from edgepack.edge.install.cache_files import CacheEntry
     from edgepack.gguf.reader import GGUFHeader
     from edgepack.packaging.archive import Archive
     from edgepack.packaging.index.contents import Member
     from edgepack.packaging.trust.policy import TrustPolicy
-
-_MOST_ADAPTERS = 64  # of an archive; each is a file of its own on the disk, and one that llama.cpp applies
-MAX_TEMPLATE_BYTES = 1 << 20  # of a chat template; the longest published ones have about 20,000
-
-
-@dataclass(frozen=True)
-class CacheEntry:
-    """One installed file.
-
-    Attributes:
-        sha256: of its bytes, in hexadecimal; also its name in the cache.
-        path: the file.
-        name: the member's name in the archive that it came from.
-        bytes: length; of what is there where the entry is not complete.
-        used: when it was last started, in seconds since the epoch.
-        complete: False for what an interrupted installation left.
-    """
-
-    sha256: str
-    path: Path
-    name: str
-    bytes: int
-    used: float
-    complete: bool
 
 
 @dataclass(frozen=True)
@@ -98,6 +72,7 @@ class ModelCache:
     def __init__(self, folder: Path | None = None, note: Callable[[str], object] = lambda _text: None) -> None:
         self.folder = (folder or cache_folder()) / "models"
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._files = CacheFiles(self.folder)
         self._note = note
         self._leases: dict[str, Lease] = {}  # on what was given out: it is in use as long as this object lives
 
@@ -118,7 +93,7 @@ class ModelCache:
             ResourceError: the disk is too small.
         """
         with open_archive(archive, trust) as opened:
-            main, others, eyes = opened.main, _adapters(opened), _projectors(opened)
+            main, others, eyes = opened.main, adapters_in(opened), projectors_in(opened)
             opened.gguf_header()  # so that one out of proportion is refused before anything is written
             template = read_template(opened)
             older = rollback(opened, machine_policy() if trust is None else trust)
@@ -147,34 +122,37 @@ class ModelCache:
             ArchiveError, IntegrityError, ResourceError: as `install`.
         """
         with open_archive(archive, trust) as opened:
-            return tuple(self._install_member(opened, member, False, progress)[0] for member in _adapters(opened))
+            return tuple(self._install_member(opened, member, False, progress)[0] for member in adapters_in(opened))
 
     def install_projector(
         self, archive: Path, *, trust: TrustPolicy | None = None, progress: Progress = silent
     ) -> Path | None:
         """Restore an archive's projector alone, where it holds one; raises as `install`."""
         with open_archive(archive, trust) as opened:
-            eyes = _projectors(opened)
+            eyes = projectors_in(opened)
             return self._install_member(opened, eyes[0], False, progress)[0] if eyes else None
 
     def entries(self) -> list[CacheEntry]:
         """Everything installed, the most recently used first, with what interrupted installations left."""
-        found = [self._entry(path) for path in self.folder.glob("*.json")]
-        found += [self._unfinished(path) for path in self.folder.glob(".*.gguf.partial")]
-        return sorted((entry for entry in found if entry is not None), key=lambda entry: -entry.used)
+        return self._files.entries()
 
     def remove(self, entry: CacheEntry) -> bool:
         """Remove an entry; False where somebody else installs or uses it, who then keeps it."""
         self._leases.pop(entry.sha256, None)
-        descriptor = open_lock(self._lock_path(entry.sha256))
+        descriptor = open_lock(self._files.lock_path(entry.sha256))
         try:
             if not try_lock(descriptor):
                 return False
-            lease = Lease.alone(self._use_path(entry.sha256))
+            lease = Lease.alone(self._files.use_path(entry.sha256))
             if lease is None:
                 return False
-            file = self._path(entry.sha256)
-            for path in (self._record_path(entry.sha256), file, partial_path(file), self._use_path(entry.sha256)):
+            file = self._files.path(entry.sha256)
+            for path in (
+                self._files.record_path(entry.sha256),
+                file,
+                partial_path(file),
+                self._files.use_path(entry.sha256),
+            ):
                 path.unlink(missing_ok=True)
             lease.close()
             return True
@@ -183,12 +161,12 @@ class ModelCache:
 
     def find(self, sha256: str) -> Path | None:
         """The installed file of that digest when its stamp holds; marks it as used."""
-        lease = Lease.shared(self._use_path(sha256))
-        if self._problem(sha256, verify=False, progress=silent) is not None:
+        lease = Lease.shared(self._files.use_path(sha256))
+        if self._files.problem(sha256, verify=False, progress=silent) is not None:
             return None
         self._leases[sha256] = lease
-        os.utime(self._record_path(sha256))
-        return self._path(sha256)
+        os.utime(self._files.record_path(sha256))
+        return self._files.path(sha256)
 
     def add(self, path: Path, name: str, origin: str) -> tuple[Path, str]:
         """Move a finished file of the cache's own folder under its digest; returns where it is, and the digest.
@@ -199,41 +177,27 @@ class ModelCache:
             origin: what it was made from.
         """
         sha256 = file_sha256(path)
-        with locked(self._lock_path(sha256)):
-            path.replace(self._path(sha256))
-            record = {"name": name, "archive": origin, "stamp": asdict(stamp_of(self._path(sha256)))}
-            with atomic_output(self._record_path(sha256)) as output:
-                output.write(json.dumps(record).encode())
-            self._leases[sha256] = Lease.shared(self._use_path(sha256))
-        return self._path(sha256), sha256
+        with locked(self._files.lock_path(sha256)):
+            path.replace(self._files.path(sha256))
+            self._files.record(sha256, name, origin)
+            self._leases[sha256] = Lease.shared(self._files.use_path(sha256))
+        return self._files.path(sha256), sha256
 
     def problem(self, entry: CacheEntry) -> str | None:
         """Check every byte of an entry; what is wrong with it, or None."""
         if not entry.complete:
             return "its installation was interrupted"
-        return self._full_problem(entry.sha256, silent)
-
-    def _path(self, sha256: str) -> Path:
-        return self.folder / f"{sha256}.gguf"
-
-    def _record_path(self, sha256: str) -> Path:
-        return self.folder / f"{sha256}.json"
-
-    def _lock_path(self, sha256: str) -> Path:
-        return self.folder / f"{sha256}.lock"
-
-    def _use_path(self, sha256: str) -> Path:
-        return self.folder / f"{sha256}.use"
+        return self._files.full_problem(entry.sha256, silent)
 
     def _install_member(self, archive: Archive, member: Member, verify: bool, progress: Progress) -> tuple[Path, bool]:
         """(path, whether it had to be restored); of the archive as it was opened, whatever lies under its name now."""
         waiting = f"another process is installing '{member.name}': waiting for it"
-        with locked(self._lock_path(member.sha256), lambda: self._note(waiting)):
-            path = self._path(member.sha256)
-            self._leases[member.sha256] = Lease.shared(self._use_path(member.sha256))
-            problem = self._problem(member.sha256, verify, progress)
+        with locked(self._files.lock_path(member.sha256), lambda: self._note(waiting)):
+            path = self._files.path(member.sha256)
+            self._leases[member.sha256] = Lease.shared(self._files.use_path(member.sha256))
+            problem = self._files.problem(member.sha256, verify, progress)
             if problem is None:
-                os.utime(self._record_path(member.sha256))  # last used now, as `cache list` and `prune` see it
+                os.utime(self._files.record_path(member.sha256))  # last used now, as `cache list` and `prune` see it
                 return path, False
             if path.exists():
                 self._note(f"cache entry '{path}' is damaged ({problem}): it is rebuilt")
@@ -242,68 +206,21 @@ class ModelCache:
             return path, True
 
     def _restore(self, archive: Archive, member: Member, path: Path, progress: Progress) -> None:
-        free, missing = shutil.disk_usage(self.folder).free, self.missing_bytes(member)
+        free, missing = shutil.disk_usage(self.folder).free, self._files.missing_bytes(member)
         if free < missing:
             raise ResourceError(
                 f"cache '{self.folder}': '{member.name}' needs {format_size(missing)} more, the disk has "
                 f"{format_size(free)} free; `edgepack cache prune` frees {format_size(self._installed_bytes())}"
             )
         restore_member(archive, path, member=member.name, progress=progress)
-        record = {"name": member.name, "archive": archive.path.name, "stamp": asdict(stamp_of(path))}
-        with atomic_output(self._record_path(member.sha256)) as stream:
-            stream.write(json.dumps(record).encode())
+        self._files.record(member.sha256, member.name, archive.path.name)
 
     def missing_bytes(self, member: Member) -> int:
         """What installing a member still takes of the disk."""
-        partial = partial_path(self._path(member.sha256))
-        return member.bytes - (partial.stat().st_size if partial.exists() else 0)
+        return self._files.missing_bytes(member)
 
     def _installed_bytes(self) -> int:
         return sum(entry.bytes for entry in self.entries())
-
-    def _problem(self, sha256: str, verify: bool, progress: Progress) -> str | None:
-        """Why the entry cannot be used as it stands, or None."""
-        path = self._path(sha256)
-        if not path.exists():
-            return "absent"
-        try:
-            record = json.loads(self._record_path(sha256).read_text())
-            expected = Stamp(**record["stamp"])
-        except (OSError, ValueError, KeyError, TypeError):
-            # The file is renamed into place before its record is written: after a kill between the two it is whole.
-            return self._adopt(sha256, progress)
-        found = stamp_of(path)
-        if found != expected:
-            return f"expected {describe(expected)}, got {describe(found)}"
-        return self._full_problem(sha256, progress) if verify else None
-
-    def _adopt(self, sha256: str, progress: Progress) -> str | None:
-        path = self._path(sha256)
-        if (problem := self._full_problem(sha256, progress)) is not None:
-            return problem
-        with atomic_output(self._record_path(sha256)) as stream:
-            stream.write(json.dumps({"name": path.name, "archive": "", "stamp": asdict(stamp_of(path))}).encode())
-        return None
-
-    def _full_problem(self, sha256: str, progress: Progress) -> str | None:
-        found = file_sha256(self._path(sha256), "verifying", progress)
-        return None if found == sha256 else f"SHA-256 is {found[:16]}…, not {sha256[:16]}…"
-
-    def _entry(self, record_path: Path) -> CacheEntry | None:
-        sha256 = record_path.stem
-        path = self._path(sha256)
-        try:
-            name = str(json.loads(record_path.read_text())["name"])
-            return CacheEntry(sha256, path, name, path.stat().st_size, record_path.stat().st_mtime, complete=True)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def _unfinished(self, path: Path) -> CacheEntry | None:
-        with contextlib.suppress(OSError):
-            status = path.stat()
-            sha256 = path.name.removeprefix(".").removesuffix(".gguf.partial")
-            return CacheEntry(sha256, path, "(not finished)", status.st_size, status.st_mtime, complete=False)
-        return None
 
 
 def native_form(path: Path, cache: ModelCache, progress: Progress = silent, header: GGUFHeader | None = None) -> Path:
@@ -341,30 +258,3 @@ def prune(
             removed.append(entry)
             left -= entry.bytes
     return removed
-
-
-def _adapters(archive: Archive) -> list[Member]:
-    main = archive.main
-    found = [member for member in archive.members if member.role is Role.GGUF and member is not main]
-    if len(found) > _MOST_ADAPTERS:
-        raise ArchiveError(f"'{archive.path}': expected at most {_MOST_ADAPTERS} adapters, got {len(found)}")
-    return found
-
-
-def _projectors(archive: Archive) -> list[Member]:
-    """The one that the archive holds, or none."""
-    return [member for member in archive.members if member.role is Role.PROJECTOR][:1]
-
-
-def read_template(archive: Archive) -> str | None:
-    """A chat template that is a member of its own, or None."""
-    for member in archive.members:
-        if member.role is Role.CHAT_TEMPLATE:
-            if member.bytes > MAX_TEMPLATE_BYTES:
-                where = f"'{archive.path}': member '{member.name}'"
-                raise ArchiveError(f"{where}: expected at most {MAX_TEMPLATE_BYTES} bytes, got {member.bytes}")
-            try:
-                return archive.read_member(member.name).decode("utf-8")
-            except UnicodeDecodeError:
-                raise IntegrityError(f"'{archive.path}': member '{member.name}': expected UTF-8 text") from None
-    return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from edgepack.edge.install.cache import read_template
+from edgepack.edge.install.members import read_template
 from edgepack.edge.llama.check import check_runnable
 from edgepack.edge.llama.loads import ensure_loads
 from edgepack.edge.llama.virtual_file import can_open_virtual_files

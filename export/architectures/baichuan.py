@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.export.arranged_rows import SlicedRows
 from edgepack.export.row_functions import MappedRows
-from edgepack.export.rows import SlicedRows
 from edgepack.export.rules.decoder import (
     LAYER,
     LLAMA_NORMS,

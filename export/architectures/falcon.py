@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.export.rows import PermutedRows
+from edgepack.export.arranged_rows import PermutedRows
 from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import GELU, WHOLE_HEADS, restricted
 from edgepack.export.rules.encoder import layer_norm

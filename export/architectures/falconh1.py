@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.errors import CheckpointError
+from edgepack.export.arranged_rows import ScaledRows
 from edgepack.export.row_functions import RowScaledRows
-from edgepack.export.rows import ScaledRows
 from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import (
     LAYER,

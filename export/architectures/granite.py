@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckpointError, UnsupportedModelError
 from edgepack.export.architectures.llama import FAMILY as LLAMA
-from edgepack.export.rows import SlicedRows
+from edgepack.export.arranged_rows import SlicedRows
 from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import LAYER, both, restricted
 from edgepack.export.rules.experts import halves_of_experts

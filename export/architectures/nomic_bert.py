@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgepack.errors import UnsupportedModelError
+from edgepack.export.arranged_rows import ReshapedRows
 from edgepack.export.expert_rows import TransposedExperts
-from edgepack.export.rows import ReshapedRows
 from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import EQUAL_HEADS, GELU, WHOLE_HEADS, restricted
 from edgepack.export.rules.encoder import encoder_dimensions, encoder_metadata, layer_norm

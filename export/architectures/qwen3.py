@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import CheckpointError
+from edgepack.export.arranged_rows import JoinedRows, PickedRows
 from edgepack.export.checkpoint import read_json
-from edgepack.export.rows import ArrayRows, JoinedRows, PickedRows
+from edgepack.export.rows import ArrayRows
 from edgepack.export.rules.classifier import labels, ranking_metadata
 from edgepack.export.rules.decoder import (
     LLAMA_NORMS,

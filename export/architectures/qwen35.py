@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import UnsupportedModelError
+from edgepack.export.arranged_rows import PermutedRows
 from edgepack.export.row_functions import PermutedColumns
-from edgepack.export.rows import PermutedRows
 from edgepack.export.rules import delta_net
 from edgepack.export.rules.backwards import Backwards
 from edgepack.export.rules.decoder import NO_ATTENTION_BIAS, SILU, embedding_rules, plus_one, squeezed

@@ -12,7 +12,7 @@ from edgepack.errors import CheckpointError
 from edgepack.export.architectures.bert import FAMILY as BERT
 from edgepack.export.architectures.bert import RANKER as BERT_RANKER
 from edgepack.export.architectures.jina_bert_v3 import FAMILY as JINA_3
-from edgepack.export.rows import SlicedRows
+from edgepack.export.arranged_rows import SlicedRows
 from edgepack.export.rules.classifier import classifier_rules
 from edgepack.export.rules.encoder import bert_rules
 from edgepack.export.rules.family import no_other_family

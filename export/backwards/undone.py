@@ -1,7 +1,7 @@
 """Row expressions read backwards: a family's rules say how GGUF tensors are made, this what they were made of.
 
-Nothing is read here; the answers are rows again, lazy as those of `export.rows`. Which rules there are is data in
-`export.architectures`.
+Nothing is read here; the answers are rows again, lazy as those of `export.arranged_rows`. Which rules there are is data
+in `export.architectures`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,17 @@ import numpy as np
 
 from edgepack.errors import UnsupportedModelError
 from edgepack.export import expert_rows, row_functions
+from edgepack.export.arranged_rows import (
+    JoinedRows,
+    PermutedRows,
+    PickedRows,
+    ReshapedRows,
+    ScaledRows,
+    ShiftedRows,
+    SlicedExperts,
+    SlicedRows,
+    TransposedRows,
+)
 from edgepack.export.backwards.assembled import AssembledRows, Piece
 from edgepack.export.row_functions import (
     INVERSES,
@@ -25,20 +36,7 @@ from edgepack.export.row_functions import (
     RefoldedRows,
     RowScaledRows,
 )
-from edgepack.export.rows import (
-    ArrayRows,
-    JoinedRows,
-    PermutedRows,
-    PickedRows,
-    ReshapedRows,
-    ScaledRows,
-    ShiftedRows,
-    SlicedExperts,
-    SlicedRows,
-    SourceRows,
-    TransposedRows,
-    row_count,
-)
+from edgepack.export.rows import ArrayRows, SourceRows, row_count
 from edgepack.export.stored_blocks import AlternateBlocks, AlternateRows
 
 if TYPE_CHECKING:

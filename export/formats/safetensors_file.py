@@ -19,7 +19,7 @@ import numpy as np
 
 from edgepack.errors import CheckpointError
 from edgepack.file_kinds import HEAD_BYTES, describe, is_pointer
-from edgepack.files.source import open_descriptor
+from edgepack.files.source import as_object, open_descriptor
 from edgepack.gguf.types import GGMLType
 from edgepack.model import TensorSpec
 from edgepack.quant.codecs.ggml.codec import widen
@@ -208,10 +208,9 @@ def _parse_header(raw: bytes, path: str) -> dict[str, Any]:
         header = json.loads(raw, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: header is not JSON: {error}") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: header: expected a JSON object, got {type(header).__name__}")
-    header.pop("__metadata__", None)
-    return header
+    found = as_object(header, f"{path}: header", CheckpointError)
+    found.pop("__metadata__", None)
+    return found
 
 
 def _is_counts(value: Any) -> TypeGuard[list[int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgepack.export.rows import ReshapedRows, ShiftedRows
+from edgepack.export.arranged_rows import ReshapedRows, ShiftedRows
 from edgepack.export.rules.family import Requirement, TensorRule
 from edgepack.export.rules.permutations import interleave_keys, interleave_queries
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckpointError
+from edgepack.export.arranged_rows import SlicedExperts
 from edgepack.export.expert_rows import TransposedExperts
-from edgepack.export.rows import SlicedExperts
 from edgepack.export.rules.decoder import GATE_UP_DOWN, LAYER, feed_forward_rules, one_row_as_vector
 from edgepack.export.rules.family import Origin, TensorRule
 

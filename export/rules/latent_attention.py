@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.errors import UnsupportedModelError
+from edgepack.export.arranged_rows import PermutedRows, ReshapedRows, SlicedExperts
 from edgepack.export.expert_rows import TransposedExperts
-from edgepack.export.rows import PermutedRows, ReshapedRows, SlicedExperts
 from edgepack.export.rules.decoder import LAYER
 from edgepack.export.rules.family import TensorRule, standard_dimensions
 from edgepack.export.rules.metadata import rope_growth, yarn_magnitude, yarn_stretch

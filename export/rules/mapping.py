@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckpointError, UnsupportedModelError
-from edgepack.export.rows import JoinedRows
+from edgepack.export.arranged_rows import JoinedRows
 from edgepack.export.rules.pooling import pooling_type
 from edgepack.export.rules.without_graph import OTHER_GRAPH, WITHOUT_GRAPH
 from edgepack.export.stored_blocks import source_rows

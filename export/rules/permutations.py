@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import CheckpointError
-from edgepack.export.rows import PermutedRows, PickedRows, TransposedRows
+from edgepack.export.arranged_rows import PermutedRows, PickedRows, TransposedRows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

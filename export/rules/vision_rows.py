@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import CheckpointError
+from edgepack.export.arranged_rows import PickedRows, ReshapedRows, SlicedRows
 from edgepack.export.json_file import read_json
 from edgepack.export.row_functions import PermutedColumns, RefoldedRows
-from edgepack.export.rows import PickedRows, ReshapedRows, SlicedRows
 from edgepack.export.rules.family import Origin, TensorRule
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ goes on at the last finished block. What is done with them is left to `grid` and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from edgepack.errors import CalibrationError, UnsupportedModelError
+from edgepack.errors import CalibrationError
 from edgepack.progress import silent
 from edgepack.quant.calibration.block_context import BlockContext, stage_bytes
 from edgepack.quant.calibration.block_sums import BackwardSums, GradientSquares, expert_hessians
@@ -25,6 +25,7 @@ from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.checkpoint_names import expert_parts
 from edgepack.quant.calibration.curvature_progress import CurvatureProgress
 from edgepack.quant.calibration.expert_curvature import ExpertMoments, ExpertWatch, expert_stacks
+from edgepack.quant.calibration.own_labels import gradient_at_logits, head_pieces, refuse_shared_keys
 from edgepack.quant.calibration.statistics import MomentAccumulator
 from edgepack.quant.calibration.sweep import BatchRunner, sweep
 
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from edgepack.quant.calibration.sweep import BlockVisit
 
 
-_LOGITS = 1 << 25  # at a time: 128 MB in float32, and a few times that with their gradients
 _MANY = 16  # sequences from which on every other one is taken backwards
 
 
@@ -123,24 +123,6 @@ def measure(
     kept.clear()
 
 
-def refuse_shared_keys(config: Mapping[str, Any]) -> None:
-    """Refuse models whose last layers read keys and values of earlier ones: blocks are run back one by one.
-
-    Args:
-        config: of config.json.
-
-    Raises:
-        UnsupportedModelError: there are such layers.
-    """
-    text = config.get("text_config")
-    shared = (text if isinstance(text, dict) else config).get("num_kv_shared_layers")
-    if shared:
-        raise UnsupportedModelError(
-            f"wire: {shared} layers share keys and values of earlier ones, which curvature, measured block by block,"
-            " does not follow: use a gguf-* target for this model"
-        )
-
-
 class _Run:
     """One forward pass that keeps what enters each block, then one backward pass over the blocks."""
 
@@ -195,29 +177,17 @@ class _Run:
 
     def _head(self, last: torch.Tensor) -> None:
         """What the logits cost, kept with the gradient at the last block's outputs [sequences, length, width]."""
-        vocabulary = int(self.model.source.specs[self.model.head_name].shape[0]) if self.model.head_name else 1
-        size = max(1, min(self.batch, _LOGITS // (vocabulary * self.tokens.shape[1])))
         inputs, squares, parts = MomentAccumulator(with_hessian=True), GradientSquares(), []
-        with self.model.shell():
-            for start in range(0, len(self.tokens), size):
-                rows = slice(start, min(start + size, len(self.tokens)))
-                hidden = last[rows].to(self.model.device).requires_grad_(True)
-                with torch.enable_grad():
-                    logits = self.model.logits(hidden, self.tokens[rows])
-                gradient = self._logit_gradient(logits)
-                parts.append(torch.autograd.grad(logits, hidden, gradient)[0].cpu())
-                inputs.add(self.model.head_inputs(hidden.detach(), self.tokens[rows]))
-                squares.add(gradient)
+        for rows, hidden in head_pieces(self.model, last, self.batch):
+            with torch.enable_grad():
+                logits = self.model.logits(hidden, self.tokens[rows])
+            gradient = gradient_at_logits(logits, self.generator)
+            parts.append(torch.autograd.grad(logits, hidden, gradient)[0].cpu())
+            inputs.add(self.model.head_inputs(hidden.detach(), self.tokens[rows]))
+            squares.add(gradient)
         name = self.model.head_name or ""
         gradient = torch.cat(parts)[:: self.stride]
         self.kept.head(inputs.result(name).hessian, squares.result(name), self.model.block_count, gradient)
-
-    def _logit_gradient(self, logits: torch.Tensor) -> torch.Tensor:
-        """Of -log p(label) for labels drawn from the model's own distribution: p - onehot(label)."""
-        flat = logits.detach().float().reshape(-1, logits.shape[-1]).softmax(-1)
-        labels = draw_labels(flat, self.generator)
-        flat[torch.arange(len(flat), device=flat.device), labels] -= 1
-        return flat.reshape(logits.shape)
 
     def _backward_block(self, block: Block, entering: NDArray[np.float32]) -> tuple[dict[str, Curvature], torch.Tensor]:
         """A block's curvature, and the gradient at its inputs."""
@@ -301,13 +271,6 @@ class _CrewRun(_Run):
         for index in self._crew.relay(open_backward, context, range(left)[::-1], leg, need=stage_bytes(self.model)):
             yield self._curvatures(index, leg.sums.pop(index))
             leg.went_back(index)
-
-
-def draw_labels(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One label for each distribution [tokens, vocabulary], by inverting its cumulative sums: int64 [tokens]."""
-    sums = probabilities.cumsum(-1)
-    levels = torch.rand(len(sums), 1, generator=generator).to(sums.device) * sums[:, -1:]
-    return torch.searchsorted(sums, levels, right=True)[:, 0].clamp_max(sums.shape[-1] - 1)
 
 
 def add_curvatures(first: Curvature, second: Curvature) -> Curvature:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from edgepack.quant.calibration.block_context import BlockContext, stage_bytes
+from edgepack.quant.calibration.block_samples import BlockSamples
 from edgepack.quant.calibration.curvature_relay import ActivationFiles, BlockStage
-from edgepack.quant.calibration.input_samples import BlockSamples
 from edgepack.quant.calibration.sweep import BatchRunner
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgepack.crew import Crew
-    from edgepack.quant.calibration.input_samples import BlockWork, InputSampler
+    from edgepack.quant.calibration.block_samples import BlockWork
+    from edgepack.quant.calibration.input_samples import InputSampler
 
 _SAMPLE_BYTES = 24  # a kept number: a sample, joined, squared, and what the search makes of it
 

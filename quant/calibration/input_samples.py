@@ -1,44 +1,39 @@
 """What enters each matrix at some tokens, and the loss's gradient there and behind it: block by block, the last first.
 
 One forward pass keeps what enters each block on disk, one backward pass goes over the blocks, with labels drawn from
-the model itself as `curvature` draws them. Tokens are kept one by one: a mean over them, as curvature is, hides that
-the tokens with the largest activations are often those whose errors cost nothing. Costs are `refine.activations`'.
+the model itself (`own_labels`). Tokens are kept one by one: a mean over them, as curvature is, hides that the tokens
+with the largest activations are often those whose errors cost nothing. Costs are `refine.activations`'.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from edgepack.errors import NumericError
 from edgepack.progress import silent
+from edgepack.quant.calibration.block_samples import BlockSamples, InputSample, joined_samples, watched_linears
 from edgepack.quant.calibration.blocks import BlockwiseModel
-from edgepack.quant.calibration.curvature import draw_labels, refuse_shared_keys
+from edgepack.quant.calibration.own_labels import gradient_at_logits, head_pieces, refuse_shared_keys
 from edgepack.quant.calibration.sweep import BatchRunner, sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
-    from typing import TypeAlias
 
     from numpy.typing import NDArray
-    from torch import nn
 
     from edgepack.crew import Crew
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
+    from edgepack.quant.calibration.block_samples import BlockWork
     from edgepack.quant.calibration.blocks import Block
     from edgepack.quant.calibration.sweep import BlockVisit
 
-    BlockWork: TypeAlias = "Callable[[Block, Mapping[str, InputSample]], Any]"
-
 SEQUENCES, TOKENS = 8, 1024
 HEAD_ROWS = 512  # of the output matrix, whose outputs are too many to be kept
-_LOGITS = 1 << 25  # at a time: 128 MB in float32
 
 
 @dataclass(frozen=True)
@@ -58,21 +53,6 @@ class HeadSample:
     rows: torch.Tensor
     outputs: torch.Tensor
     share: float
-
-
-@dataclass(frozen=True)
-class InputSample:
-    """A matrix at some tokens; gradients are of -log p(label) summed over all later tokens of the sequence.
-
-    Attributes:
-        inputs: float32 [tokens, in].
-        gradients: at the inputs, by way of this matrix alone, float32 [tokens, in].
-        outputs: gradients at the outputs, float32 [tokens, out].
-    """
-
-    inputs: torch.Tensor
-    gradients: torch.Tensor
-    outputs: torch.Tensor
 
 
 class InputSampler:
@@ -125,18 +105,14 @@ class InputSampler:
             NumericError: NaN or infinity.
         """
         last = self._forward()
-        vocabulary = int(self.model.source.specs[self.model.head_name].shape[0]) if self.model.head_name else 1
-        size = max(1, min(self.batch, _LOGITS // (vocabulary * self.tokens.shape[1])))
         head, found = _Head(), []
-        with self.model.shell():
-            for start in range(0, len(last), size):
-                rows = slice(start, min(start + size, len(last)))
-                hidden = last[rows].to(self.model.device).requires_grad_(True)
-                with torch.enable_grad(), _watched({"": self.model.model.get_output_embeddings()}) as watch:
-                    logits = self.model.logits(hidden, self.tokens[rows])
-                samples, before = watch.back(logits, self._at_logits(logits), hidden, self.places[rows])
-                head.add(samples[""])
-                found.append(before)
+        for rows, hidden in head_pieces(self.model, last, self.batch):
+            with torch.enable_grad(), watched_linears({"": self.model.model.get_output_embeddings()}) as watch:
+                logits = self.model.logits(hidden, self.tokens[rows])
+            gradient = gradient_at_logits(logits, self._generator)
+            samples, before = watch.back(logits, gradient, hidden, self.places[rows])
+            head.add(samples[""])
+            found.append(before)
         self.gradient = torch.cat(found)
         return head.result()
 
@@ -196,13 +172,6 @@ class InputSampler:
         """The file of what enters a block, float32 [sequences, length, width]."""
         return self.folder / f"entering-{index}.npy"
 
-    def _at_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """Of -log p(label), labels drawn from the model: p - onehot(label)."""
-        flat = logits.detach().float().reshape(-1, logits.shape[-1]).softmax(-1)
-        labels = draw_labels(flat, self._generator)
-        flat[torch.arange(len(flat), device=flat.device), labels] -= 1
-        return flat.reshape(logits.shape)
-
     def _back(self, block: Block, entering: NDArray[np.float32]) -> dict[str, InputSample]:
         samples, before = BlockSamples(block), []
         for start in range(0, len(entering), self.batch):
@@ -211,41 +180,6 @@ class InputSampler:
             before.append(samples.run(hidden, self.gradient[rows], self.places[rows], self._runner))
         self.gradient = torch.cat(before)
         return samples.joined()
-
-
-class BlockSamples:
-    """Samples of a loaded block's linears, batch by batch.
-
-    Args:
-        block: the block.
-    """
-
-    def __init__(self, block: Block) -> None:
-        self._block = block
-        self._parts: dict[str, list[InputSample]] = {}
-
-    def run(
-        self, entering: torch.Tensor, after: torch.Tensor, places: torch.Tensor, runner: BatchRunner
-    ) -> torch.Tensor:
-        """A batch of what enters the block and of the gradient behind it → the gradient in front of it, on the CPU.
-
-        Args:
-            entering: [sequences, length, width].
-            after: likewise.
-            places: of the tokens that are kept [sequences, kept].
-            runner: gives masks and positions.
-        """
-        hidden = entering.to(runner.model.device).requires_grad_(True)
-        with torch.enable_grad(), _watched(self._block.linears) as watch:
-            output = self._block.run(hidden, runner.calls(len(hidden))[self._block.index])
-        found, before = watch.back(output, after.to(hidden.device), hidden, places)
-        for name, sample in found.items():
-            self._parts.setdefault(name, []).append(sample)
-        return before
-
-    def joined(self) -> dict[str, InputSample]:
-        """By checkpoint name; raises NumericError."""
-        return {name: _joined(samples, f"layer '{name}'") for name, samples in self._parts.items()}
 
 
 class _Head:
@@ -267,88 +201,6 @@ class _Head:
 
     def result(self) -> HeadSample:
         """All of them; raises NumericError."""
-        joined = _joined(self._parts, "the output matrix")
+        joined = joined_samples(self._parts, "the output matrix")
         share = self._all / self._kept if self._kept else 1.0
         return HeadSample(joined.inputs, joined.gradients, self._rows, joined.outputs, share)
-
-
-@contextmanager
-def _watched(linears: Mapping[str, nn.Module]) -> Iterator[_Watch]:
-    """Watch `linears` while the context is open."""
-    watch = _Watch(linears)
-    watch.open()
-    try:
-        yield watch
-    finally:
-        watch.close()
-
-
-class _Watch:
-    """Adds zeros to what enters and leaves some linears, at which a gradient can be taken, while it is open."""
-
-    def __init__(self, linears: Mapping[str, nn.Module]) -> None:
-        self._linears, self._stack = linears, ExitStack()
-        self._inputs: dict[str, torch.Tensor] = {}
-        self._leaves: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def open(self) -> None:
-        """Hook every linear."""
-        for name, module in self._linears.items():
-            for handle in (
-                module.register_forward_pre_hook(self._entering(name)),
-                module.register_forward_hook(self._leaving(name)),
-            ):
-                self._stack.callback(handle.remove)
-
-    def close(self) -> None:
-        """Remove all hooks."""
-        self._stack.close()
-
-    def _entering(self, name: str) -> Any:
-        def look(_module: Any, arguments: tuple[Any, ...]) -> Any:
-            if not arguments or arguments[0].ndim != 3:
-                return None
-            zeros = torch.zeros_like(arguments[0], requires_grad=True)
-            self._inputs[name], self._leaves[name] = arguments[0].detach(), (zeros, zeros)
-            return (arguments[0] + zeros, *arguments[1:])
-
-        return look
-
-    def _leaving(self, name: str) -> Any:
-        def look(_module: Any, _arguments: Any, output: Any) -> Any:
-            if name not in self._leaves or not isinstance(output, torch.Tensor):
-                self._leaves.pop(name, None)
-                return None
-            zeros = torch.zeros_like(output, requires_grad=True)
-            self._leaves[name] = (self._leaves[name][0], zeros)
-            return output + zeros
-
-        return look
-
-    def back(
-        self, output: torch.Tensor, gradient: torch.Tensor, hidden: torch.Tensor, places: torch.Tensor
-    ) -> tuple[dict[str, InputSample], torch.Tensor]:
-        """Samples at `places` [sequences, kept], from the gradient at `output`; the gradient at `hidden` [CPU]."""
-        names = list(self._leaves)
-        leaves = [leaf for name in names for leaf in self._leaves[name]]
-        before, *found = torch.autograd.grad(output, (hidden, *leaves), gradient, allow_unused=True)
-        samples = {}
-        for index, name in enumerate(names):
-            at_inputs, at_outputs = found[2 * index], found[2 * index + 1]
-            if at_inputs is not None and at_outputs is not None:
-                every = (self._inputs[name], at_inputs, at_outputs)
-                samples[name] = InputSample(*(_at(each, places) for each in every))
-        return samples, before.cpu()
-
-
-def _at(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Rows of [sequences, length, width] at `places` [sequences, kept]: float32 [sequences · kept, width], a copy."""
-    rows = torch.arange(len(values), device=values.device)[:, None]
-    return values[rows, places.to(values.device)].detach().float().flatten(0, 1)
-
-
-def _joined(parts: list[InputSample], what: str) -> InputSample:
-    every = [torch.cat([getattr(part, field) for part in parts]) for field in ("inputs", "gradients", "outputs")]
-    if not all(torch.isfinite(each).all() for each in every):
-        raise NumericError(f"{what}: NaN or infinity in its inputs or gradients")
-    return InputSample(*every)

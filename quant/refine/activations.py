@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from edgepack.gguf.types import GGMLType
-    from edgepack.quant.calibration.input_samples import InputSample
+    from edgepack.quant.calibration.block_samples import InputSample
 
 FINE_BLOCK, COARSE_BLOCK = 32, 256  # of Q8_0 and Q8_1, of Q8_K
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgepack import errors, progress
     from edgepack.api.adapting import recover, teach
     from edgepack.api.analysis import analyze, architecture_of
-    from edgepack.api.archives import estimate_pack, extract, pack, unpack, unpack_native
+    from edgepack.api.archives import estimate_pack, pack
     from edgepack.api.bundling import bundle
     from edgepack.api.caches import kv
     from edgepack.api.checking import generate_key, inspect, sign, verify
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgepack.api.confidence import calibrate
     from edgepack.api.embedders import validate_embeddings
     from edgepack.api.export import export
+    from edgepack.api.extracting import extract
     from edgepack.api.fetching import fetch, update
     from edgepack.api.fidelity import certify, compare, evaluate, replay, validate
     from edgepack.api.frontier import frontier
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from edgepack.api.publishing import release
     from edgepack.api.speed import bench, fit
     from edgepack.api.tuning import tune
+    from edgepack.api.unpacking import unpack, unpack_native
     from edgepack.api.updates import diff, patch
     from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.edge.llama.options import Adapter, SamplingOptions
@@ -67,7 +69,7 @@ _NAMES = {
     "estimate_pack": "api.archives",
     "evaluate": "api.fidelity",
     "export": "api.export",
-    "extract": "api.archives",
+    "extract": "api.extracting",
     "fetch": "api.fetching",
     "fit": "api.speed",
     "frontier": "api.frontier",
@@ -87,8 +89,8 @@ _NAMES = {
     "sign": "api.checking",
     "teach": "api.adapting",
     "tune": "api.tuning",
-    "unpack": "api.archives",
-    "unpack_native": "api.archives",
+    "unpack": "api.unpacking",
+    "unpack_native": "api.unpacking",
     "update": "api.fetching",
     "validate": "api.fidelity",
     "validate_embeddings": "api.embedders",

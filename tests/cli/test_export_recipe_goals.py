@@ -13,7 +13,7 @@ from edgepack.cli import execute as run
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.mapped_model import open_model
 from edgepack.export.recipe import work as pipeline_passes
-from edgepack.export.recipe.passes import Passes
+from edgepack.export.recipe.passes import Passes, prepare_export
 from edgepack.export.recipe.values import RecipeOptions
 from edgepack.gguf.reader import read_header
 from edgepack.pipeline.makers.gguf import ladder
@@ -144,9 +144,7 @@ def test_only_passes_that_depend_on_the_type_run_again_for_another(
     recipe = inline_recipe(["prune:sparsity=0.3", "awq:clip=false", "gptq"], {"sequences": 2, "length": 16})
     passes = Passes(open_checkpoint(model), recipe, RecipeOptions(tmp_path))
     first, second = (passes.prepare(find_target(target)) for target in ("q4_0", "q8_0"))
-    alone = pipeline_passes.prepare_export(
-        open_checkpoint(model), recipe, find_target("q8_0"), RecipeOptions(tmp_path / "alone")
-    )
+    alone = prepare_export(open_checkpoint(model), recipe, find_target("q8_0"), RecipeOptions(tmp_path / "alone"))
     assert ran == ["prune", "awq", "gptq", "awq", "gptq", "prune", "awq", "gptq"]
     assert [figures["name"] for figures in second.figures] == ["prune", "awq", "gptq"]
     assert first.plan.total_bytes < second.plan.total_bytes

@@ -25,8 +25,8 @@ SERVER = """
 import json, os, signal, sys
 import edgepack.api.importance, edgepack.api.export, edgepack.cli.imatrix, edgepack.cli.export
 from edgepack.cli import main
-from edgepack.edge.llama import importance_collect
-original = importance_collect._Watch.call
+from edgepack.edge.llama import importance_watch
+original = importance_watch.ImportanceWatch.call
 for line in sys.stdin:
     arguments, number, after = json.loads(line)
     child = os.fork()
@@ -37,7 +37,7 @@ for line in sys.stdin:
             if len(calls) == after:
                 os.kill(os.getpid(), number)
             return original(self, address, ask, data)
-        importance_collect._Watch.call = call
+        importance_watch.ImportanceWatch.call = call
         sink = os.open(os.devnull, os.O_WRONLY)
         os.dup2(sink, 1), os.dup2(sink, 2)
         try:

@@ -27,8 +27,9 @@ from safetensors.torch import load_file, save_file
 from edgepack.edge.llama.options import RuntimeOptions
 from edgepack.edge.llama.runtime import LoadedModel
 from edgepack.errors import UnsupportedModelError
+from edgepack.export.arranged_rows import SlicedExperts
 from edgepack.export.mapped_model import open_model
-from edgepack.export.rows import ArrayRows, SlicedExperts
+from edgepack.export.rows import ArrayRows
 from edgepack.export.rules.mapping import families
 
 if TYPE_CHECKING:

@@ -30,11 +30,11 @@ from safetensors.torch import load_file, save_file
 from edgepack.edge.llama.options import RuntimeOptions
 from edgepack.edge.llama.runtime import LoadedModel
 from edgepack.errors import CheckpointError, UnsupportedModelError, UsageError
+from edgepack.export.arranged_rows import PermutedRows
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.export.gguf_file import write_gguf
 from edgepack.export.projector import map_projector, plan_projector, projector_type, projectors
 from edgepack.export.projectors.llava import PROJECTOR as LLAVA
-from edgepack.export.rows import PermutedRows
 from edgepack.export.rules.family import TensorRule, no_other_family
 from edgepack.export.rules.projector import clip_keys, tower_dimensions
 

@@ -12,12 +12,7 @@ from hypothesis import strategies as st
 from references.tiny_checkpoints import TinyModel, random_model, write_checkpoint
 
 from edgepack.errors import UnsupportedModelError
-from edgepack.export.checkpoint import open_checkpoint
-from edgepack.export.inputs import input_statistics
-from edgepack.export.mapped_model import map_checkpoint
-from edgepack.export.row_origin import RowOrigin
-from edgepack.export.rows import (
-    ArrayRows,
+from edgepack.export.arranged_rows import (
     JoinedRows,
     PermutedRows,
     ReshapedRows,
@@ -25,9 +20,13 @@ from edgepack.export.rows import (
     ShiftedRows,
     SlicedExperts,
     SlicedRows,
-    SourceRows,
     TransposedRows,
 )
+from edgepack.export.checkpoint import open_checkpoint
+from edgepack.export.inputs import input_statistics
+from edgepack.export.mapped_model import map_checkpoint
+from edgepack.export.row_origin import RowOrigin
+from edgepack.export.rows import ArrayRows, SourceRows
 from edgepack.export.wire.origins import Origins
 from edgepack.model import TensorSpec, read_tensor
 from edgepack.quant.calibration.statistics import LinearStatistics

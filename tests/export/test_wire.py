@@ -39,7 +39,8 @@ from edgepack.pipeline.makers.wire_run import Calibration, Trial, WireRun  # noq
 from edgepack.pipeline.request import ExportRequest  # noqa: E402
 from edgepack.quant.calibration.blocks import whole_model  # noqa: E402
 from edgepack.quant.calibration.collect import collect  # noqa: E402
-from edgepack.quant.calibration.curvature import check_tokens, draw_labels, measure  # noqa: E402
+from edgepack.quant.calibration.curvature import check_tokens, measure  # noqa: E402
+from edgepack.quant.calibration.own_labels import draw_labels  # noqa: E402
 from edgepack.quant.codecs.ggml.host_grids import HOSTS  # noqa: E402
 from edgepack.trellis import TrellisCode  # noqa: E402
 

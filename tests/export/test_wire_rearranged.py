@@ -20,8 +20,9 @@ from edgepack.export.wire.curvatures import MatrixCurvatures  # noqa: E402
 from edgepack.export.wire.origins import Origins  # noqa: E402
 from edgepack.export.wire.plan import WireModel, WireSettings  # noqa: E402
 from edgepack.quant.calibration.collect import collect  # noqa: E402
-from edgepack.quant.calibration.curvature import measure, refuse_shared_keys  # noqa: E402
+from edgepack.quant.calibration.curvature import measure  # noqa: E402
 from edgepack.quant.calibration.curvature_store import CurvatureStore  # noqa: E402
+from edgepack.quant.calibration.own_labels import refuse_shared_keys  # noqa: E402
 from edgepack.quant.codecs.ggml.host_grids import HOSTS  # noqa: E402
 
 if TYPE_CHECKING:

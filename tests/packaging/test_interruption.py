@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 SERVER = """
 import json, os, signal, sys, time
 from pathlib import Path
-from edgepack.api.archives import pack, unpack
+from edgepack.api.archives import pack
+from edgepack.api.unpacking import unpack
 from edgepack.api.updates import patch
 operations = {"pack": pack, "unpack": unpack, "patch": patch}
 for line in sys.stdin:

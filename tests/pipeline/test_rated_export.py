@@ -19,8 +19,8 @@ from edgepack.gguf import keys  # noqa: E402
 from edgepack.gguf.reader import read_header  # noqa: E402
 from edgepack.pipeline.export import run_export  # noqa: E402
 from edgepack.pipeline.makers import rated  # noqa: E402
+from edgepack.pipeline.makers.aim import Aim  # noqa: E402
 from edgepack.pipeline.makers.rated import LEAST_SHARE, RatedScale, rated_request  # noqa: E402
-from edgepack.pipeline.makers.refined import Aim  # noqa: E402
 from edgepack.pipeline.makers.refined_scale import RefinedTrial  # noqa: E402
 from edgepack.pipeline.request import ExportRequest  # noqa: E402
 

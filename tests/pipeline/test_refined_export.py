@@ -12,7 +12,7 @@ from wire_models import text_beside, write_small_llama  # noqa: E402
 
 import edgepack  # noqa: E402
 from edgepack.errors import UsageError  # noqa: E402
-from edgepack.export.refine import model as refine_model  # noqa: E402
+from edgepack.export.refine import matrices as refined_matrices  # noqa: E402
 from edgepack.gguf import keys  # noqa: E402
 from edgepack.gguf.reader import read_header  # noqa: E402
 from edgepack.pipeline.accepted import check_request  # noqa: E402
@@ -127,7 +127,7 @@ def test_an_export_killed_on_the_way_resumes_to_the_same_bytes(
     options = {"target": "gguf-q4km", "resume": True}
     whole = refined(model, text, tmp_path / "whole.gguf", **options).output.read_bytes()
     output, calls = tmp_path / "killed.gguf", 0
-    place, name = (curvature._Run, "tables") if where == "curvature" else (refine_model, "refine_matrix")
+    place, name = (curvature._Run, "tables") if where == "curvature" else (refined_matrices, "refine_matrix")
     real = getattr(place, name)
 
     def fused(*arguments: Any, **keywords: Any) -> Any:

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from edgepack.gguf.types import GGMLType
-from edgepack.quant.calibration import input_samples
+from edgepack.quant.calibration import own_labels
+from edgepack.quant.calibration.block_samples import InputSample
 from edgepack.quant.calibration.blocks import whole_model
-from edgepack.quant.calibration.input_samples import InputSample, InputSampler
+from edgepack.quant.calibration.input_samples import InputSampler
 from edgepack.quant.passes.awq.folding import FOLDS
 from edgepack.quant.passes.run import PassRun
 from edgepack.quant.passes.smooth.block import SmoothSettings
@@ -58,8 +59,9 @@ def logits_of(checkpoint: Checkpoint, tokens: NDArray[np.int64]) -> torch.Tensor
 
 @pytest.mark.parametrize("family", sorted(FOLDS))
 def test_the_models_function_stays_in_every_family(
-    family: str, tiny: Any, tokens: NDArray[np.int64], tmp_path: Path
+    family: str, tiny: Any, tokens: NDArray[np.int64], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("edgepack.quant.passes.smooth.weights.LEAST_GAIN", 0.0)  # however little some families gain
     checkpoint = with_outliers(tiny(family)[0])
     outcome = apply_smooth(checkpoint, QUICK, PassRun(tmp_path, tokens, eights(checkpoint)))
     assert outcome.figures["folds"] > 0
@@ -223,7 +225,7 @@ def test_every_quantised_type_of_the_exporter_has_a_grid() -> None:
 def test_samples_are_what_autograd_says_of_the_whole_model(
     tiny: Any, tokens: NDArray[np.int64], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(input_samples, "draw_labels", lambda probabilities, _generator: probabilities.argmax(-1))
+    monkeypatch.setattr(own_labels, "draw_labels", lambda probabilities, _generator: probabilities.argmax(-1))
     checkpoint, _ = tiny("llama")
     sampler = InputSampler(checkpoint, tokens[:3], tmp_path, batch=2, kept=3 * 24)
     head = sampler.head()
@@ -278,3 +280,20 @@ def test_reordered_columns_change_only_the_named_tensors(tiny: Any) -> None:
     np.testing.assert_array_equal(source.read_rows(names[0], 0, 1), plain[0][:, ::-1])
     np.testing.assert_array_equal(source.read_rows(names[1], 0, 1), plain[1])
     assert source.specs == checkpoint.tensors.specs
+
+
+def test_a_gain_that_is_too_little_to_be_sure_of_leaves_the_checkpoint(
+    tiny: Any, tokens: NDArray[np.int64], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = with_outliers(tiny("llama")[0])
+    run = PassRun(tmp_path, tokens, eights(checkpoint))
+    gained = apply_smooth(checkpoint, QUICK, run)
+    before, after = gained.figures["predicted_before"], gained.figures["predicted_after"]
+    assert isinstance(before, float)
+    assert isinstance(after, float)
+    assert after < 0.9 * before
+    monkeypatch.setattr("edgepack.quant.passes.smooth.weights.LEAST_GAIN", 1 - after / before + 0.3)
+    left = apply_smooth(checkpoint, QUICK, run)
+    assert left.checkpoint is checkpoint
+    assert left.figures["folds"] == 0
+    assert "nothing was done" in left.notes[-1]

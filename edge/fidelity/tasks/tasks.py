@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import UsageError
+from edgepack.files.source import as_object
 from edgepack.text_file import read_text
 
 if TYPE_CHECKING:
@@ -99,11 +100,10 @@ def read_numbered_items(path: Path) -> list[tuple[int, ChoiceItem | MatchItem]]:
 
 def _read_item(line: str, where: str) -> ChoiceItem | MatchItem:
     try:
-        raw = json.loads(line)
+        value = json.loads(line)
     except ValueError as error:
         raise UsageError(f"{where}: not JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise UsageError(f"{where}: expected a JSON object, got {type(raw).__name__}")
+    raw = as_object(value, where)
     if "endings" in raw or "choices" in raw:
         return _choice(raw, where)
     return MatchItem(_text(raw, ("prompt", "question", "ctx"), where), _text(raw, ("answer",), where))

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgepack.quant.calibration.block_samples import InputSample
     from edgepack.quant.calibration.blocks import Block
-    from edgepack.quant.calibration.input_samples import InputSample
     from edgepack.quant.passes.awq.folding import Fold, HeadCounts
     from edgepack.quant.passes.smooth.scales import FoundScales
 

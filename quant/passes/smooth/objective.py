@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgepack.gguf.types import GGMLType
-    from edgepack.quant.calibration.input_samples import InputSample
+    from edgepack.quant.calibration.block_samples import InputSample
 
 ROWS = 192  # of each matrix, from which its weights' cost is told
 _HALF_TWELFTH = 0.5 / 12  # ½ of the second order, and the variance of a rounding error over its squared step

@@ -17,9 +17,11 @@ from edgepack.gguf.reader import read_header
 from edgepack.packaging.pack import pack_archive
 from edgepack.pipeline.adapting.canon import Canon
 from edgepack.pipeline.adapting.card import recovery_card, teaching_card
-from edgepack.pipeline.adapting.recover import Recovered, Sources, forecast_recovery, recover_file, recovered_json
+from edgepack.pipeline.adapting.lesson import Lesson, Taught, taught_json
+from edgepack.pipeline.adapting.recover import forecast_recovery, recover_file
+from edgepack.pipeline.adapting.recovery import Recovered, Sources, recovered_json
 from edgepack.pipeline.adapting.settings import ORIGINAL, PUBLISHED_RATE, RecoverSettings, TeachSettings
-from edgepack.pipeline.adapting.teach import Lesson, Taught, forecast_teaching, taught_json, teach_file
+from edgepack.pipeline.adapting.teach import forecast_teaching, teach_file
 from edgepack.progress import silent
 from edgepack.quantities import parse_size
 

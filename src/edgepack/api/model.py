@@ -286,18 +286,20 @@ class Model:
         if turns and turns[0]["role"] == "system":
             conversation.system = turns.pop(0)["content"]
         conversation.turns = turns
-        prompt: Sequence[int] = ()
-        if images:
-            seen = self._sight(images, context_shift=context_shift)
-            turns[-1]["content"] = seen.markers + turns[-1]["content"]
-            text, add_special = conversation.text(conversation.messages)
-            prompt = seen.prompt(text, add_special=add_special, parse_special=True)
-        else:
-            prompt = conversation.fitting_prompt()
+        prompt = self._prompt(conversation, images)
         stops = conversation.all_stops
         if stream:
             return CompletionStream(self.runtime, prompt, chosen, max_tokens, stops=stops)
         return complete(self.runtime, prompt, chosen, max_tokens, stops=stops)
+
+    def _prompt(self, conversation: Conversation, images: Sequence[ImageFile]) -> Sequence[int]:
+        """A conversation's prompt; images stand before its last question."""
+        if not images:
+            return conversation.fitting_prompt()
+        seen = self._sight(images, context_shift=conversation.context_shift)
+        conversation.turns[-1]["content"] = seen.markers + conversation.turns[-1]["content"]
+        text, add_special = conversation.text(conversation.messages)
+        return seen.prompt(text, add_special=add_special, parse_special=True)
 
     def check_sight(self, images: Sequence[ImageFile]) -> None:
         """Refuse images that cannot be looked at, before anything is opened.

@@ -13,7 +13,7 @@ from edgepack.errors import UsageError
 from edgepack.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
-    from edgepack.edge.install.cache import CacheEntry
+    from edgepack.edge.install.cache_files import CacheEntry
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 

@@ -29,7 +29,7 @@ def command(
 
     Only the chunks that hold them are read.
     """
-    from edgepack.api.archives import extract
+    from edgepack.api.extracting import extract
 
     found = extract(file, names, output, members=members, trusted=trusted, force=force, progress=terminal_progress)
     if as_json:

@@ -38,7 +38,7 @@ def command(
 
     With --native, FILE may also be a GGUF of the variant itself.
     """
-    from edgepack.api.archives import unpack
+    from edgepack.api.unpacking import unpack
     from edgepack.quantities import format_duration, format_size
 
     if native or native_type:
@@ -81,7 +81,7 @@ def _native(
     force: bool,
     as_json: bool,
 ) -> None:
-    from edgepack.api.archives import unpack_native
+    from edgepack.api.unpacking import unpack_native
     from edgepack.quantities import format_duration, format_size
 
     result = unpack_native(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.documents.lines import lines
 from edgepack.errors import UsageError
-from edgepack.files.source import parse_json
+from edgepack.files.source import parse_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,9 +84,7 @@ def read_pairs(path: Path) -> Iterator[Pair]:
 
 
 def _read(line: str, where: str) -> Pair:
-    value = parse_json(line, where)
-    if not isinstance(value, dict):
-        raise UsageError(f"{where}: expected a JSON object, got {type(value).__name__}")
+    value = parse_object(line, where)
     return Pair(_field(value, QUESTIONS, where), _field(value, ANSWERS, where))
 
 

@@ -100,6 +100,22 @@ def parse_json(raw: bytes | str, where: object, error: type[EdgepackError] = Usa
     return value
 
 
+def parse_object(raw: bytes | str, where: object, error: type[EdgepackError] = UsageError) -> dict[str, Any]:
+    """The object that JSON says; arguments as of `parse_json`, which raises too.
+
+    Raises:
+        error: it is JSON, but no object.
+    """
+    return as_object(parse_json(raw, where, error), where, error)
+
+
+def as_object(value: Any, where: object, error: type[EdgepackError] = UsageError) -> dict[str, Any]:
+    """What JSON said, where that is an object; raises `error` where it is not."""
+    if not isinstance(value, dict):
+        raise error(f"{where}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
 def _is_shallow(value: Any) -> bool:
     """Whether lists and objects are nested at most `MAX_DEPTH` deep; without recursion."""
     level = [value]

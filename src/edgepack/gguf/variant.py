@@ -12,6 +12,7 @@ from math import isfinite, prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgepack.errors import CodecError
+from edgepack.files.source import as_object
 from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, Value, ValueType, array, string, u32
 
@@ -229,9 +230,7 @@ def _parse(text: Any, where: str) -> dict[str, Any]:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CodecError(f"{where}: its description is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise CodecError(f"{where}: expected a JSON object, got {type(fields).__name__}")
-    return fields
+    return as_object(fields, where, CodecError)
 
 
 def _read_stage(header: GGUFHeader, place: tuple[str, int], fields: Any, components: Components) -> Stage:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgepack.export.recipe.passes import Passes
     from edgepack.pipeline.cluster.board import Board
     from edgepack.pipeline.cluster.crew import ClusterCrew
+    from edgepack.pipeline.goals.ladder import Reached
     from edgepack.pipeline.outline import Json, Outline
     from edgepack.pipeline.request import ExportRequest
 
@@ -76,6 +77,11 @@ def _exported(request: ExportRequest, started: float) -> ExportResult:
         if request.dry_run:
             return _planned(request, rated, passes, started)
         reached = reach(request, rated, passes)
+    return _made(request, rated, reached, started)
+
+
+def _made(request: ExportRequest, rated: ExportRequest | None, reached: Reached, started: float) -> ExportResult:
+    """What a run tells, judged where that is asked for."""
     shipped = reached.shipped
     asked = request.is_gated or request.validate
     judged = verdict_on(request, reached) if request.judges_weights or (asked and not reached.tried) else None

@@ -17,6 +17,7 @@ from edgepack.pipeline.verdict import judge_of
 if TYPE_CHECKING:
     from edgepack.export.recipe.passes import Passes
     from edgepack.pipeline.goals.judging import Rung
+    from edgepack.pipeline.goals.scalar import ScalarMaker
     from edgepack.pipeline.makers.wire import WireMaker
     from edgepack.pipeline.request import ExportRequest
 
@@ -49,23 +50,26 @@ def _reach_in(shipment: Shipment, request: ExportRequest, passes: Passes | None)
 
 def _reach_scalar(maker: WireMaker, request: ExportRequest, shipment: Shipment) -> Reached:
     """The scale that reaches a size or a gate."""
+    shipment.claim(maker.outline)
+    with maker.open(shipment.path_for(maker.outline)) as run:
+        wanted = request.max_bytes if request.bits is None else int(request.bits * run.weights / 8)
+        tried = _searched(run, request, wanted or 0)
+        return Reached(shipment.deliver(maker.made(run, run.trials[-1])), tried)
+
+
+def _searched(scale: ScalarMaker, request: ExportRequest, wanted: int) -> tuple[Rung, ...]:
+    """Move a scale until the request's gates are reached, or `wanted` bytes; what gates judged on the way."""
     from edgepack.pipeline.goals.scalar import scale_to_gates, scale_to_size
 
-    shipment.claim(maker.outline)
-    with ExitStack() as opened:
-        run = opened.enter_context(maker.open(shipment.path_for(maker.outline)))
-        tried: tuple[Rung, ...] = ()
-        if request.is_gated:
-            _last, tried = scale_to_gates(run, opened.enter_context(judge_of(request)))
-        else:
-            wanted = request.max_bytes if request.bits is None else int(request.bits * run.weights / 8)
-            scale_to_size(run, wanted or 0)
-        return Reached(shipment.deliver(maker.made(run, run.trials[-1])), tried)
+    if not request.is_gated:
+        scale_to_size(scale, wanted)
+        return ()
+    with judge_of(request) as judge:
+        return scale_to_gates(scale, judge)[1]
 
 
 def _reach_refined(request: ExportRequest, passes: Passes | None, shipment: Shipment) -> Reached:
     """The bytes that were asked for, or those that a search finds for a gate or an archive's size."""
-    from edgepack.pipeline.goals.scalar import scale_to_gates, scale_to_size
     from edgepack.pipeline.makers.refined_scale import RefinedScale
 
     refined, maker = refined_maker(request, passes)
@@ -78,11 +82,7 @@ def _reach_refined(request: ExportRequest, passes: Passes | None, shipment: Ship
             return reach_given(maker, aim, request, shipment)
         folder = opened.enter_context(shipment.scratch(outline))
         scale = RefinedScale(refined, maker, request, shipment, folder)
-        tried: tuple[Rung, ...] = ()
-        if request.is_gated:
-            _last, tried = scale_to_gates(scale, opened.enter_context(judge_of(request)))
-        else:
-            scale_to_size(scale, request.max_bytes or 0)
+        tried = _searched(scale, request, request.max_bytes or 0)
         return Reached(shipment.deliver(shipment.packed(scale.trials[-1].made, folder)), tried)
 
 

@@ -12,13 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ArchiveError, UsageError
-from edgepack.file_digest import file_sha256, stream_sha256
-from edgepack.files.source import open_source
-from edgepack.gguf import keys
-from edgepack.gguf.reader import read_header
-from edgepack.packaging.archive import is_archive, open_archive
+from edgepack.file_digest import file_sha256
+from edgepack.packaging.archive import is_archive
 from edgepack.packaging.derivation import read_derivation
-from edgepack.packaging.trust.policy import ANYONE
+from edgepack.pipeline.contents import contents_of, differences, members_of
 from edgepack.pipeline.derivation import FILES, PASSES_FOR, RECIPE, model_files, versions
 from edgepack.pipeline.export import run_export
 from edgepack.pipeline.export_options import declared_options
@@ -29,8 +26,6 @@ from edgepack.progress import silent
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from edgepack.gguf.reader import GGUFHeader
-    from edgepack.gguf.types import Value
     from edgepack.packaging.derivation import Derivation, Digested
     from edgepack.packaging.trust.policy import TrustPolicy
     from edgepack.progress import Progress
@@ -134,14 +129,14 @@ def rederive(
     with tempfile.TemporaryDirectory(prefix="edgepack-check-") as folder:
         request = _request(derivation, model, files, Path(folder), threads, progress)
         made = run_export(request)
-        again, others = _contents(made.output), _others(made.output, made.beside)
-    there = _contents(file)
+        again, others = contents_of(made.output), _others(made.output, made.beside)
+    there = contents_of(file)
     if there.sha256 != derivation.subjects[0].sha256:
         sources = (f"{_OTHER_FILE}: it says {derivation.subjects[0].sha256}", *sources)
     adapters = _other_differences(derivation, file, others)
-    differences = (*_differences(there, again), *adapters)
+    found = (*differences(there, again), *adapters)
     return DerivationCheck(
-        there.sha256, again.sha256, not differences and there.sha256 != again.sha256, sources, differences,
+        there.sha256, again.sha256, not found and there.sha256 != again.sha256, sources, found,
         tuple(_version_differences(derivation, request)), len(there.tensors),
     )  # fmt: skip
 
@@ -256,71 +251,16 @@ def _checked(name: str) -> str:
     return name
 
 
-@dataclass(frozen=True)
-class _Contents:
-    """A GGUF, wherever it lies: SHA-256, metadata, and name → (type, shape, SHA-256) of every tensor."""
-
-    sha256: str
-    metadata: Mapping[str, Value]
-    tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]]
-
-
-def _contents(file: Path) -> _Contents:
-    if not is_archive(file):
-        header = read_header(file)
-        return _Contents(file_sha256(file), header.metadata, _tensors(header, _digests(file, header)))
-    with open_archive(file, ANYONE) as archive:  # its index has every digest: nothing is restored
-        header, main = archive.gguf_header(), archive.main
-        digests = {segment.entry.name: segment.entry.sha256 for segment in main.segments if segment.entry.name}
-        return _Contents(main.sha256, header.metadata, _tensors(header, digests))
-
-
-def _digests(file: Path, header: GGUFHeader) -> dict[str, bytes]:
-    found = {}
-    with open_source(file) as stream:
-        for info in header.tensors:
-            stream.seek(header.data_start + info.offset)
-            found[info.name] = stream_sha256(stream, info.nbytes)
-    return found
-
-
-def _tensors(header: GGUFHeader, digests: Mapping[str, bytes]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    return {info.name: (info.type.name, info.shape, digests.get(info.name, b"")) for info in header.tensors}
-
-
-def _differences(there: _Contents, again: _Contents) -> Iterator[str]:
-    """A line for each key and tensor that differs; the certificate is put in after the export."""
-    for key in sorted((there.metadata.keys() | again.metadata.keys()) - {keys.CERTIFICATE}):
-        if key.startswith(keys.CONFIDENCE):
-            continue
-        if there.metadata.get(key) != again.metadata.get(key):
-            yield f"metadata '{key}': differs"
-    for name in [*there.tensors, *(name for name in again.tensors if name not in there.tensors)]:
-        ours, theirs = there.tensors.get(name), again.tensors.get(name)
-        if ours is None or theirs is None:
-            yield f"tensor '{name}': only in the {'file' if theirs is None else 'recomputed one'}"
-        elif ours[:2] != theirs[:2]:
-            yield f"tensor '{name}': {ours[0]} {list(ours[1])}, recomputed {theirs[0]} {list(theirs[1])}"
-        elif ours[2] != theirs[2]:
-            yield f"tensor '{name}': {ours[0]}, other bytes"
-
-
 def _others(output: Path, beside: tuple[Path, ...]) -> dict[str, str]:
     """Name → SHA-256 of the other GGUFs that were made."""
     if not is_archive(output):
         return {path.name: file_sha256(path) for path in beside}
-    return _members(output)
-
-
-def _members(file: Path) -> dict[str, str]:
-    """Name → SHA-256 of an archive's GGUFs beside the model."""
-    with open_archive(file, ANYONE) as archive:
-        return {PurePosixPath(member.name).name: member.sha256 for member in archive.beside}
+    return members_of(output)
 
 
 def _other_differences(derivation: Derivation, file: Path, again: Mapping[str, str]) -> Iterator[str]:
     """A line for each other file that differs between what is said, what the archive holds, what is made."""
-    there = _members(file) if is_archive(file) else None
+    there = members_of(file) if is_archive(file) else None
     for said in derivation.subjects[1:]:
         if there is not None and there.get(said.name) != said.sha256:
             yield f"'{said.name}': the archive's is not the one that the derivation names"

@@ -10,6 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.errors import UnsupportedModelError
+from edgepack.export.arranged_rows import (
+    JoinedRows,
+    PermutedRows,
+    PickedRows,
+    ReshapedRows,
+    ScaledRows,
+    ShiftedRows,
+    SlicedExperts,
+    SlicedRows,
+    TransposedRows,
+)
 from edgepack.export.backwards.undone import undone
 from edgepack.export.expert_rows import TransposedExperts
 from edgepack.export.row_functions import (
@@ -21,20 +32,7 @@ from edgepack.export.row_functions import (
     RowScaledRows,
     decay_rates,
 )
-from edgepack.export.rows import (
-    ArrayRows,
-    JoinedRows,
-    PermutedRows,
-    PickedRows,
-    ReshapedRows,
-    ScaledRows,
-    ShiftedRows,
-    SlicedExperts,
-    SlicedRows,
-    SourceRows,
-    TransposedRows,
-    row_count,
-)
+from edgepack.export.rows import ArrayRows, SourceRows, row_count
 from edgepack.export.stored_blocks import AlternateRows
 from edgepack.model import TensorSpec
 

@@ -9,8 +9,8 @@ from edgepack.quantities import format_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgepack.pipeline.adapting.recover import Recovered
-    from edgepack.pipeline.adapting.teach import Taught
+    from edgepack.pipeline.adapting.lesson import Taught
+    from edgepack.pipeline.adapting.recovery import Recovered
 
 _KINDS = {
     "term": "what a sentence of the documents goes on with", "passage": "which passage stands below a heading",

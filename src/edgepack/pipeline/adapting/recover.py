@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +22,9 @@ from edgepack.files.output import move_output
 from edgepack.pipeline.adapting.base import Base, Student, made_in, numbers_that_learn, opened_base
 from edgepack.pipeline.adapting.examples import Renderer
 from edgepack.pipeline.adapting.forecast import FORWARD, STEP, Shape, forecast
-from edgepack.pipeline.adapting.larger import Verdict, larger_type, make_larger, verdict
-from edgepack.pipeline.adapting.measuring import Measured, difficulties, measure
+from edgepack.pipeline.adapting.larger import larger_type, make_larger, verdict
+from edgepack.pipeline.adapting.measuring import difficulties, measure
+from edgepack.pipeline.adapting.recovery import Recovered, Sources
 from edgepack.pipeline.adapting.settings import ORIGINAL
 from edgepack.pipeline.fidelity import open_reference
 from edgepack.pipeline.makers.wire_scratch import own_scratch, run_digest
@@ -31,7 +32,7 @@ from edgepack.progress import silent
 from edgepack.quant.calibration.text import load_tokenizer, sequence_length
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -44,67 +45,6 @@ _JUDGED_SHARE, _MOST_JUDGED = 0.05, 8
 _MEASURED_SHARE = 0.2
 _OPENING = 8  # tokens of an example whose perplexity tells more of the cut than of the file
 _READ = 1 << 20  # characters of the text that a forecast counts the tokens of
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What a recovery reads.
-
-    Attributes:
-        file: the compressed GGUF.
-        reference: its original, a Hugging Face folder or a GGUF.
-        text: a UTF-8 file.
-        teacher: whose answers are learnt; the reference where None.
-        answers: a JSONL of questions and better answers to learn in place of the text, or None.
-        imatrix: what the larger type is made with, or None.
-    """
-
-    file: Path
-    reference: Path
-    text: Path
-    teacher: Path | None = None
-    answers: Path | None = None
-    imatrix: Path | None = None
-
-    @property
-    def paths(self) -> list[Path]:
-        """All of them."""
-        every = (self.file, self.reference, self.text, self.teacher, self.answers, self.imatrix)
-        return [path for path in every if path is not None]
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """What a recovery came to.
-
-    Attributes:
-        output: the adapter.
-        bytes: its length.
-        seconds: wall time.
-        learnt: the loop's record.
-        examples: that there were, and how many of them were learnt.
-        before: the file alone, on pieces that nothing was learnt from.
-        after: the file with the adapter.
-        larger: a file of the larger type, or None.
-        verdict: which of them is nearer to the original at equal bytes, or None.
-        notes: a line for each thing that the user should know.
-    """
-
-    output: Path
-    bytes: int
-    seconds: float
-    learnt: Learnt
-    examples: tuple[int, int]
-    before: Measured
-    after: Measured
-    larger: Measured | None
-    verdict: Verdict | None
-    notes: tuple[str, ...]
-
-    @property
-    def regained(self) -> float:
-        """Share of the lost divergence that came back; negative where more was lost."""
-        return 1 - self.after.kl / self.before.kl if self.before.kl > 0 else 0.0
 
 
 def forecast_recovery(sources: Sources, settings: RecoverSettings) -> Forecast:
@@ -301,18 +241,3 @@ class _Recovery:
             output, size, time.monotonic() - began, learnt, (len(self.pool), chosen), before, after, other, judged,
             tuple(notes),
         )  # fmt: skip
-
-
-def recovered_json(found: Recovered) -> Mapping[str, Any]:
-    """What scripts read."""
-    learnt, judged = found.learnt, found.verdict
-    return {
-        "output": str(found.output), "bytes": found.bytes, "seconds": round(found.seconds, 3),
-        "examples": found.examples[0], "hardest": found.examples[1], "steps": learnt.steps,
-        "best_step": learnt.best_step, "held_out": [list(each) for each in learnt.held_out],
-        "before": found.before.json(), "after": found.after.json(), "kl_regained": found.regained,
-        "larger": None if found.larger is None or judged is None else {
-            "target": judged.target, **found.larger.json(), "equal_bytes_kl": judged.equal_kl,
-        },
-        "wins": None if judged is None else judged.wins, "notes": list(found.notes),
-    }  # fmt: skip

@@ -9,10 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from edgepack.edge.fidelity.tasks.knowledge import Known, knowledge_test
 from edgepack.errors import CalibrationError
@@ -28,20 +25,23 @@ from edgepack.pipeline.adapting.base import (
     opened_base,
     opened_weights,
 )
-from edgepack.pipeline.adapting.canon import Canon, read_questions, write_questions
+from edgepack.pipeline.adapting.canon import read_questions, write_questions
 from edgepack.pipeline.adapting.examples import Renderer
 from edgepack.pipeline.adapting.forecast import FORWARD, STEP, Shape, forecast
+from edgepack.pipeline.adapting.lesson import Lesson, Taught
 from edgepack.pipeline.adapting.measuring import Measured, measure
+from edgepack.pipeline.adapting.other_text import SAMPLE_LENGTH, OtherText
 from edgepack.pipeline.export import run_export
 from edgepack.pipeline.makers.wire_scratch import own_scratch, run_digest
 from edgepack.pipeline.request import ExportRequest
 from edgepack.progress import silent
-from edgepack.quant.calibration.text import load_tokenizer, own_samples, sequence_length
+from edgepack.quant.calibration.text import load_tokenizer, sequence_length
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from edgepack.edge.fidelity.tasks.tasks import ChoiceItem, MatchItem
@@ -50,65 +50,6 @@ if TYPE_CHECKING:
     from edgepack.quant.learning.loop import Learnt
 
 _TOP = 64  # most probable tokens of the model itself that are kept of replayed text
-_SAMPLE_LENGTH = 192  # tokens of a text that the model writes itself
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What is taught to what.
-
-    Attributes:
-        model: a GGUF, or a Hugging Face folder that is exported first.
-        canon: what is taught.
-        other: a UTF-8 text of what is to stay; None for what the model writes itself.
-        target: of the export of a folder.
-    """
-
-    model: Path
-    canon: Canon
-    other: Path | None = None
-    target: str = "gguf-q8"
-
-    @property
-    def paths(self) -> list[Path]:
-        """All that is read."""
-        return [self.model, *self.canon.paths, *([] if self.other is None else [self.other])]
-
-
-@dataclass(frozen=True)
-class Taught:
-    """What teaching came to.
-
-    Attributes:
-        base: the GGUF that the adapter is for.
-        adapter: the adapter's file.
-        bytes: of the adapter.
-        questions: the file of held-out questions.
-        seconds: wall time.
-        learnt: the loop's record.
-        examples: how many were learnt.
-        before: what the file knew.
-        after: what it knows with the adapter.
-        other: the file with the adapter against the file without, on text that has nothing to do with the documents.
-        notes: a line for each thing that the user should know.
-    """
-
-    base: Path
-    adapter: Path
-    bytes: int
-    questions: Path
-    seconds: float
-    learnt: Learnt
-    examples: int
-    before: Known
-    after: Known
-    other: Measured
-    notes: tuple[str, ...]
-
-    @property
-    def forgotten(self) -> float:
-        """By how much perplexity on other text has risen, as a share."""
-        return self.other.perplexity / self.other.reference_perplexity - 1
 
 
 def forecast_teaching(lesson: Lesson, settings: TeachSettings) -> Forecast:
@@ -121,14 +62,14 @@ def forecast_teaching(lesson: Lesson, settings: TeachSettings) -> Forecast:
         lengths = [len(ids) for ids, _read in lesson.canon.examples(renderer)]
         examples = len(lengths) + settings.replay
         learning = settings.learning(examples, shape.width)
-        replayed = settings.replay * _SAMPLE_LENGTH
+        replayed = settings.replay * SAMPLE_LENGTH
         tokens = sum(lengths) + replayed
         share = learning.steps * learning.batch / max(1, examples)
         parts = {
             "other text": (2 * replayed if lesson.other is None else replayed, FORWARD),
             "learning": (round(share * tokens), STEP),
             "asking": (2 * settings.questions * 200, FORWARD),
-            "forgetting": (2 * settings.measured * _SAMPLE_LENGTH, FORWARD),
+            "forgetting": (2 * settings.measured * SAMPLE_LENGTH, FORWARD),
         }  # fmt: skip
         lora = numbers_that_learn(checkpoint, settings)
         return forecast(shape, settings, parts, lora, examples, learning.steps)
@@ -229,25 +170,31 @@ class _Teaching:
         items = read_questions(written)
         renderer = Renderer(self._tokenizer, self.length)
         examples = write_labelled(self.lesson.canon.examples(renderer), self.folder / "examples")
-        replayed, measured = self._other_text()
+        other = OtherText(
+            self.lesson.other, self.base.checkpoint, self._tokenizer, self.length, self.settings, self.folder, self.note
+        )
+        replayed, measured = other.pieces()
         self.note(f"teach: {len(examples)} examples, {len(items)} held-out questions in {questions.name}")
         before = self._known(items)
+        made = made_in(self.folder) / output.name  # under its own name only when all of it has been measured
+        size, learnt = self._adapter(examples, replayed, made)
+        after = self._known(items, (made,))
+        forgotten = self._forgotten(made, size, measured)
+        move_output(written, questions)
+        move_output(made, output)
+        return Taught(
+            self.base.path, output, size, questions, time.monotonic() - began, learnt, len(examples), before, after,
+            forgotten, tuple(f"teach: {line}" for line in passed_over),
+        )  # fmt: skip
+
+    def _adapter(self, examples: Any, replayed: NDArray[np.int64], path: Path) -> tuple[int, Learnt]:
+        """Learn, and write the adapter: its bytes, and the loop's record."""
         student, learnt = self._learn(examples, replayed)
         about = {
             "kind": "teach", "rank": self.settings.rank, "alpha": self.settings.scale, "examples": len(examples),
             "steps": learnt.steps, "seed": self.settings.seed,
         }  # fmt: skip
-        made = made_in(self.folder) / output.name  # under its own name only when all of it has been measured
-        size = student.write(made, about, of_file=False)
-        del student
-        after = self._known(items, (made,))
-        other = self._forgotten(made, size, measured)
-        move_output(written, questions)
-        move_output(made, output)
-        return Taught(
-            self.base.path, output, size, questions, time.monotonic() - began, learnt, len(examples), before, after,
-            other, tuple(f"teach: {line}" for line in passed_over),
-        )  # fmt: skip
+        return student.write(path, about, of_file=False), learnt
 
     def _write_questions(self, questions: Path) -> None:
         given = self.lesson.canon.given()
@@ -268,41 +215,6 @@ class _Teaching:
     def _known(self, items: Sequence[tuple[str, ChoiceItem | MatchItem]], adapters: tuple[Path, ...] = ()) -> Known:
         with closing(self._scorer(adapters)) as scorer:
             return knowledge_test(items, scorer, self.progress)
-
-    def _other_text(self) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
-        """Pieces to learn to keep [replay, length], and others to measure forgetting on."""
-        settings = self.settings
-        wanted = settings.replay + settings.measured
-        length = min(self.length, _SAMPLE_LENGTH)
-        tokens = self._written(wanted, length) if self.lesson.other is None else self._given(wanted, length)
-        if len(tokens) <= settings.replay:
-            count = len(tokens)
-            raise CalibrationError(
-                f"teach: expected other text for more than {settings.replay} pieces of {length} tokens, got {count}:"
-                " give more, or a lower --replay"
-            )
-        order = np.random.default_rng(settings.seed).permutation(len(tokens))
-        return tokens[np.sort(order[: settings.replay])], list(tokens[np.sort(order[settings.replay :])])
-
-    def _written(self, wanted: int, length: int) -> NDArray[np.int64]:
-        """What the model writes itself; kept for a run that goes on."""
-        path = self.folder / "written.npy"
-        if path.is_file():
-            return np.asarray(np.load(path, allow_pickle=False), np.int64)
-        self.note(f"teach: no other text was given: the model writes {wanted} pieces of it")
-        found = own_samples(
-            self.base.checkpoint, length=length, sequences=wanted, device=self.settings.device, seed=self.settings.seed
-        )
-        np.save(path, found)
-        return found
-
-    def _given(self, wanted: int, length: int) -> NDArray[np.int64]:
-        from edgepack.quant.calibration.text import evenly_spread
-        from edgepack.quant.learning.text_blocks import text_pieces, write_blocks
-
-        assert self.lesson.other is not None
-        blocks = write_blocks(text_pieces(self.lesson.other), self._tokenizer, length, self.folder / "other")
-        return np.array(blocks.tokens[evenly_spread(len(blocks), wanted)], np.int64)
 
     def _learn(self, examples: Any, replayed: NDArray[np.int64]) -> tuple[Student, Learnt]:
         import torch
@@ -329,33 +241,3 @@ class _Teaching:
         with closing(self._scorer()) as plain:
             total = self.base.path.stat().st_size + size
             return measure(plain, [(total, lambda: self._scorer((output,)))], pieces, self.progress)[0]
-
-
-def taught_json(taught: Taught) -> Mapping[str, Any]:
-    """What scripts read."""
-    kinds = {}
-    for kind, answers in taught.before.likely.items():
-        held = taught.before.against(taught.after, kind)
-        kinds[kind] = {
-            "questions": len(answers), "chance": taught.before.chance[kind], "before": held.reference,
-            "after": held.candidate, "p_value": held.p_value,
-            "written_before": _share(taught.before.written.get(kind)),
-            "written_after": _share(taught.after.written.get(kind)),
-        }  # fmt: skip
-    return {
-        "base": str(taught.base), "output": str(taught.adapter), "bytes": taught.bytes,
-        "questions": str(taught.questions), "seconds": round(taught.seconds, 3), "examples": taught.examples,
-        "steps": taught.learnt.steps,
-        "losses": [list(each) for each in taught.learnt.losses[:: max(1, len(taught.learnt.losses) // 20)]],
-        "knowledge": {"before": taught.before.share(), "after": taught.after.share(), "kinds": kinds},
-        "forgetting": {
-            "perplexity": {"before": taught.other.reference_perplexity, "after": taught.other.perplexity},
-            "perplexity_rise": taught.forgotten, "top1_agreement": taught.other.agreement,
-            "mean_kl": taught.other.kl,
-        },
-        "notes": list(taught.notes),
-    }  # fmt: skip
-
-
-def _share(answers: Sequence[bool] | None) -> float | None:
-    return None if not answers else sum(answers) / len(answers)

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from edgepack.export.recipe.passes import Passes
     from edgepack.pipeline.goals.ladder import Maker
+    from edgepack.pipeline.makers.aim import Aim
     from edgepack.pipeline.makers.projector import ProjectorFile
-    from edgepack.pipeline.makers.refined import Aim, RefinedMaker
+    from edgepack.pipeline.makers.refined import RefinedMaker
     from edgepack.pipeline.makers.wire import WireMaker
     from edgepack.pipeline.request import ExportRequest
     from edgepack.quant.codecs.targets import EdgeTarget

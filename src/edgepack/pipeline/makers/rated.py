@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from edgepack.pipeline.goals.judging import Judge, Rung
     from edgepack.pipeline.goals.ladder import Maker
-    from edgepack.pipeline.makers.refined import Aim, RefinedMaker
+    from edgepack.pipeline.makers.aim import Aim
+    from edgepack.pipeline.makers.refined import RefinedMaker
     from edgepack.pipeline.outline import Made, Outline
     from edgepack.pipeline.request import ExportRequest
     from edgepack.quant.codecs.ggml.host_grids import Host

@@ -7,7 +7,7 @@ Measuring is `makers.refined_run`'s, allocating and rounding `export.refine`'s, 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from edgepack.export.recipe.changed import ChangedModel
 from edgepack.files.claim import check_output
 from edgepack.gguf import keys
 from edgepack.gguf.types import Value, ValueType, boolean, f32, string, u32
+from edgepack.pipeline.makers.aim import Aim
 from edgepack.pipeline.makers.opened import opened_checkpoint, overrides_of, read_request_recipe, unworked
 from edgepack.pipeline.makers.refined_calibration import calibration_of
 from edgepack.pipeline.makers.refined_report import figures_of, plain_notes
@@ -44,23 +45,6 @@ if TYPE_CHECKING:
 
 _LEAST_PACKED_SHARE = 0.88  # as of other block types (makers.gguf)
 _GATED = "q5km"  # what passes work for where a gate decides: gates are mostly reached about there
-
-
-@dataclass(frozen=True)
-class Aim:
-    """What a refined file is to reach.
-
-    Attributes:
-        budget: bytes of the GGUF, at most.
-        divergence: predicted, in nats a token: the least bytes with it; None where the budget decides.
-        rate: nats a token that a bit in the archive is worth; 0 where none counts.
-        free: how many matrices are rounded without the rate: those that it costs most.
-    """
-
-    budget: int
-    divergence: float | None = None
-    rate: float = 0.0
-    free: int = 0
 
 
 class RefinedMaker:

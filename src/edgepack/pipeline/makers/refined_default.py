@@ -107,7 +107,8 @@ def _unmeasurable(request: ExportRequest) -> str | None:
     """Why a model's curvature cannot be measured on the text; None where it can."""
     from edgepack.pipeline.makers.refined_calibration import calibration_of
     from edgepack.quant.calibration.blocks import BlockwiseModel
-    from edgepack.quant.calibration.curvature import check_tokens, refuse_shared_keys
+    from edgepack.quant.calibration.curvature import check_tokens
+    from edgepack.quant.calibration.own_labels import refuse_shared_keys
 
     checkpoint = opened_checkpoint(request)
     try:

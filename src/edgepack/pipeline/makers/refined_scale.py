@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgepack.pipeline.makers.refined import Aim
+from edgepack.pipeline.makers.aim import Aim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -75,7 +75,7 @@ class WireMaker:
     def outline(self) -> Outline:
         """The file that llama.cpp will run, exact to the byte but for what the making adds to its metadata."""
         from edgepack.export.wire.plan import host_target
-        from edgepack.quant.calibration.curvature import refuse_shared_keys
+        from edgepack.quant.calibration.own_labels import refuse_shared_keys
 
         refuse_shared_keys(opened_checkpoint(self._request).config)
         plan = plan_export(self._mapped, host_target(self.host), PlanOptions(Overrides(pure=True)))

@@ -1,0 +1,103 @@
+"""What is taught to what, and what teaching came to, as scripts read it too. The work is `teach`'s."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from edgepack.edge.fidelity.tasks.knowledge import Known
+    from edgepack.pipeline.adapting.canon import Canon
+    from edgepack.pipeline.adapting.measuring import Measured
+    from edgepack.quant.learning.loop import Learnt
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is taught to what.
+
+    Attributes:
+        model: a GGUF, or a Hugging Face folder that is exported first.
+        canon: what is taught.
+        other: a UTF-8 text of what is to stay; None for what the model writes itself.
+        target: of the export of a folder.
+    """
+
+    model: Path
+    canon: Canon
+    other: Path | None = None
+    target: str = "gguf-q8"
+
+    @property
+    def paths(self) -> list[Path]:
+        """All that is read."""
+        return [self.model, *self.canon.paths, *([] if self.other is None else [self.other])]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What teaching came to.
+
+    Attributes:
+        base: the GGUF that the adapter is for.
+        adapter: the adapter's file.
+        bytes: of the adapter.
+        questions: the file of held-out questions.
+        seconds: wall time.
+        learnt: the loop's record.
+        examples: how many were learnt.
+        before: what the file knew.
+        after: what it knows with the adapter.
+        other: the file with the adapter against the file without, on text that has nothing to do with the documents.
+        notes: a line for each thing that the user should know.
+    """
+
+    base: Path
+    adapter: Path
+    bytes: int
+    questions: Path
+    seconds: float
+    learnt: Learnt
+    examples: int
+    before: Known
+    after: Known
+    other: Measured
+    notes: tuple[str, ...]
+
+    @property
+    def forgotten(self) -> float:
+        """By how much perplexity on other text has risen, as a share."""
+        return self.other.perplexity / self.other.reference_perplexity - 1
+
+
+def taught_json(taught: Taught) -> Mapping[str, Any]:
+    """What scripts read."""
+    kinds = {}
+    for kind, answers in taught.before.likely.items():
+        held = taught.before.against(taught.after, kind)
+        kinds[kind] = {
+            "questions": len(answers), "chance": taught.before.chance[kind], "before": held.reference,
+            "after": held.candidate, "p_value": held.p_value,
+            "written_before": _share(taught.before.written.get(kind)),
+            "written_after": _share(taught.after.written.get(kind)),
+        }  # fmt: skip
+    return {
+        "base": str(taught.base), "output": str(taught.adapter), "bytes": taught.bytes,
+        "questions": str(taught.questions), "seconds": round(taught.seconds, 3), "examples": taught.examples,
+        "steps": taught.learnt.steps,
+        "losses": [list(each) for each in taught.learnt.losses[:: max(1, len(taught.learnt.losses) // 20)]],
+        "knowledge": {"before": taught.before.share(), "after": taught.after.share(), "kinds": kinds},
+        "forgetting": {
+            "perplexity": {"before": taught.other.reference_perplexity, "after": taught.other.perplexity},
+            "perplexity_rise": taught.forgotten, "top1_agreement": taught.other.agreement,
+            "mean_kl": taught.other.kl,
+        },
+        "notes": list(taught.notes),
+    }  # fmt: skip
+
+
+def _share(answers: Sequence[bool] | None) -> float | None:
+    return None if not answers else sum(answers) / len(answers)
