@@ -48,15 +48,15 @@ def code(target: str, shape: tuple[int, int]) -> tuple[int, int, float]:
 
     from edgepack.export.coded.file import VariantWriter
     from edgepack.export.coded.plan import PlannedMatrix, VariantPlan, settle_plan
-    from edgepack.export.coded.write import _Run
+    from edgepack.export.coded.write import CodingRun
     from edgepack.quant.codecs.targets import find_edge_target
 
     before, started = peak(), time.process_time()
     chosen = find_edge_target(target)
     plan = settle_plan(VariantPlan(chosen, {}, (PlannedMatrix("token_embd.weight", MadeRows(shape), chosen),)), {})
-    run = _Run(plan, {}, False, 1, [])
+    run = CodingRun(plan, {}, False, 1, [])
     with tempfile.TemporaryFile() as stream:
-        run.add(VariantWriter(stream, plan.layout), plan.tensors[0])
+        run.add(VariantWriter(stream, plan.layout), plan.tensors[0], run.code(plan.tensors[0]))
     return before, peak(), time.process_time() - started
 
 
@@ -81,4 +81,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from figure_file import run_with_figure
+
+    run_with_figure(main)
