@@ -5,7 +5,8 @@
 
 Parts: floor, equal-memory, equal-shipped, equal-both, top95, ingredients, calibration, budgets; times are told with
 each. FOLDER keeps every point (frontier.json, and frontier.html of all of them): a part takes what another has made,
-and an interrupted run goes on where it was. How long it takes is told first; --dry-run tells only that.
+and an interrupted run goes on where it was. How long it takes is told first; --dry-run tells only that. --kept prints
+the tables of what FOLDER has and makes nothing.
 
 llama.cpp's files are quantised by ggml itself (edgepack's export is byte for byte llama-quantize's), with and without
 an importance matrix of the same calibration text, and packed by our archive with both coders, the smaller one counted.
@@ -15,6 +16,7 @@ Every file is run by llama.cpp as a device runs it, against transformers in floa
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from fidelity_study import BenchMaker
 from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.pipeline.frontier.report import write_report
 from edgepack.pipeline.frontier.request import SEQUENCES, StudyRequest
-from edgepack.pipeline.frontier.study import Study, told_time
+from edgepack.pipeline.frontier.study import RESULT, Study, told_time
 
 if TYPE_CHECKING:
     from edgepack.pipeline.frontier.points import Spec
@@ -62,6 +64,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--bisections", type=int, default=3, help="of part top95")
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--kept", action="store_true", help="print what a finished FOLDER has, make nothing")
     arguments = parser.parse_args()
     unknown = set(arguments.only.split(",")) - set(PARTS)
     if unknown:
@@ -70,6 +73,9 @@ def main() -> None:
     parts = {name: PARTS[name] for name in arguments.only.split(",")}
     request = request_of(arguments, texts)
     specs = unique([spec for part in parts.values() for spec in part.specs()])
+    if arguments.kept:
+        kept = {each["id"] for each in json.loads((arguments.output / RESULT).read_text())["points"]}
+        specs, arguments.bisections = [spec for spec in specs if spec.id in kept], 0
     if arguments.dry_run:
         found = Study(request, specs, BenchMaker).forecast()
         for name, seconds in {**found.once, **found.points}.items():
