@@ -156,8 +156,12 @@ class LocalRay:
         return [number for node in self.nodes for number in _working(node)]
 
     def kill_worker(self, number: int) -> bool:
-        """Kill one of them; whether there was one."""
-        found = self.workers()
+        """Kill one of those that have a piece of work in hand; whether there was one.
+
+        Those that wait, or are about to, have nothing to lose. Killed as they start they can leave a node of Ray 2.60
+        that starts no worker any more ("process_failed_rate_limited" in its debug_state.txt), whatever is asked of it.
+        """
+        found = [number for node in self.nodes for number in _working(node, idle=False)]
         if found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(found[number % len(found)], signal.SIGKILL)
@@ -214,13 +218,14 @@ class LocalRay:
             node.end()
 
 
-def _working(node: Node) -> list[int]:
+def _working(node: Node, *, idle: bool = True) -> list[int]:
     """Numbers of a node's processes that work, or wait for work."""
     found = []
     for number in sorted(node.processes()):
         with contextlib.suppress(OSError):
             name = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")[0]
-            if name.startswith(b"ray::") and not name.startswith(_AGENTS):
+            left_out = _AGENTS if idle else (*_AGENTS, b"ray::IDLE")
+            if name.startswith(b"ray::") and not name.startswith(left_out):
                 found.append(number)
     return found
 

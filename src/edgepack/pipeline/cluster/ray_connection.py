@@ -5,6 +5,7 @@ Ray is imported here, and only when a cluster is asked for.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import socket
@@ -50,7 +51,8 @@ def connected(address: str, seconds: float = SECONDS) -> Iterator[RayBackend]:
         try:
             yield RayBackend(ray)
         finally:
-            ray.shutdown()
+            with redirect_stdout(io.StringIO()):  # what it has held back of dead workers comes in this thread
+                ray.shutdown()
 
 
 class Silenced:
