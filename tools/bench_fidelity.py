@@ -26,6 +26,7 @@ from fidelity_parts import PARTS, Texts
 from fidelity_study import BenchMaker
 
 from edgepack.edge.fidelity.scoring import ScoringOptions
+from edgepack.pipeline.frontier.ledger import Ledger
 from edgepack.pipeline.frontier.report import write_report
 from edgepack.pipeline.frontier.request import SEQUENCES, StudyRequest
 from edgepack.pipeline.frontier.study import RESULT, Study, told_time
@@ -43,6 +44,15 @@ def request_of(arguments: argparse.Namespace, texts: Texts) -> StudyRequest:
         sequences=arguments.sequences, length=arguments.length, resume=True, keep_work=True,
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
+
+
+def kept_of(request: StudyRequest, specs: list[Spec]) -> list[Spec]:
+    """Those that the study has, finished or under way, with every text scored."""
+    path, texts = request.output / RESULT, {text.name for text in request.texts}
+    done = {each["id"] for each in json.loads(path.read_text())["points"]} if path.is_file() else set()
+    ledger = Ledger(request.output, Study(request, specs, BenchMaker).about, resume=True)
+    found = {spec.id: ledger.read(spec.slug) for spec in specs}
+    return [spec for spec in specs if spec.id in done or ((point := found[spec.id]) and set(point.texts) == texts)]
 
 
 def unique(specs: list[Spec]) -> list[Spec]:
@@ -74,8 +84,7 @@ def main() -> None:
     request = request_of(arguments, texts)
     specs = unique([spec for part in parts.values() for spec in part.specs()])
     if arguments.kept:
-        kept = {each["id"] for each in json.loads((arguments.output / RESULT).read_text())["points"]}
-        specs, arguments.bisections = [spec for spec in specs if spec.id in kept], 0
+        specs, arguments.bisections = kept_of(request, specs), 0
     if arguments.dry_run:
         found = Study(request, specs, BenchMaker).forecast()
         for name, seconds in {**found.once, **found.points}.items():
