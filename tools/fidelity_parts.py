@@ -234,9 +234,9 @@ def _ingredients_table(found: Frontier) -> str:
     for measure, names in of.items():
         for text in found.texts if at is not None else ():
             theirs = best(found, text, True, **{measure: getattr(at, measure)})
-            for point in (by_id(found, name) for name in names):
+            for point in filter(None, (by_id(found, name) for name in names)):
                 row = beside(f"{INGREDIENTS_AT}, {measure}", text, theirs, point, None)[:9]
-                rows.append([*row, "" if point is None else f"{getattr(point, measure):,}"])
+                rows.append([*row, f"{getattr(point, measure):,}"])
     return markdown((*_BESIDE[:9], "bytes"), rows)
 
 
@@ -255,7 +255,7 @@ def _calibrated() -> list[Spec]:
 def _calibration_table(found: Frontier) -> str:
     at = by_id(found, stock(INGREDIENTS_AT).id)
     rows = []
-    for spec in _calibrated():
+    for spec in (each for each in _calibrated() if by_id(found, each.id) is not None):
         for text in found.texts:
             measure = "file_bytes" if spec.family.startswith(REFINED) else "shipped_bytes"
             limit = {} if at is None else {measure: getattr(at, measure)}
