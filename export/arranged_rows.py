@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Wrapped:
+class WrappedRows:
+    """Rows made of others, whose shape, type and origin they have unless they say otherwise."""
+
     base: Rows
 
     @property
@@ -47,7 +49,7 @@ class _Wrapped:
 
 
 @dataclass(frozen=True)
-class PermutedRows(_Wrapped):
+class PermutedRows(WrappedRows):
     """Row i is row `order[i]` of the base; for a vector, element i is element `order[i]`."""
 
     order: NDArray[np.intp]
@@ -77,7 +79,7 @@ class PickedRows(PermutedRows):
 
 
 @dataclass(frozen=True)
-class SlicedRows(_Wrapped):
+class SlicedRows(WrappedRows):
     """Rows `start` to `stop` (not included) of a matrix, or elements of a vector."""
 
     start: int
@@ -103,7 +105,7 @@ class SlicedRows(_Wrapped):
 
 
 @dataclass(frozen=True)
-class SlicedExperts(_Wrapped):
+class SlicedExperts(WrappedRows):
     """Rows `start` to `stop` (not included) of every expert of a stack: base shape [experts, rows, columns]."""
 
     start: int
@@ -134,7 +136,7 @@ class SlicedExperts(_Wrapped):
 
 
 @dataclass(frozen=True)
-class ReshapedRows(_Wrapped):
+class ReshapedRows(WrappedRows):
     """The same rows under another shape with the same last dimension."""
 
     new_shape: tuple[int, ...]
@@ -156,7 +158,7 @@ class ReshapedRows(_Wrapped):
 
 
 @dataclass(frozen=True)
-class ShiftedRows(_Wrapped):
+class ShiftedRows(WrappedRows):
     """Every weight plus `shift`: norms that checkpoints store as w where the graph uses 1 + w."""
 
     shift: float
@@ -169,7 +171,7 @@ class ShiftedRows(_Wrapped):
 
 
 @dataclass(frozen=True)
-class ScaledRows(_Wrapped):
+class ScaledRows(WrappedRows):
     """Every weight times `factor`."""
 
     factor: float
@@ -187,7 +189,7 @@ class ScaledRows(_Wrapped):
 
 
 @dataclass(frozen=True)
-class TransposedRows(_Wrapped):
+class TransposedRows(WrappedRows):
     """The transpose of a matrix (GPT-2's Conv1D).
 
     The base is read whole at the first call and let go after its last row, so memory is one tensor.

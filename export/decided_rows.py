@@ -9,20 +9,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgepack.errors import RecipeError
+from edgepack.export.arranged_rows import WrappedRows
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from edgepack.export.plan import ExportPlan, PlannedTensor
-    from edgepack.export.row_origin import RowOrigin
-    from edgepack.export.rows import Rows
     from edgepack.gguf.types import GGMLType
     from edgepack.quant.passes.coded_rows import CodedRows
 
 
 @dataclass(frozen=True)
-class CodedTensorRows:
+class CodedTensorRows(WrappedRows):
     """Rows of a GGUF tensor whose bytes a pass has already chosen.
 
     Attributes:
@@ -31,24 +30,8 @@ class CodedTensorRows:
         stored_type: the type of the bytes.
     """
 
-    base: Rows
     coded: CodedRows
     stored_type: GGMLType
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The base's shape."""
-        return self.base.shape
-
-    @property
-    def dtype(self) -> str:
-        """The base's type."""
-        return self.base.dtype
-
-    @property
-    def origin(self) -> RowOrigin:
-        """As `Rows.origin`: the base's."""
-        return self.base.origin
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """As `Rows.read`."""
