@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from edgepack.errors import CalibrationError
+from edgepack.files.arrays import new_array
 from edgepack.model import OverriddenTensors
 from edgepack.progress import silent
 from edgepack.quant.calibration.block_context import BlockContext
@@ -126,7 +127,7 @@ class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
         self._folder.mkdir(parents=True, exist_ok=True)
         stored = _exactly(array, dtype)
         file = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[-200:]}-{len(self.files)}.npy"
-        kept = np.lib.format.open_memmap(self._folder / file, mode="w+", dtype=stored.dtype, shape=stored.shape)
+        kept = new_array(self._folder / file, stored.dtype, stored.shape)
         kept[...] = stored
         self._arrays[name] = kept
         self.files.append((name, file))
