@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Holds the memory that a training is planned with against what it takes: one process for each way of training.
 
-    python tools/bench_learning_memory.py tests/data/books-llama-6m [--length 512] [--figure learning-memory]
+    python tools/bench_learning_memory.py tests/data/books-llama-6m [--length 256] [--figure learning-memory]
 
-Every row trains a few steps of `quant/learning/loop.py`, with a limit of memory that leads to the way it is to go, and
-checkpoints. Predicted is what the plan says of the peak, measured the highest resident size of the process from its
-begin to its end (VmHWM), the teacher's turn before the training included. The last three columns are both without what
-lay there before the training: the process, its libraries and the weights.
+Every row trains a few steps of `quant/learning/loop.py`, in the way that the row says, with a checkpoint. Predicted is
+what the plan says of the peak, measured the highest resident size of the process from its begin to its end (VmHWM), the
+teacher's turn before the training included. The last three columns are both without what lay there before the training:
+the process, its libraries and the weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import multiprocessing
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from edgepack.model import Checkpoint
 
 ALL, TERNARY, ADAPTER = "all weights, from answers", "ternary, from answers", "adapter, from text"
-STEPS, RANK = 4, 16
+STEPS, RANK = 2, 16
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,12 @@ class Way:
     learns: str
     batch: int
     recomputes: bool
+
+
+WAYS = (
+    *(Way(ALL, batch, recomputes) for batch in (8, 1) for recomputes in (False, True)),
+    Way(TERNARY, 8, False), Way(ADAPTER, 8, False),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,25 +72,26 @@ def train(path: Path, way: Way, length: int, folder: Path) -> Found:
     import torch
 
     from edgepack.export.checkpoint import open_checkpoint
-    from edgepack.quant.learning.lengths import heaviest
-    from edgepack.quant.learning.loop import check_packages, learn
-    from edgepack.quant.learning.memory import footprint, resident
+    from edgepack.quant.learning import loop
+    from edgepack.quant.learning.memory import Plan, footprint, resident
     from edgepack.quant.learning.settings import LearningSettings
     from edgepack.quant.learning.text_blocks import TokenBlocks
 
     torch.set_num_threads(1)
-    check_packages()
+    loop.check_packages()
     checkpoint = open_checkpoint(path)
     tokens = np.random.default_rng(0).integers(3, 1000, (way.batch * STEPS, length))
     model, examples, objective = student(checkpoint, way.learns, TokenBlocks(tokens), folder)
     before = resident(torch.device("cpu"))
-    found = footprint(model, heaviest(examples), objective, length)
-    peaks = [found.peak(way.batch, recomputes=recomputes) for recomputes in (False, True)]
-    limit = sum(peaks) // 2 if way.recomputes else 2 * peaks[0]
-    settings = LearningSettings(STEPS, batch=way.batch, length=length, max_memory=limit, keep_every=2)
-    plan = learn(model, examples, objective, settings, folder / "run").plan
+
+    def planned(*given: Any) -> Plan:
+        peak = footprint(*given[:3], length).peak(way.batch, recomputes=way.recomputes)
+        return Plan(way.batch, 1, way.recomputes, peak)
+
+    loop.plan_memory = planned  # which way is gone is the table's to say, not a limit's
+    settings = LearningSettings(STEPS, batch=way.batch, length=length, keep_every=2)
+    plan = loop.learn(model, examples, objective, settings, folder / "run").plan
     assert plan is not None
-    assert (plan.batch, plan.recomputes) == (way.batch, way.recomputes), plan
     return Found(before, plan.peak, peak_memory())
 
 
@@ -112,18 +118,19 @@ def main() -> None:
     """Parse options, train, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--length", type=int, default=512, help="tokens of an example")
+    parser.add_argument("--length", type=int, default=256, help="tokens of an example")
+    parser.add_argument("--first", type=int, default=0, help="the row to begin with, from 0")
     options = parser.parse_args()
     both = ["predicted MB", "measured MB", "off by"]
     columns = ["what learns", "batch", "activations", *both, "training alone: predicted MB", *both[1:]]
     print("| " + " | ".join(columns) + " |")
     print("|---" * len(columns) + "|")
-    for learns, batch, recomputes in product((ALL, TERNARY, ADAPTER), (8, 1), (False, True)):
-        way, spawned = Way(learns, batch, recomputes), multiprocessing.get_context("spawn")
+    spawned = multiprocessing.get_context("spawn")
+    for way in WAYS[options.first :]:
         with tempfile.TemporaryDirectory(prefix="learning-memory-") as folder, ProcessPoolExecutor(1, spawned) as own:
             found = own.submit(train, options.model, way, options.length, Path(folder)).result()
-        kept = "computed twice" if recomputes else "kept"
-        print(f"| {learns} | {batch} | {kept} | " + " | ".join(found.cells) + " |", flush=True)
+        kept = "computed twice" if way.recomputes else "kept"
+        print(f"| {way.learns} | {way.batch} | {kept} | " + " | ".join(found.cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _SHORT = 32  # tokens of the shortest of three examples that are measured; two and three times as many of the others
 _ADAM = 2  # moments of AdamW, of a parameter's own type
+_LOGITS = 3  # arrays of the logits' size, in float32, that a backward pass holds beside what is kept: gradients, and one between
 _SPARE = 1.1  # what allocators and temporaries add: a margin, not a measurement
 
 
@@ -142,7 +143,7 @@ def footprint(model: nn.Module, example: Mapping[str, torch.Tensor], objective: 
     vocabulary = int(model.config.get_text_config().vocab_size)
     held = max(resident(device), sum(weights.values()))
     return Footprint(
-        held + learnt * (1 + _ADAM), inside, more + outside + 2 * 4 * length * vocabulary,
+        held + learnt * (1 + _ADAM), inside, more + outside + _LOGITS * 4 * length * vocabulary,
         len(blocks) * length * width * size, len(blocks), once,
     )  # fmt: skip
 
