@@ -17,7 +17,7 @@ from edgepack.quant.learning.layers import blocks_of
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
@@ -137,7 +137,7 @@ def footprint(model: nn.Module, example: Mapping[str, torch.Tensor], objective: 
     full = min(length, len(example["input_ids"]))
     short = max(1, min(_SHORT, full // 3))
     kept = [_kept(model, blocks, _cut(example, times * short, device), objective) for times in (1, 2, 3)]
-    (once, inside), (more, outside) = (_scaled(*found, short, length) for found in zip(*kept, strict=True))
+    (once, inside), (more, outside) = (_scaled(found, short, length) for found in zip(*kept, strict=True))
     width = int(model.config.get_text_config().hidden_size)
     size = next(model.parameters()).element_size()
     vocabulary = int(model.config.get_text_config().vocab_size)
@@ -152,8 +152,9 @@ def _cut(example: Mapping[str, torch.Tensor], size: int, device: torch.device) -
     return {key: value[:size][None].to(device) for key, value in example.items()}
 
 
-def _scaled(one: int, two: int, three: int, short: int, length: int) -> tuple[int, int]:
+def _scaled(kept: Sequence[int], short: int, length: int) -> tuple[int, int]:
     """(c, a·n + b·n² at n = `length`) of bytes c + a·n + b·n² at `short` tokens, twice and three times as many."""
+    one, two, three = kept
     square = max(0.0, (three - 2 * two + one) / (2 * short * short))
     linear = max(0.0, (two - one) / short - 3 * square * short)
     constant = max(0.0, one - linear * short - square * short * short)
