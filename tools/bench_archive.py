@@ -109,6 +109,7 @@ def _edgepack(path: Path, folder: Path) -> Callable[[Row], None]:
     command = [sys.executable, "-m", "edgepack"]
 
     def turn(row: Row) -> None:
+        archive.unlink(missing_ok=True)
         row.pack.append(_run([*command, "pack", str(path), "-o", str(archive)]))
         row.size = archive.stat().st_size
         out.unlink(missing_ok=True)
