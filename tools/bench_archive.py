@@ -272,8 +272,15 @@ def main() -> None:
         compare(path, arguments.turns, arguments.xz_limit)
 
 
-def archive_table(printed: str) -> list[list[list[str]]]:
-    """What `compare` printed as one table, a row a file."""
+_SPEED = (
+    r"^  (?P<name>\S.*?) +[\d.]+ of the file.*\n"
+    r" +pack +(?P<pack>\d+ MB/s), .*wall +(?P<pack_ratio>[\d.]+),.*\n"
+    r" +restore \+ SHA-256 +(?P<restore>\d+ MB/s), .*wall +(?P<restore_ratio>[\d.]+),"
+)
+
+
+def archive_tables(printed: str) -> list[list[list[str]]]:
+    """What `compare` printed as two tables: sizes, a row a file; speeds by the clock of the last file, a row a program."""
     blocks = re.split(r"^(?=\S+: .* of the file$)", printed, flags=re.MULTILINE)
     rows = [["GGUF", "size", "archive / file", "over the order-0 entropy bound", f"against `{ZSTD}`"]]
     for block in blocks:
@@ -281,10 +288,13 @@ def archive_table(printed: str) -> list[list[list[str]]]:
         if ours:
             name, size = re.match(r"(\S+): (.*), bound", block).groups()  # type: ignore[union-attr]
             rows.append([name, size, *(found or "" for found in ours.groups())])
-    return [rows]
+    speeds = [[f"on {rows[-1][0]}", "pack", "restore and SHA-256", "time of zstd's, packing", "restoring"]]
+    for each in re.finditer(_SPEED, blocks[-1], re.MULTILINE):
+        speeds.append([each[name] for name in ("name", "pack", "restore", "pack_ratio", "restore_ratio")])
+    return [rows, speeds]
 
 
 if __name__ == "__main__":
     from figure_file import run_with_figure
 
-    run_with_figure(main, archive_table)
+    run_with_figure(main, archive_tables)
