@@ -280,7 +280,7 @@ _SPEED = (
 
 
 def archive_tables(printed: str) -> list[list[list[str]]]:
-    """What `compare` printed as two tables: sizes, a row a file; speeds by the clock of the last file, a row a program."""
+    """What `compare` printed, as tables: sizes, a row a file; speeds by the clock on the last one, a row a program."""
     blocks = re.split(r"^(?=\S+: .* of the file$)", printed, flags=re.MULTILINE)
     rows = [["GGUF", "size", "archive / file", "over the order-0 entropy bound", f"against `{ZSTD}`"]]
     for block in blocks:
@@ -289,8 +289,8 @@ def archive_tables(printed: str) -> list[list[list[str]]]:
             name, size = re.match(r"(\S+): (.*), bound", block).groups()  # type: ignore[union-attr]
             rows.append([name, size, *(found or "" for found in ours.groups())])
     speeds = [[f"on {rows[-1][0]}", "pack", "restore and SHA-256", "time of zstd's, packing", "restoring"]]
-    for each in re.finditer(_SPEED, blocks[-1], re.MULTILINE):
-        speeds.append([each[name] for name in ("name", "pack", "restore", "pack_ratio", "restore_ratio")])
+    found = re.finditer(_SPEED, blocks[-1], re.MULTILINE)
+    speeds += [list(each.group("name", "pack", "restore", "pack_ratio", "restore_ratio")) for each in found]
     return [rows, speeds]
 
 
