@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _SHORT = 32  # tokens of the shortest of three examples that are measured; two and three times as many of the others
 _ADAM = 2  # moments of AdamW, of a parameter's own type
-_LOGITS = 3  # arrays of the logits' size, in float32, that a backward pass holds beside what is kept: gradients, and one between
+_LOGITS = 3  # float32 arrays of the size of the logits that a backward pass holds beside what is kept
 _SPARE = 1.1  # what allocators and temporaries add: a margin, not a measurement
 
 
@@ -137,7 +137,7 @@ def footprint(model: nn.Module, example: Mapping[str, torch.Tensor], objective: 
     full = min(length, len(example["input_ids"]))
     short = max(1, min(_SHORT, full // 3))
     kept = [_kept(model, blocks, _cut(example, times * short, device), objective) for times in (1, 2, 3)]
-    (once, inside), (more, outside) = (_scaled(*found, short, length) for found in zip(*kept, strict=True))
+    (once, inside), (more, outside) = (_scaled(found, short, length) for found in zip(*kept, strict=True))
     width = int(model.config.get_text_config().hidden_size)
     size = next(model.parameters()).element_size()
     vocabulary = int(model.config.get_text_config().vocab_size)
@@ -152,8 +152,9 @@ def _cut(example: Mapping[str, torch.Tensor], size: int, device: torch.device) -
     return {key: value[:size][None].to(device) for key, value in example.items()}
 
 
-def _scaled(one: int, two: int, three: int, short: int, length: int) -> tuple[int, int]:
-    """(c, a·n + b·n² at n = `length`) of bytes c + a·n + b·n² at `short` tokens, twice and three times as many."""
+def _scaled(kept: Sequence[int], short: int, length: int) -> tuple[int, int]:
+    """(c, a·n + b·n² at n = `length`) of bytes `kept`, c + a·n + b·n² at `short` tokens, twice and thrice as many."""
+    one, two, three = kept
     square = max(0.0, (three - 2 * two + one) / (2 * short * short))
     linear = max(0.0, (two - one) / short - 3 * square * short)
     constant = max(0.0, one - linear * short - square * short * short)
