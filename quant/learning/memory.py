@@ -17,7 +17,7 @@ from edgepack.quant.learning.layers import blocks_of
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
