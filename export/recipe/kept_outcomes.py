@@ -1,7 +1,7 @@
 """A finished pass on disk: what it changed, measured and left to later stages, so that a second run need not do it.
 
-Arrays are kept as they are and read back through maps, so that the bytes of a file made of them are those of a run that
-did everything itself. When an outcome is still good is `export.recipe.pass_stages`'.
+Arrays are kept as they are and read back where they lie, so that the bytes of a file made of them are those of a run
+that did everything itself. When an outcome is still good is `export.recipe.pass_stages`'.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from edgepack.file_digest import file_sha256
 from edgepack.files.output import atomic_output
 from edgepack.model import TensorSpec, read_tensor
 from edgepack.quant.calibration.statistics import LinearStatistics
+from edgepack.quant.passes.array_folder import ArrayFolder
 from edgepack.quant.passes.coded_rows import CodedRows
-from edgepack.quant.passes.run import ArrayFolder, PassOutcome
+from edgepack.quant.passes.run import PassOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

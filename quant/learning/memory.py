@@ -153,7 +153,7 @@ def _cut(example: Mapping[str, torch.Tensor], size: int, device: torch.device) -
 
 
 def _scaled(kept: Sequence[int], short: int, length: int) -> tuple[int, int]:
-    """(c, a·n + b·n² at n = `length`) of bytes c + a·n + b·n² at `short` tokens, twice and three times as many."""
+    """(c, a·n + b·n² at n = `length`) of bytes `kept`, c + a·n + b·n² at `short` tokens, twice and thrice as many."""
     one, two, three = kept
     square = max(0.0, (three - 2 * two + one) / (2 * short * short))
     linear = max(0.0, (two - one) / short - 3 * square * short)

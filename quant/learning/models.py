@@ -14,7 +14,7 @@ import torch
 from edgepack.model import OverriddenTensors, TensorSpec, read_tensor
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.checkpoint_names import StackedTensors, checkpoint_names
-from edgepack.quant.passes.run import ArrayFolder
+from edgepack.quant.passes.array_folder import ArrayFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

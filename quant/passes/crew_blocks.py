@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgepack.quant.calibration.blocks import Block
     from edgepack.quant.calibration.statistics import LinearStatistics
     from edgepack.quant.calibration.sweep import BatchRunner
-    from edgepack.quant.passes.run import ArrayFolder
+    from edgepack.quant.passes.array_folder import ArrayFolder
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edgepack.quant.passes.run import ArrayFolder
+    from edgepack.quant.passes.array_folder import ArrayFolder
 
 _INDEX = "blocks.json"
 

@@ -1,32 +1,30 @@
 """What every pass is given and gives back, and the walk over blocks that passes on weights share.
 
-It knows no method. Changed weights lie in files of a scratch folder and are read through a map, so that memory
+It knows no method. Changed weights lie in files of a scratch folder and are read where they lie, so that memory
 stays bounded by a block.
 """
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from edgepack.errors import CalibrationError
-from edgepack.files.arrays import new_array
 from edgepack.model import OverriddenTensors
 from edgepack.progress import silent
 from edgepack.quant.calibration.block_context import BlockContext
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.sweep import sweep
+from edgepack.quant.passes.array_folder import ArrayFolder
 from edgepack.quant.passes.crew_blocks import CrewVisit
 from edgepack.quant.passes.kept_blocks import KeptBlocks, Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -104,91 +102,6 @@ def few(lines: Sequence[str], most: int = 3) -> list[str]:
     """The first lines, and how many more there are."""
     left = len(lines) - most
     return [*lines[:most], *([f"… and {left} more of the same kind"] if left > 0 else [])]
-
-
-class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
-    """Arrays by name that lie in files and are read through memory maps.
-
-    Args:
-        folder: made when needed.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._arrays: dict[str, NDArray[Any]] = {}
-        self.files: list[tuple[str, str]] = []  # (name, file in the folder) of each array, in order
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Another process opens the files anew, under the same names."""
-        return _reopened, (self._folder, tuple(self.files))
-
-    def put(self, name: str, array: NDArray[np.float32], dtype: str = "f32") -> None:
-        """Keep a copy of `array` under `name`: in `dtype` (a source's type) where that holds every weight exactly."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        stored = _exactly(array, dtype)
-        file = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[-200:]}-{len(self.files)}.npy"
-        kept = new_array(self._folder / file, stored.dtype, stored.shape)
-        kept[...] = stored
-        self._arrays[name] = kept
-        self.files.append((name, file))
-
-    def reopen(self, files: Sequence[tuple[str, str]]) -> None:
-        """Take up arrays that an earlier run has put there: its `files`."""
-        for name, file in files:
-            self._arrays[name] = np.lib.format.open_memmap(self._folder / file, mode="r")
-            self.files.append((name, file))
-
-    def __getitem__(self, name: str) -> NDArray[np.float32]:
-        return _widened(self._arrays[name])
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._arrays  # Mapping's own would read the array
-
-    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows `start` (included) to `stop` (not included) of an array seen as a matrix; owned by the caller."""
-        stored = self._arrays[name]
-        return np.array(_widened(stored.reshape(-1, stored.shape[-1])[start:stop]))
-
-    def stored_dtype(self, name: str) -> str:
-        """How an array lies on disk: `f32`, or `f16` or `bf16` where that holds it exactly."""
-        kinds = {stored: dtype for dtype, stored in _ON_DISK.items()}
-        return kinds.get(self._arrays[name].dtype, "f32")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
-
-
-def _reopened(folder: Path, files: Sequence[tuple[str, str]]) -> ArrayFolder:
-    """An array folder that another process has filled."""
-    found = ArrayFolder(folder)
-    found.reopen(files)
-    return found
-
-
-# How the types lie on disk; bfloat16, which numpy lacks, as its bits.
-_ON_DISK = {"f16": np.dtype(np.float16), "bf16": np.dtype(np.uint16)}
-
-
-def _exactly(array: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """`array` in two bytes a weight where `dtype` has those and nothing is lost; itself otherwise."""
-    if dtype not in _ON_DISK:
-        return array
-    bits = np.ascontiguousarray(array).view(np.uint32)
-    if dtype == "bf16":
-        return array if (bits & 0xFFFF).any() else (bits >> 16).astype(np.uint16)
-    with np.errstate(over="ignore"):
-        half = array.astype(np.float16)
-    return half if np.array_equal(half.astype(np.float32), array) else array
-
-
-def _widened(stored: NDArray[Any]) -> NDArray[np.float32]:
-    """float32 of what lies on disk."""
-    if stored.dtype == np.uint16:
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(np.float32, copy=False)
 
 
 class VisitingWalk(Walk):

@@ -14,8 +14,9 @@ import numpy as np
 from edgepack.gguf.types import GGMLType
 from edgepack.model import OverriddenTensors, read_tensor
 from edgepack.quant.calibration.input_samples import InputSampler
+from edgepack.quant.passes.array_folder import ArrayFolder
 from edgepack.quant.passes.awq.folding import FOLDS, HeadCounts
-from edgepack.quant.passes.run import ArrayFolder, PassOutcome
+from edgepack.quant.passes.run import PassOutcome
 from edgepack.quant.passes.smooth.block import BlockSmoothing, SmoothSettings
 from edgepack.quant.passes.smooth.head import head_objectives, head_order
 from edgepack.quant.passes.smooth.residual import ChangedColumns, last_norm, outer_names
