@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.errors import CheckpointError
+from edgepack.files.opened import output_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -74,13 +75,20 @@ class ArrayFolder(Mapping[str, "NDArray[np.float32]"]):
         return _reopened, (self._folder, tuple(self.files))
 
     def put(self, name: str, array: NDArray[np.float32], dtype: str = _F32) -> None:
-        """Keep a copy of `array` under `name`: in `dtype` (a source's type) where that holds every weight exactly."""
+        """Keep a copy of `array` under `name`: in `dtype` (a source's type) where that holds every weight exactly.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         stored = np.asarray(_exactly(array, dtype), order="C")
         file = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[-200:]}-{len(self.files)}.npy"
-        with (self._folder / file).open("wb") as stream:  # not `np.save`, whose error of a full disk has no number
-            np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(stored))
-            stream.write(stored.data)
+        try:
+            with (self._folder / file).open("wb") as stream:  # not `np.save`, whose error of a full disk has no number
+                np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(stored))
+                stream.write(stored.data)
+        except OSError as error:
+            raise output_error(self._folder / file, error) from error
         self._add(name, file)
 
     def reopen(self, files: Sequence[tuple[str, str]]) -> None:
