@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+from small_disk import small_disk  # noqa: F401 (a fixture)
 from wheels import wheel, wheelhouse  # noqa: F401 (fixtures)
 
 if TYPE_CHECKING:

@@ -109,6 +109,7 @@ def _edgepack(path: Path, folder: Path) -> Callable[[Row], None]:
     command = [sys.executable, "-m", "edgepack"]
 
     def turn(row: Row) -> None:
+        archive.unlink(missing_ok=True)
         row.pack.append(_run([*command, "pack", str(path), "-o", str(archive)]))
         row.size = archive.stat().st_size
         out.unlink(missing_ok=True)
@@ -271,8 +272,15 @@ def main() -> None:
         compare(path, arguments.turns, arguments.xz_limit)
 
 
-def archive_table(printed: str) -> list[list[list[str]]]:
-    """What `compare` printed as one table, a row a file."""
+_SPEED = (
+    r"^  (?P<name>\S.*?) +[\d.]+ of the file.*\n"
+    r" +pack +(?P<pack>\d+ MB/s), .*wall +(?P<pack_ratio>[\d.]+),.*\n"
+    r" +restore \+ SHA-256 +(?P<restore>\d+ MB/s), .*wall +(?P<restore_ratio>[\d.]+),"
+)
+
+
+def archive_tables(printed: str) -> list[list[list[str]]]:
+    """What `compare` printed, as tables: sizes, a row a file; speeds by the clock on the last one, a row a program."""
     blocks = re.split(r"^(?=\S+: .* of the file$)", printed, flags=re.MULTILINE)
     rows = [["GGUF", "size", "archive / file", "over the order-0 entropy bound", f"against `{ZSTD}`"]]
     for block in blocks:
@@ -280,10 +288,13 @@ def archive_table(printed: str) -> list[list[list[str]]]:
         if ours:
             name, size = re.match(r"(\S+): (.*), bound", block).groups()  # type: ignore[union-attr]
             rows.append([name, size, *(found or "" for found in ours.groups())])
-    return [rows]
+    speeds = [[f"on {rows[-1][0]}", "pack", "restore and SHA-256", "time of zstd's, packing", "restoring"]]
+    found = re.finditer(_SPEED, blocks[-1], re.MULTILINE)
+    speeds += [list(each.group("name", "pack", "restore", "pack_ratio", "restore_ratio")) for each in found]
+    return [rows, speeds]
 
 
 if __name__ == "__main__":
     from figure_file import run_with_figure
 
-    run_with_figure(main, archive_table)
+    run_with_figure(main, archive_tables)

@@ -1,13 +1,14 @@
 """Export against llama.cpp's way: its f16 file, then `llama_model_quantize`; whole processes, in turns.
 
     python tools/bench_export.py                        1 B parameters to Q5_K_M, one turn
-    python tools/bench_export.py --converter PATH       with llama.cpp's own convert_hf_to_gguf.py
+    python tools/bench_export.py --converter PATH --tokenizer MODEL     with llama.cpp's own convert_hf_to_gguf.py
     python tools/bench_export.py --imatrix             both with the same importance matrix, of random numbers
     python tools/bench_export.py --streaming            peak memory at 1 B and 4 B from tensors made on demand
 
 Without --converter the f16 file is made by edgepack itself: faster than llama.cpp's converter, so the ratio
-flatters the peer. The last line is the squared error of ours over that of theirs, weighted by importance where there
-is one, summed over some of each file's quantised tensors.
+flatters the peer. The converter refuses tokenizers that it does not know, as the bundled model's: --tokenizer MODEL
+gives the random model that of a model which it does. The last line is the squared error of ours over that of theirs,
+weighted by importance where there is one, summed over some of each file's quantised tensors.
 
 Peak memory is the largest process's; peak disk counts everything written but the model.
 """
@@ -17,12 +18,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import json
+import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,19 +80,27 @@ def measure(commands: list[list[str]], folder: Path) -> Cost:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    started, cpu, memory = time.perf_counter(), 0.0, 0
-    for command in commands:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = time.perf_counter()
+    try:
+        used = [usage_of(command) for command in commands]
+        wall = time.perf_counter() - started
+    finally:
+        stop.set()
+        watcher.join()
+    cpu, memory = sum(seconds for seconds, _ in used), max(memory for _, memory in used)
+    return Cost(wall, cpu, memory, max(peak[0], folder_bytes(folder)))
+
+
+def usage_of(command: list[str]) -> tuple[float, int]:
+    """(processor seconds, peak bytes) of a command; what it said where it fails ends this one."""
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            raise SystemExit(f"{' '.join(command)}: exit {process.returncode}")
-        cpu += usage.ru_utime + usage.ru_stime
-        memory = max(memory, usage.ru_maxrss * 1024)
-    wall = time.perf_counter() - started
-    stop.set()
-    watcher.join()
-    return Cost(wall, cpu, memory, max(peak[0], folder_bytes(folder)))
+            said.seek(0)
+            raise SystemExit(f"{' '.join(command)}: exit {process.returncode}\n{said.read().decode()[-2000:]}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
 def quantize(source: Path, out: Path, file_type: int, imatrix: Path | None) -> None:
@@ -145,11 +158,22 @@ def two_steps(model: Path, folder: Path, target: str, converter: Path | None, im
     return [first, [sys.executable, __file__, "--quantize", str(middle), str(out), file_type, *known]]
 
 
+def write_model(folder: Path, parameters: int, tokenizer: Path | None) -> None:
+    """A random Llama; with the tokenizer of another model, whose vocabulary it then has."""
+    if tokenizer is None:
+        write_llama(folder, LlamaShape.of_size(parameters))
+        return
+    vocabulary = json.loads((tokenizer / "config.json").read_text())["vocab_size"]
+    write_llama(folder, LlamaShape.of_size(parameters, vocabulary))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tokenizer / name, folder / name)
+
+
 def compare(arguments: argparse.Namespace) -> None:
     """Both ways in turns over the same random Llama, as one table with ratios."""
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         model, work = Path(scratch) / "random-llama", Path(scratch) / "work"
-        write_llama(model, LlamaShape.of_size(arguments.parameters))
+        write_model(model, arguments.parameters, arguments.tokenizer)
         size = format_size((model / "model.safetensors").stat().st_size)
         print(f"random Llama, {size} of bf16, to {arguments.target}, {default_threads()} processors")
         print(f"{'':<34} {'wall':>14} {'cpu':>11} {'busy':>6} {'memory':>10} {'disk':>10}")
@@ -167,7 +191,9 @@ def compare(arguments: argparse.Namespace) -> None:
                 work.mkdir()
                 costs.append(measure(commands, work))
                 made = out if out.exists() else work / "theirs.gguf"
-                errors[made.stem] = weighted_error(model, made, imatrix)
+                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as apart:
+                    # Not here: the memory of what is started later would count from the peak of this process.
+                    errors[made.stem] = apart.submit(weighted_error, model, made, imatrix).result()
                 subprocess.run(["rm", "-r", str(work)], check=True)
             theirs, ours = costs
             print(theirs.row("llama.cpp: f16, then quantise"))
@@ -211,6 +237,9 @@ def main() -> None:
     parser.add_argument("--target", default="q5km")
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="a model whose tokenizer the converter knows, for the random one"
+    )
     parser.add_argument("--scratch", type=Path, help="folder for the model and the files; about 4 bytes a weight")
     parser.add_argument("--streaming", action="store_true")
     parser.add_argument("--sizes", type=parse_parameters, nargs="+", default=[10**9, 4 * 10**9])

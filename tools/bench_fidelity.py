@@ -26,14 +26,16 @@ from fidelity_parts import PARTS, Texts
 from fidelity_study import BenchMaker
 
 from edgepack.edge.fidelity.scoring import ScoringOptions
+from edgepack.pipeline.frontier.found import RESULT
 from edgepack.pipeline.frontier.ledger import Ledger
 from edgepack.pipeline.frontier.report import write_report
 from edgepack.pipeline.frontier.request import SEQUENCES, StudyRequest
-from edgepack.pipeline.frontier.study import RESULT, Study, told_time
+from edgepack.pipeline.frontier.study import Study
+from edgepack.pipeline.frontier.telling import told_time
 
 if TYPE_CHECKING:
+    from edgepack.pipeline.frontier.found import Frontier
     from edgepack.pipeline.frontier.points import Spec
-    from edgepack.pipeline.frontier.study import Frontier
 
 
 def request_of(arguments: argparse.Namespace, texts: Texts) -> StudyRequest:

@@ -124,7 +124,7 @@ def print_models(options: argparse.Namespace, folder: Path) -> None:
     """The table of whole exports."""
     columns = ("model", "weights", "wall", "processor", "tries, at most 3", "min a B on 2 cores, at most 10", "memory")
     print("| " + " | ".join((*columns, "largest block", "bits", "predicted KL")) + " |\n" + "|---" * 10 + "|")
-    rest = ["--target", "wire", "--host", "q8", "-o", str(folder / "out.edgepack"), "--pack"]
+    rest = ["--target", "wire", "--host", "q8", "-o", str(folder / "out.edgepack"), "--pack", "--force"]
     rest += ["--calibration", str(options.calibration)]
     if options.model:
         found, seconds = export([str(options.model), *rest, "--max-size", options.max_size])

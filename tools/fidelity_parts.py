@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from edgepack.pipeline.frontier.study import Frontier
+    from edgepack.pipeline.frontier.found import Frontier
 
 # Bars: our mean KL over that of llama.cpp's best.
 SAME_MEMORY = {"Q5_K_M": 0.60, "Q4_K_M": 0.55, "Q3_K_M": 0.45, "Q2_K": 0.35}

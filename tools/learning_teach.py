@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from bench_passes import Bench
     from learning_parts import LearningRow, Plan
 
-PLACES, QUESTIONS = 24, 80
+PLACES, QUESTIONS, REPLAY = 24, 80, 32
+EPOCHS = (3, 12)  # the default, and what learns facts that stand in one place of the documents
 _KNOWS = re.compile(r"terms (?P<before>[\d.]+) → (?P<after>[\d.]+) %.*forgot (?P<forgot>[-\d.]+) %")
 
 
@@ -42,7 +43,7 @@ class TeachingRow:
     @property
     def sequences(self) -> int:
         """That are learnt from: passages, sentences and answers of each place, and pieces of other text."""
-        return self.epochs * (PLACES * 8 + 64)
+        return self.epochs * (PLACES * 7 + REPLAY)
 
     def measure(self, bench: Bench, folder: Path) -> Measured:
         """Export, teach, score on the text that all rows are scored on."""
@@ -51,7 +52,7 @@ class TeachingRow:
         edgepack_json(["export", plan.model, "--target", "gguf-q8_0", "-o", file], plan.threads)
         told, seconds, peak = edgepack_json(
             ["teach", file, "--documents", folder / "canon", "--other", bench.settings["text"], "--ask", QUESTIONS,
-             "--epochs", self.epochs, "--threads", plan.threads, "-o", adapter],
+             "--epochs", self.epochs, "--replay", REPLAY, "--threads", plan.threads, "-o", adapter],
             plan.threads,
         )  # fmt: skip
         found = bench.score(file, (adapter,)).statistics
@@ -70,7 +71,7 @@ class TeachingRow:
 
 def rows(plan: Plan) -> Sequence[LearningRow]:
     """The file alone, with the default three epochs, and with more."""
-    return [PassRow(Row("q8_0", "q8_0", (), False)), TeachingRow(3, plan), TeachingRow(10, plan)]
+    return [PassRow(Row("q8_0", "q8_0", (), False)), *(TeachingRow(epochs, plan) for epochs in EPOCHS)]
 
 
 def claims(found: Mapping[str, Measured]) -> list[Claim]:

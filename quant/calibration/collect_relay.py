@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from edgepack.files.arrays import new_array
 from edgepack.quant.calibration.curvature_relay import ActivationFiles, BlockStage
 from edgepack.quant.calibration.sweep import InputWatch
 
@@ -64,9 +65,7 @@ class FillingFolder:
 
     def filling(self, shape: tuple[int, ...], number: int) -> NDArray[np.float32]:
         """A new array on disk, float32."""
-        made: NDArray[np.float32] = np.lib.format.open_memmap(
-            self._folder / f"filling-{number}.npy", mode="w+", dtype=np.float32, shape=shape
-        )
+        made: NDArray[np.float32] = new_array(self._folder / f"filling-{number}.npy", np.float32, shape)
         return made
 
     def drop_filling(self, number: int) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from edgepack.files.arrays import new_array
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -110,9 +112,7 @@ class CurvatureProgress:
 
     def filling(self, shape: tuple[int, ...], number: int) -> NDArray[np.float32]:
         """A new array on disk, float32, to be filled piece by piece; a run that ends early leaves nothing of it."""
-        made: NDArray[np.float32] = np.lib.format.open_memmap(
-            self._folder / f"filling-{number}.npy", mode="w+", dtype=np.float32, shape=shape
-        )
+        made: NDArray[np.float32] = new_array(self._folder / f"filling-{number}.npy", np.float32, shape)
         return made
 
     def filled(self, number: int) -> None:

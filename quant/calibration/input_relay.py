@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from edgepack.files.arrays import new_array
 from edgepack.quant.calibration.block_context import BlockContext, stage_bytes
 from edgepack.quant.calibration.block_samples import BlockSamples
 from edgepack.quant.calibration.curvature_relay import ActivationFiles, BlockStage
@@ -84,9 +85,7 @@ class _Files:
 
     def filling(self, shape: tuple[int, ...], number: int) -> NDArray[np.float32]:
         """As `curvature_relay.Filling.filling`."""
-        made: NDArray[np.float32] = np.lib.format.open_memmap(
-            self.path(number), mode="w+", dtype=np.float32, shape=shape
-        )
+        made: NDArray[np.float32] = new_array(self.path(number), np.float32, shape)
         return made
 
     def read(self, number: int) -> NDArray[np.float32]:

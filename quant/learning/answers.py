@@ -15,9 +15,11 @@ import torch
 from torch.utils.data import Dataset
 
 from edgepack.errors import NumericError
+from edgepack.files.arrays import new_array
 from edgepack.files.output import atomic_output
 from edgepack.progress import silent
 from edgepack.quant.learning.layers import LayerProbe
+from edgepack.quant.learning.lengths import lengths_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,6 +70,11 @@ class AnsweredExamples(Dataset):  # type: ignore[misc]  # torch is not followed 
         row = int(self.rows[index])
         found = {key: torch.from_numpy(np.array(array[row])) for key, array in self.arrays.items()}
         return {**self.base[row], **found}
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example: int64 [examples]."""
+        return lengths_of(self.base)[self.rows]
 
     def part(self, rows: NDArray[np.int64]) -> AnsweredExamples:
         """Some of the examples, by their place among these."""
@@ -133,7 +140,7 @@ def _array(folder: Path, key: str, shape: tuple[int, ...], value: torch.Tensor, 
     path = folder / f"{key}.npy"
     dtype = np.float16 if value.is_floating_point() else np.int32
     if new:
-        return np.lib.format.open_memmap(path, "w+", dtype, shape)
+        return new_array(path, dtype, shape)
     return np.lib.format.open_memmap(path, "r+")
 
 

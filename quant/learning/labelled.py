@@ -51,9 +51,14 @@ class LabelledExamples(Dataset):  # type: ignore[misc]  # torch is not followed 
         return {"input_ids": ids, "labels": labels}
 
     @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example: int64 [examples]."""
+        return np.diff(self.ends, prepend=0)
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest example."""
-        return int(np.diff(self.ends, prepend=0).max())
+        return int(self.lengths.max())
 
 
 def write_labelled(examples: Iterable[Labelled], folder: Path) -> LabelledExamples:

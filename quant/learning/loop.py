@@ -11,6 +11,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,15 @@ from torch.utils.data import Subset
 
 from edgepack.errors import CalibrationError, DependencyError, ResourceError, UsageError
 from edgepack.progress import silent
+from edgepack.quant.learning.checkpoints import checkpoints, last_checkpoint, remove_halves, step_of
+from edgepack.quant.learning.lengths import heaviest, lengths_of
 from edgepack.quant.learning.memory import Plan, plan_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from torch import nn
     from transformers import TrainerCallback
 
@@ -104,8 +108,8 @@ def learn(
         raise CalibrationError("learning: expected at least one example, got none")
     check_packages()
     check_device(settings.device)
-    settings = _fitting(settings, len(examples), note)
-    plan = plan_memory(model, examples[0], objective, settings)
+    settings = _fitting(settings, lengths_of(examples), note)
+    plan = plan_memory(model, heaviest(examples), objective, settings)
     if plan.note:
         note(plan.note)
     began, began_cpu = time.monotonic(), time.process_time()
@@ -117,10 +121,11 @@ def learn(
 
 
 def check_packages() -> None:
-    """Raise DependencyError where the Trainer would fail for want of a package."""
+    """Raise DependencyError where the Trainer would fail for want of a package; else have them all in memory."""
     absent = [name for name in ("transformers", "accelerate") if find_spec(name) is None]
     if absent:
         raise DependencyError(f"learning: needs {absent[0]}: pip install 'edgepack[train]'")
+    import_module("edgepack.quant.learning.trainer")  # what it takes is counted before memory is planned
 
 
 def check_device(device: str) -> None:
@@ -131,8 +136,9 @@ def check_device(device: str) -> None:
         raise UsageError(f"learning: device '{device}': {str(error).splitlines()[0]}") from error
 
 
-def _fitting(settings: LearningSettings, count: int, note: Callable[[str], object]) -> LearningSettings:
-    """The settings with a batch that the examples can fill."""
+def _fitting(settings: LearningSettings, lengths: NDArray[np.int64], note: Callable[[str], object]) -> LearningSettings:
+    """The settings with a length that examples have, and a batch that they can fill."""
+    settings, count = replace(settings, length=int(lengths.max())), len(lengths)
     if settings.batch <= count:
         return settings
     note(f"learning: {count} examples are all there are: the batch is {count}, not {settings.batch}")
@@ -141,8 +147,6 @@ def _fitting(settings: LearningSettings, count: int, note: Callable[[str], objec
 
 def _checkpoint(folder: Path, *, resume: bool) -> Path | None:
     """What to go on from; what else lies there of an earlier run is removed."""
-    from edgepack.quant.learning.trainer import checkpoints, last_checkpoint, remove_halves
-
     folder.mkdir(parents=True, exist_ok=True)
     remove_halves(folder)
     if resume:
@@ -209,7 +213,7 @@ def _run(
 ) -> None:  # fmt: skip
     from transformers.trainer_callback import TrainerState
 
-    from edgepack.quant.learning.trainer import Watching, step_of
+    from edgepack.quant.learning.trainer import Watching
 
     done = 0 if kept is None else step_of(kept)
     if kept is not None and done >= settings.steps:  # the run had ended: the Trainer would take one more step

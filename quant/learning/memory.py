@@ -1,7 +1,7 @@
 """How much memory a run will take, and how it is made to fit: activations recomputed, then fewer examples at once.
 
 What one example takes is measured: what autograd keeps of a forward over short examples, scaled to the whole length
-(linear and quadratic part, as attention has them). Running is `loop`'s.
+(constant, linear and quadratic part, as changed weights, activations and attention have them). Running is `loop`'s.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from edgepack.quant.learning.layers import blocks_of
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
     from edgepack.quant.learning.objectives import Objective
     from edgepack.quant.learning.settings import LearningSettings
 
-_SHORT = 32  # tokens of the shorter of two examples that are measured
+_SHORT = 32  # tokens of the shortest of three examples that are measured; two and three times as many of the others
 _ADAM = 2  # moments of AdamW, of a parameter's own type
+_LOGITS = 3  # float32 arrays of the size of the logits that a backward pass holds beside what is kept
 _SPARE = 1.1  # what allocators and temporaries add: a margin, not a measurement
 
 
@@ -58,6 +59,7 @@ class Footprint:
         rest: bytes outside of them.
         edges: bytes of the states that enter the blocks, which stay where activations are recomputed.
         count: how many blocks.
+        once: bytes inside the blocks of a whole batch, however many examples it has: weights that are computed anew.
     """
 
     fixed: int
@@ -65,11 +67,13 @@ class Footprint:
     rest: int
     edges: int
     count: int
+    once: int = 0
 
     def peak(self, batch: int, *, recomputes: bool) -> int:
         """Bytes with `batch` examples at once."""
         inside = self.edges + self.blocks // self.count if recomputes else self.blocks
-        return round(self.fixed + _SPARE * batch * (inside + self.rest))
+        once = self.once // self.count if recomputes else self.once
+        return round(self.fixed + _SPARE * (once + batch * (inside + self.rest)))
 
 
 def plan_memory(
@@ -131,16 +135,16 @@ def footprint(model: nn.Module, example: Mapping[str, torch.Tensor], objective: 
     learnt = sum(each.numel() * each.element_size() for each in model.parameters() if each.requires_grad)
     device = next(model.parameters()).device
     full = min(length, len(example["input_ids"]))
-    short = max(2, min(_SHORT, full // 2))
-    one, two = (_kept(model, blocks, _cut(example, size, device), objective) for size in (short, 2 * short))
-    inside, outside = (_scaled(a, b, short, length) for a, b in zip(one, two, strict=True))
+    short = max(1, min(_SHORT, full // 3))
+    kept = [_kept(model, blocks, _cut(example, times * short, device), objective) for times in (1, 2, 3)]
+    (once, inside), (more, outside) = (_scaled(found, short, length) for found in zip(*kept, strict=True))
     width = int(model.config.get_text_config().hidden_size)
     size = next(model.parameters()).element_size()
     vocabulary = int(model.config.get_text_config().vocab_size)
-    held = max(_resident(device), sum(weights.values()))
+    held = max(resident(device), sum(weights.values()))
     return Footprint(
-        held + learnt * (1 + _ADAM), inside, outside + 2 * 4 * length * vocabulary, len(blocks) * length * width * size,
-        len(blocks),
+        held + learnt * (1 + _ADAM), inside, more + outside + _LOGITS * 4 * length * vocabulary,
+        len(blocks) * length * width * size, len(blocks), once,
     )  # fmt: skip
 
 
@@ -148,11 +152,13 @@ def _cut(example: Mapping[str, torch.Tensor], size: int, device: torch.device) -
     return {key: value[:size][None].to(device) for key, value in example.items()}
 
 
-def _scaled(one: int, two: int, short: int, length: int) -> int:
-    """From bytes at `short` and twice that to bytes at `length`: a·n + b·n², b not below 0."""
-    square = max(0.0, (two - 2 * one) / (2 * short * short))
-    linear = max(one / short - square * short, 0.0)
-    return round(linear * length + square * length * length)
+def _scaled(kept: Sequence[int], short: int, length: int) -> tuple[int, int]:
+    """(c, a·n + b·n² at n = `length`) of bytes `kept`, c + a·n + b·n² at `short` tokens, twice and thrice as many."""
+    one, two, three = kept
+    square = max(0.0, (three - 2 * two + one) / (2 * short * short))
+    linear = max(0.0, (two - one) / short - 3 * square * short)
+    constant = max(0.0, one - linear * short - square * short * short)
+    return round(constant), round(linear * length + square * length * length)
 
 
 def _kept(
@@ -193,7 +199,7 @@ def _kept(
     return counts[0], counts[1]
 
 
-def _resident(device: torch.device) -> int:
+def resident(device: torch.device) -> int:
     """Bytes that the process, or on the device torch, holds now; 0 where that cannot be read."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))

@@ -33,11 +33,15 @@ class Objective(Protocol):
 
 
 def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood of labels [batch, length] by logits of the position before; -100 is ignored."""
-    targets = labels[:, 1:].reshape(-1)
+    """Negative log-likelihood of labels [batch, length] by logits of the position before; -100 is ignored.
+
+    The mean over an example's labels, then over examples: one without labels costs nothing and counts all the same, so
+    that a batch costs what the parts of it cost on average.
+    """
+    targets = labels[:, 1:]
     flat = logits[:, :-1].float().flatten(0, 1)
-    total = functional.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="sum")
-    return total / (targets != IGNORED).sum().clamp_min(1)
+    each = functional.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return (each.view(targets.shape).sum(1) / (targets != IGNORED).sum(1).clamp_min(1)).mean()
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from edgepack.quant.learning.answers import LOGARITHMS, TOKENS
+from edgepack.quant.learning.lengths import lengths_of
 from edgepack.quant.learning.objectives import IGNORED, next_token_loss
 from edgepack.quant.tuning.targets import kept_divergence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
     from torch import nn
 
 KEPT = "kept"  # key of an example: 1 at each token whose prediction is to stay what it was
@@ -38,6 +41,18 @@ class MixedExamples(Dataset):  # type: ignore[misc]  # torch is not followed by 
     def __len__(self) -> int:
         return len(self.new) + (0 if self.old is None else len(self.old))
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example: int64 [examples]."""
+        parts = [self.new] if self.old is None else [self.new, self.old]
+        return np.concatenate([lengths_of(each) for each in parts])
+
+    @property
+    def heaviest(self) -> dict[str, torch.Tensor]:
+        """The longest, which costs what both kinds do: a batch may hold both."""
+        example = self[int(self.lengths.argmax())]
+        return example if self.old is None else {**example, KEPT: torch.ones(len(example["input_ids"]))}
+
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if index < len(self.new):
             example = self.new[index]
@@ -57,7 +72,7 @@ class MixedExamples(Dataset):  # type: ignore[misc]  # torch is not followed by 
 
 @dataclass(frozen=True)
 class TextAndReplay:
-    """Next tokens of labelled examples, and the divergence from what was said of the others.
+    """Next tokens of labelled examples, and the divergence from what was said of the others, mean over examples.
 
     Attributes:
         weight: of the divergence, whose unit is nats a token as that of the text.
@@ -73,4 +88,5 @@ class TextAndReplay:
         if not kept.any():
             return loss
         divergence = kept_divergence(inputs[TOKENS], inputs[LOGARITHMS], logits)
-        return loss + self.weight * (divergence * kept).sum() / kept.sum()
+        each = (divergence * kept).sum(1) / kept.sum(1).clamp_min(1)
+        return loss + self.weight * each.mean()

@@ -47,6 +47,11 @@ class TokenBlocks(Dataset):  # type: ignore[misc]  # torch is not followed by my
         return {"input_ids": tokens, "labels": tokens}
 
     @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each block: int64 [count]."""
+        return np.full(len(self), self.length, np.int64)
+
+    @property
     def length(self) -> int:
         """Tokens of a block."""
         return int(self.tokens.shape[1])

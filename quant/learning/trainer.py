@@ -6,6 +6,8 @@ becomes of its record is left to `loop`.
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +17,15 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
 from edgepack.errors import NumericError, ResourceError
-from edgepack.files.opened import sync_folder, sync_tree
+from edgepack.quant.learning.checkpoints import PREFIX, checkpoints, last_checkpoint, mark_whole, step_of
+from edgepack.quant.learning.lengths import LikeLengths, lengths_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from edgepack.quant.learning.objectives import Objective
 
-_PREFIX, _WHOLE = "checkpoint-", "whole"
+_ROOM = 1 << 16  # bytes: a disk with less is full, however a library says so
 
 
 class LearningTrainer(Trainer):  # type: ignore[misc]  # transformers is not followed by mypy
@@ -55,6 +58,14 @@ class LearningTrainer(Trainer):  # type: ignore[misc]  # transformers is not fol
         self.optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=given.weight_decay)
         return self.optimizer
 
+    def _get_train_sampler(self, *others: Any) -> Any:
+        """The Trainer's; where examples are of different lengths, those of like length share a step."""
+        lengths = lengths_of(self.train_dataset)
+        if lengths.min() == lengths.max():
+            return super()._get_train_sampler(*others)
+        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return LikeLengths(lengths.tolist(), batch, self.args.data_seed)
+
     def compute_loss(
         self, model: Any, inputs: Mapping[str, torch.Tensor], return_outputs: bool = False, **_others: Any
     ) -> Any:
@@ -78,17 +89,15 @@ class LearningTrainer(Trainer):  # type: ignore[misc]  # transformers is not fol
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint that counts only once all of it is on disk; only then are older ones removed."""
         folder = Path(self.args.output_dir)
-        made = folder / f"{_PREFIX}{self.state.global_step}"
+        made = folder / f"{PREFIX}{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
-            sync_tree(made)
-            (made / _WHOLE).touch()
-            sync_folder(made)
+            mark_whole(made)
         except (OSError, RuntimeError, SafetensorError) as error:
+            reason = _reason(error, folder)
             shutil.rmtree(made, ignore_errors=True)
             kept = last_checkpoint(folder)
-            left = "none before it" if kept is None else f"that after step {step_of(kept)} is kept"
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            left = "none before it" if kept is None else f"that after step {step_of(kept)} is kept for --resume"
             raise ResourceError(
                 f"learning: the checkpoint after step {self.state.global_step} cannot be written: {reason}; {left}"
             ) from error
@@ -96,6 +105,12 @@ class LearningTrainer(Trainer):  # type: ignore[misc]  # transformers is not fol
         for older in checkpoints(folder)[:-1]:
             if best is None or older.resolve() != Path(best).resolve():
                 shutil.rmtree(older, ignore_errors=True)
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    """What a failed write is put down to: torch and safetensors say in words of their own that a disk is full."""
+    told: str = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return os.strerror(errno.ENOSPC) if shutil.disk_usage(folder).free < _ROOM else told
 
 
 class Watching(TrainerCallback):  # type: ignore[misc]  # transformers is not followed by mypy
@@ -133,26 +148,3 @@ def stacked(items: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tens
         ]  # fmt: skip
         found[key] = torch.stack(padded)
     return found
-
-
-def step_of(checkpoint: Path) -> int:
-    """After which step a checkpoint was written."""
-    return int(checkpoint.name.removeprefix(_PREFIX))
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in a run's folder, oldest first; what a kill or a full disk left half is none."""
-    found = [each for each in folder.glob(f"{_PREFIX}*") if (each / _WHOLE).is_file()]
-    return sorted((each for each in found if each.name.removeprefix(_PREFIX).isdigit()), key=step_of)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; None for none."""
-    return next(reversed(checkpoints(folder)), None)
-
-
-def remove_halves(folder: Path) -> None:
-    """Remove checkpoints that are not whole."""
-    for each in folder.glob(f"{_PREFIX}*"):
-        if not (each / _WHOLE).is_file():
-            shutil.rmtree(each, ignore_errors=True)

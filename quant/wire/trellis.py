@@ -9,6 +9,7 @@ memoryless and Gauss-Markov sources, IEEE Trans. COM-38 (1990).
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +21,48 @@ if TYPE_CHECKING:
     from edgepack.trellis import TrellisCode
 
 _UNREACHABLE = 1e30
+_PIECE = 16  # rows that are compiled as one: kernels of a GPU this small cost what starting them costs
+
+
+def _advance(branches: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Follow lanes over some rows.
+
+    Args:
+        branches: costs of the steps from each state, [rows, lanes, 2, states / 2, 2].
+        total: of the states before the first row, [lanes, states].
+
+    Returns:
+        of the states after the last row [lanes, states]; whether each was entered from the upper half of the states,
+        bool [rows, lanes, states].
+    """
+    survivors = []
+    for branch in branches.unbind():
+        reached = branch + total.view(len(total), 2, -1, 1)
+        survivors.append((reached[:, 1] < reached[:, 0]).flatten(1))
+        total = reached.amin(1).flatten(1)
+    return total, torch.stack(survivors)
+
+
+def _trace_back(origins: torch.Tensor, reached: torch.Tensor) -> torch.Tensor:
+    """States after each row [rows, lanes] of the paths that end in `reached` [lanes], and before the first of them.
+
+    Args:
+        origins: int64 [rows, lanes, states], the state before each row of who survived in a state after it.
+        reached: int64 [lanes].
+
+    Returns:
+        int64 [rows + 1, lanes], the state before the first row first.
+    """
+    path = [reached[:, None]]
+    for origin in origins.unbind()[::-1]:
+        path.append(origin.gather(1, path[-1]))
+    return torch.cat(path[::-1], 1).T
+
+
+@cache
+def compiled() -> tuple[Callable[..., tuple[torch.Tensor, torch.Tensor]], Callable[..., torch.Tensor]]:
+    """`_advance` and `_trace_back` as torch compiles them; shapes are those of whole pieces, lanes and states vary."""
+    return torch.compile(_advance, fullgraph=True), torch.compile(_trace_back, fullgraph=True)
 
 
 class Trellis:
@@ -29,10 +72,14 @@ class Trellis:
         code: the code.
         lanes: of the rows.
         device: of the values.
+        compiling: whether the steps along a lane are compiled by torch; by default on every device but the CPU, where
+            only tests come here.
     """
 
-    def __init__(self, code: TrellisCode, lanes: Lanes, device: torch.device) -> None:
+    def __init__(self, code: TrellisCode, lanes: Lanes, device: torch.device, compiling: bool | None = None) -> None:
         self.code, self.lanes = code, lanes
+        compiling = device.type != "cpu" if compiling is None else compiling
+        self._advance, self._trace_back = compiled() if compiling else (_advance, _trace_back)
         self._half = code.states // 2
         quantisers, taps = torch.tensor(code.quantisers), torch.tensor(code.taps)
         self._quantisers, self._taps = quantisers.to(device), taps.to(device)
@@ -89,29 +136,22 @@ class Trellis:
             start: the state.
         """
         length, lanes, _ = costs.shape
-        branches = costs.index_select(2, self._subsets).reshape(length, lanes, 2, self._half, 2)
-        total = costs.new_full((lanes, self.code.states), _UNREACHABLE)
+        costs = torch.cat([costs, costs.new_zeros(-length % _PIECE, lanes, 4)])  # behind the end every path is as good
+        branches = costs.index_select(2, self._subsets).reshape(-1, lanes, 2, self._half, 2)
+        total, survivors = costs.new_full((lanes, self.code.states), _UNREACHABLE), []
         total[:, start] = 0.0
-        for branch in branches:  # two small operations a row: what they cost to call is what a sweep costs
-            branch += total.view(lanes, 2, self._half, 1)
-            total = branch.amin(1)
-        better = (branches[:, :, 1] < branches[:, :, 0]).reshape(length, lanes, -1)
-        return self._trace(total.view(lanes, -1).argmin(1), better, start)
-
-    def _trace(self, last: torch.Tensor, better: torch.Tensor, start: int) -> torch.Tensor:
-        """Follow the survivors back from the cheapest last states [lanes].
-
-        Args:
-            last: int64 [lanes].
-            better: bool [length, lanes, states], whether a state is entered from the upper half of the states.
-            start: the state before the first step.
-        """
-        states = torch.arange(self.code.states, device=last.device)
-        origins = (states >> 1) + self._half * better
-        path, reached = [], last[:, None]
-        for origin in origins.flip(0):
-            path.append(reached)
-            reached = origin.gather(1, reached)
-        after = torch.stack(path[::-1])[..., 0]
-        before = torch.cat([torch.full_like(after[:1], start), after[:-1]])
+        for piece in branches.split(_PIECE):
+            total, better = self._advance(piece, total)
+            survivors.append(better)
+        states = self._traced(total.argmin(1), survivors)[: length + 1]
+        before, after = states[:-1], states[1:]
         return ((after & 1) ^ self._taps[before]) * 2 + self._quantisers[before]
+
+    def _traced(self, reached: torch.Tensor, survivors: list[torch.Tensor]) -> torch.Tensor:
+        """States on the paths that end in `reached` [lanes], int64 [length + 1, lanes], the first before any row."""
+        states, pieces = torch.arange(self.code.states, device=reached.device), []
+        for better in reversed(survivors):
+            path = self._trace_back((states >> 1) + self._half * better, reached)
+            pieces.append(path[1:])
+            reached = path[0]
+        return torch.cat([reached[None], *reversed(pieces)])

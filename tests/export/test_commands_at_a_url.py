@@ -13,7 +13,7 @@ from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.errors import CheckFailedError, UsageError
 from edgepack.files.remote import open_remote
 from edgepack.packaging.derivation import read_derivation
-from edgepack.pipeline.frontier.study import Frontier
+from edgepack.pipeline.frontier.found import Frontier
 from edgepack.pipeline.importance import ImportanceRun
 from edgepack.pipeline.located import opened_place
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import pytest
 
 from edgepack.errors import EdgepackError, IntegrityError, ResourceError, UsageError
-from edgepack.files import opened
+from edgepack.files import opened, writeback
 from edgepack.files.claim import check_output, claimed_output
 from edgepack.files.names import hidden_path, is_temporary_of, lock_path, partial_path, temporary_path
 from edgepack.files.output import atomic_output, write_output
@@ -277,3 +277,26 @@ def test_errors_of_writing_are_not_taken_for_those_of_reading(tmp_path: Path) ->
         with pytest.raises(ResourceError, match="output '.*x': the disk became full"):
             stream.write(bytes(1 << 20))
         raw.close()
+
+
+def test_a_file_that_grows_is_begun_to_be_written_and_is_what_was_written(tmp_path: Path, monkeypatch) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(writeback, "_begin", lambda: begun.append)
+    piece = bytes(range(256)) * (1 << 12)
+    with atomic_output(tmp_path / "grown") as stream:
+        for _ in range(40):
+            stream.write(piece)
+        assert len(begun) == 2
+    assert (tmp_path / "grown").read_bytes() == 40 * piece
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such call")
+def test_writing_begins_without_an_error_and_a_descriptor_that_cannot_is_let_be(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as stream:
+        stream.write(bytes(1 << 20))
+        stream.flush()
+        assert writeback._begin()(stream.fileno()) == 0
+    reading, writing = os.pipe()
+    assert writeback._begin()(writing) == -1
+    os.close(reading)
+    os.close(writing)

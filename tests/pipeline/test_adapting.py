@@ -248,7 +248,15 @@ def test_a_lesson_that_cannot_be_taught_is_refused(
     given = {key: tmp_path / value if isinstance(value, str) else value for key, value in options.items()}
     with pytest.raises((UsageError, CalibrationError), match=told):
         taught(place, tmp_path / "x.gguf", **given)
-    assert not (tmp_path / "x.gguf").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "short.txt"]
+
+
+def test_better_answers_that_lack_a_field_are_refused_by_their_line(place: Path, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"question": "a", "answer": "b"}\n{"question": "a"}\n')
+    with pytest.raises(UsageError, match=r"answers\.jsonl, line 2: field 'answer' is missing"):
+        recovered(place, tmp_path / "x.gguf", answers=answers)
+    assert list(tmp_path.iterdir()) == [answers]
 
 
 def test_a_text_too_short_to_measure_on_is_refused(place: Path, tmp_path: Path) -> None:

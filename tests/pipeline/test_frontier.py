@@ -16,14 +16,16 @@ from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.errors import CheckFailedError, IntegrityError, UsageError
 from edgepack.pipeline.frontier import ledger as ledgers
 from edgepack.pipeline.frontier import study as studies
+from edgepack.pipeline.frontier import telling
 from edgepack.pipeline.frontier.catalogue import TYPES, catalogue, chosen, plain, stock, wire, with_importance
 from edgepack.pipeline.frontier.forecast import Forecast
+from edgepack.pipeline.frontier.found import Frontier
 from edgepack.pipeline.frontier.ledger import Ledger, model_digest
 from edgepack.pipeline.frontier.making import FileMaker, MadeFile
 from edgepack.pipeline.frontier.points import DeviceFit, Point, Spec, TextFigures, point_from_json
 from edgepack.pipeline.frontier.report import lines, write_report
 from edgepack.pipeline.frontier.request import StudyRequest
-from edgepack.pipeline.frontier.study import Frontier, Study
+from edgepack.pipeline.frontier.study import Study
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +67,9 @@ def files(books: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def maker(files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Copies]]:
-    monkeypatch.setattr(studies, "forecast", lambda *_: Forecast({"original": 1.0}, {s.id: 1.0 for s in SPECS}))
+    foretold = Forecast({"original": 1.0}, {s.id: 1.0 for s in SPECS})
+    for module in (studies, telling):
+        monkeypatch.setattr(module, "forecast", lambda *_: foretold)
     Copies.source, Copies.made, Copies.stop_at = files, [], ""
     return Copies
 

@@ -271,6 +271,14 @@ REFUSED = [
     ("[constraints]\nmin_ratio = 10\n", "constraints.min_ratio: gguf-q4km takes at least"),
     ('[constraints]\nmax_size = "10kB"\n', "constraints.max_size: gguf-q4km takes at least"),
     ("[constraints]\nmax_memory = 1000\n", "constraints.max_memory: one block and the activations"),
+    (
+        '[constraints]\nmax_memory = "1MB"\n[[pass]]\nname = "ternary"\nmax_memory = "2MB"\n',
+        "constraints.max_memory: pass[1].max_memory allows 2 MB, got 1 MB",
+    ),
+    (
+        '[constraints]\nmax_memory = "5MB"\n[[pass]]\nname = "ternary"\n',
+        "constraints.max_memory: weights that learn, their gradients and two moments take ",
+    ),
     ("[constraints]\nmax_accuracy_drop = 0\n", "constraints.max_accuracy_drop: expected more than 0"),
     ("[constraints]\nmax_accuracy_drop = 1.0\n", "constraints.max_accuracy_drop: expected 0 to 1 (not included)"),
     ("[constraints]\nmin_ratoi = 2\n", "constraints.min_ratoi: unknown key; did you mean 'min_ratio'?"),

@@ -15,7 +15,7 @@ from edgepack.errors import UsageError
 from edgepack.pipeline.frontier.catalogue import catalogue, chosen
 from edgepack.pipeline.frontier.report import write_report
 from edgepack.pipeline.frontier.request import DEVICES, GOAL, SEQUENCES, StudyRequest
-from edgepack.pipeline.frontier.study import Frontier, Study
+from edgepack.pipeline.frontier.study import Study
 from edgepack.pipeline.located import opened_place
 from edgepack.progress import silent
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from edgepack.pipeline.frontier.forecast import Forecast
+    from edgepack.pipeline.frontier.found import Frontier
     from edgepack.progress import Progress
 
 

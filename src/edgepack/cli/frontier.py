@@ -87,7 +87,7 @@ def command(
 
 
 def _plan(found: Forecast) -> list[str]:
-    from edgepack.pipeline.frontier.study import told_time
+    from edgepack.pipeline.frontier.telling import told_time
     from edgepack.quantities import format_size
 
     told = [f"{told_time(seconds):>8}  {name}" for name, seconds in {**found.once, **found.points}.items()]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from edgepack.errors import EdgepackError, ResourceError, UsageError
+from edgepack.files.writeback import EarlyWriteback
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -73,13 +74,16 @@ class OutputStream(io.FileIO):
     def __init__(self, descriptor: int, target: Path, then: str) -> None:
         super().__init__(descriptor, "r+b")
         self._target, self._then = target, then
+        self._writeback = EarlyWriteback(descriptor)
 
     def write(self, block: ReadableBuffer, /) -> int:
         """As `io.FileIO.write`; raises ResourceError or UsageError."""
         try:
-            return super().write(block)
+            count = super().write(block)
         except OSError as error:
             raise output_error(self._target, error, self._then) from error
+        self._writeback.wrote(count)
+        return count
 
     def truncate(self, size: int | None = None, /) -> int:
         """As `io.FileIO.truncate`; raises ResourceError or UsageError."""

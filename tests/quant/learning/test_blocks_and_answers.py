@@ -150,7 +150,7 @@ def test_relations_are_those_of_the_formula() -> None:
 def test_layers_are_compared_where_activations_are_recomputed_too(
     tiny: Checkpoint, blocks: TokenBlocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgepack.quant.learning.memory._resident", lambda _device: 0)
+    monkeypatch.setattr("edgepack.quant.learning.memory.resident", lambda _device: 0)
     asked = Asked(8, relations=1, hidden=(0,))
     examples = answer_examples(trainable_model(tiny), blocks, asked, tmp_path / "answers")
     objective, settings = Distillation(asked, relations=1.0, hidden=1.0), LearningSettings(4, batch=2, rate=1e-2)

@@ -12,13 +12,13 @@ import torch
 from transformers import TrainerCallback
 
 from edgepack.errors import CalibrationError, DependencyError, NumericError, ResourceError, UsageError
+from edgepack.quant.learning.checkpoints import checkpoints, step_of
 from edgepack.quant.learning.loop import learn
 from edgepack.quant.learning.memory import footprint, plan_memory
 from edgepack.quant.learning.models import trainable_model
 from edgepack.quant.learning.objectives import NextToken
 from edgepack.quant.learning.settings import LearningSettings
 from edgepack.quant.learning.text_blocks import TokenBlocks
-from edgepack.quant.learning.trainer import checkpoints, step_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,7 +158,7 @@ def test_what_is_not_finite_names_its_step_and_leaves_good_weights(
 def test_less_memory_changes_the_batch_and_not_the_curve(
     tiny: Checkpoint, blocks: TokenBlocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, recomputes: bool
 ) -> None:
-    monkeypatch.setattr("edgepack.quant.learning.memory._resident", lambda _device: 0)
+    monkeypatch.setattr("edgepack.quant.learning.memory.resident", lambda _device: 0)
     model, notes = trainable_model(tiny), list[str]()
     free = learn(trainable_model(tiny), blocks, NextToken(), SHORT, tmp_path / "free")
     limit = footprint(model, blocks[0], NextToken(), 16).peak(size, recomputes=recomputes)

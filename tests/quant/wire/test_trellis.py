@@ -79,6 +79,16 @@ def test_the_path_is_the_cheapest_of_all_that_the_code_allows(states: int, colum
     assert tuple(found.int().tolist()) == min(costs, key=costs.__getitem__)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own, as it compiles
+@pytest.mark.parametrize(("states", "rows"), [(8, 40)])
+def test_steps_that_torch_compiles_for_other_devices_find_the_same_paths(states: int, rows: int) -> None:
+    code, generator = TrellisCode(states, rows), torch.Generator().manual_seed(states)
+    values = torch.randn(100, generator=generator) * 4
+    lanes = lanes_of(100, rows, values.abs() < 0.2)
+    expected = Trellis(code, lanes, values.device).nearest(values, 3, 20)
+    assert torch.equal(Trellis(code, lanes, values.device, compiling=True).nearest(values, 3, 20), expected)
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), length=st.sampled_from([1, 4, 16]), heights=st.lists(st.integers(1, 40), min_size=1, max_size=4))
 def test_every_row_is_in_one_lane_or_stands_aside(data: st.DataObject, length: int, heights: list[int]) -> None:

@@ -7,7 +7,6 @@ larger type of the same bytes.
 
 from __future__ import annotations
 
-import shutil
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -25,9 +24,10 @@ from edgepack.pipeline.adapting.forecast import FORWARD, STEP, Shape, forecast
 from edgepack.pipeline.adapting.larger import larger_type, make_larger, verdict
 from edgepack.pipeline.adapting.measuring import difficulties, measure
 from edgepack.pipeline.adapting.recovery import Recovered, Sources
+from edgepack.pipeline.adapting.scratch import training_scratch
 from edgepack.pipeline.adapting.settings import ORIGINAL
 from edgepack.pipeline.fidelity import open_reference
-from edgepack.pipeline.makers.wire_scratch import own_scratch, run_digest
+from edgepack.pipeline.makers.wire_scratch import run_digest
 from edgepack.progress import silent
 from edgepack.quant.calibration.text import load_tokenizer, sequence_length
 
@@ -105,11 +105,8 @@ def recover_file(
         numbers_that_learn(base.checkpoint, settings)  # refuses what the model lacks before anything is done
         folder = hidden_path(owner, "recover")
         about = (*settings.about, *(_state(path) for path in sources.paths))
-        own_scratch(folder, owner, run_digest(about, base.checkpoint), resume=settings.resume)
-        run = _Recovery(sources, base, settings, folder, progress, note)
-        found = run.run(output, began)
-    shutil.rmtree(folder, ignore_errors=True)
-    return found
+        with training_scratch(folder, owner, run_digest(about, base.checkpoint), resume=settings.resume):
+            return _Recovery(sources, base, settings, folder, progress, note).run(output, began)
 
 
 def _state(path: Path) -> tuple[str, int, int]:

@@ -31,8 +31,9 @@ from edgepack.pipeline.adapting.forecast import FORWARD, STEP, Shape, forecast
 from edgepack.pipeline.adapting.lesson import Lesson, Taught
 from edgepack.pipeline.adapting.measuring import Measured, measure
 from edgepack.pipeline.adapting.other_text import SAMPLE_LENGTH, OtherText
+from edgepack.pipeline.adapting.scratch import training_scratch
 from edgepack.pipeline.export import run_export
-from edgepack.pipeline.makers.wire_scratch import own_scratch, run_digest
+from edgepack.pipeline.makers.wire_scratch import run_digest
 from edgepack.pipeline.request import ExportRequest
 from edgepack.progress import silent
 from edgepack.quant.calibration.text import load_tokenizer, sequence_length
@@ -131,11 +132,11 @@ def teach_file(
         base = stack.enter_context(opened_base(path, "teach"))
         numbers_that_learn(base.checkpoint, settings)  # refuses what the model lacks before anything is done
         about = (*settings.about, *_states(lesson))
-        own_scratch(folder, owner, run_digest(about, base.checkpoint), resume=settings.resume)
+        digest = run_digest(about, base.checkpoint)
+        stack.enter_context(training_scratch(folder, owner, digest, resume=settings.resume))
         taught = _Teaching(lesson, base, settings, folder, progress, note).run(output, questions, passed_over, began)
         finish(taught)
-    shutil.rmtree(folder, ignore_errors=True)
-    return taught
+        return taught
 
 
 def _states(lesson: Lesson) -> list[tuple[object, ...]]:

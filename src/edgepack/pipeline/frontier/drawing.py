@@ -14,8 +14,8 @@ from edgepack.edge.fidelity.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edgepack.pipeline.frontier.found import Frontier
     from edgepack.pipeline.frontier.points import Point
-    from edgepack.pipeline.frontier.study import Frontier
 
 PANEL = 340  # height of one chart
 MEASURES = {"shipped_bytes": "shipped, MB", "file_bytes": "in memory, MB"}

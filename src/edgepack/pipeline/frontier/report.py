@@ -13,7 +13,7 @@ from edgepack.edge.fidelity.report.page import filled
 from edgepack.edge.fit.devices import find_device
 from edgepack.files.output import atomic_output
 from edgepack.pipeline.frontier.drawing import MEASURES, budget_on, colours, panel, picture
-from edgepack.pipeline.frontier.study import RESULT, Frontier
+from edgepack.pipeline.frontier.found import RESULT, Frontier
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.file_digest import file_sha256
 from edgepack.pipeline.makers.wire_scratch import own_scratch, run_digest
+from edgepack.quant.learning.checkpoints import any_kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 def pass_scratch(request: ExportRequest, recipe: Recipe, checkpoint: Checkpoint) -> Iterator[Path]:
     """The folder of a request's passes, with what an interrupted run of the same left where `resume` asks for it.
 
-    It goes when the block ends, with an error or without; a kill or Ctrl-C leaves it.
+    It goes when the block ends, with an error or without; a kill or Ctrl-C leaves it, and so does an error after a pass
+    that trains has kept a checkpoint: hours of learning do not go for a disk that was full.
     """
     output = request.path or Path(request.source.name)
     folder = output.parent / f".edgepack-passes-{output.name}"
@@ -33,7 +35,8 @@ def pass_scratch(request: ExportRequest, recipe: Recipe, checkpoint: Checkpoint)
     try:
         yield folder
     except Exception:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not any_kept(folder):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
 

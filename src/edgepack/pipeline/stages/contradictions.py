@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from edgepack.errors import RecipeError
 from edgepack.pipeline.export import run_export
-from edgepack.pipeline.makers.opened import opened_checkpoint, with_original
+from edgepack.pipeline.makers.opened import opened_checkpoint, unworked, with_original
 from edgepack.pipeline.options import CODED, GGUF, WIRE
+from edgepack.quant.passes.training import sequences_learnt
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from edgepack.pipeline.export_result import ExportResult
     from edgepack.pipeline.request import ExportRequest
     from edgepack.pipeline.stages.staged_recipe import StagedRecipe
+    from edgepack.quant.passes.recipe import Recipe
 
 _USUAL_LENGTH = 512  # of a calibration sequence, where the recipe and the model say nothing else
+_LEARNT_BYTES = 16  # of a weight that learns, in float32: itself, its gradient, AdamW's two moments
 
 
 def planned(request: ExportRequest) -> ExportResult:
@@ -62,12 +65,7 @@ def refuse_contradictions(recipe: StagedRecipe, request: ExportRequest, plan: Ex
             f" {format_size(plan.outline.source_bytes)}, a ratio of at most {ratio:.3f}, got {bars.min_ratio:g}"
         )
     if bars.max_memory is not None and recipe.passes is not None:
-        floor = _least_memory(recipe, request)
-        if floor > bars.max_memory:
-            raise RecipeError(
-                f"constraints.max_memory: one block and the activations of the calibration take {format_size(floor)},"
-                f" got {format_size(bars.max_memory)}"
-            )
+        _refuse_memory(recipe.passes, request, bars.max_memory)
 
 
 def _refuse_goals(recipe: StagedRecipe, request: ExportRequest) -> None:
@@ -78,6 +76,20 @@ def _refuse_goals(recipe: StagedRecipe, request: ExportRequest) -> None:
         raise RecipeError(
             f"constraints.max_size: the export is told to fill {format_size(goal)}, got {format_size(bars.max_size)}"
         )
+
+
+def _refuse_memory(recipe: Recipe, request: ExportRequest, limit: int) -> None:
+    """What passes are told they may take, or take at least, against what the process may."""
+    for number, step in enumerate(recipe.passes):
+        allowed = step.settings.get("max_memory")
+        if allowed is not None and allowed > limit:
+            raise RecipeError(
+                f"constraints.max_memory: pass[{number}].max_memory allows {format_size(allowed)}, got"
+                f" {format_size(limit)}"
+            )
+    floor, what = _least_memory(recipe, request)
+    if floor > limit:
+        raise RecipeError(f"constraints.max_memory: {what} take {format_size(floor)}, got {format_size(limit)}")
 
 
 def least_bytes(recipe: StagedRecipe, request: ExportRequest, plan: ExportResult) -> int:
@@ -94,15 +106,18 @@ def least_bytes(recipe: StagedRecipe, request: ExportRequest, plan: ExportResult
     return 0 if zeros else int(outline.least_packed_share * outline.bytes)
 
 
-def _least_memory(recipe: StagedRecipe, request: ExportRequest) -> int:
-    """What the passes take at least: the largest block's weights in float32, and what enters it."""
-    assert recipe.passes is not None
-    if not recipe.passes.passes:
-        return 0
+def _least_memory(recipe: Recipe, request: ExportRequest) -> tuple[int, str]:
+    """Bytes that the passes take at least, and of what: blocks come one by one, who learns holds a whole model."""
+    if not recipe.passes:
+        return 0, ""
     with with_original(request) as opened:
         checkpoint = opened_checkpoint(opened)
-    reads = any(step.needs_tokens for step in recipe.passes.passes)
-    return 4 * (_largest_block(checkpoint) + (_activations(recipe, checkpoint) if reads else 0))
+    reads = any(step.needs_tokens for step in recipe.passes)
+    one = 4 * (_largest_block(checkpoint) + (_activations(recipe, checkpoint) if reads else 0))
+    if not any(sequences_learnt(step.settings) for step in recipe.passes):
+        return one, "one block and the activations of the calibration"
+    learning = _LEARNT_BYTES * unworked(checkpoint, recipe).weight_count
+    return max(one, learning), "weights that learn, their gradients and two moments"
 
 
 def _largest_block(checkpoint: Checkpoint) -> int:
@@ -114,9 +129,8 @@ def _largest_block(checkpoint: Checkpoint) -> int:
     return max(blocks.values(), default=0)
 
 
-def _activations(recipe: StagedRecipe, checkpoint: Checkpoint) -> int:
-    assert recipe.passes is not None
+def _activations(recipe: Recipe, checkpoint: Checkpoint) -> int:
     config = checkpoint.config.get("text_config", checkpoint.config)
-    asked = recipe.passes.calibration
+    asked = recipe.calibration
     length = asked["length"] or min(_USUAL_LENGTH, int(config.get("max_position_embeddings") or _USUAL_LENGTH))
     return int(asked["sequences"] * length * int(config.get("hidden_size") or config.get("n_embd") or 0))

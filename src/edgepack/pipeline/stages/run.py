@@ -21,8 +21,9 @@ from edgepack.pipeline.stages.log_file import logged
 from edgepack.pipeline.stages.memory import PeakMemory
 from edgepack.pipeline.stages.metrics import Metrics
 from edgepack.pipeline.stages.request import Compressed, CompressRequest
+from edgepack.pipeline.stages.runner import STAGES_FOLDER
 from edgepack.pipeline.stages.staged_recipe import StagedRecipe, read_staged
-from edgepack.pipeline.stages.work import STAGES_FOLDER, SUMMARY, Run
+from edgepack.pipeline.stages.work import SUMMARY, Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,6 +1,7 @@
 """The stages of a recipe at work: each is skipped when it is done already, and held against the constraints after.
 
-The work of a stage is that of the command of its name; what is refused before, `stages.run`'s.
+The work of a stage is that of the command of its name; how one is run is `stages.runner`'s, what is refused before
+`stages.run`'s.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import shutil
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +20,16 @@ from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.edge.fidelity.validate import Gates
 from edgepack.errors import CheckFailedError
 from edgepack.export.recipe.pass_stages import FinishedPass, PassStages, following_key
-from edgepack.file_digest import file_sha256
-from edgepack.files.claim import check_output, claimed_output
+from edgepack.files.claim import claimed_output
 from edgepack.files.output import atomic_output
 from edgepack.packaging.derivation import MEMBER, beside_path
 from edgepack.packaging.trust.policy import ANYONE
 from edgepack.pipeline.export import run_export
-from edgepack.pipeline.stages.constraints import Verdict, verdicts_on
 from edgepack.pipeline.stages.contradictions import least_bytes
 from edgepack.pipeline.stages.keys import export_key, first_key, packs_inside, scoring_key
-from edgepack.pipeline.stages.records import StageResult, kept_result, read_record, write_record
+from edgepack.pipeline.stages.records import StageResult, read_record, write_record
 from edgepack.pipeline.stages.request import Compressed, CompressRequest
+from edgepack.pipeline.stages.runner import STAGES_FOLDER, StageRunner
 from edgepack.pipeline.stages.scoring import StageScorer, accuracy_figures
 from edgepack.quantities import format_duration, format_size
 
@@ -46,15 +46,13 @@ if TYPE_CHECKING:
 
     Work = Callable[[], tuple[Figures, list[Path]]]
 
-STAGES_FOLDER, SUMMARY = "stages", "recipe.json"
-VALIDATION = "validation.json"
+SUMMARY, VALIDATION = "recipe.json", "validation.json"
 
 
-@dataclass
-class Run:
+class Run(StageRunner):
     """One run of a recipe.
 
-    Attributes:
+    Args:
         recipe: the whole.
         request: what is asked for.
         export: the recipe's export, without its passes.
@@ -62,25 +60,19 @@ class Run:
         metrics: where stages are counted, or None.
         log: told each line.
         memory: of the stage that is under way.
-        stages: those that are done.
     """
 
-    recipe: StagedRecipe
-    request: CompressRequest
-    export: ExportRequest
-    plan: ExportResult
-    metrics: Metrics | None
-    log: Callable[[str], object]
-    memory: PeakMemory
-    stages: list[StageResult] = field(default_factory=list)
-    passes: list[StageResult] = field(default_factory=list)
-    scored: FidelityRun | None = None  # what the export made, where this run has scored it
-
-    def __post_init__(self) -> None:
-        whole = 4 * sum(prod(row.shape) for row in self.plan.outline.tensors)
-        limit = self.recipe.constraints.max_memory
-        self.export, self.key = self._prepared()
-        self.scorer = StageScorer(self.export, self.recipe.scoring, limit, whole)
+    def __init__(
+        self, recipe: StagedRecipe, request: CompressRequest, export: ExportRequest, plan: ExportResult,
+        metrics: Metrics | None, log: Callable[[str], object], memory: PeakMemory,
+    ) -> None:  # fmt: skip
+        super().__init__(recipe, request, metrics, log, memory)
+        self.plan = plan
+        self.passes: list[StageResult] = []
+        self.scored: FidelityRun | None = None  # what the export made, where this run has scored it
+        self.export, self.key = self._prepared(export)
+        whole = 4 * sum(prod(row.shape) for row in plan.outline.tensors)
+        self.scorer = StageScorer(self.export, recipe.scoring, recipe.constraints.max_memory, whole)
 
     def all_stages(self, started: float) -> Compressed:
         """Every stage in order; `started` is the clock at the beginning."""
@@ -94,13 +86,6 @@ class Run:
         done = Compressed(shipped, size, self.plan.outline.source_bytes, tuple(self.stages), seconds)
         self._sum_up(done)
         return done
-
-    def say(self, line: str) -> None:
-        """A line for people and for the log."""
-        self.request.tell(line)
-        self.log(line)
-
-    # ------------------------------------------------------------ stages
 
     def _exported(self) -> tuple[Path, str]:
         """Passes and the file: one piece of work, in which every pass is a stage of its own."""
@@ -201,53 +186,9 @@ class Run:
         self._run("certify", key, work)
         return output, key
 
-    # ------------------------------------------------------------ what all stages share
-
-    def _run(self, name: str, key: str, work: Work) -> StageResult:
-        """A stage: skipped, or done now."""
-        kept = self._kept(name, key)
-        return self._do(name, key, work) if kept is None else self._finish(kept)
-
-    def _kept(self, name: str, key: str) -> StageResult | None:
-        return kept_result(self._record(name), key, self.folder)
-
-    def _do(
-        self, name: str, key: str, work: Work, passes: Callable[[], tuple[StageResult, ...]] = tuple
-    ) -> StageResult:
-        self.say(f"{name}: begins")
-        self._begin()
-        figures, files = work()
-        digests, seconds = {path.name: file_sha256(path) for path in files}, time.monotonic() - self._since
-        result = StageResult(name, key, figures, seconds, self.memory.bytes, digests, passes())
-        write_record(self._record(name), result)
-        return self._finish(result)
-
-    def _finish(self, result: StageResult) -> StageResult:
-        """Tell of a stage and hold it against the constraints.
-
-        Raises:
-            CheckFailedError: one is missed.
-        """
-        verdicts = verdicts_on(result, self.recipe.constraints)
-        self.stages.append(result)
-        self.say(_line(result))
-        for verdict in verdicts:
-            self.log(f"{result.name}: {'met' if verdict.met else 'MISSED'} {verdict.name}: {verdict.text}")
-        if self.metrics is not None:
-            self.metrics.add(result, verdicts)
-        missed = [verdict for verdict in verdicts if not verdict.met]
-        if missed:
-            raise CheckFailedError(f"after stage {result.name}: {_told(missed)}")
-        return result
-
     def _began_pass(self, number: int, name: str) -> None:
         self.say(f"pass-{number}-{name}: begins")
         self._begin()
-
-    def _begin(self) -> None:
-        """Time and memory are counted from here."""
-        self.memory.begin()
-        self._since = time.monotonic()
 
     def _finished_pass(self, done: FinishedPass) -> None:
         """A pass is a stage: it is measured where a constraint asks for that, once for the same inputs."""
@@ -265,33 +206,9 @@ class Run:
         self._finish(kept)
         self._begin()
 
-    # ------------------------------------------------------------ places
-
-    @property
-    def folder(self) -> Path:
-        """Where everything goes."""
-        return self.request.output
-
-    def _record(self, name: str) -> Path:
-        return self.folder / STAGES_FOLDER / f"{name}.json"
-
-    def _place(self, name: str) -> Path:
-        """A file of the folder; one that no run of a recipe made is in the way."""
-        path = self.folder / name
-        records = (read_record(each) for each in (self.folder / STAGES_FOLDER).glob("*.json"))
-        ours = self.request.force or any(name in record.files for record in records if record is not None)
-        check_output(path, inputs=[self.request.model, self.request.recipe], force=ours)
-        return path
-
-    def _beside(self, path: Path) -> tuple[Path, ...]:
-        """The adapters beside the exported GGUF."""
-        record = read_record(self._record("export"))
-        names = [] if record is None else [name for name in record.files if name.endswith("-lora.gguf")]
-        return tuple(path.with_name(name) for name in names)
-
-    def _prepared(self) -> tuple[ExportRequest, str]:
+    def _prepared(self, given: ExportRequest) -> tuple[ExportRequest, str]:
         """The export with its passes in a file of their own, which stays in the folder; and the key of the first."""
-        export = replace(self.export, force=True, resume=True)
+        export = replace(given, force=True, resume=True)
         if self.recipe.passes is None:
             return export, first_key(self.recipe, export)
         own = self.folder / STAGES_FOLDER / "passes.toml"
@@ -301,8 +218,6 @@ class Run:
         key = first_key(self.recipe, export)
         stages = PassStages(self.folder / STAGES_FOLDER, key, self._began_pass, self._finished_pass)
         return replace(export, stages=stages), key
-
-    # ------------------------------------------------------------ figures
 
     @property
     def _measures(self) -> bool:
@@ -333,18 +248,3 @@ def _failed(result: ExportResult) -> str:
     assert result.validation is not None
     found = result.validation.candidates[0].gate_results(result.gates)
     return "; ".join(each.detail for each in found if not each.passed)
-
-
-def _told(missed: list[Verdict]) -> str:
-    return "; ".join(f"constraints.{verdict.name}: {verdict.text}" for verdict in missed)
-
-
-def _line(result: StageResult) -> str:
-    """A stage for people."""
-    how = "skipped, its inputs are the same" if result.skipped else f"done in {format_duration(result.seconds)}"
-    parts = [f"{result.name}: {how}"]
-    if "bytes" in result.figures:
-        parts.append(f"{format_size(result.figures['bytes'])}, ratio {result.figures['ratio']:.2f}")
-    if "accuracy_drop" in result.figures:
-        parts.append(f"accuracy drop {result.figures['accuracy_drop']:.4f}")
-    return ", ".join([*parts, f"peak memory {format_size(result.peak_memory_bytes)}"])
