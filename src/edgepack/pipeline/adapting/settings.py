@@ -17,6 +17,7 @@ PUBLISHED_RATE = 8e-7
 
 _AUTO_AT, _AUTO_WIDTH = 5e-4, 576  # a usual rate of adapters at this width, and how it falls: no measured optimum
 _MOST_AUTO = 2e-3
+LEAST_LENGTH, _MOST_LENGTH = 8, 1 << 17  # tokens of an example
 
 
 def auto_rate(width: int) -> float:
@@ -64,8 +65,10 @@ class AdaptSettings:
     def __post_init__(self) -> None:
         if not 0 < self.epochs < 10_000:
             raise UsageError(f"adapter: expected epochs above 0, got {self.epochs}")
-        if not 8 <= self.length <= 1 << 17:
-            raise UsageError(f"adapter: expected 8 to {1 << 17} tokens of an example, got {self.length}")
+        if not LEAST_LENGTH <= self.length <= _MOST_LENGTH:
+            raise UsageError(
+                f"adapter: expected {LEAST_LENGTH} to {_MOST_LENGTH} tokens of an example, got {self.length}"
+            )
         self.learning(1, 1)  # its own bounds
 
     @property
@@ -137,7 +140,7 @@ class TeachSettings(AdaptSettings):
         alpha: as `AdaptSettings.alpha`.
         questions: held-out questions at most.
         replay: pieces of other text that are learnt to stay what they are; 0 for none.
-        replay_weight: of their divergence beside the documents' loss.
+        replay_weight: of their divergence beside the documents' loss; what mixed batches gave it, now that few are.
         measured: pieces of other text to measure forgetting on.
     """
 
@@ -146,7 +149,7 @@ class TeachSettings(AdaptSettings):
     length: int = 512
     questions: int = 100
     replay: int = 64
-    replay_weight: float = 1.0
+    replay_weight: float = 1.5
     measured: int = 16
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.fidelity.tasks.knowledge import Known, knowledge_test
@@ -32,6 +33,7 @@ from edgepack.pipeline.adapting.lesson import Lesson, Taught
 from edgepack.pipeline.adapting.measuring import Measured, measure
 from edgepack.pipeline.adapting.other_text import SAMPLE_LENGTH, OtherText
 from edgepack.pipeline.adapting.scratch import training_scratch
+from edgepack.pipeline.adapting.settings import LEAST_LENGTH
 from edgepack.pipeline.export import run_export
 from edgepack.pipeline.makers.wire_scratch import run_digest
 from edgepack.pipeline.request import ExportRequest
@@ -73,7 +75,9 @@ def forecast_teaching(lesson: Lesson, settings: TeachSettings) -> Forecast:
             "forgetting": (2 * settings.measured * SAMPLE_LENGTH, FORWARD),
         }  # fmt: skip
         lora = numbers_that_learn(checkpoint, settings)
-        return forecast(shape, settings, parts, lora, examples, learning.steps)
+        longest = max([SAMPLE_LENGTH if settings.replay else 0, *lengths])
+        held = replace(settings, length=min(settings.length, max(LEAST_LENGTH, longest)))
+        return forecast(shape, held, parts, lora, examples, learning.steps)
 
 
 @contextmanager
