@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.edge.fidelity.agreement import compare, concatenate, truncate
+from edgepack.edge.fidelity.predictions import score_ahead
 from edgepack.edge.fidelity.scorers.scorer import Chunk
 from edgepack.edge.fidelity.stored_reference import StoredReference
 from edgepack.edge.fidelity.validate import Validation
@@ -74,8 +75,8 @@ def store(
     tokens = reference.tokenizer.tokenize(text)
     kept, measured, read = [], [], []
     with progress("storing the reference", chunking.scored(len(tokens)), " tokens") as advance:
-        for chunk in chunking.chunks(tokens, reference.tokenizer.bos):
-            logits, answers = reference.score(chunk), candidate.score(chunk)
+        for chunk, logits in score_ahead(reference, chunking.chunks(tokens, reference.tokenizer.bos)):
+            answers = candidate.score(chunk)
             assert isinstance(logits, np.ndarray) and isinstance(answers, np.ndarray)  # noqa: PT018
             part = truncate(logits, chunk.scored_targets, kept_tokens(reference.vocabulary))
             kept.append(part)

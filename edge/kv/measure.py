@@ -10,11 +10,13 @@ import math
 import os
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from edgepack.edge.fidelity.agreement import compare
+from edgepack.edge.fidelity.predictions import predictions
 from edgepack.edge.fidelity.statistics import ClusteredMean
 from edgepack.edge.kv.sizes import BASELINE
 from edgepack.edge.kv.table import CacheCost
@@ -24,17 +26,18 @@ from edgepack.errors import ModelRuntimeError
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from edgepack.edge.fidelity.agreement import TokenMeasures
+    from edgepack.edge.fidelity.agreement import TokenMeasures, TruncatedPredictions
     from edgepack.edge.fidelity.scorers.scorer import Chunk, Scorer
     from edgepack.edge.llama.options import Adapter
     from edgepack.progress import Progress
 
 BATCH = 512  # tokens evaluated at once, as `run` and `serve` do
+Predictions: TypeAlias = "NDArray[np.float32] | TruncatedPredictions"
 
 
 @dataclass(frozen=True)
@@ -185,12 +188,16 @@ def measure_caches(
     wanted = [BASELINE, *(name for name in names if name != BASELINE)]
     sums = {name: CacheSums() for name in wanted}
     known = {} if kept is None else kept.read(wanted)
-    with progress("measuring caches", (len(chunks) - len(known)) * len(wanted), " evaluations") as advance:
+    left = [chunk for chunk in chunks if chunk.index not in known]
+    with (
+        progress("measuring caches", len(left) * len(wanted), " evaluations") as advance,
+        closing(_expected(original, left)) as expected,
+    ):
         for chunk in chunks:
             found = known.get(chunk.index)
             if found is None:
                 found = {}
-                for name, one in _read_chunk(caches, wanted, chunk, original):
+                for name, one in _read_chunk(caches, wanted, chunk, next(expected)):
                     found[name] = one
                     advance(1)
                 if kept is not None:
@@ -200,11 +207,19 @@ def measure_caches(
     return [sums[name].cost(name) for name in wanted]
 
 
+def _expected(original: Scorer | None, chunks: Sequence[Chunk]) -> Generator[Predictions | None, None, None]:
+    """What the original says of each chunk, read in batches where it is read by blocks; None without one."""
+    if original is None:
+        yield from repeat(None)
+        return
+    for _chunk, found in predictions(original, iter(chunks)):
+        yield found
+
+
 def _read_chunk(
-    caches: Caches, names: Sequence[str], chunk: Chunk, original: Scorer | None
+    caches: Caches, names: Sequence[str], chunk: Chunk, expected: Predictions | None
 ) -> Iterator[tuple[str, ChunkSums]]:
     baseline = caches.logits(BASELINE, chunk)
-    expected = None if original is None else original.score(chunk)
     targets, start = chunk.scored_targets, chunk.start + chunk.first
     for name in names:
         got = baseline if name == BASELINE else caches.logits(name, chunk)

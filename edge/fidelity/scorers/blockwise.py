@@ -61,25 +61,43 @@ class BlockwiseScorer:
         return next(self.score_batch([chunk]))
 
     def score_batch(self, chunks: Sequence[Chunk]) -> Iterator[NDArray[np.float32]]:
-        """Logits of each chunk in their order; the checkpoint is read once for all of the same length."""
-        for _length, same in groupby(chunks, key=lambda chunk: len(chunk.tokens)):
-            yield from self._score_equal(list(same))
+        """Logits of each chunk in their order; the checkpoint is read once for all of them, whatever their lengths."""
+        parts = [part for same in _equally_long(chunks) for part in same.split(_TOGETHER)]
+        hidden = self._through_blocks(parts)
+        rows = (
+            (state, row)
+            for states, part in zip(hidden, parts, strict=True)
+            for state, row in zip(states, part, strict=True)
+        )
+        with self._model.shell():
+            for chunk, (state, row) in zip(chunks, rows, strict=True):
+                yield self._logits(state, row)[chunk.first : -1]
 
-    def _score_equal(self, chunks: list[Chunk]) -> Iterator[NDArray[np.float32]]:
-        tokens = torch.from_numpy(np.stack([chunk.tokens for chunk in chunks]).astype(np.int64))
+    def _through_blocks(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What leaves the last block, [chunks, length, width] a part."""
+        shapes = {part.shape: part for part in parts}
         with torch.inference_mode():
-            parts = tokens.split(_TOGETHER)
-            hidden = [self._model.embed(part) for part in parts]
-            calls = {len(part): self._model.calls(part) for part in parts}
+            with self._model.shell():
+                hidden = [self._model.embed(part) for part in parts]
+                calls = {shape: self._model.calls(part) for shape, part in shapes.items()}
             for index in range(self._model.block_count):
                 with self._model.block(index) as block:
-                    hidden = [block.run(states, calls[len(states)][index]) for states in hidden]
-            rows = [state[None] for states in hidden for state in states]
-            with self._model.shell():
-                for chunk, row, state in zip(chunks, tokens, rows, strict=True):
-                    logits = self._model.logits(state, row[None])[0, chunk.first : -1]
-                    kept: NDArray[np.float32] = logits.float().numpy()
-                    yield kept
+                    hidden = [
+                        block.run(states, calls[part.shape][index]) for states, part in zip(hidden, parts, strict=True)
+                    ]
+        return hidden
+
+    def _logits(self, state: torch.Tensor, row: torch.Tensor) -> NDArray[np.float32]:
+        """Of one chunk, [length, vocabulary]."""
+        with torch.inference_mode():  # not between two chunks: their reader may use torch too
+            logits: NDArray[np.float32] = self._model.logits(state[None], row[None])[0].float().numpy()
+        return logits
 
     def close(self) -> None:
         """Nothing is held between batches."""
+
+
+def _equally_long(chunks: Sequence[Chunk]) -> Iterator[torch.Tensor]:
+    """Neighbours of one length, int64 [chunks, length]."""
+    for _length, same in groupby(chunks, key=lambda chunk: len(chunk.tokens)):
+        yield torch.from_numpy(np.stack([chunk.tokens for chunk in same]).astype(np.int64))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.api.opening import ignore
+from edgepack.api.places import local_path
 from edgepack.api.values import optional_path
 from edgepack.errors import UsageError
 from edgepack.files.claim import claimed_output
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from edgepack.progress import Progress
 
 _CARD = "README.md"
+_TRAINED = "it is read several times while an adapter is trained"
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,12 @@ def recover(
         EdgepackError: file or original cannot be opened.
     """
     sources = Sources(
-        Path(file), Path(reference), Path(text), optional_path(teacher), optional_path(answers), optional_path(imatrix)
+        Path(file),
+        local_path(reference, _TRAINED),
+        Path(text),
+        None if teacher is None else local_path(teacher, _TRAINED),
+        optional_path(answers),
+        optional_path(imatrix),
     )
     settings = RecoverSettings(
         rank=rank, alpha=alpha, modules=tuple(modules), rate=rate, epochs=epochs, steps=steps, batch=batch, length=ctx,
@@ -259,7 +266,8 @@ def teach(
         EdgepackError: the model cannot be opened.
     """
     lesson = Lesson(
-        Path(model), Canon(Path(documents), optional_path(pairs), optional_path(questions)), optional_path(other),
+        local_path(model, _TRAINED),
+        Canon(Path(documents), optional_path(pairs), optional_path(questions)), optional_path(other),
         target,
     )  # fmt: skip
     settings = TeachSettings(

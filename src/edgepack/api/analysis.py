@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.api.values import FilePath, JsonObject, optional_path
 from edgepack.errors import DependencyError, UsageError
-from edgepack.export.backwards.checkpoint import opened_source
+from edgepack.pipeline.located import opened_checkpoint_at, opened_place
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def analyze(
     """Spectra of a model's weights, and of its activations over a text: how many directions they really use.
 
     Args:
-        model: a Hugging Face folder or a GGUF.
+        model: a Hugging Face folder, a URL of one as text, or a GGUF.
         text: a UTF-8 text file to measure activations over; None measures none.
         own_samples: measure them over text that the model writes itself.
         sequences: pieces of text.
@@ -82,26 +82,27 @@ def analyze(
         raise DependencyError(
             f"analyze: '{error.name}' is not installed, use pip install 'edgepack[compress]'"
         ) from None
-    path, file = Path(model), optional_path(text)
-    with opened_source(path) as checkpoint:
+    file = optional_path(text)
+    with opened_checkpoint_at(model) as checkpoint:
         tokens = _tokens(checkpoint, file, own_samples, sequences, length, device)
         found = analyse(checkpoint, PassRun(Path(), tokens, device=device, progress=progress))
     origin = file.name if file else f"{sequences} samples of the model" if own_samples else ""
-    return Analysis(path, origin, found)
+    return Analysis(Path(model), origin, found)
 
 
 def architecture_of(model: FilePath) -> Architecture:
     """What a model is: shape, parameters by part, memory by context length, sizes by target. Reads no weights.
 
     Args:
-        model: a Hugging Face folder or a GGUF.
+        model: a Hugging Face folder, a URL of one as text, or a GGUF.
 
     Raises:
         EdgepackError: the source is not sound, or no architecture that is known.
     """
     from edgepack.pipeline.architecture import read_architecture
 
-    return read_architecture(Path(model))
+    with opened_place(model, None) as (path, located):
+        return read_architecture(path, None if located is None else located.checkpoint)
 
 
 def _tokens(

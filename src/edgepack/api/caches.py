@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.api.opening import ignore
+from edgepack.api.places import files_of, local_path
 from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.values import FilePath, optional_path
 from edgepack.edge.fidelity.certificate_file import places_of_copy
@@ -16,6 +17,7 @@ from edgepack.errors import UsageError
 from edgepack.files.claim import claimed_output
 from edgepack.pipeline.kv.request import DEFAULT_CHUNKS, DEFAULT_CTX, KvRequest
 from edgepack.pipeline.kv.study import forecast, study
+from edgepack.pipeline.located import opened_place
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -62,7 +64,8 @@ def kv(
         types: caches such as `q8_0`, or of K and of V: `q8_0/q4_0`; `f16` is measured in any case.
         dims: dimensions of keys and of values, all heads of a layer together: what caches that hold no more would lose.
         max_kl: nats a token that a device may lose by its cache, as the output is to state.
-        original: the checkpoint that a file was made of: caches are held against it too, and spectra are its.
+        original: the checkpoint that a file was made of, a folder or a URL of one as text: caches are held against it
+            too, and spectra are its.
         spectra: whether they are taken; None where torch is there and the file can be read back as a checkpoint.
         work: a folder from which an interrupted measurement goes on; gone when it is whole.
         threads: of the CPU; by default cores that are free.
@@ -82,17 +85,21 @@ def kv(
         DependencyError: llama-cpp-python, or torch for spectra that were asked for, is not installed.
         EdgepackError: whatever opening or packing finds wrong; nothing is left behind.
     """
-    path, policy, target = Path(model), policy_for(trusted), optional_path(output)
-    request = KvRequest(
-        path, Path(text), ctx, chunks, tuple(types), tuple(dims), max_kl, optional_path(original), spectra, target,
-        optional_path(work), threads or 0, n_gpu_layers, device, policy,
-    )  # fmt: skip
-    if not path.exists():
-        raise UsageError(f"'{path}': no such file or folder")
-    if dry_run:
-        return forecast(request, progress)
-    inputs = [one for one in (path, request.text, request.original) if one is not None]
-    with ExitStack() as claims:
+    path = local_path(model, "kv measures a file of it, which edgepack export makes")
+    policy, target = policy_for(trusted), optional_path(output)
+    with ExitStack() as opened:
+        origin, located = None, None
+        if original is not None:
+            origin, located = opened.enter_context(opened_place(original, None))
+        request = KvRequest(
+            path, Path(text), ctx, chunks, tuple(types), tuple(dims), max_kl, origin, spectra, target,
+            optional_path(work), threads or 0, n_gpu_layers, device, policy, located,
+        )  # fmt: skip
+        if not path.exists():
+            raise UsageError(f"'{path}': no such file or folder")
+        if dry_run:
+            return forecast(request, progress)
+        inputs = files_of(path, request.text, original)
         for place in () if path.is_dir() else places_of_copy(path, target, policy):
-            claims.enter_context(claimed_output(place, inputs=inputs, force=force))
+            opened.enter_context(claimed_output(place, inputs=inputs, force=force))
         return study(request, progress, note)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.api.opening import ignore
+from edgepack.api.places import local_path
 from edgepack.api.values import FilePath, JsonObject, optional_path
 from edgepack.edge.fidelity.outcome import finite
 from edgepack.pipeline.stages.request import Compressed, CompressRequest
@@ -81,7 +82,8 @@ def compress(
     from edgepack.pipeline.stages.run import run_recipe
 
     request = CompressRequest(
-        Path(model), Path(recipe), Path(output), device, threads, force, optional_path(metrics), optional_path(log),
+        local_path(model, "stages are kept under the digests of its files"), Path(recipe), Path(output), device,
+        threads, force, optional_path(metrics), optional_path(log),
         dry_run, progress, note,
     )  # fmt: skip
     return CompressResult(run_recipe(request))

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.api.measured_inputs import opened_inputs, scoring_with
+from edgepack.api.measured_inputs import check_text, opened_inputs, scoring_with
 from edgepack.api.opening import ignore
 from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.validation import ComparisonResult, ReplayResult, ValidationResult
@@ -16,8 +16,10 @@ from edgepack.edge.fidelity.certificate_file import certificate_path, has_deriva
 from edgepack.edge.fidelity.scoring import ScoringOptions
 from edgepack.edge.fidelity.validate import Gates
 from edgepack.files.claim import claimed_output
+from edgepack.files.remote import is_url
 from edgepack.packaging.derivation import beside_path
 from edgepack.pipeline import certify as certificates
+from edgepack.pipeline.located import opened_place
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -186,7 +188,7 @@ def certify(
 
     Args:
         candidate: a GGUF or an `.edgepack`.
-        reference: the original.
+        reference: the original, as in `validate`.
         output: an `.edgepack` (by default CANDIDATE-certified.edgepack); any other name gets the GGUF and, beside it,
             the certificate. A derivation goes with it, from an archive or from beside a GGUF.
         text: what is scored, as in `validate`, and so all that follow.
@@ -205,15 +207,17 @@ def certify(
     candidate = Path(candidate)
     target = candidate.with_name(f"{candidate.stem}-certified.edgepack") if output is None else Path(output)
     options = scoring_with(scoring or ScoringOptions(floor=True), ctx, chunks, threads, trusted)
-    said = optional_path(text)
-    inputs = [candidate, Path(reference), *([] if said is None else [said])]
+    check_text(reference, text)
+    said, original = optional_path(text), optional_path(None if is_url(reference) else reference)
+    inputs = [each for each in (candidate, original, said) if each is not None]
     with ExitStack() as claims:
         claims.enter_context(claimed_output(target, inputs=inputs, force=force))
         if target.suffix != ".edgepack":
             claims.enter_context(claimed_output(certificate_path(target), inputs=inputs, force=force))
             if has_derivation(candidate):
                 claims.enter_context(claimed_output(beside_path(target), inputs=inputs, force=force))
-        return certificates.certify(candidate, Path(reference), said, target, options, stored_tokens, progress)
+        place, located = claims.enter_context(opened_place(reference, None))
+        return certificates.certify(candidate, place, said, target, options, stored_tokens, progress, located=located)
 
 
 def evaluate(
@@ -231,7 +235,7 @@ def evaluate(
 
     Args:
         candidate: a GGUF or an `.edgepack`.
-        reference: the original.
+        reference: the original: a Hugging Face folder, its URL as text (items with choices alone), or a GGUF.
         tasks: paths of JSONL files of items; `hellaswag`, a small set of that form that ships with edgepack; or names
             of lm-evaluation-harness tasks where that is installed (`harness:hellaswag` for its own).
         limit: only the first so many items of each.
@@ -244,10 +248,11 @@ def evaluate(
         task → measure → both models compared; of edgepack's own runner with `items_in_order`, one by one.
 
     Raises:
-        UsageError: a file of items is not one.
+        UsageError: a file of items is not one, or an original at a URL would have to write.
         DependencyError: a task's name, and lm-evaluation-harness is not installed.
     """
     from edgepack.pipeline import evaluate as tasks_of
 
     options = ScoringOptions(ctx=ctx, threads=threads or 0, trust=policy_for(trusted))
-    return tasks_of.evaluate(Path(candidate), Path(reference), tasks, options, limit, progress)
+    original = str(reference) if is_url(reference) else Path(reference)
+    return tasks_of.evaluate(Path(candidate), original, tasks, options, limit, progress)

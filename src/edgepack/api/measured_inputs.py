@@ -64,16 +64,21 @@ class Inputs:
             return run
 
 
+def check_text(reference: FilePath, text: FilePath | None) -> None:
+    """Refuse an original at a URL that would have to write the text; raises UsageError."""
+    if is_url(reference) and text is None:
+        raise UsageError(
+            f"--reference at a URL is read block by block and cannot write: expected --text FILE, got '{reference}'"
+        )
+
+
 @contextmanager
 def opened_inputs(
     reference: FilePath, text: FilePath | None, scoring: ScoringOptions, progress: Progress,
     note: Callable[[str], object],
 ) -> Iterator[Inputs]:  # fmt: skip
     """What a measurement reads, while the block lasts."""
-    if is_url(reference) and text is None:
-        raise UsageError(
-            f"--reference at a URL is read block by block and cannot write: expected --text FILE, got '{reference}'"
-        )
+    check_text(reference, text)
     with opened_place(reference, None) as (path, located):
         yield Inputs(path, optional_path(text), scoring, progress, note, located)
 

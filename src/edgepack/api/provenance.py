@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edgepack.api.trust import policy_for
 from edgepack.api.values import FilePath, optional_path
 from edgepack.packaging.derivation import read_derivation
+from edgepack.pipeline.located import opened_place
 from edgepack.pipeline.rederive import Inputs, rederive
 from edgepack.progress import silent
 
@@ -50,7 +51,7 @@ def check_provenance(
 
     Args:
         file: an `.edgepack`, or a GGUF with NAME.intoto.json beside it.
-        model: what it was made from: a Hugging Face folder or a GGUF.
+        model: what it was made from: a Hugging Face folder, a URL of one as text, or a GGUF.
         calibration: the text, where the derivation names one.
         imatrix: the importance matrix, likewise.
         adapter: the PEFT folder, likewise.
@@ -65,7 +66,8 @@ def check_provenance(
         EdgepackError: whatever the export finds wrong.
     """
     inputs = Inputs(*map(optional_path, (calibration, imatrix, adapter, text, factors)))
-    return rederive(Path(file), Path(model), inputs, policy_for(trusted), threads, progress)
+    with opened_place(model, None) as (place, located):
+        return rederive(Path(file), place, inputs, policy_for(trusted), threads, progress, located=located)
 
 
 def reproduce(
@@ -87,7 +89,7 @@ def reproduce(
 
     Args:
         file: an `.edgepack`, or a GGUF with NAME.intoto.json beside it.
-        model: what it was made from: a Hugging Face folder or a GGUF.
+        model: what it was made from: a Hugging Face folder, a URL of one as text, or a GGUF.
         calibration: the text, where the derivation names one.
         imatrix: the importance matrix, likewise.
         adapter: the PEFT folder, likewise.
@@ -106,4 +108,5 @@ def reproduce(
     """
     inputs = Inputs(*map(optional_path, (calibration, imatrix, adapter, text, factors)))
     policy = policy_for(trusted)
-    return rederive(Path(file), Path(model), inputs, policy, threads, progress, despite_sources=False)
+    with opened_place(model, None) as (place, located):
+        return rederive(Path(file), place, inputs, policy, threads, progress, despite_sources=False, located=located)

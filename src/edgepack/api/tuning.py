@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.api.opening import ignore
+from edgepack.api.places import files_of
 from edgepack.errors import UsageError
-from edgepack.export.backwards.checkpoint import opened_source
 from edgepack.files.claim import claimed_output
 from edgepack.gguf.reader import read_header
+from edgepack.pipeline.located import opened_checkpoint_at
 from edgepack.pipeline.tuning.sampled import DEFAULT_CTX, DEFAULT_MINUTES, DEFAULT_SEQUENCES, tuning_tokens
 from edgepack.pipeline.tuning.tune import Tuned, default_parts, tune_gguf
 from edgepack.progress import silent
@@ -81,7 +82,8 @@ def tune(
 
     Args:
         file: the GGUF.
-        reference: what it was made of: a Hugging Face folder, or a GGUF that can be read back into one.
+        reference: what it was made of: a Hugging Face folder, a URL of one as text, or a GGUF that can be read back
+            into one.
         text: a UTF-8 text file to learn from.
         output: where it is written.
         steps: how many; None for as many as `minutes` give.
@@ -112,12 +114,15 @@ def tune(
         minutes = DEFAULT_MINUTES
     if ctx < 2 or sequences < 2:
         raise UsageError(f"tune: expected ctx and sequences of at least 2, got {ctx} and {sequences}")
-    path, origin, target = Path(file), Path(reference), Path(output)
+    path, target = Path(file), Path(output)
     wanted = default_parts(read_header(path)) if parts is None else frozenset(parts)
     settings = TuningSettings(
         steps=steps, minutes=minutes, rate=rate, parts=wanted, moves=moves, seed=seed, device=device
     )
-    with claimed_output(target, inputs=[path, origin, Path(text)], force=force), opened_source(origin) as checkpoint:
+    with (
+        claimed_output(target, inputs=files_of(path, reference, text), force=force),
+        opened_checkpoint_at(reference) as checkpoint,
+    ):
         chosen, line = tuning_tokens(checkpoint, read_text(Path(text)), ctx, sequences)
         if line:
             note(line)

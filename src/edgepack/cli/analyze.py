@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgepack.cli.output import force_option, json_option, note, print_json, say, terminal_progress
+from edgepack.cli.place import Place
 
 if TYPE_CHECKING:
     from edgepack.quant.passes.lowrank.analysis import ModelAnalysis
@@ -21,7 +22,7 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command("analyze", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", type=_PATH)
+@click.argument("model", type=Place())
 @click.option("--text", type=_PATH, metavar="FILE", help="Measure activations over this text.")
 @click.option("--own-samples", is_flag=True, help="Measure activations over text that the model writes itself.")
 @click.option("--sequences", type=click.IntRange(1), default=32, show_default=True, help="Pieces of text.")
@@ -33,7 +34,7 @@ _PATH = click.Path(path_type=Path)
 @force_option
 @json_option
 def command(
-    model: Path,
+    model: Path | str,
     text: Path | None,
     own_samples: bool,
     sequences: int,
@@ -45,7 +46,7 @@ def command(
     architecture: bool,
     as_json: bool,
 ) -> None:
-    """Print spectra of MODEL's weights (a Hugging Face folder or a GGUF), and of its activations over a text.
+    """Print spectra of MODEL's weights (a Hugging Face folder, its URL, or a GGUF), and of its activations over a text.
 
     With --architecture, print what MODEL is instead: its parts, memory by context length, targets and their sizes.
     """
@@ -53,10 +54,11 @@ def command(
         _architecture(model, as_json=as_json)
         return
     from edgepack.api.analysis import analyze
+    from edgepack.api.places import files_of
     from edgepack.files.claim import check_output
     from edgepack.files.output import write_output
 
-    inputs = [model] if text is None else [model, text]
+    inputs = files_of(model, text)
     for path in (report, output):
         if path is not None:
             check_output(path, inputs=inputs, force=force)
@@ -76,7 +78,7 @@ def command(
         _print(found)
 
 
-def _architecture(model: Path, *, as_json: bool) -> None:
+def _architecture(model: Path | str, *, as_json: bool) -> None:
     from edgepack.api.analysis import architecture_of
 
     found = architecture_of(model)

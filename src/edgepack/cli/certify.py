@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
+from edgepack.cli.place import Place
 from edgepack.cli.scoring_options import read_scoring, scoring_options
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ _PATH = click.Path(path_type=Path)
 
 @click.command("certify")
 @click.argument("candidate", type=_PATH)
-@click.option("--reference", type=_PATH, required=True, help="The original: a Hugging Face folder or a GGUF.")
+@click.option(
+    "--reference", type=Place(), required=True, help="The original: a Hugging Face folder, its URL, or a GGUF."
+)
 @click.option("-o", "--output", type=_PATH, help="An archive [CANDIDATE-certified.edgepack], or a GGUF.")
 @click.option("--stored-tokens", type=click.IntRange(1), default=4096, show_default=True,
               help="Positions whose predictions are stored for devices to replay.")  # fmt: skip
@@ -28,7 +31,7 @@ _PATH = click.Path(path_type=Path)
 @json_option
 def command(
     candidate: Path,
-    reference: Path,
+    reference: Path | str,
     output: Path | None,
     stored_tokens: int,
     text_path: Path | None,

@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
+from edgepack.cli.place import Place
 from edgepack.quantities import format_size
 
 _PATH = click.Path(path_type=Path)
 
 
 @click.command("compress", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", type=_PATH)
+@click.argument("model", type=Place())
 @click.argument("recipe", type=_PATH)
 @click.option("-o", "--output", type=_PATH, required=True, metavar="FOLDER", help="For files and what stages keep.")
 @click.option("--metrics", type=_PATH, metavar="FILE", help="Written after every stage in Prometheus' text format.")
@@ -24,8 +25,8 @@ _PATH = click.Path(path_type=Path)
 @force_option
 @json_option
 def command(
-    model: Path, recipe: Path, output: Path, metrics: Path | None, log: Path | None, device: str, threads: int | None,
-    dry_run: bool, force: bool, as_json: bool,
+    model: Path | str, recipe: Path, output: Path, metrics: Path | None, log: Path | None, device: str,
+    threads: int | None, dry_run: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run RECIPE, TOML or JSON, on MODEL: passes, export, pack, validate, certify.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import json_option, note, print_json, say, terminal_progress
+from edgepack.cli.place import Place
 from edgepack.cli.scoring_options import threads_option
 from edgepack.cli.trust_options import trust_options
 
@@ -23,7 +24,9 @@ _PATH = click.Path(path_type=Path)
 
 @click.command("evaluate")
 @click.argument("candidate", type=_PATH)
-@click.option("--reference", type=_PATH, required=True, help="The original: a Hugging Face folder or a GGUF.")
+@click.option(
+    "--reference", type=Place(), required=True, help="The original: a Hugging Face folder, its URL, or a GGUF."
+)
 @click.option(
     "--task",
     "tasks",
@@ -40,7 +43,7 @@ _PATH = click.Path(path_type=Path)
 @json_option
 def command(
     candidate: Path,
-    reference: Path,
+    reference: Path | str,
     tasks: tuple[str, ...],
     limit: int | None,
     ctx: int,

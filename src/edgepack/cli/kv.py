@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edgepack.cli.output import force_option, json_option, note, print_json, say, terminal_progress
+from edgepack.cli.place import Place
 from edgepack.cli.scoring_options import gpu_option, report_option, threads_option
 from edgepack.cli.trust_options import trust_options
 
@@ -24,7 +25,7 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, text: str) ->
 
 
 @click.command("kv")
-@click.argument("model", type=_PATH)
+@click.argument("model", type=Place())
 @click.option("--text", type=_PATH, required=True, metavar="FILE", help="What is read: at least two chunks.")
 @click.option("--ctx", type=click.IntRange(4), default=512, show_default=True,
               help="Tokens of a chunk; its second half is scored.")  # fmt: skip
@@ -35,7 +36,7 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, text: str) ->
               help="What caches of so many dimensions would lose, all heads together.")  # fmt: skip
 @click.option("--max-kl", type=click.FloatRange(min=0, min_open=True), default=0.01, show_default=True,
               help="Nats a token that a device may lose by its cache.")  # fmt: skip
-@click.option("--original", type=_PATH, metavar="MODEL", help="The checkpoint that a file was made of.")
+@click.option("--original", type=Place(), metavar="MODEL", help="The checkpoint that a file was made of, or its URL.")
 @click.option("--spectra/--no-spectra", default=None, help="Of K, V and Q.  [default: where torch can run MODEL]")
 @click.option("-o", "--output", type=_PATH, help="An archive or a GGUF with the table.  [default: measure alone]")
 @threads_option
@@ -47,7 +48,13 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, text: str) ->
 @force_option
 @json_option
 def command(
-    model: Path, text: Path, output: Path | None, report: Path | None, as_json: bool, types: str | None, **values: Any
+    model: Path | str,
+    text: Path,
+    output: Path | None,
+    report: Path | None,
+    as_json: bool,
+    types: str | None,
+    **values: Any,
 ) -> None:
     """Read TEXT with MODEL (a GGUF, an archive, a checkpoint's folder) and every type of KV cache.
 
@@ -57,6 +64,7 @@ def command(
     interrupted goes on where it was, when an output or a report is named. Sign an archive after this.
     """
     from edgepack.api.caches import kv
+    from edgepack.api.places import files_of
     from edgepack.edge.kv.sizes import USUAL
     from edgepack.files.claim import claimed_output
     from edgepack.files.output import atomic_output
@@ -65,7 +73,7 @@ def command(
     named = USUAL if types is None else tuple(name.strip() for name in types.split(",") if name.strip())
     place = output or report
     work = None if place is None or values["dry_run"] else place.with_name(f".{place.name}.run")
-    inputs = [one for one in (model, text, values["original"], output) if one is not None]
+    inputs = files_of(model, text, values["original"], output)
     with ExitStack() as claims:
         if report is not None and not values["dry_run"]:
             claims.enter_context(claimed_output(report, inputs=inputs, force=values["force"]))

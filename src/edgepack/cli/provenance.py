@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.output import json_option, note, print_json, say, terminal_progress
+from edgepack.cli.place import Place
 from edgepack.cli.source_options import source_options
 from edgepack.cli.trust_options import trust_options
 from edgepack.errors import CheckFailedError
@@ -24,12 +25,17 @@ _SHOWN = 20
 
 @click.command("provenance")
 @click.argument("file", type=_PATH)
-@click.option("--check", "model", type=_PATH, metavar="MODEL", help="Make it again from MODEL and compare.")
+@click.option("--check", "model", type=Place(), metavar="MODEL", help="Make it again from MODEL and compare.")
 @source_options("With --check: the text that the derivation names.")
 @trust_options
 @json_option
 def command(
-    file: Path, model: Path | None, threads: int | None, trusted: TrustPolicy, as_json: bool, **inputs: Path | None
+    file: Path,
+    model: Path | str | None,
+    threads: int | None,
+    trusted: TrustPolicy,
+    as_json: bool,
+    **inputs: Path | None,
 ) -> int:
     """Show what FILE (an archive, or a GGUF with NAME.intoto.json beside it) was made from.
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from edgepack.cli.output import json_option, note, print_json, say, terminal_progress
+from edgepack.cli.place import Place
 from edgepack.cli.scoring_options import blockwise_option, chunks_option, ctx_option, text_option, threads_option
 from edgepack.errors import CheckFailedError, UsageError
+from edgepack.files.remote import is_url
 from edgepack.quant.passes.prune_pass import METHODS
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command("prune-grid")
-@click.argument("model", type=_PATH)
+@click.argument("model", type=Place())
 @click.option("--sparsity", required=True, metavar="S,S,…", help="Shares of weights that go, such as 0.6,0.65,0.7.")
 @click.option("--method", type=click.Choice(METHODS), default="wanda", show_default=True, help="Which weights go.")
 @click.option("--target", default="gguf-q8", show_default=True, metavar="T", help="Type of the files.")
@@ -47,12 +50,12 @@ _PATH = click.Path(path_type=Path)
 @click.option("--dry-run", is_flag=True, help="Print what would be measured and about how large the GGUFs are.")
 @json_option
 def command(
-    model: Path, sparsity: str, method: str, target: str, calibration: Path | None, text_path: Path | None,
+    model: Path | str, sparsity: str, method: str, target: str, calibration: Path | None, text_path: Path | None,
     ctx: int | None, max_chunks: int | None, blockwise: bool | None, threads: int, device: str,
     recover: int | None, every: int | None, batch: int | None, rate: float | None, max_memory: str | None,
     min_agreement: float, dry_run: bool, as_json: bool,
 ) -> int:  # fmt: skip
-    """Prune MODEL, a folder or a GGUF, to each sparsity; print perplexity, agreement and archive size of each.
+    """Prune MODEL, a folder, its URL or a GGUF, to each sparsity; print perplexity, agreement and archive size of each.
 
     With --recover N each sparsity is measured twice: in one shot, and with masks that grow along a cubic schedule while
     the model learns from its own dense answers on --calibration.
@@ -62,6 +65,7 @@ def command(
     that is printed at the end makes the one that was picked.
     """
     from edgepack.edge.fidelity.scoring import ScoringOptions
+    from edgepack.pipeline.located import opened_place
     from edgepack.pipeline.prune_grid import GridRequest, PruneGrid, parse_sparsities
     from edgepack.quant.passes.prune.grid import choose_level, measure_levels, ordered
 
@@ -70,12 +74,17 @@ def command(
     recovery = {key: value for key, value in given.items() if value is not None}
     if recovery and recover is None:
         raise UsageError(f"--{next(iter(recovery)).replace('_', '-')}: belongs to --recover, which is not given")
-    request = GridRequest(model, target, method, calibration, text_path, scoring, device, recovery, terminal_progress)
+    _check_text(model, text_path)
     levels = ordered(parse_sparsities(sparsity))
     started = time.monotonic()
-    with PruneGrid(request) as grid:
+    with ExitStack() as opened:
+        place, located = opened.enter_context(opened_place(model, None))
+        request = GridRequest(
+            place, target, method, calibration, text_path, scoring, device, recovery, terminal_progress, located
+        )
+        grid = opened.enter_context(PruneGrid(request))
         if dry_run:
-            return _plan(grid, request, levels, as_json=as_json)
+            return _plan(grid, request, levels, str(model), as_json=as_json)
         if not as_json:
             recovers = f" {'steps':>6}" if recovery else ""
             say(f"{'sparsity':>8}{recovers} {'perplexity':>11} {'agreement':>10} {'archive bytes':>14}")
@@ -111,11 +120,17 @@ def command(
     return 0
 
 
-def _plan(grid: PruneGrid, request: GridRequest, levels: list[float], *, as_json: bool) -> int:
+def _check_text(model: Path | str, text: Path | None) -> None:
+    """Refuse a model that would have to write the text that its files are scored on, but cannot."""
+    if is_url(model) and text is None:
+        raise UsageError(f"MODEL at a URL is read block by block and cannot write: expected --text FILE, got '{model}'")
+
+
+def _plan(grid: PruneGrid, request: GridRequest, levels: list[float], model: str, *, as_json: bool) -> int:
     size = grid.planned_bytes()
     if as_json:
         print_json({
-            "model": str(request.model), "target": request.target, "method": request.method,
+            "model": model, "target": request.target, "method": request.method,
             "levels": [
                 {"sparsity": level, "steps": steps, "gguf_bytes": size} for level in levels for steps in request.steps
             ],

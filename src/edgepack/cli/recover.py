@@ -8,6 +8,7 @@ import click
 
 from edgepack.cli.adapting_options import PATH, adapting_options, told_shortly
 from edgepack.cli.output import note, terminal_progress
+from edgepack.cli.place import Place
 from edgepack.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 
 @click.command("recover", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("file", type=PATH)
-@click.option("--reference", type=PATH, required=True, help="What FILE was made of: a Hugging Face folder or a GGUF.")
+@click.option("--reference", type=Place(), required=True, help="What FILE was made of: a folder or a GGUF.")
 @click.option("--text", type=PATH, required=True, help="UTF-8 text: examples to learn from, and pieces to measure on.")
-@click.option("--teacher", type=PATH, help="Whose answers are learnt.  [default: the reference's]")
+@click.option("--teacher", type=Place(), help="Whose answers are learnt.  [default: the reference's]")
 @click.option(
     "--targets", type=click.Choice(["original", "text"]), default="original", show_default=True,
     help="Learn what the original says of the text, or the text.",
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--imatrix", type=PATH, help="Importance matrix that the larger type is made with.")
 @adapting_options(64, "the rank", "8e-7", 4, 256)
 def command(
-    file: Path, reference: Path, text: Path, output: Path | None, dry_run: bool, as_json: bool, **options: Any
+    file: Path, reference: Path | str, text: Path, output: Path | None, dry_run: bool, as_json: bool, **options: Any
 ) -> None:
     """Train a LoRA on the examples that compression made hardest, and hold it against a larger type of equal bytes.
 

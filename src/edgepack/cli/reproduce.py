@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgepack.cli.output import json_option, note, print_json, say, terminal_progress
+from edgepack.cli.place import Place
 from edgepack.cli.source_options import source_options
 from edgepack.cli.trust_options import trust_options
 from edgepack.errors import CheckFailedError
@@ -23,12 +24,14 @@ _PATH = click.Path(path_type=Path)
 
 @click.command("reproduce")
 @click.argument("file", type=_PATH)
-@click.option("--model", type=_PATH, required=True, metavar="MODEL", help="What FILE was made from: a folder or GGUF.")
+@click.option(
+    "--model", type=Place(), required=True, metavar="MODEL", help="What FILE was made of: a folder, its URL or a GGUF."
+)
 @source_options("The text that its derivation names.")
 @trust_options
 @json_option
 def command(
-    file: Path, model: Path, threads: int | None, trusted: TrustPolicy, as_json: bool, **inputs: Path | None
+    file: Path, model: Path | str, threads: int | None, trusted: TrustPolicy, as_json: bool, **inputs: Path | None
 ) -> int:
     """Make FILE (an archive, or a GGUF with NAME.intoto.json beside it) again as its derivation says, and compare.
 

@@ -8,6 +8,7 @@ import click
 
 from edgepack.cli.adapting_options import PATH, adapting_options, told_shortly
 from edgepack.cli.output import note, terminal_progress
+from edgepack.cli.place import Place
 from edgepack.quantities import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("teach", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", type=PATH)
+@click.argument("model", type=Place())
 @click.option("--documents", type=PATH, required=True, help="Folder of Markdown, text, HTML and PDF files.")
 @click.option("--pairs", type=PATH, help="JSONL of questions and answers that are learnt too.")
 @click.option("--questions", type=PATH, help="JSONL of held-out questions of your own, as evaluate reads them.")
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
 @click.option("--replay", type=click.IntRange(0), default=64, show_default=True, help="Pieces of other text learnt.")
 @adapting_options(16, "16", "auto", 2, 512)
 def command(
-    model: Path, documents: Path, output: Path | None, alpha: float | None, dry_run: bool, as_json: bool, **options: Any
+    model: Path | str,
+    documents: Path,
+    output: Path | None,
+    alpha: float | None,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Train a LoRA on a folder of documents, with a test of what is known and what was forgotten.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edgepack.cli.output import force_option, json_option, note, print_json, terminal_progress
+from edgepack.cli.place import Place
 from edgepack.quantities import format_duration, format_size
 
 _PATH = click.Path(path_type=Path)
@@ -14,7 +15,7 @@ _PATH = click.Path(path_type=Path)
 
 @click.command("tune", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("file", type=_PATH)
-@click.option("--reference", type=_PATH, required=True, help="What FILE was made of: a Hugging Face folder or a GGUF.")
+@click.option("--reference", type=Place(), required=True, help="What FILE was made of: a folder, its URL, or a GGUF.")
 @click.option("--text", type=_PATH, required=True, help="UTF-8 text to learn from; a tenth of it is held out.")
 @click.option("-o", "--output", type=_PATH, required=True, help="The tuned GGUF.")
 @click.option("--steps", type=click.IntRange(0), help="How many steps.")
@@ -49,7 +50,7 @@ _PATH = click.Path(path_type=Path)
 @force_option
 @json_option
 def command(
-    file: Path, reference: Path, text: Path, output: Path, steps: int | None, minutes: float | None, rate: float,
+    file: Path, reference: Path | str, text: Path, output: Path, steps: int | None, minutes: float | None, rate: float,
     parts: tuple[str, ...], moves: str, device: str, ctx: int, sequences: int, seed: int, resume: bool, pre: str | None,
     force: bool, as_json: bool,
 ) -> None:  # fmt: skip

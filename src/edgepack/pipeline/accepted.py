@@ -71,7 +71,7 @@ CONFLICTS: tuple[Conflict, ...] = (
              "--max-download and --max-size: both limit the archive, expected one of them"),
     Conflict(lambda r: r.max_memory is not None and r.host_type is not None,
              "--max-memory and --host: expected one of them, as every matrix gets a host of its own"),
-    Conflict(lambda r: r.dry_run and r.calibration is not None and ((r.kind == CODED and r.cluster is None) or (
+    Conflict(lambda r: r.dry_run and r.calibration is not None and r.cluster is None and (r.kind == CODED or (
         r.kind == GGUF and not r.has_passes and not r.refines)),
              "--calibration: collecting is work; with --dry-run give --imatrix FILE"),
     Conflict(lambda r: r.dry_run and r.skip_harmful,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from edgepack.edge.fit.memory import MemoryRequest, plan_memory
 from edgepack.edge.fit.shape import read_shape
 from edgepack.errors import EdgepackError
-from edgepack.export.mapped_model import open_model
+from edgepack.export.mapped_model import map_checkpoint, open_model
 from edgepack.export.plan import PlanOptions, plan_export
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from edgepack.edge.fit.shape import ModelShape
     from edgepack.export.mapped import MappedModel
+    from edgepack.model import Checkpoint
     from edgepack.pipeline.outline import Json
 
 TARGETS = ("f16", "q8", "q6k", "q5km", "q4km", "q3km", "q2k")
@@ -105,9 +106,15 @@ class Architecture:
         return {**asdict(self), "parts": dict(self.parts)}
 
 
-def read_architecture(model: Path) -> Architecture:
-    """The architecture of a Hugging Face folder or a GGUF; raises as `export.mapped_model.open_model`."""
-    mapped = open_model(model, allow_requantize=True)
+def read_architecture(model: Path, located: Checkpoint | None = None) -> Architecture:
+    """The architecture of a Hugging Face folder or a GGUF; raises as `export.mapped_model.open_model`.
+
+    `located` is a model at a URL, whose small files lie in the folder.
+    """
+    if located is None:
+        mapped = open_model(model, allow_requantize=True)
+    else:
+        mapped = map_checkpoint(located, allow_requantize=True)
     family = str(mapped.metadata[keys.ARCHITECTURE].value)
     counts = {name: prod(rows.shape) for name, rows in mapped.tensors.items()}
     shape, memory, note = _memory(mapped)

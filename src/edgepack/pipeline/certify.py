@@ -19,7 +19,7 @@ from edgepack.edge.fidelity.validate import validate
 from edgepack.files.folders import scratch_beside
 from edgepack.gguf import keys
 from edgepack.gguf.reader import read_header
-from edgepack.pipeline.fidelity import open_reference
+from edgepack.pipeline.fidelity import open_original
 from edgepack.progress import silent
 from edgepack.version import __version__
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.edge.fidelity.scoring import ScoringOptions
+    from edgepack.pipeline.located import LocatedModel
     from edgepack.progress import Progress
 
 
@@ -60,6 +61,7 @@ def certify(
     options: ScoringOptions,
     stored_tokens: int = DEFAULT_TOKENS,
     progress: Progress = silent,
+    located: LocatedModel | None = None,
 ) -> Certified:
     """Measure a file and pack it with the proof: figures in the GGUF's metadata, replayable answers beside it.
 
@@ -67,12 +69,13 @@ def certify(
 
     Args:
         candidate_path: a GGUF or an `.edgepack`.
-        reference_path: the original.
+        reference_path: the original, of one at a URL the folder of its small files.
         text_path: what is scored; None is the reference's own samples.
         output: `.edgepack` for an archive; any other name gets the GGUF and, beside it, the certificate.
         options: how text is scored.
         stored_tokens: scored positions to store, rounded up to whole chunks.
         progress: of every stretch of work.
+        located: an original at a URL.
 
     Raises:
         EdgepackError: whatever opening, scoring or packing finds wrong; nothing is left behind.
@@ -80,7 +83,7 @@ def certify(
     text = None if text_path is None else text_to_score(text_path)
     with ExitStack() as opened:
         candidate = opened.enter_context(closing(open_candidate(candidate_path, options, progress=progress)))
-        reference = opened.enter_context(closing(open_reference(reference_path, options)))
+        reference = opened.enter_context(closing(open_original(reference_path, located, options)))
         text = text or sample_text(reference)
         chunking = choose_chunking(reference, text.text, options)
         (found,) = validate(reference, [candidate], text.text, chunking, progress)

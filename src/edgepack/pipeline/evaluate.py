@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from edgepack.edge.fidelity.scoring import open_candidate
 from edgepack.edge.fidelity.tasks.runner import run_task
-from edgepack.edge.fidelity.tasks.tasks import Comparison, own_tasks, read_items
-from edgepack.errors import DependencyError
-from edgepack.pipeline.fidelity import open_reference
+from edgepack.edge.fidelity.tasks.tasks import Comparison, MatchItem, own_tasks, read_items
+from edgepack.errors import DependencyError, UsageError
+from edgepack.files.remote import is_url
+from edgepack.pipeline.fidelity import open_original
+from edgepack.pipeline.located import opened_place
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ _HARNESS = "harness:"
 
 def evaluate(
     candidate_path: Path,
-    reference_path: Path,
+    reference: Path | str,
     tasks: Sequence[str],
     options: ScoringOptions,
     limit: int | None = None,
@@ -40,7 +42,7 @@ def evaluate(
 
     Args:
         candidate_path: a GGUF or an `.edgepack`.
-        reference_path: the original.
+        reference: the original's path, or its URL as text.
         tasks: paths of JSONL files, names of `own_tasks()`, or names of lm-evaluation-harness tasks (`harness:NAME`
             where a task of our own has that name too).
         options: threads and the longest item.
@@ -51,23 +53,36 @@ def evaluate(
         task → measure → both models compared; `TaskResult`s where edgepack ran them.
 
     Raises:
-        UsageError: a file of items is not one.
+        UsageError: a file of items is not one, or an original at a URL would have to write.
         DependencyError: a task's name, and lm-evaluation-harness is not installed.
     """
     own = own_tasks()
     files = {task: own.get(task, Path(task)) for task in tasks if task in own or Path(task).suffix == ".jsonl"}
     local = {task: read_items(path)[:limit] for task, path in files.items()}
     named = [task.removeprefix(_HARNESS) for task in tasks if task not in local]
+    if is_url(reference):
+        _check_needs_no_writing(str(reference), local, named)
     if named:
         _check_harness(named)
     with (
         closing(open_candidate(candidate_path, options, progress=progress)) as candidate,
-        closing(open_reference(reference_path, options)) as reference,
+        opened_place(reference, None) as (path, located),
+        closing(open_original(path, located, options)) as original,
     ):
         found: dict[str, Mapping[str, Comparison]] = {
-            Path(task).stem: run_task(items, reference, candidate, progress) for task, items in local.items()
+            Path(task).stem: run_task(items, original, candidate, progress) for task, items in local.items()
         }
-        return {**found, **_run_harness(named, reference, candidate, limit)}
+        return {**found, **_run_harness(named, original, candidate, limit)}
+
+
+def _check_needs_no_writing(url: str, local: Mapping[str, Sequence[object]], named: Sequence[str]) -> None:
+    """Refuse tasks for which the original would be read anew for every token that it writes."""
+    for task in (*named, *local):
+        if task in named or any(isinstance(item, MatchItem) for item in local[task]):
+            raise UsageError(
+                f"task '{task}': --reference at a URL is read block by block and cannot write: expected a file of "
+                f"items with choices, got '{url}'"
+            )
 
 
 def _check_harness(named: list[str]) -> None:

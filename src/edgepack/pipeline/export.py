@@ -148,7 +148,7 @@ def _forecast(request: ExportRequest, outline: Outline) -> Mapping[str, Json] | 
     from edgepack.quant.types.targets import find_target
 
     assert isinstance(request.crew, Manned)
-    if request.kind != GGUF or request.refine or request.changes_weights:
+    if request.kind != GGUF or request.refine or request.changes_weights or request.calibration is not None:
         return _sampled(request, request.crew)
     return forecast(open_gguf(request, None).planner.outline(find_target(outline.target)), request.crew).as_json()
 

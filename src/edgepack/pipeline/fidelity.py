@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edgepack.edge.fidelity.scorers.scorer import Scorer
     from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.model import Checkpoint
+    from edgepack.pipeline.located import LocatedModel
     from edgepack.progress import Progress
 
 _MEMORY_SHARE = 0.7  # of the machine's memory, for weights; the rest is for logits and the candidate
@@ -55,6 +56,11 @@ def open_reference(path: Path, options: ScoringOptions) -> Scorer:
     if options.blockwise or (options.blockwise is None and _exceeds_memory(path)):
         return open_blockwise(path, options)
     return TorchScorer(path, threads=options.shares()[0])
+
+
+def open_original(path: Path, located: LocatedModel | None, options: ScoringOptions) -> Scorer:
+    """The scorer of an original: of one at a URL by blocks, of any other as `open_reference`, which raises."""
+    return open_reference(path, options) if located is None else blockwise_scorer(located.checkpoint, options)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from edgepack.crew import Crew
     from edgepack.export.mapped import MappedModel
+    from edgepack.model import Checkpoint
     from edgepack.pipeline.located import LocatedModel
     from edgepack.progress import Progress
     from edgepack.quant.calibration.importance import ImportanceMatrix
@@ -66,6 +67,7 @@ class ImportanceRun:
         note: told why an interrupted run is not gone on with.
         crew: who runs the pieces; None for this process.
         located: of a model at a URL, whose small files `model` holds; None reads what lies there.
+        original: the checkpoint, where it is another than the one in the folder `model`.
     """
 
     model: Path
@@ -78,6 +80,7 @@ class ImportanceRun:
     note: Callable[[str], object] = lambda _line: None
     crew: Crew | None = None
     located: LocatedModel | None = None
+    original: Checkpoint | None = None
 
     @property
     def partial(self) -> Path:
@@ -140,9 +143,10 @@ class ImportanceRun:
         """The checkpoint under GGUF names, its adapter merged."""
         from edgepack.export.mapped_model import map_checkpoint, merged, open_model
 
-        if self.located is None:
+        checkpoint = self.original if self.located is None else self.located.checkpoint
+        if checkpoint is None:
             return open_model(self.model, pre=self.pre, adapter=self.adapter)
-        return map_checkpoint(merged(self.located.checkpoint, self.adapter), pre=self.pre)
+        return map_checkpoint(merged(checkpoint, self.adapter), pre=self.pre)
 
     def _key(self, text: str) -> str:
         """What two runs must share for one to go on with the other."""

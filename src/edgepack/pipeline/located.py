@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckpointError
+from edgepack.export.backwards.checkpoint import opened_source
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.file_digest import file_sha256
 from edgepack.files.names import hidden_path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from edgepack.model import Checkpoint
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
+_READ = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class LocatedModel:
     Attributes:
         folder: its small files, under the model's name.
         checkpoint: the model, whose weights are read where they lie.
-        weights: the files of them.
+        weights: the files of them that are read.
     """
 
     folder: Path
@@ -90,7 +92,26 @@ def located_model(url: str, output: Path | None) -> Iterator[LocatedModel]:
     with _scratch(found, output) as folder:
         for name in found.files.keys() - weights.keys():
             found.fetch(name, folder)
-        yield LocatedModel(folder, open_checkpoint(folder, weights), tuple(weights.values()))
+        read = tuple(file for name, file in weights.items() if name.endswith(_READ))
+        yield LocatedModel(folder, open_checkpoint(folder, weights), read)
+
+
+@contextmanager
+def opened_checkpoint_at(model: str | os.PathLike[str]) -> Iterator[Checkpoint]:
+    """The checkpoint in a folder, at a URL, or of a GGUF, while the block lasts.
+
+    Args:
+        model: a path, or a URL as text.
+
+    Raises:
+        EdgepackError: as `export.backwards.checkpoint.opened_source`, and as `located_model`.
+    """
+    with opened_place(model, None) as (path, located):
+        if located is not None:
+            yield located.checkpoint
+            return
+        with opened_source(path) as checkpoint:
+            yield checkpoint
 
 
 def _is_weight(name: str) -> bool:

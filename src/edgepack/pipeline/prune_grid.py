@@ -18,7 +18,7 @@ from edgepack.edge.fidelity.validate import validate
 from edgepack.errors import UsageError
 from edgepack.pipeline.accepted import check_request
 from edgepack.pipeline.export import run_export
-from edgepack.pipeline.fidelity import open_reference
+from edgepack.pipeline.fidelity import open_original
 from edgepack.pipeline.makers.opened import opened_checkpoint, read_request_recipe, with_original
 from edgepack.pipeline.request import ExportRequest
 from edgepack.progress import Progress, silent
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from edgepack.edge.fidelity.run import Text
     from edgepack.edge.fidelity.scorers.scorer import Chunking, Scorer
     from edgepack.model import Checkpoint
+    from edgepack.pipeline.located import LocatedModel
     from edgepack.pipeline.outline import Made
 
 
@@ -44,7 +45,7 @@ class GridRequest:
     """What is pruned and how it is scored.
 
     Attributes:
-        model: a Hugging Face folder.
+        model: a Hugging Face folder or a GGUF; of a model at a URL the folder of its small files.
         target: a gguf target.
         method: of the pass `prune` that sets single weights to zero.
         calibration: a text for the pass; None for the model's own samples.
@@ -54,6 +55,7 @@ class GridRequest:
         recovery: keys of the pass and their values, `steps` among them, of levels that learn while they are pruned;
             empty for levels in one shot alone.
         progress: told of every stretch of work.
+        located: a model at a URL; it writes no text for `text` to be left out.
     """
 
     model: Path
@@ -65,6 +67,7 @@ class GridRequest:
     device: str = "cpu"
     recovery: Mapping[str, float | str] = field(default_factory=dict)
     progress: Progress = silent
+    located: LocatedModel | None = None
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -83,6 +86,8 @@ class GridRequest:
             self.model, self.target, progress=self.progress, calibration=self.calibration, device=self.device,
             passes=(self.pass_for(sparsity, steps),), threads=self.scoring.threads or None,
             allow_requantize=self.model.is_file(),  # an experiment: what is kept is made by `edgepack export`
+            original=None if self.located is None else self.located.checkpoint,
+            remote=() if self.located is None else self.located.weights,
         )  # fmt: skip
 
 
@@ -146,7 +151,7 @@ class PruneGrid:
         from edgepack.pipeline.makers.gguf import open_gguf
 
         checkpoint, tokens = self._checkpoint, self._tokens(steps)
-        original = checkpoint if self._request.model.is_file() else None
+        original = checkpoint if self._request.model.is_file() or self._request.located else None
         export = replace(self._request.export_of(sparsity, steps), original=original)
         options = RecipeOptions(folder, device=export.device, tokens=tokens, progress=export.progress)
         passes = Passes(checkpoint, read_request_recipe(export), options)
@@ -177,7 +182,9 @@ class PruneGrid:
 
     @cached_property
     def _original(self) -> tuple[Scorer, Text, Chunking]:
-        reference = self._opened.enter_context(closing(open_reference(self._request.model, self._request.scoring)))
+        request = self._request
+        opened = open_original(request.model, request.located, request.scoring)
+        reference = self._opened.enter_context(closing(opened))
         text = self._text or sample_text(reference)
         return reference, text, choose_chunking(reference, text.text, self._request.scoring)
 

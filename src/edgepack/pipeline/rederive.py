@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ArchiveError, UsageError
 from edgepack.file_digest import file_sha256
+from edgepack.files.remote import RemoteFile
 from edgepack.packaging.archive import is_archive
 from edgepack.packaging.derivation import read_derivation
 from edgepack.pipeline.contents import contents_of, differences, members_of
@@ -24,10 +25,11 @@ from edgepack.pipeline.request import ExportRequest
 from edgepack.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from edgepack.packaging.derivation import Derivation, Digested
     from edgepack.packaging.trust.policy import TrustPolicy
+    from edgepack.pipeline.located import LocatedModel
     from edgepack.progress import Progress
 
 _OTHER_FILE = "the derivation is of another file"
@@ -98,17 +100,20 @@ def rederive(
     progress: Progress = silent,
     *,
     despite_sources: bool = True,
+    located: LocatedModel | None = None,
 ) -> DerivationCheck:
     """Make `file` again from `model` as its derivation says, in a temporary folder, and compare.
 
     Args:
         file: an archive, or a GGUF with its derivation beside it.
-        model: a second copy of what it was made from: a Hugging Face folder or a GGUF.
+        model: a second copy of what it was made from: a Hugging Face folder or a GGUF; of one at a URL the folder of
+            its small files.
         inputs: what else the derivation names.
         trust: whose archives are taken; the user's trust store by default.
         threads: workers; their number changes no byte.
         progress: told of every stretch of work.
         despite_sources: make it also of sources that are not what the derivation says, to see what that changes.
+        located: a model at a URL, whose weights are read once more for their digests.
 
     Raises:
         UsageError: no derivation, or an input that it names was not given.
@@ -122,12 +127,16 @@ def rederive(
     _check_given(derivation, files)
     if not model.exists():
         raise UsageError(f"model '{model}': no such file or folder")
-    sources = tuple(_source_differences(derivation, model, files))
+    remote = () if located is None else located.weights
+    sources = tuple(_source_differences(derivation, model, files, remote, progress))
     if sources and not despite_sources:
         said = derivation.subjects[0].sha256
         return DerivationCheck(said, "", False, sources, (), (), len(derivation.tensors))
     with tempfile.TemporaryDirectory(prefix="edgepack-check-") as folder:
         request = _request(derivation, model, files, Path(folder), threads, progress)
+        if located is not None:
+            original = replace(located.checkpoint, path=Path(request.model))
+            request = replace(request, original=original, remote=located.weights)
         made = run_export(request)
         again, others = contents_of(made.output), _others(made.output, made.beside)
     there = contents_of(file)
@@ -148,9 +157,12 @@ def _check_given(derivation: Derivation, files: Mapping[str, Path]) -> None:
             raise UsageError(f"the derivation names '{named[0].name}' ({role}): give it with --{name}")
 
 
-def _source_differences(derivation: Derivation, model: Path, files: Mapping[str, Path]) -> Iterator[str]:
+def _source_differences(
+    derivation: Derivation, model: Path, files: Mapping[str, Path], remote: Sequence[RemoteFile], progress: Progress
+) -> Iterator[str]:
     """A line for each source whose bytes are others here."""
-    here = {("model", name): path for name, path in model_files(model)}
+    here: dict[tuple[str, str], Path | RemoteFile] = {("model", name): path for name, path in model_files(model)}
+    here |= {("model", file.name): file for file in remote}
     for role, path in files.items():
         if path.is_dir():
             here |= {(role, each.name): each for each in sorted(path.glob("adapter_*"))}
@@ -162,8 +174,14 @@ def _source_differences(derivation: Derivation, model: Path, files: Mapping[str,
             yield f"{key[1]} ({key[0]}): is not here"
         elif key not in said:
             yield f"{key[1]} ({key[0]}): the derivation does not name it"
-        elif file_sha256(here[key]) != said[key].sha256:
+        elif _digest(here[key], progress) != said[key].sha256:
             yield f"{key[1]} ({key[0]}): has other bytes"
+
+
+def _digest(source: Path | RemoteFile, progress: Progress) -> str:
+    if isinstance(source, RemoteFile):
+        return source.sha256("digesting the source", progress)
+    return file_sha256(source)
 
 
 def _request(

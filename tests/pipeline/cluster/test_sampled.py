@@ -14,7 +14,9 @@ from safetensors.numpy import save_file
 from shaky_backend import ShakyBackend
 
 import edgepack
+from edgepack.edge.llama.importance_collect import collect_importance
 from edgepack.errors import UsageError
+from edgepack.gguf.reader import read_header
 from edgepack.pipeline.cluster import opening, sampled
 from edgepack.pipeline.cluster.board import Board
 from edgepack.pipeline.cluster.crew import ClusterCrew
@@ -145,3 +147,41 @@ def test_a_dry_run_with_gptq_predicts_and_leaves_nothing(
     assert predicted["seconds"] > 0
     assert predicted["sent_bytes"] > 0
     assert predicted["read_bytes"] == result.outline.source_bytes
+
+
+def test_importance_alone_is_foretold_from_the_first_blocks_and_the_file_s_bytes_are_exact(
+    stories: Path, tmp_path: Path, backend: ShakyBackend, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+
+    def collecting(gguf: Path, *given: Any, **named: Any) -> Any:
+        ran.append(read_header(gguf).get("llama.block_count"))
+        return collect_importance(gguf, *given, **named)
+
+    monkeypatch.setattr("edgepack.pipeline.importance.collect_importance", collecting)
+    given: Any = {"calibration": text, "refine": False, "sequences": 8, "length": 32}
+    before = sorted(tmp_path.iterdir())
+    result = edgepack.export(
+        stories, "gguf-q4_0", output=tmp_path / "m.gguf", dry_run=True, cluster="auto", **given
+    )  # fmt: skip
+    assert sorted(tmp_path.iterdir()) == before
+    assert backend.asked
+    assert ran == [1, 1, 2, 2], "the whole model is never run"
+    assert result.cluster is not None
+    predicted: Any = result.cluster["predicted"]
+    assert predicted["seconds"] > 0
+    assert predicted["sent_bytes"] > 0
+    made = edgepack.export(stories, "gguf-q4_0", output=tmp_path / "m.gguf", threads=1, **given)
+    assert made.output.stat().st_size == result.outline.bytes
+    assert result.outline.is_exact
+
+
+def test_a_text_that_cannot_be_read_is_refused_before_anything_is_asked(
+    stories: Path, tmp_path: Path, backend: ShakyBackend
+) -> None:
+    with pytest.raises(UsageError, match="nowhere.txt"):
+        edgepack.export(
+            stories, "gguf-q4_0", output=tmp_path / "m.gguf", dry_run=True, cluster="auto", refine=False,
+            calibration=tmp_path / "nowhere.txt",
+        )  # fmt: skip
+    assert not backend.asked

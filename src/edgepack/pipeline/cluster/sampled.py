@@ -21,6 +21,7 @@ from edgepack.files.names import hidden_path
 from edgepack.pipeline.cluster.board import Board
 from edgepack.pipeline.cluster.crew import ClusterCrew
 from edgepack.pipeline.cluster.forecast import Forecast
+from edgepack.pipeline.makers.importance import SEQUENCES as IMPORTANCE_SEQUENCES
 from edgepack.pipeline.makers.opened import read_request_recipe
 from edgepack.pipeline.makers.refined_run import SEQUENCES
 from edgepack.pipeline.makers.wire_run import SEQUENCES as WIRE_SEQUENCES
@@ -157,7 +158,9 @@ def _sequences(request: ExportRequest) -> int:
         from edgepack.quant.calibration.text import DEFAULT_SEQUENCES
 
         return request.sequences or DEFAULT_SEQUENCES
-    return request.sequences or (WIRE_SEQUENCES if request.kind == WIRE else SEQUENCES)
+    return request.sequences or (
+        WIRE_SEQUENCES if request.kind == WIRE else SEQUENCES if request.refine else IMPORTANCE_SEQUENCES
+    )
 
 
 def _shorter(request: ExportRequest, sequences: int, folder: Path) -> ExportRequest:

@@ -68,14 +68,9 @@ class KeptOriginal:
                 )  # fmt: skip
 
     def _opened(self) -> Scorer:
-        from edgepack.pipeline.fidelity import blockwise_scorer, open_reference
+        from edgepack.pipeline.fidelity import open_original
 
-        located, scoring = self._study.located, self._study.scoring
-        return (
-            open_reference(self._study.model, scoring)
-            if located is None
-            else blockwise_scorer(located.checkpoint, scoring)
-        )
+        return open_original(self._study.model, self._study.located, self._study.scoring)
 
     def measure(self, gguf: Path, name: str) -> TextFigures:
         """Hold a file against the original on the text called `name`.

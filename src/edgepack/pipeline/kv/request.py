@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.packaging.trust.policy import TrustPolicy
+    from edgepack.pipeline.located import LocatedModel
 
 DEFAULT_CTX, DEFAULT_CHUNKS = 512, 8
 LEAST_CHUNKS = 2  # one chunk has no interval, so that no cache would surely be within a bound
@@ -32,7 +33,8 @@ class KvRequest:
         types: names of caches, as `kv_types` reads them; the baseline is measured in any case.
         dims: dimensions of caches that a projection would give, each measured too.
         max_kl: nats that a device may lose by its cache, as the file is to state.
-        original: the checkpoint that a file was made of; None for a folder, which is one.
+        original: the checkpoint that a file was made of, of one at a URL the folder of its small files; None for a
+            folder, which is one.
         spectra: whether spectra are taken; None where the model can be read as a checkpoint and torch is there.
         output: a file with the table; None stores nothing.
         work: folder of what an interrupted study goes on from; None keeps nothing.
@@ -40,6 +42,7 @@ class KvRequest:
         n_gpu_layers: llama.cpp's layers on the GPU; -1 is all.
         device: torch's, of spectra.
         trust: whose archives are taken; the user's trust store by default.
+        located: an original at a URL.
     """
 
     model: Path
@@ -57,6 +60,7 @@ class KvRequest:
     n_gpu_layers: int = 0
     device: str = "cpu"
     trust: TrustPolicy | None = None
+    located: LocatedModel | None = None
 
     def __post_init__(self) -> None:
         if self.ctx < 4:

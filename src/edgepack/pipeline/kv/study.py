@@ -200,9 +200,10 @@ def _original(request: KvRequest, text: str, opened: Caches, stack: ExitStack) -
         return None
     from edgepack.edge.fidelity.scorers.gguf import GGUFTokenizer
     from edgepack.edge.fidelity.scoring import ScoringOptions
-    from edgepack.pipeline.fidelity import open_reference
+    from edgepack.pipeline.fidelity import open_original
 
-    scorer = open_reference(request.original, ScoringOptions(ctx=request.ctx, threads=request.threads))
+    options = ScoringOptions(ctx=request.ctx, threads=request.threads)
+    scorer = open_original(request.original, request.located, options)
     stack.callback(scorer.close)
     if difference := first_difference(scorer.tokenizer, GGUFTokenizer(opened.model), text):
         raise CheckFailedError(f"'{request.original}': {difference}: is it this file's original?")
@@ -212,9 +213,10 @@ def _original(request: KvRequest, text: str, opened: Caches, stack: ExitStack) -
 def _kept(request: KvRequest, digest: str, text: str, adapters: Sequence[str]) -> KeptChunks | None:
     if request.work is None:
         return None
+    original = str(request.original) if request.located is None else request.located.digest()
     key = {
         "contents": digest, "adapters": list(adapters), "text": hashlib.sha256(text.encode()).hexdigest(),
-        "ctx": request.ctx, "original": str(request.original), "engine": library_version("llama-cpp-python"),
+        "ctx": request.ctx, "original": original, "engine": library_version("llama-cpp-python"),
         "n_gpu_layers": request.n_gpu_layers,
     }  # fmt: skip
     return KeptChunks(request.work / _KEPT, key)
@@ -230,11 +232,14 @@ def _checkpoint(request: KvRequest) -> Iterator[Checkpoint]:
         raise DependencyError(
             f"spectra are taken in torch: '{error.name}' is not installed, use pip install 'edgepack[compress]'"
         ) from None
-    with ExitStack() as stack:
-        path = request.original or request.model
-        if path.is_file() and request.original is None:
-            path = prepare(path, trust=request.trust, progress=silent).path
-        yield stack.enter_context(opened_source(path))
+    if request.located is not None:
+        yield request.located.checkpoint
+        return
+    path = request.original or request.model
+    if path.is_file() and request.original is None:
+        path = prepare(path, trust=request.trust, progress=silent).path
+    with opened_source(path) as checkpoint:
+        yield checkpoint
 
 
 def _spectra(request: KvRequest, text: str, progress: Progress) -> tuple[Spectra | None, str]:
