@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from blocks_entered import blocks_entered
 
 from edgepack.edge.fidelity.predictions import predictions
 from edgepack.edge.fidelity.scorers.scorer import Chunking
@@ -43,9 +44,7 @@ def test_blocks_give_the_whole_models_logits(books: Path, stride: int | None) ->
 def test_weights_are_read_once_a_batch_not_once_a_chunk(books: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(open_reference(books, ScoringOptions(blockwise=True))) as blocks:
         model = blocks._model
-        entered: list[int] = []
-        block = model.block
-        monkeypatch.setattr(model, "block", lambda index: entered.append(index) or block(index))
+        entered = blocks_entered(model, monkeypatch)
         with closing(open_reference(books, ScoringOptions(blockwise=False))) as whole:
             (found,) = validate(blocks, [whole], TEXT, Chunking(32))
         assert found.chunks > 6

@@ -7,6 +7,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from blocks_entered import blocks_entered
+from model_in_memory import model_in_memory
 
 import edgepack
 from edgepack.cli import execute
@@ -38,12 +40,8 @@ ITEMS = [
 @pytest.fixture(scope="module")
 def url(books: Path) -> Iterator[str]:
     """The bundled model in fsspec's memory."""
-    system = fsspec.filesystem("memory")
-    for path in books.iterdir():
-        if path.is_file():
-            system.pipe_file(f"/certified/{books.name}/{path.name}", path.read_bytes())
-    yield f"memory://certified/{books.name}"
-    system.rm("/certified", recursive=True)
+    with model_in_memory(books, "certified") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +120,7 @@ def test_the_evaluate_command(url: str, q4: Path, tmp_path: Path, capsys: pytest
 def test_weights_are_read_once_for_all_endings(books: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(open_reference(books, ScoringOptions(blockwise=True))) as blocks:
         model = blocks._model
-        entered: list[int] = []
-        block = model.block
-        monkeypatch.setattr(model, "block", lambda index: entered.append(index) or block(index))
+        entered = blocks_entered(model, monkeypatch)
         with closing(open_reference(books, ScoringOptions(blockwise=False))) as whole:
             found = run_task(ITEMS, blocks, whole)
         assert entered == list(range(model.block_count))

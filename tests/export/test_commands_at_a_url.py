@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from model_in_memory import model_in_memory
 
 import edgepack
 from edgepack.cli import execute
@@ -30,12 +31,8 @@ BY_BLOCKS = ScoringOptions(ctx=32, max_chunks=3, threads=2, blockwise=True)
 @pytest.fixture(scope="module")
 def url(books: Path) -> Iterator[str]:
     """The bundled model in fsspec's memory."""
-    system = fsspec.filesystem("memory")
-    for path in books.iterdir():
-        if path.is_file():
-            system.pipe_file(f"/commands/{books.name}/{path.name}", path.read_bytes())
-    yield f"memory://commands/{books.name}"
-    system.rm("/commands", recursive=True)
+    with model_in_memory(books, "commands") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from model_in_memory import model_in_memory
 
 import edgepack
 from edgepack.cli import execute
@@ -30,11 +31,8 @@ fsspec = pytest.importorskip("fsspec")
 @pytest.fixture
 def url(books: Path) -> Iterator[str]:
     """The bundled model in fsspec's memory."""
-    system = fsspec.filesystem("memory")
-    for path in books.iterdir():
-        system.pipe_file(f"/models/{books.name}/{path.name}", path.read_bytes())
-    yield f"memory://models/{books.name}"
-    system.rm("/models", recursive=True)
+    with model_in_memory(books, "models") as found:
+        yield found
 
 
 def exported(model: Any, folder: Path, **options: Any) -> bytes:
