@@ -64,11 +64,11 @@ class Inputs:
             return run
 
 
-def check_text(reference: FilePath, text: FilePath | None) -> None:
-    """Refuse an original at a URL that would have to write the text; raises UsageError."""
-    if is_url(reference) and text is None:
+def check_text(model: FilePath, text: FilePath | None, name: str = "--reference") -> None:
+    """Refuse a model at a URL, given as `name`, that would have to write the text; raises UsageError."""
+    if is_url(model) and text is None:
         raise UsageError(
-            f"--reference at a URL is read block by block and cannot write: expected --text FILE, got '{reference}'"
+            f"{name} at a URL is read block by block and cannot write: expected --text FILE, got '{model}'"
         )
 
 

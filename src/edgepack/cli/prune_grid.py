@@ -13,7 +13,6 @@ from edgepack.cli.output import json_option, note, print_json, say, terminal_pro
 from edgepack.cli.place import Place
 from edgepack.cli.scoring_options import blockwise_option, chunks_option, ctx_option, text_option, threads_option
 from edgepack.errors import CheckFailedError, UsageError
-from edgepack.files.remote import is_url
 from edgepack.quant.passes.prune_pass import METHODS
 
 if TYPE_CHECKING:
@@ -64,6 +63,7 @@ def command(
     equal archives the one that agrees more. Exits with 1 when no level agrees that much. No file is kept: the line
     that is printed at the end makes the one that was picked.
     """
+    from edgepack.api.measured_inputs import check_text
     from edgepack.edge.fidelity.scoring import ScoringOptions
     from edgepack.pipeline.located import opened_place
     from edgepack.pipeline.prune_grid import GridRequest, PruneGrid, parse_sparsities
@@ -74,7 +74,7 @@ def command(
     recovery = {key: value for key, value in given.items() if value is not None}
     if recovery and recover is None:
         raise UsageError(f"--{next(iter(recovery)).replace('_', '-')}: belongs to --recover, which is not given")
-    _check_text(model, text_path)
+    check_text(model, text_path, "MODEL")
     levels = ordered(parse_sparsities(sparsity))
     started = time.monotonic()
     with ExitStack() as opened:
@@ -118,12 +118,6 @@ def command(
     chosen_pass = request.pass_for(chosen.sparsity, chosen.steps)
     note(f"edgepack export {model} --target {target} --pass {chosen_pass}{text} --pack")
     return 0
-
-
-def _check_text(model: Path | str, text: Path | None) -> None:
-    """Refuse a model that would have to write the text that its files are scored on, but cannot."""
-    if is_url(model) and text is None:
-        raise UsageError(f"MODEL at a URL is read block by block and cannot write: expected --text FILE, got '{model}'")
 
 
 def _plan(grid: PruneGrid, request: GridRequest, levels: list[float], model: str, *, as_json: bool) -> int:
