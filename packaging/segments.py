@@ -11,7 +11,7 @@ from edgepack.errors import GGUFError, UsageError
 from edgepack.files.source import FileState, open_source
 from edgepack.gguf import keys
 from edgepack.gguf.reader import MAGIC, GGUFHeader, read_header
-from edgepack.packaging.coding.layouts import BYTES, METADATA, TEXT, Layout, grid_layout_of, layout_of
+from edgepack.packaging.coding.layouts import BYTES, METADATA, TEXT, grid_layout_of, layout_of
 from edgepack.packaging.format import Role
 from edgepack.packaging.index.member_names import check_member_name
 from edgepack.trellis import LANE_BYTES, STATES, TrellisCode, trellis_of
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgepack.gguf.types import GGMLType
+    from edgepack.packaging.coding.block import Layout
 
 CHUNK_BYTES = max(1 << 20, LANE_BYTES)  # a chunk holds at least one whole path
 _ON_GRIDS = frozenset((keys.WIRE_HOST, keys.REFINE_RATE))  # one of them in the metadata: integers were chosen for it

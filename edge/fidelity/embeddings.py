@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.edge.fidelity.gates import GateResult
 from edgepack.edge.fidelity.statistics import ClusteredMean
-from edgepack.edge.fidelity.validate import GateResult
 from edgepack.errors import CheckFailedError, NumericError, UsageError
 
 if TYPE_CHECKING:

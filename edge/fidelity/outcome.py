@@ -15,11 +15,12 @@ from edgepack.edge.fidelity.validate import perplexity_ratio
 
 if TYPE_CHECKING:
     from edgepack.edge.fidelity.certificate import Replay
+    from edgepack.edge.fidelity.gates import Gates
     from edgepack.edge.fidelity.greedy import GreedyAgreement
     from edgepack.edge.fidelity.run import Candidate, FidelityRun, FileFindings
     from edgepack.edge.fidelity.statistics import AgreementStatistics, ClusteredMean
     from edgepack.edge.fidelity.stored_reference import StoredReference
-    from edgepack.edge.fidelity.validate import Gates, Validation
+    from edgepack.edge.fidelity.validate import Validation
 
 
 def candidate_json(candidate: Candidate, gates: Gates, chunking: Chunking) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgepack.edge.fidelity.validate import GateResult
+from edgepack.edge.fidelity.gates import GateResult
 
 if TYPE_CHECKING:
+    from edgepack.edge.fidelity.gates import Gates
     from edgepack.edge.fidelity.run import FileFindings, WeightError
-    from edgepack.edge.fidelity.validate import Gates
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from edgepack.edge.fidelity.gates import GateResult, Gates
     from edgepack.edge.fidelity.greedy import GreedyAgreement
     from edgepack.edge.fidelity.scorers.scorer import Chunking
-    from edgepack.edge.fidelity.validate import GateResult, Gates, Validation
+    from edgepack.edge.fidelity.validate import Validation
 
 
 @dataclass(frozen=True)

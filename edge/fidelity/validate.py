@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.edge.fidelity.agreement import compare
+from edgepack.edge.fidelity.gates import GateResult, Gates, judged
 from edgepack.edge.fidelity.predictions import score_ahead
 from edgepack.edge.fidelity.scorers.scorer import first_difference
 from edgepack.edge.fidelity.statistics import AgreementStatistics
@@ -32,55 +33,6 @@ EXAMPLES_KEPT = 4096
 CLEAR_DIVERGENCE = 0.1  # nats: more than rounding to 4 bits does at the median token of a small model
 LOOKS = (12, 48, 192, 768)  # few looks: each one is a chance to be unlucky
 _CONTEXT_TOKENS = 24
-
-
-@dataclass(frozen=True)
-class Gates:
-    """Bars that a candidate must clear; None is no bar.
-
-    Attributes:
-        min_agreement: least top-1 agreement; the lower end of the interval must reach it.
-        max_kl: largest mean KL in nats; the upper end of the interval must not exceed it.
-        max_perplexity_ratio: largest perplexity of the candidate over the reference's, by the upper end too.
-        max_mean_error: the mean of the matrices' relative errors ‖Ŵ − W‖ / ‖W‖ must be below it.
-        max_tensor_error: so must the largest of them below this.
-    """
-
-    min_agreement: float | None = None
-    max_kl: float | None = None
-    max_perplexity_ratio: float | None = None
-    max_mean_error: float | None = None
-    max_tensor_error: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
-            raise UsageError(f"agreement gate: expected more than 0 and at most 1, got {self.min_agreement}")
-        for name, value in (
-            ("KL", self.max_kl), ("perplexity ratio", self.max_perplexity_ratio),
-            ("mean error", self.max_mean_error), ("tensor error", self.max_tensor_error),
-        ):  # fmt: skip
-            if value is not None and not value > 0:
-                raise UsageError(f"{name} gate: expected more than 0, got {value}")
-
-    @property
-    def judges_weights(self) -> bool:
-        """Whether a bar is on the weights, so that they must be compared."""
-        return self.max_mean_error is not None or self.max_tensor_error is not None
-
-
-@dataclass(frozen=True)
-class GateResult:
-    """How one gate went.
-
-    Attributes:
-        name: `min-agreement`, `max-kl`, `max-perplexity-ratio` or `same-tokens`.
-        passed: whether the bar is cleared.
-        detail: one sentence with the numbers.
-    """
-
-    name: str
-    passed: bool
-    detail: str
 
 
 @dataclass(frozen=True, order=True)
@@ -199,14 +151,14 @@ class Validation:
         statistics = self.statistics
         if gates.min_agreement is not None:
             low = statistics.agreement.share_interval()[0]
-            results.append(_gate("min-agreement", "top-1 agreement", statistics.agreement.mean, low,
+            results.append(judged("min-agreement", "top-1 agreement", statistics.agreement.mean, low,
                                  gates.min_agreement, at_least=True))  # fmt: skip
         if gates.max_kl is not None:
             high = statistics.divergence.interval()[1]
-            results.append(_gate("max-kl", "mean KL", statistics.divergence.mean, high, gates.max_kl, at_least=False))
+            results.append(judged("max-kl", "mean KL", statistics.divergence.mean, high, gates.max_kl, at_least=False))
         if gates.max_perplexity_ratio is not None:
             ratio, (_low, high) = perplexity_ratio(statistics)
-            results.append(_gate("max-perplexity-ratio", "perplexity ratio", ratio, high,
+            results.append(judged("max-perplexity-ratio", "perplexity ratio", ratio, high,
                                  gates.max_perplexity_ratio, at_least=False))  # fmt: skip
         return results
 
@@ -313,15 +265,6 @@ def _example(chunk: Chunk, measures: TokenMeasures) -> Example:
         chunk.start + chunk.first + 1, len(measures), float(measures.agrees.mean()), float(measures.divergence.mean()),
         *(value if math.isfinite(value) else None for value in perplexities),
     )  # fmt: skip
-
-
-def _gate(name: str, what: str, estimate: float, bound: float, bar: float, *, at_least: bool) -> GateResult:
-    passed = bound >= bar if at_least else bound <= bar
-    end, rule = ("lower", "at least") if at_least else ("upper", "at most")
-    detail = f"{what} {estimate:.4g}, {end} end of the interval {bound:.4g}, must be {rule} {bar:.4g}"
-    if not passed and (estimate >= bar if at_least else estimate <= bar):
-        detail += ": too close to tell on this text, more of it narrows the interval"
-    return GateResult(name, passed, detail)
 
 
 def _exp(value: float) -> float:

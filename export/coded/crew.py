@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from edgepack.crew import Crew
+    from edgepack.export.coded.outcome import Coded
     from edgepack.export.coded.plan import PlannedMatrix
-    from edgepack.export.coded.write import Coded, CodingRun
+    from edgepack.export.coded.write import CodingRun
 
 _WORK_BYTES = 24  # a weight, of memory: itself, its codes and errors in float32 or wider
 

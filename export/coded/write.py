@@ -15,13 +15,14 @@ import numpy as np
 
 from edgepack.errors import CheckpointError
 from edgepack.export.coded.crew import crew_coded
-from edgepack.export.coded.file import VariantWriter, fill_draft
+from edgepack.export.coded.file import VariantWriter
+from edgepack.export.coded.outcome import Coded, CodedReport, Outcome, entry, report
 from edgepack.export.coded.plan import PlannedMatrix, VariantPlan, settle_plan
 from edgepack.export.interrupted import journaled_output, noted
-from edgepack.gguf.types import GGMLType, TensorInfo
+from edgepack.gguf.types import TensorInfo
 from edgepack.gguf.variant import CodedTensor
 from edgepack.progress import silent
-from edgepack.quant.codecs.chain import ChainResult, StageReport, encode_chain, open_chain
+from edgepack.quant.codecs.chain import ChainResult, encode_chain, open_chain
 from edgepack.quant.codecs.codec import NO_STATISTICS, CodesTogether
 from edgepack.quant.codecs.native_choice import choose_native
 
@@ -31,79 +32,11 @@ if TYPE_CHECKING:
 
     from edgepack.crew import Crew
     from edgepack.progress import Progress
-    from edgepack.quant.codecs.codec import Codec, Encoded, Parameter, Statistics
+    from edgepack.quant.codecs.codec import Codec, Encoded, Statistics
 
 
 # A larger matrix is read by rows, as often as its codecs need them: 128 MiB as float32.
 _WHOLE_WEIGHTS = 1 << 25
-
-
-@dataclass(frozen=True)
-class CodedReport:
-    """What became of one tensor.
-
-    Attributes:
-        name: GGUF name.
-        shape: row-major.
-        source_type: in the checkpoint.
-        type: the codecs' names joined by `+`, or `F32`.
-        native: what it becomes on the device.
-        bytes: stored, side data included.
-        error: relative squared error; 0 for a tensor that stays float32.
-        stages: one report for each stage that was tried.
-        components: the tensors of the file that hold it.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    source_type: str
-    type: str
-    native: GGMLType
-    bytes: int
-    error: float
-    stages: tuple[StageReport, ...]
-    components: tuple[TensorInfo, ...]
-
-
-@dataclass(frozen=True)
-class Coded:
-    """A coded matrix.
-
-    Attributes:
-        outcome: what an interrupted run must remember of it.
-        stages: that were kept.
-    """
-
-    outcome: _Outcome
-    stages: tuple[Encoded, ...]
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What coding one matrix gave beside arrays: all that an interrupted run must remember of it.
-
-    Attributes:
-        native: name of the type that it becomes on the device.
-        error: relative squared error.
-        reports: one for each stage that was tried.
-        parameters: of the stages that were kept.
-    """
-
-    native: str
-    error: float
-    reports: tuple[StageReport, ...]
-    parameters: tuple[Mapping[str, Parameter], ...]
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> _Outcome:
-        """The inverse of `dataclasses.asdict`, after JSON."""
-        reports = tuple(StageReport(**report) for report in fields["reports"])
-        return cls(fields["native"], fields["error"], reports, tuple(fields["parameters"]))
-
-    def fill(self, draft: CodedTensor) -> CodedTensor:
-        """The tensor as it stands in the file."""
-        kept = [report.kept for report in self.reports]
-        return fill_draft(draft, GGMLType[self.native], self.error, kept, self.parameters)
 
 
 def write_variant(
@@ -144,7 +77,7 @@ def write_variant(
     start = settled.layout.data_start  # the header is written at the end
     kept = noted(output, digest, start) if resume else None
     known_outcomes = kept.more["outcomes"][: kept.tensors] if kept else []
-    outcomes = [_Outcome.from_json(fields) if fields else None for fields in known_outcomes]
+    outcomes = [Outcome.from_json(fields) if fields else None for fields in known_outcomes]
     run = CodingRun(settled, known, skip_harmful, threads, outcomes)
     with journaled_output(output, digest, settled.total_bytes, kept, start) as (stream, journal):
         writer = VariantWriter(stream, settled.layout, run.done)
@@ -188,13 +121,13 @@ class CodingRun:
     statistics: Mapping[str, Statistics]
     skip_harmful: bool
     threads: int | None
-    outcomes: list[_Outcome | None]
+    outcomes: list[Outcome | None]
     _ahead: dict[str, Encoded] = field(default_factory=dict)
 
     @property
     def done(self) -> list[CodedTensor | TensorInfo]:
         """The tensors that are written, as they stand in the file."""
-        return [_filled(tensor, outcome) for tensor, outcome in zip(self.plan.tensors, self.outcomes, strict=False)]
+        return [entry(tensor, outcome) for tensor, outcome in zip(self.plan.tensors, self.outcomes, strict=False)]
 
     @property
     def as_json(self) -> dict[str, Any]:
@@ -205,7 +138,7 @@ class CodingRun:
     def reports(self) -> tuple[CodedReport, ...]:
         """One for each tensor that is written."""
         written = zip(self.plan.tensors, self.outcomes, strict=False)
-        return tuple(_report(tensor, outcome) for tensor, outcome in written)
+        return tuple(report(tensor, outcome) for tensor, outcome in written)
 
     def coded(self, tensors: Sequence[PlannedMatrix]) -> Iterator[tuple[PlannedMatrix, Coded | None]]:
         """Each tensor with what coding it gave; None for one that stays as it is."""
@@ -218,7 +151,7 @@ class CodingRun:
             return None
         result = self._chained(tensor, tensor.target.codecs)
         native = choose_native(open_chain(result.stages), tensor.matrix_shape, result.squared_error)
-        outcome = _Outcome(native.name, result.error, result.reports, tuple(s.parameters for s in result.stages))
+        outcome = Outcome(native.name, result.error, result.reports, tuple(s.parameters for s in result.stages))
         return Coded(outcome, tuple(result.stages))
 
     def add(self, writer: VariantWriter, tensor: PlannedMatrix, coded: Coded | None) -> None:
@@ -228,7 +161,7 @@ class CodingRun:
             writer.add_plain(tensor.draft, tensor.read())
             self.outcomes.append(None)
             return
-        filled = _filled(tensor, coded.outcome)
+        filled = entry(tensor, coded.outcome)
         assert isinstance(filled, CodedTensor)
         writer.add_coded(filled, coded.stages)
         self.outcomes.append(coded.outcome)
@@ -292,22 +225,3 @@ def _together(tensor: PlannedMatrix, statistics: Mapping[str, Statistics]) -> Co
     first: object = None if tensor.target is None else tensor.target.codecs[0]
     known = tensor.name in statistics
     return first if isinstance(first, CodesTogether) and first.weights_together and not known else None
-
-
-def _filled(tensor: PlannedMatrix, outcome: _Outcome | None) -> CodedTensor | TensorInfo:
-    if outcome is None or isinstance(tensor.draft, TensorInfo):
-        return tensor.draft
-    return outcome.fill(tensor.draft)
-
-
-def _report(tensor: PlannedMatrix, outcome: _Outcome | None) -> CodedReport:
-    shape, source, filled = tensor.rows.shape, tensor.rows.dtype, _filled(tensor, outcome)
-    if outcome is None or isinstance(filled, TensorInfo):
-        info = tensor.draft
-        assert isinstance(info, TensorInfo)
-        return CodedReport(tensor.name, shape, source, info.type.name, info.type, info.nbytes, 0.0, (), (info,))
-    kind = "+".join(stage.codec for stage in filled.stages)
-    return CodedReport(
-        tensor.name, shape, source, kind, filled.native, filled.stored_bytes, outcome.error, outcome.reports,
-        filled.components,
-    )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgepack.errors import ArchiveError
 from edgepack.packaging.coding import layouts, planes
 from edgepack.packaging.coding.grid_coder import LEAST_COLUMNS, Geometry
-from edgepack.packaging.coding.layouts import BYTES, LAYOUTS, TAIL, Layout, stream_kind
+from edgepack.packaging.coding.layouts import BYTES, LAYOUTS, TAIL, stream_kind
 from edgepack.packaging.format import DIGEST_BYTES, sha256, unseal
 from edgepack.packaging.records import StreamEntry, decode_chunk_head, encode_chunk
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgepack.packaging.coding.layouts import Plane
+    from edgepack.packaging.coding.block import Layout, Plane
     from edgepack.packaging.coding.streams import StreamDecoder, StreamEncoder
     from edgepack.packaging.segments import Segment
 

@@ -12,12 +12,14 @@ import numpy as np
 
 from edgepack.errors import ArchiveError
 from edgepack.kernels.native import library, pointer
-from edgepack.packaging.coding.layouts import TAIL, Layout, Part, Plane
+from edgepack.packaging.coding.layouts import TAIL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    from edgepack.packaging.coding.block import Layout, Part, Plane
 
     Bytes = NDArray[np.uint8]
 

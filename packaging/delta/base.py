@@ -15,7 +15,7 @@ from edgepack.packaging.records import decode_chunk_head
 
 if TYPE_CHECKING:
     from edgepack.packaging.archive import Archive
-    from edgepack.packaging.coding.layouts import Layout
+    from edgepack.packaging.coding.block import Layout
     from edgepack.packaging.index.contents import Chunk
 
 

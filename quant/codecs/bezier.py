@@ -27,9 +27,8 @@ from edgepack.quant.codecs.codec import (
     Statistics,
     WholeMatrix,
     check_weight,
-    integer,
-    number,
 )
+from edgepack.quant.codecs.parameters import integer, number
 from edgepack.quant.codecs.pieces import row_pieces, runs
 
 if TYPE_CHECKING:

@@ -268,30 +268,6 @@ def check_components(codec: Codec, encoded: Encoded) -> None:
             )
 
 
-def integer(parameters: Mapping[str, Parameter], key: str, low: int, high: int) -> int:
-    """The whole number `key` between `low` and `high`, both included; raises CodecError otherwise."""
-    value = parameters.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise CodecError(f"parameter '{key}': expected a whole number from {low} to {high}, got {value!r}")
-    return value
-
-
-def number(parameters: Mapping[str, Parameter], key: str) -> float:
-    """The finite number `key`; raises CodecError otherwise."""
-    value = parameters.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
-        raise CodecError(f"parameter '{key}': expected a finite number, got {value!r}")
-    return float(value)
-
-
-def choice(parameters: Mapping[str, Parameter], key: str, allowed: tuple[str, ...]) -> str:
-    """The text `key`, one of `allowed`; raises CodecError otherwise."""
-    value = parameters.get(key)
-    if not isinstance(value, str) or value not in allowed:
-        raise CodecError(f"parameter '{key}': expected one of {', '.join(allowed)}, got {value!r}")
-    return value
-
-
 @dataclass(frozen=True)
 class ErrorSum:
     """Squared error and squared norm, added up over rows.

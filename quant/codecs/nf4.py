@@ -24,8 +24,8 @@ from edgepack.quant.codecs.codec import (
     Statistics,
     WholeMatrix,
     check_weight,
-    number,
 )
+from edgepack.quant.codecs.parameters import number
 from edgepack.quant.codecs.pieces import runs
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from edgepack.quant.codecs.codec import (
     Statistics,
     WholeMatrix,
     check_weight,
-    choice,
 )
+from edgepack.quant.codecs.parameters import choice
 from edgepack.quant.codecs.pieces import row_pieces
 
 if TYPE_CHECKING:

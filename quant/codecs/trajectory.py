@@ -26,9 +26,8 @@ from edgepack.quant.codecs.codec import (
     Statistics,
     WholeMatrix,
     check_weight,
-    integer,
-    number,
 )
+from edgepack.quant.codecs.parameters import integer, number
 from edgepack.quant.codecs.pieces import runs
 
 if TYPE_CHECKING:

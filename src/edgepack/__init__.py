@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from inspect import Signature
 
     from edgepack import errors, progress
-    from edgepack.api.adapting import recover, teach
     from edgepack.api.analysis import analyze, architecture_of
     from edgepack.api.archives import estimate_pack, pack
     from edgepack.api.bundling import bundle
@@ -41,7 +40,9 @@ if TYPE_CHECKING:
     from edgepack.api.model import Model
     from edgepack.api.provenance import check_provenance, provenance, reproduce
     from edgepack.api.publishing import release
+    from edgepack.api.recover import recover
     from edgepack.api.speed import bench, fit
+    from edgepack.api.teach import teach
     from edgepack.api.tuning import tune
     from edgepack.api.unpacking import unpack, unpack_native
     from edgepack.api.updates import diff, patch
@@ -82,12 +83,12 @@ _NAMES = {
     "patch": "api.updates",
     "progress": "",
     "provenance": "api.provenance",
-    "recover": "api.adapting",
+    "recover": "api.recover",
     "release": "api.publishing",
     "replay": "api.fidelity",
     "reproduce": "api.provenance",
     "sign": "api.checking",
-    "teach": "api.adapting",
+    "teach": "api.teach",
     "tune": "api.tuning",
     "unpack": "api.unpacking",
     "unpack_native": "api.unpacking",

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from references.scorers_of_arrays import TableScorer
 
+from edgepack.edge.fidelity.gates import Gates
 from edgepack.edge.fidelity.scorers.scorer import Chunking
 from edgepack.edge.fidelity.scoring import ScoringOptions
-from edgepack.edge.fidelity.validate import LOOKS, Gates, validate
+from edgepack.edge.fidelity.validate import LOOKS, validate
 from edgepack.errors import CheckFailedError
 from edgepack.export.mapped_model import open_model
 from edgepack.export.rows import ArrayRows

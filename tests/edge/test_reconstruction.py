@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from edgepack.cli import execute as run
 from edgepack.edge.fidelity.findings import metadata_differences
+from edgepack.edge.fidelity.gates import Gates
 from edgepack.edge.fidelity.reconstruction import reconstruction_gates, reconstruction_of
 from edgepack.edge.fidelity.run import FileFindings, WeightError
-from edgepack.edge.fidelity.validate import Gates
 from edgepack.errors import CheckFailedError, UsageError
 from edgepack.gguf.types import f32, string
 

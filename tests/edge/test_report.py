@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references.scorers_of_arrays import LetterTokenizer, TableScorer
 
+from edgepack.edge.fidelity.gates import Gates
 from edgepack.edge.fidelity.report.charts import Axis, Point, bars, line, scatter
 from edgepack.edge.fidelity.report.page import render
 from edgepack.edge.fidelity.run import Candidate, FidelityRun, FileFindings, Text, WeightError, pareto_front
 from edgepack.edge.fidelity.scorers.scorer import Chunking
-from edgepack.edge.fidelity.validate import Gates, validate
+from edgepack.edge.fidelity.validate import validate
 
 TEXT = "".join(chr(97 + (i * i) % 26) for i in range(3000))
 

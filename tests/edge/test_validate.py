@@ -9,9 +9,10 @@ import pytest
 from references.scorers_of_arrays import LetterTokenizer, TableScorer
 
 from edgepack.edge.fidelity.context import usable_context
+from edgepack.edge.fidelity.gates import Gates
 from edgepack.edge.fidelity.outcome import as_json, as_lines
 from edgepack.edge.fidelity.scorers.scorer import Chunk, Chunking
-from edgepack.edge.fidelity.validate import Gates, validate
+from edgepack.edge.fidelity.validate import validate
 from edgepack.errors import CheckFailedError, NumericError, UsageError
 
 TEXT = "".join(random.Random(5).choices("abcdefghijklmnopqrstuvwxyz ,.", k=4000))

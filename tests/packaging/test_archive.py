@@ -16,7 +16,7 @@ from edgepack.gguf.types import GGMLType
 from edgepack.packaging import format as archive_format
 from edgepack.packaging.archive import is_archive, open_archive
 from edgepack.packaging.coding import chunks
-from edgepack.packaging.coding.layouts import LAYOUTS, Layout
+from edgepack.packaging.coding.layouts import LAYOUTS
 from edgepack.packaging.coding.streams import StreamDecoder, StreamEncoder
 from edgepack.packaging.pack import pack_archive
 from edgepack.packaging.restore.unpack import unpack_archive
@@ -26,6 +26,8 @@ from edgepack.packaging.verify import verify_archive
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from edgepack.packaging.coding.block import Layout
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from hypothesis import given, settings
@@ -11,12 +12,15 @@ from hypothesis import strategies as st
 from edgepack.errors import ArchiveError
 from edgepack.gguf.types import GGMLType
 from edgepack.packaging.coding import chunks, planes
-from edgepack.packaging.coding.layouts import Layout, grid_layout_of, layout_of
+from edgepack.packaging.coding.layouts import grid_layout_of, layout_of
 from edgepack.packaging.coding.streams import StreamDecoder, StreamEncoder
 from edgepack.packaging.format import DIGEST_BYTES, StreamCodec, seal
 from edgepack.packaging.records import decode_chunk_head
 from edgepack.packaging.segments import Segment
 from edgepack.trellis import TrellisCode
+
+if TYPE_CHECKING:
+    from edgepack.packaging.coding.block import Layout
 
 COLUMNS = 256
 # type, whether its integers lie on grids, trellis states

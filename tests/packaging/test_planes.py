@@ -11,17 +11,8 @@ from references.numpy_coding import planes as numpy_planes
 from edgepack.errors import ArchiveError
 from edgepack.gguf.types import GGMLType
 from edgepack.packaging.coding import planes
-from edgepack.packaging.coding.layouts import (
-    LAYOUTS,
-    TAIL,
-    Column,
-    Layout,
-    Part,
-    Plane,
-    kind_name,
-    layout_of,
-    stream_kind,
-)
+from edgepack.packaging.coding.block import Column, Layout, Part, Plane
+from edgepack.packaging.coding.layouts import LAYOUTS, TAIL, kind_name, layout_of, stream_kind
 
 BLOCKED = [layout for layout in LAYOUTS.values() if layout.block_bytes > 1]
 

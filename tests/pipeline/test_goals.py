@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepack.edge.fidelity.validate import Gates
+from edgepack.edge.fidelity.gates import Gates
 from edgepack.errors import CheckFailedError
 from edgepack.pipeline.goals.ladder import climb
 from edgepack.pipeline.outline import Made, Outline, TensorRow

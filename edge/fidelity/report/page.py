@@ -21,9 +21,10 @@ from edgepack.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from edgepack.edge.fidelity.gates import Gates
     from edgepack.edge.fidelity.run import Candidate, FidelityRun
     from edgepack.edge.fidelity.statistics import AgreementStatistics
-    from edgepack.edge.fidelity.validate import DivergentToken, Gates, Validation
+    from edgepack.edge.fidelity.validate import DivergentToken, Validation
 
 _TEMPLATE = Path(__file__).with_name("report_page.html")
 _STYLE = Path(__file__).with_name("report_style.css")

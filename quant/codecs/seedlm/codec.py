@@ -24,9 +24,8 @@ from edgepack.quant.codecs.codec import (
     Statistics,
     WholeMatrix,
     check_weight,
-    choice,
-    integer,
 )
+from edgepack.quant.codecs.parameters import choice, integer
 from edgepack.quant.codecs.pieces import runs
 from edgepack.quant.codecs.seedlm import lfsr
 from edgepack.quant.codecs.seedlm.found import COEFFICIENT_BITS, pack_coefficients

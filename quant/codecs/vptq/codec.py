@@ -24,10 +24,8 @@ from edgepack.quant.codecs.codec import (
     Statistics,
     WholeMatrix,
     check_weight,
-    choice,
-    integer,
-    number,
 )
+from edgepack.quant.codecs.parameters import choice, integer, number
 from edgepack.quant.codecs.vptq.stored import MAX_CENTROIDS, Geometry, index_bits
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from edgepack.api.model import Model
     from edgepack.api.trust import Trusted
-    from edgepack.edge.fidelity.validate import GateResult
+    from edgepack.edge.fidelity.gates import GateResult
     from edgepack.gguf.reader import GGUFHeader
     from edgepack.progress import Progress
 

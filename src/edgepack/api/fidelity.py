@@ -13,8 +13,8 @@ from edgepack.api.validation import ComparisonResult, ReplayResult, ValidationRe
 from edgepack.api.values import FilePath, optional_path, paths
 from edgepack.edge.fidelity.certificate import DEFAULT_TOKENS
 from edgepack.edge.fidelity.certificate_file import certificate_path, has_derivation, run_replay
+from edgepack.edge.fidelity.gates import Gates
 from edgepack.edge.fidelity.scoring import ScoringOptions
-from edgepack.edge.fidelity.validate import Gates
 from edgepack.files.claim import claimed_output
 from edgepack.files.remote import is_url
 from edgepack.packaging.derivation import beside_path

@@ -13,9 +13,10 @@ from edgepack.edge.fidelity.validate import perplexity_ratio
 if TYPE_CHECKING:
     from edgepack.api.values import JsonObject
     from edgepack.edge.fidelity.certificate import Replay
+    from edgepack.edge.fidelity.gates import GateResult, Gates
     from edgepack.edge.fidelity.run import Candidate, FidelityRun
     from edgepack.edge.fidelity.stored_reference import StoredReference
-    from edgepack.edge.fidelity.validate import GateResult, Gates, Validation
+    from edgepack.edge.fidelity.validate import Validation
 
 
 @dataclass(frozen=True)

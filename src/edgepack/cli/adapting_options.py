@@ -12,7 +12,8 @@ from edgepack.cli.output import SIZE, force_option, json_option, note, print_jso
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgepack.api.adapting import RecoverResult, TeachResult
+    from edgepack.api.recover import RecoverResult
+    from edgepack.api.teach import TeachResult
     from edgepack.pipeline.adapting.settings import Forecast
 
 PATH = click.Path(path_type=Path)

@@ -14,8 +14,8 @@ from edgepack.cli.validate import check_page, write_page
 from edgepack.errors import CheckFailedError
 
 if TYPE_CHECKING:
+    from edgepack.edge.fidelity.gates import Gates
     from edgepack.edge.fidelity.run import FidelityRun
-    from edgepack.edge.fidelity.validate import Gates
 
 _PATH = click.Path(path_type=Path)
 

@@ -35,7 +35,7 @@ def command(
 
     FILE is the compressed GGUF. Its weights stay as they are; the adapter is a GGUF that run, serve and validate apply.
     """
-    from edgepack.api.adapting import recover
+    from edgepack.api.recover import recover
 
     result = recover(
         file, reference, text, output, dry_run=dry_run, progress=terminal_progress, note=note, **options

@@ -38,7 +38,7 @@ def command(
 
     MODEL is a GGUF, or a Hugging Face folder that is exported first. Held-out questions are written before training.
     """
-    from edgepack.api.adapting import teach
+    from edgepack.api.teach import teach
 
     result = teach(
         model, documents, output, alpha=16.0 if alpha is None else alpha, dry_run=dry_run, progress=terminal_progress,

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgepack.api.validation import ComparisonResult, ValidationResult
+    from edgepack.edge.fidelity.gates import Gates
     from edgepack.edge.fidelity.run import Candidate
     from edgepack.edge.fidelity.scoring import ScoringOptions
-    from edgepack.edge.fidelity.validate import Gates
 
 _PATH = click.Path(path_type=Path)
 
@@ -68,7 +68,7 @@ def command(
     Gates look at the end of the 95 % interval that is against the candidate; a missed one exits with 1.
     """
     from edgepack.api.fidelity import validate
-    from edgepack.edge.fidelity.validate import Gates
+    from edgepack.edge.fidelity.gates import Gates
 
     check_page(report, [candidate, None if reference is None else Path(reference), text_path], force)
     options = read_scoring(scoring)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from edgepack.errors import GGUFError
 from edgepack.gguf import keys
-from edgepack.gguf.reader import DEFAULT_ALIGNMENT, MAGIC, SCALARS
+from edgepack.gguf.cursor import SCALARS
+from edgepack.gguf.reader import DEFAULT_ALIGNMENT, MAGIC
 from edgepack.gguf.types import TensorInfo, Value, ValueType
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from edgepack.edge.fidelity.gates import Gates
     from edgepack.edge.fidelity.run import FidelityRun
-    from edgepack.edge.fidelity.validate import Gates
     from edgepack.pipeline.goals.judging import Rung
     from edgepack.pipeline.outline import Json, Made, Outline
 

@@ -14,10 +14,10 @@ from edgepack.pipeline.makers.opened import opened_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgepack.edge.fidelity.gates import Gates
     from edgepack.edge.fidelity.run import FidelityRun
     from edgepack.edge.fidelity.scorers.scorer import Scorer
     from edgepack.edge.fidelity.scoring import ScoringOptions
-    from edgepack.edge.fidelity.validate import Gates
     from edgepack.pipeline.goals.judging import Judge
     from edgepack.pipeline.goals.ladder import Reached
     from edgepack.pipeline.request import ExportRequest
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def gates_of(request: ExportRequest) -> Gates:
     """The bars that the request sets."""
-    from edgepack.edge.fidelity.validate import Gates
+    from edgepack.edge.fidelity.gates import Gates
 
     return Gates(
         request.min_agreement, request.max_kl, None, request.max_mean_error, request.max_tensor_error

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import ArchiveError
-from edgepack.packaging.coding.layouts import TAIL, Column, Layout, Part, Plane
+from edgepack.packaging.coding.layouts import TAIL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    from edgepack.packaging.coding.block import Column, Layout, Part, Plane
 
     Bytes = NDArray[np.uint8]
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from edgepack.edge.fidelity.scoring import choose_chunking, open_candidate, sample_text, text_to_score
-from edgepack.edge.fidelity.validate import Gates, Validation, validate
+from edgepack.edge.fidelity.validate import Validation, validate
 from edgepack.packaging.trust.policy import ANYONE
 from edgepack.pipeline.fidelity import open_reference
 from edgepack.progress import Progress, silent
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from edgepack.edge.fidelity.gates import Gates
     from edgepack.edge.fidelity.run import Text
     from edgepack.edge.fidelity.scorers.scorer import Chunking, Scorer
     from edgepack.edge.fidelity.scoring import ScoringOptions

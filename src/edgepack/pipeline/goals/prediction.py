@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgepack.edge.fidelity.validate import Gates, Validation
+    from edgepack.edge.fidelity.gates import Gates
+    from edgepack.edge.fidelity.validate import Validation
     from edgepack.pipeline.outline import Outline
 
 # Bits a weight of the whole file → mean KL in nats, between what is published for Llama-3 8B (docs/fidelity.md) and

@@ -19,8 +19,8 @@ from edgepack.progress import Progress, silent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgepack.edge.fidelity.gates import Gates
     from edgepack.edge.fidelity.scoring import ScoringOptions
-    from edgepack.edge.fidelity.validate import Gates
 
 
 def larger_target_that_passes(

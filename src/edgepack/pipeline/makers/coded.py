@@ -25,8 +25,8 @@ from edgepack.quant.codecs.targets import EdgeTarget, find_edge_target
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from edgepack.export.coded.outcome import CodedReport
     from edgepack.export.coded.plan import PlannedMatrix, VariantPlan
-    from edgepack.export.coded.write import CodedReport
     from edgepack.export.mapped import MappedModel
     from edgepack.export.recipe.changed import ChangedModel
     from edgepack.export.recipe.passes import Passes

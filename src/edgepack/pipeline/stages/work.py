@@ -15,9 +15,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgepack.edge.fidelity.gates import Gates
 from edgepack.edge.fidelity.outcome import candidate_json
 from edgepack.edge.fidelity.scoring import ScoringOptions
-from edgepack.edge.fidelity.validate import Gates
 from edgepack.errors import CheckFailedError
 from edgepack.export.recipe.pass_stages import FinishedPass, PassStages, following_key
 from edgepack.files.claim import claimed_output
