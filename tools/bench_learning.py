@@ -51,7 +51,10 @@ def seconds_a_sequence(plan: Plan) -> float:
 
 
 def forecast(rows: Iterable[LearningRow], plan: Plan) -> None:
-    """Print the processor's minutes of each row and of all to standard error."""
+    """Print the processor's minutes of each row and of all to standard error.
+
+    Without what llama.cpp takes to rank all examples of the text before a recovery (its rate of prompt processing).
+    """
     each, total = seconds_a_sequence(plan), 0.0
     for row in rows:
         minutes = _REST + _ASKING * each * row.sequences / 60

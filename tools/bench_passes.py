@@ -227,7 +227,8 @@ def _notes(figures: Iterable[Mapping[str, float | int | str]]) -> str:
 
 def print_row(found: Measured) -> None:
     """One line of the table."""
-    sizes = f"{found.gguf_bytes:,} | {found.archive_bytes:,}"
+    archive = f"{found.archive_bytes:,}" if found.archive_bytes else ""  # none was made of a file with an adapter
+    sizes = f"{found.gguf_bytes:,} | {archive}"
     fidelity = f"{found.perplexity:.3f} | {found.mean_kl:.5f} | {found.top1:.4f}"
     cost = f"{found.seconds:.1f} | {found.peak_memory / 1e6:.0f}"
     print(f"| {found.label} | {sizes} | {fidelity} | {cost} | {found.notes} |", flush=True)
