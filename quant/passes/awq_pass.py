@@ -32,7 +32,7 @@ PASS = PassDeclaration(
         "scale": Setting("flag", default=True),
         "clip": Setting("flag", default=True),
         "search_bits": Setting("whole", low=-2, high=2, default=0),
-        "sequences": Setting("whole", low=1, high=4096, default=24),
+        "sequences": Setting("whole", low=1, high=4096, default=8),
         "integer_bits": Setting("whole", low=0, high=8, default=0),
         "group": Setting("whole", low=8, high=65536, default=128),
     },
