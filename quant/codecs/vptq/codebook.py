@@ -140,11 +140,11 @@ def tune(
     count, columns = len(centroids), index.shape[1]
     some = max(1, min(len(index), _TUNED_PER_CENTROID * count // columns))
     chosen = torch.linspace(0, len(index) - 1, some).round().long()
-    index, target, group_weights = index[chosen], target[chosen].double(), group_weights[chosen].double()
+    index, group_weights = index[chosen], group_weights[chosen].double()
     normal = _normal_equations(index, group_weights, hessian, count)
-    outputs = (target @ hessian * group_weights[:, None, None]).transpose(1, 2)  # [groups, columns, v]
+    outputs = target[chosen] @ hessian.float() * group_weights.float()[:, None, None]  # [groups, v, columns]
     right = torch.zeros(count, centroids.shape[1], dtype=torch.float64)
-    right.index_add_(0, index.reshape(-1), outputs.reshape(-1, centroids.shape[1]))
+    right.index_add_(0, index.reshape(-1), outputs.transpose(1, 2).reshape(-1, centroids.shape[1]).double())
     ridge = _RIDGE * float(normal.diagonal().mean()) + 1e-300
     normal.diagonal().add_(ridge)
     right += ridge * centroids.double()
