@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from edgepack.quant.codecs.codec import (
     check_weight,
 )
 from edgepack.quant.codecs.parameters import integer, number
-from edgepack.quant.codecs.pieces import row_pieces, runs
+from edgepack.quant.codecs.pieces import Filled, row_pieces, runs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,17 +80,14 @@ class Bezier:
         """As `CodesByPieces.encode_pieces`: the largest magnitude first, then segment by segment."""
         del statistics
         scale = max(float(np.abs(rows).max()) for rows in row_pieces(source)) or 1.0
-        control, places = [], []
+        shape, known = source.matrix_shape, {**self.draft(source.matrix_shape), "scale": scale}
+        arrays = {name: Filled(component) for name, component in self.layout(shape, known).items()}
         for run in runs(source, math.lcm(self.segment, 8)):  # eight places of any width end on a byte
-            found = self._run(run, scale)
-            control.append(found[0])
-            places.append(found[1])
-        components: dict[str, NDArray[Any]] = {
-            "control_points": np.concatenate(control),
-            "places": np.concatenate(places),
-        }
-        shape = source.matrix_shape
-        return Encoded(self.name, self.version, shape, {**self.draft(shape), "scale": scale}, components)
+            control, places = self._run(run, scale)
+            arrays["control_points"].add(control)
+            arrays["places"].add(places)
+        components = {name: array.whole() for name, array in arrays.items()}
+        return Encoded(self.name, self.version, shape, known, components)
 
     def _run(self, run: NDArray[np.float32], scale: float) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
         """Control points, flat, and packed places of whole segments; only the last run's last one may be short."""

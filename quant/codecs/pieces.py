@@ -1,4 +1,4 @@
-"""A matrix in pieces: runs of weights of a wanted multiple, what stages have left over, the whole where it is needed.
+"""A matrix in pieces: runs of weights of a wanted multiple, what stages have left over, arrays filled piece by piece.
 
 What a codec does with pieces is left to the codecs.
 """
@@ -6,7 +6,7 @@ What a codec does with pieces is left to the codecs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edgepack.quant.codecs.codec import Decoder, RowSource
+    from edgepack.quant.codecs.codec import Component, Decoder, RowSource
 
 
 def row_pieces(source: RowSource) -> Iterator[NDArray[np.float32]]:
@@ -85,6 +85,28 @@ def row_groups(source: RowSource, multiple: int, weights: int) -> Iterator[NDArr
 def whole_matrix(source: RowSource) -> NDArray[np.float32]:
     """All rows, float32 [rows, columns]: for codecs that need them at once."""
     return source.read_rows(0, source.matrix_shape[0])
+
+
+class Filled:
+    """An array of a known length that is made part by part, so that parts need not be kept beside the whole.
+
+    Args:
+        component: its type and length.
+    """
+
+    def __init__(self, component: Component) -> None:
+        self._array = np.empty(component.count, dtype=component.dtype)
+        self._length = 0
+
+    def add(self, part: NDArray[Any]) -> None:
+        """Put a part, of any shape, behind those before it."""
+        self._array[self._length : self._length + part.size] = part.reshape(-1)
+        self._length += part.size
+
+    def whole(self) -> NDArray[Any]:
+        """The array, once all parts are there."""
+        assert self._length == self._array.size, f"expected {self._array.size} items, got {self._length}"
+        return self._array
 
 
 @dataclass(frozen=True)

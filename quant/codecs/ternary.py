@@ -25,7 +25,7 @@ from edgepack.quant.codecs.codec import (
     check_weight,
 )
 from edgepack.quant.codecs.parameters import choice
-from edgepack.quant.codecs.pieces import row_pieces
+from edgepack.quant.codecs.pieces import Filled, row_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,17 +94,18 @@ class Ternary:
         known = statistics.column_weights(columns) if self.fit == "least-squares" else None
         importance = (np.ones(columns) if known is None else known).astype(np.float32)
         common = self._common_scale(source, importance) if self.scale == "tensor" else None
-        found, packed, left = [], [], np.empty(0, dtype=np.int8)
+        layout = self.layout(source.matrix_shape, self.draft(source.matrix_shape))
+        found, packed, left = [], Filled(layout["trits"]), np.empty(0, dtype=np.int8)
         for rows in row_pieces(source):
             trits, scales = self._piece(rows, importance, common)
             flat = np.concatenate([left, trits])
             whole = flat.size // TRITS_PER_BYTE * TRITS_PER_BYTE
             left = flat[whole:]
-            packed.append(pack_trits(flat[:whole]))
+            packed.add(pack_trits(flat[:whole]))
             found.append(scales)
-        packed.append(pack_trits(left))
+        packed.add(pack_trits(left))
         scales = np.concatenate(found) if common is None else common
-        components: dict[str, NDArray[Any]] = {"trits": np.concatenate(packed), "scales": scales}
+        components: dict[str, NDArray[Any]] = {"trits": packed.whole(), "scales": scales}
         return Encoded(self.name, self.version, source.matrix_shape, {"scale": self.scale}, components)
 
     def _piece(

@@ -28,7 +28,7 @@ from edgepack.quant.codecs.codec import (
     check_weight,
 )
 from edgepack.quant.codecs.parameters import integer, number
-from edgepack.quant.codecs.pieces import runs
+from edgepack.quant.codecs.pieces import Filled, runs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,7 +96,7 @@ class _Pairs:
             pairs = _pairs(run)
             total, squares = total + pairs.sum(axis=0), squares + np.square(pairs).sum(axis=0)
             low, high = np.minimum(low, pairs.min(axis=0)), np.maximum(high, pairs.max(axis=0))
-            samples.append(pairs[-first % step :: step])
+            samples.append(pairs[-first % step :: step].copy())  # a view would hold all pairs
             first += len(pairs)
         centre = (total / count).astype(np.float32).astype(np.float64)  # the same however sums were cut
         spread = float(np.float32(np.sqrt(np.maximum(squares / count - centre**2, 0).mean())))
@@ -136,13 +136,11 @@ class Trajectory:
         del statistics
         parameters = self._fit(_Pairs.of(source))
         width = _index_bits(self.points, self.classes)
-        packed = [
-            bits.pack(_nearest_index(_pairs(run), parameters, self.points, self.classes), width)
-            for run in runs(source, _RUN)
-        ]
-        shape = source.matrix_shape
-        components = {"indices": np.concatenate(packed)}
-        return Encoded(self.name, self.version, shape, {**self.draft(shape), **parameters}, components)
+        shape, known = source.matrix_shape, {**self.draft(source.matrix_shape), **parameters}
+        indices = Filled(self.layout(shape, known)["indices"])
+        for run in runs(source, _RUN):
+            indices.add(bits.pack(_nearest_index(_pairs(run), parameters, self.points, self.classes), width))
+        return Encoded(self.name, self.version, shape, known, {"indices": indices.whole()})
 
     def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
         """As `Codec.draft`."""

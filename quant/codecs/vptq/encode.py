@@ -13,7 +13,7 @@ import torch
 
 from edgepack.quant.codecs import bits
 from edgepack.quant.codecs.codec import Encoded, check_weight
-from edgepack.quant.codecs.pieces import row_groups, sampled_rows, whole_matrix
+from edgepack.quant.codecs.pieces import Filled, row_groups, sampled_rows, whole_matrix
 from edgepack.quant.codecs.torch_threads import one_thread
 from edgepack.quant.codecs.vptq.coder import Books, Coded, VectorCoder
 from edgepack.quant.codecs.vptq.geometry import normalise, plan_geometry
@@ -147,11 +147,12 @@ def _store(
     geometry, factor = frame.geometry, books.scale
     outliers = frame.order[: geometry.outliers]
     plain, place = np.setdiff1d(np.arange(shape[1]), outliers), np.argsort(frame.order)
-    packed: dict[str, list[NDArray[Any]]] = {}
+    of_rows = ("indices", "residual_indices", "outlier_indices", "row_scale")
+    arrays = {name: Filled(component) for name, component in geometry.layout(shape).items() if name in of_rows}
 
     def keep(name: str, index: torch.Tensor, columns: NDArray[np.int64], centroids: int) -> None:
         flat = index.numpy()[:, place[columns]].reshape(-1)
-        packed.setdefault(name, []).append(bits.pack(flat, index_bits(centroids)))
+        arrays[name].add(bits.pack(flat, index_bits(centroids)))
 
     for coded, row_scale in parts:
         keep("indices", coded.index, plain, geometry.centroids)
@@ -160,8 +161,8 @@ def _store(
         if geometry.outliers:
             keep("outlier_indices", coded.index, np.sort(outliers), geometry.outlier_centroids)
         if geometry.normalise == "row":
-            packed.setdefault("row_scale", []).append(row_scale.astype(np.float16))
-    components = {name: np.concatenate(arrays) for name, arrays in packed.items()}
+            arrays["row_scale"].add(row_scale.astype(np.float16))
+    components: dict[str, NDArray[Any]] = {name: array.whole() for name, array in arrays.items()}
     components |= _codebooks(books, factor)
     if geometry.outliers:
         components["outlier_columns"] = np.sort(outliers).astype(np.int32)
