@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -108,3 +110,33 @@ def test_coding_by_pieces_gives_the_bytes_of_coding_at_once(
             assert np.array_equal(one.components[key], component), key
     assert found.squared_error == pytest.approx(whole.squared_error, rel=1e-6)
     assert found.error == pytest.approx(whole.error, rel=1e-6)
+
+
+@dataclass
+class _MadeRows:
+    """Normal numbers that are made when they are read."""
+
+    matrix_shape: tuple[int, int]
+
+    def read_rows(self, start: int, stop: int) -> Any:
+        return np.random.default_rng(start).standard_normal((stop - start, self.matrix_shape[1]), dtype=np.float32)
+
+
+def _peak_and_stored(target: str, rows: int) -> tuple[int, int]:
+    """Bytes that numpy takes at most while a matrix is coded, and those that are stored of it."""
+    coder: Any = find_edge_target(target).codecs[0]
+    tracemalloc.start()
+    try:
+        encoded = coder.encode_pieces(_MadeRows((rows, 256)))
+        return tracemalloc.get_traced_memory()[1], encoded.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("target", ["nf4", "ternary", "trajectory", "bezier4"])
+def test_memory_of_coding_grows_by_what_is_stored_alone(target: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(codec, "CHUNK_WEIGHTS", 1 << 14)
+    _peak_and_stored(target, 256)  # fills the caches
+    peak, stored = _peak_and_stored(target, 2048)
+    larger_peak, larger_stored = _peak_and_stored(target, 8192)
+    assert larger_peak - peak <= 1.2 * (larger_stored - stored)
