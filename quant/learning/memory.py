@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _SHORT = 32  # tokens of the shortest of three examples that are measured; two and three times as many of the others
 _ADAM = 2  # moments of AdamW, of a parameter's own type
 _LOGITS = 3  # float32 arrays of the size of the logits that a backward pass holds beside what is kept
-_SPARE = 1.25  # what the C allocator and temporaries add: 1.0 to 1.3 of all weights, 1.7 of adapters (docs/learning.md)
+# What the C allocator and temporaries add to what is kept (docs/learning.md). Frozen weights keep no inputs for their
+# own gradients, so that beside an adapter's activations the same temporaries weigh more.
+_SPARE, _SPARE_OF_ADAPTERS = 1.25, 1.65
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Footprint:
         edges: bytes of the states that enter the blocks, which stay where activations are recomputed.
         count: how many blocks.
         once: bytes inside the blocks of a whole batch, however many examples it has: weights that are computed anew.
+        spare: what is really taken for each byte that is kept.
     """
 
     fixed: int
@@ -68,12 +71,13 @@ class Footprint:
     edges: int
     count: int
     once: int = 0
+    spare: float = _SPARE
 
     def peak(self, batch: int, *, recomputes: bool) -> int:
         """Bytes with `batch` examples at once."""
         inside = self.edges + self.blocks // self.count if recomputes else self.blocks
         once = self.once // self.count if recomputes else self.once
-        return round(self.fixed + _SPARE * (once + batch * (inside + self.rest)))
+        return round(self.fixed + self.spare * (once + batch * (inside + self.rest)))
 
 
 def plan_memory(
@@ -145,6 +149,7 @@ def footprint(model: nn.Module, example: Mapping[str, torch.Tensor], objective: 
     return Footprint(
         held + learnt * (1 + _ADAM), inside, more + outside + _LOGITS * 4 * length * vocabulary,
         len(blocks) * length * width * size, len(blocks), once,
+        _SPARE if 2 * learnt > sum(weights.values()) else _SPARE_OF_ADAPTERS,
     )  # fmt: skip
 
 
