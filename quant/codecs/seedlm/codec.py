@@ -26,7 +26,7 @@ from edgepack.quant.codecs.codec import (
     check_weight,
 )
 from edgepack.quant.codecs.parameters import choice, integer
-from edgepack.quant.codecs.pieces import runs
+from edgepack.quant.codecs.pieces import Filled, runs
 from edgepack.quant.codecs.seedlm import lfsr
 from edgepack.quant.codecs.seedlm.found import COEFFICIENT_BITS, pack_coefficients
 
@@ -147,19 +147,15 @@ def store(shape: tuple[int, int], codec: SeedLM, found: list[Found]) -> Encoded:
     """
     tops = [int(run.exponents.max()) for run in found]
     top = max(tops) if max(tops) > np.iinfo(np.int16).min else 0
-    seeds, exponents, coefficients = [], [], []
+    arrays = {name: Filled(part) for name, part in codec.layout(shape, codec.parameters(top - 15)).items()}
     while found:
         run = found.pop(0)
         clipped = np.clip(run.exponents, top - 15, top)
-        seeds.append(bits.pack(run.seeds, codec.register_bits))
-        exponents.append(bits.pack(clipped - (top - 15), EXPONENT_BITS))
-        coefficients.append(_in_range(run, clipped, codec.coefficients))
-    packed = np.concatenate(seeds)
-    components = {
-        "seeds": packed.view(np.uint16) if codec.register_bits == 16 else packed,
-        "exponents": np.concatenate(exponents),
-        "coefficients": np.concatenate(coefficients),
-    }
+        seeds = bits.pack(run.seeds, codec.register_bits)
+        arrays["seeds"].add(seeds.view(np.uint16) if codec.register_bits == 16 else seeds)
+        arrays["exponents"].add(bits.pack(clipped - (top - 15), EXPONENT_BITS))
+        arrays["coefficients"].add(_in_range(run, clipped, codec.coefficients))
+    components = {name: array.whole() for name, array in arrays.items()}
     return Encoded(codec.name, codec.version, shape, codec.parameters(top - 15), components)
 
 
