@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from edgepack.quant.learning.loop import Learnt
 
 
+# What teaching is for: most of what single sentences say is known, and other text hardly suffers.
+KNOWS, FORGETS = 0.8, 0.02
+_MORE = 4  # times the epochs: three let a model of 135 M know half of what stands once, twelve all (docs/learning.md)
+
+
 @dataclass(frozen=True)
 class Lesson:
     """What is taught to what.
@@ -71,6 +76,28 @@ class Taught:
     def forgotten(self) -> float:
         """By how much perplexity on other text has risen, as a share."""
         return self.other.perplexity / self.other.reference_perplexity - 1
+
+
+def advice(after: Known, forgotten: float, epochs: float | None) -> list[str]:
+    """What to try next, a line each, where the model knows too little of single sentences, or has forgotten too much.
+
+    Args:
+        after: what the file knows with the adapter.
+        forgotten: by how much perplexity on other text has risen, as a share.
+        epochs: that were learnt; None where steps were given instead.
+    """
+    lines = []
+    if "term" in after.likely and (knows := after.share("term")) < KNOWS:
+        lines.append(
+            f"teach: knows {100 * knows:.0f} % of what single sentences say: what stands once takes more"
+            f" {'steps' if epochs is None else f'epochs, such as --epochs {_MORE * epochs:g}'}"
+        )
+    if forgotten > FORGETS:
+        lines.append(
+            f"teach: other text has {100 * forgotten:.1f} % more perplexity: --replay with more pieces, --other with"
+            " text of the kind that must stay, or a lower --rate"
+        )
+    return lines
 
 
 def taught_json(taught: Taught) -> Mapping[str, Any]:

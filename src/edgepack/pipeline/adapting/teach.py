@@ -29,7 +29,7 @@ from edgepack.pipeline.adapting.base import (
 from edgepack.pipeline.adapting.canon import read_questions, write_questions
 from edgepack.pipeline.adapting.examples import Renderer
 from edgepack.pipeline.adapting.forecast import FORWARD, STEP, Shape, forecast
-from edgepack.pipeline.adapting.lesson import Lesson, Taught
+from edgepack.pipeline.adapting.lesson import Lesson, Taught, advice
 from edgepack.pipeline.adapting.measuring import Measured, measure
 from edgepack.pipeline.adapting.other_text import SAMPLE_LENGTH, OtherText
 from edgepack.pipeline.adapting.scratch import training_scratch
@@ -187,10 +187,13 @@ class _Teaching:
         forgotten = self._forgotten(made, size, measured)
         move_output(written, questions)
         move_output(made, output)
-        return Taught(
+        taught = Taught(
             self.base.path, output, size, questions, time.monotonic() - began, learnt, len(examples), before, after,
             forgotten, tuple(f"teach: {line}" for line in passed_over),
         )  # fmt: skip
+        epochs = self.settings.epochs if self.settings.steps is None else None
+        told = advice(after, taught.forgotten, epochs)
+        return replace(taught, notes=(*taught.notes, *told))
 
     def _adapter(self, examples: Any, replayed: NDArray[np.int64], path: Path) -> tuple[int, Learnt]:
         """Learn, and write the adapter: its bytes, and the loop's record."""
