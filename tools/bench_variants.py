@@ -42,11 +42,11 @@ def measure(model: Path, target: str, reference: Path, folder: Path, options: ar
     target, codecs = words[0], [word for word in words[1:] if word != BLIND]
     calibrated = options.calibration and BLIND not in words and ("vptq" in target or "seedlm" in target)
     calibration = ("--calibration", options.calibration) if calibrated else ()
-    exported = edgepack("export", model, "--target", target, "-o", file, *calibration,
+    exported = edgepack("export", model, "--target", target, "-o", file, "--force", *calibration,
                         *(part for codec in codecs for part in ("--tensor-codec", codec)))  # fmt: skip
-    packed = edgepack("pack", file, "-o", archive)
+    packed = edgepack("pack", file, "-o", archive, "--force")
     edge = target.startswith("edge-")
-    unpacked = edgepack("unpack", "--native", file, "-o", native) if edge else exported
+    unpacked = edgepack("unpack", "--native", file, "-o", native, "--force") if edge else exported
     fidelity = edgepack("validate", native if edge else file, "--reference", reference, "--text", options.text,
                         "--chunks", options.chunks, "--ctx", options.ctx)  # fmt: skip
     ran = edgepack("run", archive, "--prompt", options.prompt, "--max-tokens", 32, "--temperature", 0)
