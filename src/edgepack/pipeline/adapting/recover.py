@@ -23,7 +23,7 @@ from edgepack.pipeline.adapting.examples import Renderer
 from edgepack.pipeline.adapting.forecast import FORWARD, STEP, Shape, forecast
 from edgepack.pipeline.adapting.larger import larger_type, make_larger, verdict
 from edgepack.pipeline.adapting.measuring import difficulties, measure
-from edgepack.pipeline.adapting.recovery import Recovered, Sources
+from edgepack.pipeline.adapting.recovery import Recovered, Sources, advice
 from edgepack.pipeline.adapting.scratch import training_scratch
 from edgepack.pipeline.adapting.settings import ORIGINAL
 from edgepack.pipeline.fidelity import open_reference
@@ -232,8 +232,7 @@ class _Recovery:
         other = others[0] if others else None
         judged = None if larger is None or other is None else verdict(before, after, other, larger)
         notes = [] if why == "" else [f"recover: not compared at equal bytes: {why}"]
-        if learnt.steps and after.kl >= before.kl:
-            notes.append("recover: on unseen text the file with the adapter is no nearer to the original than without")
+        notes += advice(before, after, self.settings.rate) if learnt.steps else []
         return Recovered(
             output, size, time.monotonic() - began, learnt, (len(self.pool), chosen), before, after, other, judged,
             tuple(notes),

@@ -75,6 +75,30 @@ class Recovered:
         return 1 - self.after.kl / self.before.kl if self.before.kl > 0 else 0.0
 
 
+_LITTLE = 0.1  # of the lost divergence; the published rate gave back 1 to 2 % in 600 steps (docs/learning.md)
+
+
+def advice(before: Measured, after: Measured, rate: float | None) -> list[str]:
+    """What to know, or to try next, a line each, where little of the lost divergence came back.
+
+    Args:
+        before: the file alone, on unseen text.
+        after: the file with the adapter.
+        rate: that was given; None where the model's width decided.
+    """
+    regained = 1 - after.kl / before.kl if before.kl > 0 else 0.0
+    if regained <= 0:
+        return ["recover: on unseen text the file with the adapter is no nearer to the original than without"]
+    if regained < _LITTLE and rate is not None:
+        return [
+            (
+                f"recover: {100 * regained:.1f} % of the lost divergence came back: a rate of {rate:g} moves an adapter"
+                " slowly, --rate auto goes by the model's width"
+            )
+        ]
+    return []
+
+
 def recovered_json(found: Recovered) -> Mapping[str, Any]:
     """What scripts read."""
     learnt, judged = found.learnt, found.verdict

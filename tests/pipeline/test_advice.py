@@ -1,11 +1,13 @@
-"""What a lesson that fell short of its purpose is told to try next."""
+"""What a lesson or a recovery that fell short of its purpose is told to try next."""
 
 from __future__ import annotations
 
 import pytest
 
 from edgepack.edge.fidelity.tasks.knowledge import Known
+from edgepack.pipeline.adapting import recovery
 from edgepack.pipeline.adapting.lesson import advice
+from edgepack.pipeline.adapting.measuring import Measured
 
 
 def known(right: int) -> Known:
@@ -30,3 +32,18 @@ def test_a_lesson_that_cost_other_text_much_is_told_what_keeps_it() -> None:
 
 def test_documents_without_terms_are_judged_by_what_was_forgotten_alone() -> None:
     assert advice(Known({"passage": (False,)}, {}, {"passage": 0.25}), 0.0, 3) == []
+
+
+def measured(kl: float) -> Measured:
+    return Measured(bytes=1, kl=kl, kl_interval=(kl, kl), agreement=0.9, perplexity=10.0, reference_perplexity=9.0)
+
+
+@pytest.mark.parametrize(("after", "rate", "told"), [
+    (0.5, 8e-7, []),
+    (0.985, None, []),
+    (0.985, 8e-7, ["recover: 1.5 % of the lost divergence came back: a rate of 8e-07 moves an adapter slowly, --rate auto"
+                   " goes by the model's width"]),
+    (1.0, None, ["recover: on unseen text the file with the adapter is no nearer to the original than without"]),
+])  # fmt: skip
+def test_a_recovery_that_gave_back_little_is_told_why(after: float, rate: float | None, told: list[str]) -> None:
+    assert recovery.advice(measured(1.0), measured(after), rate) == told
