@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from edgepack.model import Checkpoint, TensorSource
 
-_INDEX, _ARRAYS, _WEIGHTS = "outcome.json", "arrays.npz", "weights"
+_INDEX, _ARRAYS, _WEIGHTS, _CODED = "outcome.json", "arrays.npz", "weights", "coded-rows"
 _PIECE_BYTES = 16 << 20
 
 
@@ -83,24 +83,22 @@ class KeptOutcome:
             index = json.loads((self.folder / _INDEX).read_bytes())
             if any(file_sha256(self.folder / name) != digest for name, digest in index["files"].items()):
                 return None
+            coded = None if index["coded"] is None else CodedRows.reopen(self.folder / _CODED, index["coded"])
         except (OSError, UsageError, ValueError, KeyError, TypeError, AttributeError):
             return None
         kept = ArrayFolder(self.folder / _WEIGHTS)
         kept.reopen([(name, file) for name, file in index["weights"]])
         layout = {row["name"]: TensorSpec(row["name"], tuple(row["shape"]), row["dtype"]) for row in index["tensors"]}
         checkpoint = replace(before, config=index["config"], tensors=KeptTensors(before.tensors, kept, layout))
-        coded, low_rank, measured = self._arrays(index)
+        low_rank, measured = self._arrays(index)
         return PassOutcome(checkpoint, index["figures"], tuple(index["notes"]), coded, low_rank, measured)
 
-    def _arrays(
-        self, index: Mapping[str, Any]
-    ) -> tuple[CodedRows | None, dict[str, Any], dict[str, LinearStatistics] | None]:
-        """Rows that are decided, factors apart, moments."""
+    def _arrays(self, index: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, LinearStatistics] | None]:
+        """Factors apart, moments."""
         if _ARRAYS not in index["files"]:
-            return None, {}, None
+            return {}, None
         with np.load(self.folder / _ARRAYS, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
-        tables = {name: array for name, array in found.items() if name.startswith("coded.")}
         low_rank = {
             name: (found[f"left.{number}"], found[f"right.{number}"]) for number, name in enumerate(index["low_rank"])
         }
@@ -110,7 +108,7 @@ class KeptOutcome:
                 name: LinearStatistics(count, found[f"abs.{number}"], found[f"square.{number}"])
                 for number, (name, count) in enumerate(counts)
             }
-        return CodedRows.of_arrays(tables) if index["coded"] else None, low_rank, measured
+        return low_rank, measured
 
     def keep(self, outcome: PassOutcome, before: Checkpoint) -> PassOutcome:
         """Write what a pass gave, and remove its scratch; gives the outcome as `read` does.
@@ -126,7 +124,9 @@ class KeptOutcome:
             if not _equal(outcome.checkpoint.tensors, before.tensors, name):
                 known = before.tensors.specs.get(name, spec)
                 kept.put(name, read_tensor(outcome.checkpoint.tensors, name), known.dtype)
-        arrays: dict[str, NDArray[Any]] = {} if outcome.coded is None else dict(outcome.coded.as_arrays())
+        shutil.rmtree(self.folder / _CODED, ignore_errors=True)
+        coded = None if outcome.coded is None else outcome.coded.copy_to(self.folder / _CODED)
+        arrays: dict[str, NDArray[Any]] = {}
         for number, (left, right) in enumerate(outcome.low_rank.values()):
             arrays |= {f"left.{number}": left, f"right.{number}": right}
         measured = outcome.measured
@@ -135,11 +135,12 @@ class KeptOutcome:
         if arrays:
             np.savez(self.folder / _ARRAYS, allow_pickle=False, **arrays)
         names = [f"{_WEIGHTS}/{file}" for _name, file in kept.files] + ([_ARRAYS] if arrays else [])
+        names += [] if coded is None else [f"{_CODED}/{path.name}" for path in coded.files]
         index = {
             "figures": dict(outcome.figures), "notes": list(outcome.notes), "weights": kept.files,
             "config": dict(outcome.checkpoint.config), "tensors": [asdict(spec) for spec in specs.values()],
             "measured": None if measured is None else [(name, each.count) for name, each in measured.items()],
-            "low_rank": list(outcome.low_rank), "coded": outcome.coded is not None,
+            "low_rank": list(outcome.low_rank), "coded": None if coded is None else coded.index(),
             "files": {name: file_sha256(self.folder / name) for name in names},
         }  # fmt: skip
         with atomic_output(self.folder / _INDEX) as stream:

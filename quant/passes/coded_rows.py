@@ -92,22 +92,34 @@ class CodedRows:
             left = left[~hits]
         return None if len(left) else found
 
-    def as_arrays(self) -> dict[str, NDArray[np.uint8]]:
-        """The table as arrays that `of_arrays` reads: `coded.TYPE.BYTES` → uint8 [n, 16 + BYTES], digest and bytes."""
-        parts: dict[str, list[NDArray[np.uint8]]] = {}
+    def copy_to(self, folder: Path) -> CodedRows:
+        """The same table in files of `folder`, which is made where needed; a segment at a time is in memory."""
+        copied = CodedRows(folder)
         for segment in self._segments:
-            keys, rows = segment.opened()
-            raw = np.ascontiguousarray(keys).astype(">u8").view(np.uint8).reshape(len(keys), _KEY_BYTES)
-            parts.setdefault(f"coded.{segment.kind}.{rows.shape[1]}", []).append(np.concatenate([raw, rows], axis=1))
-        return {name: np.concatenate(found) for name, found in parts.items()}
+            copied._segments.append(copied._stored(segment.kind, *segment.opened()))
+        copied._count = self._count
+        return copied
+
+    def index(self) -> dict[str, Any]:
+        """What `reopen` needs to find the files of a folder again, as JSON has it."""
+        return {"rows": self._count, "kinds": [segment.kind for segment in self._segments]}
+
+    @property
+    def files(self) -> list[Path]:
+        """Of all segments."""
+        return [path for segment in self._segments for path in (segment.keys, segment.rows) if isinstance(path, Path)]
 
     @classmethod
-    def of_arrays(cls, arrays: Mapping[str, NDArray[np.uint8]]) -> CodedRows:
-        """The table that `as_arrays` gave."""
-        table = cls()
-        for name, both in arrays.items():
-            keys = np.ascontiguousarray(both[:, :_KEY_BYTES]).view(">u8").astype(np.uint64)
-            table._keep(int(name.split(".")[1]), keys, np.ascontiguousarray(both[:, _KEY_BYTES:]))
+    def reopen(cls, folder: Path, index: Mapping[str, Any]) -> CodedRows:
+        """The table that lies in the files of a folder.
+
+        Args:
+            folder: that the table was made or copied with.
+            index: as `index` gave it.
+        """
+        table = cls(folder)
+        table._count = int(index["rows"])
+        table._segments = [_Segment(kind, *_paths(folder, number)) for number, kind in enumerate(index["kinds"])]
         return table
 
     def _keep(self, kind: int, keys: NDArray[np.uint64], rows: NDArray[np.uint8]) -> None:
@@ -129,11 +141,15 @@ class CodedRows:
         if self._folder is None:
             return _Segment(kind, keys, rows)
         self._folder.mkdir(parents=True, exist_ok=True)
-        number = len(self._segments)
-        of_keys, of_rows = (self._folder / f"coded-{number}-{part}.npy" for part in ("keys", "rows"))
+        of_keys, of_rows = _paths(self._folder, len(self._segments))
         np.save(of_keys, keys)
         np.save(of_rows, rows)
         return _Segment(kind, of_keys, of_rows)
+
+
+def _paths(folder: Path, number: int) -> tuple[Path, Path]:
+    """Where a segment's digests and rows lie."""
+    return folder / f"coded-{number}-keys.npy", folder / f"coded-{number}-rows.npy"
 
 
 def _keys(rows: NDArray[np.float32]) -> NDArray[np.uint64]:

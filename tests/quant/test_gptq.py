@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +25,6 @@ from edgepack.quant.passes.gptq import GptqSettings, apply_gptq, gptq_rows
 from edgepack.quant.passes.run import PassRun
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
 
@@ -85,7 +85,9 @@ def test_rows_are_found_by_value_in_any_order_and_only_whole(tmp_path: Path, on_
     assert coded.find(GGMLType.Q4_K, weight.numpy()[:1]) is None
     assert coded.find(GGMLType.Q4_K, np.concatenate([values, weight.numpy()[:1]])) is None
     assert len(coded) == 24
-    for again in (pickle.loads(pickle.dumps(coded)), CodedRows.of_arrays(coded.as_arrays())):
+    copied = coded.copy_to(tmp_path / "copy")
+    assert sorted(copied.files) == sorted((tmp_path / "copy").iterdir())
+    for again in (pickle.loads(pickle.dumps(coded)), copied, CodedRows.reopen(tmp_path / "copy", copied.index())):
         assert len(again) == 24
         np.testing.assert_array_equal(again.find(GGMLType.Q4_K, values[order]), blocks[order])
 
@@ -104,11 +106,12 @@ def test_of_rows_that_are_added_again_the_last_counts(groups: list[list[int]]) -
             (value + np.float32(0)).tobytes(): block.tobytes() for value, block in zip(values, blocks, strict=True)
         }
     assert len(coded) == len(expected)
-    for table in (coded, CodedRows.of_arrays(coded.as_arrays())):
-        for value, block in expected.items():
-            found = table.find(GGMLType.Q4_0, np.frombuffer(value, np.float32).reshape(1, 32))
-            assert found is not None
-            assert found.tobytes() == block
+    with tempfile.TemporaryDirectory() as folder:
+        for table in (coded, coded.copy_to(Path(folder))):
+            for value, block in expected.items():
+                found = table.find(GGMLType.Q4_0, np.frombuffer(value, np.float32).reshape(1, 32))
+                assert found is not None
+                assert found.tobytes() == block
 
 
 def test_keys_of_which_one_half_is_equal_are_told_apart() -> None:
