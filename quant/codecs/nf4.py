@@ -26,7 +26,7 @@ from edgepack.quant.codecs.codec import (
     check_weight,
 )
 from edgepack.quant.codecs.parameters import number
-from edgepack.quant.codecs.pieces import runs
+from edgepack.quant.codecs.pieces import Filled, runs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,18 +116,17 @@ class NF4:
     def encode_pieces(self, source: RowSource, statistics: Statistics = NO_STATISTICS) -> Encoded:
         """As `CodesByPieces.encode_pieces`: blocks' scales first, whose mean is taken off, then the weights."""
         del statistics
-        rows, columns = source.matrix_shape
         absmax = np.concatenate([_largest(flat) for flat in runs(source, BLOCK)])
         offset = np.float32(absmax.mean())
         codes, nested = _quantize_absmax(absmax - offset)
-        weights, block = np.empty(-(-rows * columns // 2), dtype=np.uint8), 0
+        shape, parameters = source.matrix_shape, {"offset": float(offset)}
+        weights, block = Filled(self.layout(shape, parameters)["weights"]), 0
         for flat in runs(source, BLOCK):
-            packed = _pack_levels(flat, absmax[block : block - (-flat.size // BLOCK)])
-            start = block * (BLOCK // 2)
-            weights[start : start + packed.size] = packed
-            block -= -flat.size // BLOCK
-        components: dict[str, NDArray[Any]] = {"weights": weights, "absmax": codes, "nested_absmax": nested}
-        return Encoded(self.name, self.version, (rows, columns), {"offset": float(offset)}, components)
+            blocks = -(-flat.size // BLOCK)
+            weights.add(_pack_levels(flat, absmax[block : block + blocks]))
+            block += blocks
+        components: dict[str, NDArray[Any]] = {"weights": weights.whole(), "absmax": codes, "nested_absmax": nested}
+        return Encoded(self.name, self.version, shape, parameters, components)
 
     def draft(self, shape: tuple[int, int]) -> dict[str, Parameter]:
         """As `Codec.draft`."""
