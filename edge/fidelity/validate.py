@@ -152,14 +152,14 @@ class Validation:
         if gates.min_agreement is not None:
             low = statistics.agreement.share_interval()[0]
             results.append(judged("min-agreement", "top-1 agreement", statistics.agreement.mean, low,
-                                 gates.min_agreement, at_least=True))  # fmt: skip
+                                  gates.min_agreement, at_least=True))  # fmt: skip
         if gates.max_kl is not None:
             high = statistics.divergence.interval()[1]
             results.append(judged("max-kl", "mean KL", statistics.divergence.mean, high, gates.max_kl, at_least=False))
         if gates.max_perplexity_ratio is not None:
             ratio, (_low, high) = perplexity_ratio(statistics)
             results.append(judged("max-perplexity-ratio", "perplexity ratio", ratio, high,
-                                 gates.max_perplexity_ratio, at_least=False))  # fmt: skip
+                                  gates.max_perplexity_ratio, at_least=False))  # fmt: skip
         return results
 
     def passed(self, gates: Gates) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 # What teaching is for: most of what single sentences say is known, and other text hardly suffers.
-KNOWS, FORGETS = 0.8, 0.02
+_KNOWS, _FORGETS = 0.8, 0.02
 _MORE = 4  # times the epochs: three let a model of 135 M know half of what stands once, twelve all (docs/learning.md)
 
 
@@ -75,7 +75,7 @@ class Taught:
     @property
     def forgotten(self) -> float:
         """By how much perplexity on other text has risen, as a share."""
-        return self.other.perplexity / self.other.reference_perplexity - 1
+        return self.other.perplexity_rise
 
 
 def advice(after: Known, forgotten: float, epochs: float | None) -> list[str]:
@@ -87,12 +87,12 @@ def advice(after: Known, forgotten: float, epochs: float | None) -> list[str]:
         epochs: that were learnt; None where steps were given instead.
     """
     lines = []
-    if "term" in after.likely and (knows := after.share("term")) < KNOWS:
+    if "term" in after.likely and (knows := after.share("term")) < _KNOWS:
         lines.append(
             f"teach: knows {100 * knows:.0f} % of what single sentences say: what stands once takes more"
             f" {'steps' if epochs is None else f'epochs, such as --epochs {_MORE * epochs:g}'}"
         )
-    if forgotten > FORGETS:
+    if forgotten > _FORGETS:
         lines.append(
             f"teach: other text has {100 * forgotten:.1f} % more perplexity: --replay with more pieces, --other with"
             " text of the kind that must stay, or a lower --rate"

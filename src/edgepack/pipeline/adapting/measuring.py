@@ -50,6 +50,15 @@ class Measured:
     perplexity: float
     reference_perplexity: float
 
+    @property
+    def perplexity_rise(self) -> float:
+        """By how much perplexity lies above the original's, as a share."""
+        return self.perplexity / self.reference_perplexity - 1
+
+    def regained(self, before: Measured) -> float:
+        """Share of the divergence of `before` that came back; negative where more was lost."""
+        return 1 - self.kl / before.kl if before.kl > 0 else 0.0
+
     def json(self) -> dict[str, object]:
         """For scripts; an interval without ends is null."""
         low, high = self.kl_interval

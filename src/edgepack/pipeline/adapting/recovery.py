@@ -72,7 +72,7 @@ class Recovered:
     @property
     def regained(self) -> float:
         """Share of the lost divergence that came back; negative where more was lost."""
-        return 1 - self.after.kl / self.before.kl if self.before.kl > 0 else 0.0
+        return self.after.regained(self.before)
 
 
 _LITTLE = 0.1  # of the lost divergence; the published rate gave back 1 to 2 % in 600 steps (docs/learning.md)
@@ -86,16 +86,12 @@ def advice(before: Measured, after: Measured, rate: float | None) -> list[str]:
         after: the file with the adapter.
         rate: that was given; None where the model's width decided.
     """
-    regained = 1 - after.kl / before.kl if before.kl > 0 else 0.0
+    regained = after.regained(before)
     if regained <= 0:
         return ["recover: on unseen text the file with the adapter is no nearer to the original than without"]
     if regained < _LITTLE and rate is not None:
-        return [
-            (
-                f"recover: {100 * regained:.1f} % of the lost divergence came back: a rate of {rate:g} moves an adapter"
-                " slowly, --rate auto goes by the model's width"
-            )
-        ]
+        slow = f"a rate of {rate:g} moves an adapter slowly, --rate auto goes by the model's width"
+        return [f"recover: {100 * regained:.1f} % of the lost divergence came back: {slow}"]
     return []
 
 

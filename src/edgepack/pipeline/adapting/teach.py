@@ -184,16 +184,15 @@ class _Teaching:
         made = made_in(self.folder) / output.name  # under its own name only when all of it has been measured
         size, learnt = self._adapter(examples, replayed, made)
         after = self._known(items, (made,))
-        forgotten = self._forgotten(made, size, measured)
+        other_text = self._forgotten(made, size, measured)
         move_output(written, questions)
         move_output(made, output)
-        taught = Taught(
-            self.base.path, output, size, questions, time.monotonic() - began, learnt, len(examples), before, after,
-            forgotten, tuple(f"teach: {line}" for line in passed_over),
-        )  # fmt: skip
         epochs = self.settings.epochs if self.settings.steps is None else None
-        told = advice(after, taught.forgotten, epochs)
-        return replace(taught, notes=(*taught.notes, *told))
+        notes = [*(f"teach: {line}" for line in passed_over), *advice(after, other_text.perplexity_rise, epochs)]
+        return Taught(
+            self.base.path, output, size, questions, time.monotonic() - began, learnt, len(examples), before, after,
+            other_text, tuple(notes),
+        )  # fmt: skip
 
     def _adapter(self, examples: Any, replayed: NDArray[np.int64], path: Path) -> tuple[int, Learnt]:
         """Learn, and write the adapter: its bytes, and the loop's record."""
