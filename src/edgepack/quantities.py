@@ -22,6 +22,11 @@ def parse_size(text: str) -> int:
     return round(float(match[1]) * _UNITS[match[2].lower()])
 
 
+def size_in_bytes(size: int | str | None) -> int | None:
+    """Bytes, given as such or as text for `parse_size`; None stays None."""
+    return parse_size(size) if isinstance(size, str) else size
+
+
 def format_size(count: float) -> str:
     """A size in decimal units with three significant digits, as download pages print it: `4.12 MB`."""
     for unit in ("B", "kB", "MB", "GB"):

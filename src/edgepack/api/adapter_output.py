@@ -1,12 +1,9 @@
-"""What `recover` and `teach` share: where an adapter goes, what a result says of it, inputs that must be there."""
+"""What `recover` and `teach` share: where an adapter goes, and what a result says of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from edgepack.errors import UsageError
-from edgepack.quantities import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,17 +25,6 @@ def planned_json(output: Path, forecast: Forecast) -> JsonObject:
 def made_json(output: Path, figures: Mapping[str, Any], adapter_bytes: int) -> JsonObject:
     """What a run says: its figures, the output and its bytes, and those of the adapter in it."""
     return {**figures, "output": str(output), "bytes": output.stat().st_size, "adapter_bytes": adapter_bytes}
-
-
-def size_in_bytes(given: int | str | None) -> int | None:
-    """Bytes, given as such or as a size such as `16GB`."""
-    return parse_size(given) if isinstance(given, str) else given
-
-
-def check_there(path: Path) -> None:
-    """Raise UsageError where there is no such file or folder."""
-    if not path.exists():
-        raise UsageError(f"'{path}': no such file or folder")
 
 
 def adapter_target(output: FilePath | None, model: Path, name: str, *, pack: bool) -> Path:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.api.opening import ignore
-from edgepack.api.places import files_of, local_path
+from edgepack.api.places import check_there, files_of, local_path
 from edgepack.api.trust import Trusted, policy_for
 from edgepack.api.values import FilePath, optional_path
 from edgepack.edge.fidelity.certificate_file import places_of_copy
 from edgepack.edge.kv.sizes import USUAL
 from edgepack.edge.kv.table import MAX_KL
-from edgepack.errors import UsageError
 from edgepack.files.claim import claimed_output
 from edgepack.pipeline.kv.request import DEFAULT_CHUNKS, DEFAULT_CTX, KvRequest
 from edgepack.pipeline.kv.study import forecast, study
@@ -95,8 +94,7 @@ def kv(
             path, Path(text), ctx, chunks, tuple(types), tuple(dims), max_kl, origin, spectra, target,
             optional_path(work), threads or 0, n_gpu_layers, device, policy, located,
         )  # fmt: skip
-        if not path.exists():
-            raise UsageError(f"'{path}': no such file or folder")
+        check_there(path)
         if dry_run:
             return forecast(request, progress)
         inputs = files_of(path, request.text, original)

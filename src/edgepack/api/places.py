@@ -19,6 +19,13 @@ def local_path(place: FilePath, why: str) -> Path:
     return Path(place)
 
 
+def check_there(*paths: Path) -> None:
+    """Raise UsageError where one of them is no file or folder."""
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"'{path}': no such file or folder")
+
+
 def files_of(*places: FilePath | None) -> list[Path]:
     """The places that are files or folders here, which an output must not replace."""
     return [Path(place) for place in places if place is not None and not is_url(place)]

@@ -6,17 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.api.adapter_output import (
-    CARD,
-    READ_OFTEN,
-    adapter_target,
-    check_there,
-    made_json,
-    planned_json,
-    size_in_bytes,
-)
+from edgepack.api.adapter_output import CARD, READ_OFTEN, adapter_target, made_json, planned_json
 from edgepack.api.opening import ignore
-from edgepack.api.places import local_path
+from edgepack.api.places import check_there, local_path
 from edgepack.api.values import optional_path
 from edgepack.files.claim import claimed_output
 from edgepack.files.folders import scratch_beside
@@ -27,6 +19,7 @@ from edgepack.pipeline.adapting.recover import forecast_recovery, recover_file
 from edgepack.pipeline.adapting.recovery import Recovered, Sources, recovered_json
 from edgepack.pipeline.adapting.settings import ORIGINAL, PUBLISHED_RATE, RecoverSettings
 from edgepack.progress import silent
+from edgepack.quantities import size_in_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -144,8 +137,7 @@ def recover(
         seed=seed, device=device, max_memory=size_in_bytes(max_memory), threads=threads, resume=resume, hardest=hardest,
         share=share, targets=targets,
     )  # fmt: skip
-    for path in sources.paths:
-        check_there(path)
+    check_there(*sources.paths)
     read_header(sources.file)
     name = f"{sources.file.stem}-recovery-lora.gguf"
     target = adapter_target(output, sources.file, name, pack=pack)

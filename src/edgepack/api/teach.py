@@ -7,17 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.api.adapter_output import (
-    CARD,
-    READ_OFTEN,
-    adapter_target,
-    check_there,
-    made_json,
-    planned_json,
-    size_in_bytes,
-)
+from edgepack.api.adapter_output import CARD, READ_OFTEN, adapter_target, made_json, planned_json
 from edgepack.api.opening import ignore
-from edgepack.api.places import local_path
+from edgepack.api.places import check_there, local_path
 from edgepack.api.values import optional_path
 from edgepack.files.claim import claimed_output
 from edgepack.files.folders import scratch_beside
@@ -30,6 +22,7 @@ from edgepack.pipeline.adapting.lesson import Lesson, Taught, taught_json
 from edgepack.pipeline.adapting.settings import TeachSettings
 from edgepack.pipeline.adapting.teach import forecast_teaching, teach_file
 from edgepack.progress import silent
+from edgepack.quantities import size_in_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -143,8 +136,7 @@ def teach(
         seed=seed, device=device, max_memory=size_in_bytes(max_memory), threads=threads, resume=resume, questions=ask,
         replay=replay,
     )  # fmt: skip
-    for path in lesson.paths:
-        check_there(path)
+    check_there(*lesson.paths)
     if lesson.model.is_file():
         read_header(lesson.model)
     name = f"{_stem(lesson.model)}-taught-lora.gguf"

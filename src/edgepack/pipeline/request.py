@@ -12,7 +12,7 @@ from pathlib import Path
 from edgepack.files.remote import is_url
 from edgepack.pipeline.export_options import ExportOptions
 from edgepack.pipeline.options import CODED, GGUF, WIRE
-from edgepack.quantities import parse_size
+from edgepack.quantities import size_in_bytes
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ class ExportRequest(ExportOptions):
     @property
     def max_bytes(self) -> int | None:
         """Of what is shipped: the GGUF and what belongs beside it, or the archive; raises UsageError for no size."""
-        return _bytes(self.max_size if self.max_download is None else self.max_download)
+        return size_in_bytes(self.max_size if self.max_download is None else self.max_download)
 
     @property
     def memory_bytes(self) -> int | None:
         """Of the GGUF on the device; raises UsageError for no size."""
-        return _bytes(self.max_memory)
+        return size_in_bytes(self.max_memory)
 
     @property
     def shard_bytes(self) -> int | None:
         """Of each file; raises UsageError for no size."""
-        return _bytes(self.shard_size)
+        return size_in_bytes(self.shard_size)
 
     @property
     def has_passes(self) -> bool:
@@ -118,7 +118,3 @@ def refinable(target: str | None) -> bool:
         return True
     default = find_target(target).default
     return default.is_quantized and default in CANDIDATES
-
-
-def _bytes(size: int | str | None) -> int | None:
-    return parse_size(size) if isinstance(size, str) else size
