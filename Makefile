@@ -37,6 +37,13 @@ figures-run: $(VENV)/.installed
 # that name every package's version and hashes, build backends first: `make lock` writes them. torch's hash is that of
 # its CPU build, which PyTorch's own index has where the configured one does not. They are made for one Python and
 # system; on others, LOCKED=0 takes the same versions of whatever the index gives, without hashes.
+#
+# llama.cpp is compiled without AMX where the compiler knows it: GCC before 12.4 makes kernels of it that end the process
+# (`edge.llama.engines.has_amx`).
+NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
+KNOWS_AMX := $(shell echo | $${CXX:-c++} $(NO_AMX) -x c++ -E - > /dev/null 2>&1 && echo yes)
+$(VENV)/.installed: export CFLAGS += $(if $(KNOWS_AMX),$(NO_AMX))
+$(VENV)/.installed: export CXXFLAGS += $(if $(KNOWS_AMX),$(NO_AMX))
 LOCKED ?= 1
 PIP_LOCKED := -m pip install -qq --no-deps --require-hashes --no-build-isolation
 

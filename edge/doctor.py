@@ -15,13 +15,18 @@ from edgepack.edge.fit.devices import Device, cpu_features, installed_gpus, this
 from edgepack.edge.fit.shape import LayerShape, ModelShape
 from edgepack.edge.install.cache_folder import cache_folder
 from edgepack.edge.llama.cpu_threads import free_cores, physical_cores
-from edgepack.edge.llama.engines import COMPRESS_EXTRA, choose_engine, installed, supports_gpu
+from edgepack.edge.llama.engines import COMPRESS_EXTRA, choose_engine, has_amx, installed, supports_gpu
 from edgepack.version import __version__
 
 if TYPE_CHECKING:
     from edgepack.edge.llama.engine import EngineName
 
 _CUDA_BUILD = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --no-binary :all: --force-reinstall llama-cpp-python'
+# Without AMX, which `has_amx` tells of: prompts are read faster with AVX-512's repacked matrices than with none.
+_PLAIN_BUILD = (
+    'CFLAGS="-mno-amx-tile -mno-amx-int8" CXXFLAGS="-mno-amx-tile -mno-amx-int8" pip install --no-cache-dir'
+    " --no-binary llama-cpp-python --force-reinstall --no-deps llama-cpp-python"
+)
 # What ggml-cuda.cu itself advises for Turing cards without tensor cores (the 16 series).
 _MMQ_BUILD = _CUDA_BUILD.replace(
     "-DGGML_CUDA=on", "-DGGML_CUDA=on -DGGML_CUDA_FORCE_MMQ=on -DCMAKE_CUDA_ARCHITECTURES=61-virtual;80-virtual"
@@ -85,7 +90,10 @@ def _engine_findings() -> list[Finding]:
             continue
         facts = choose_engine(name).facts()
         what = f"{name} {facts.version} ({facts.build}); computes on {', '.join(facts.devices)}"
-        findings.append(Finding("engine", what, "; ".join(facts.limits)))
+        advice = list(facts.limits)
+        if has_amx(name):
+            advice.append(f"its AMX kernels are not run, so that nothing is repacked either: {_PLAIN_BUILD}")
+        findings.append(Finding("engine", what, "; ".join(advice)))
     return findings
 
 

@@ -183,6 +183,16 @@ def system_info(name: EngineName) -> str:
     return str(c.llama_print_system_info().decode("utf-8", "replace")).strip(" |")
 
 
+def has_amx(name: EngineName) -> bool:
+    """Whether an engine's build has kernels for AMX, which an engine must not be let run.
+
+    GCC before 12.4, 13.3 and 14 drops the tiles' configuration that they store (its bug 114098; llama.cpp's pull
+    request 26954): the first prompt of more than a few tokens then ends the process by an illegal instruction. A build
+    does not tell what compiled it. Without extra types of buffers, repacked ones with them, the kernels are not taken.
+    """
+    return "AMX_INT8 = 1" in system_info(name)
+
+
 @cache
 def _xllamacpp_devices() -> tuple[str, ...]:
     import xllamacpp

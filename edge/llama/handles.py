@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.llama.cpu_threads import cores_are_shared, free_cores
 from edgepack.edge.llama.engine import StoppedError
+from edgepack.edge.llama.engines import has_amx
 from edgepack.edge.llama.interrupt import held_signals
 from edgepack.edge.llama.log import runtime_log
 from edgepack.edge.llama.options import kv_type
@@ -49,6 +50,7 @@ def open_model(path: Path, options: RuntimeOptions, abort: AbortFlag | None = No
     _start_backend()
     parameters = c.llama_model_default_params()
     parameters.n_gpu_layers = options.n_gpu_layers
+    parameters.use_extra_bufts = not has_amx("llama-cpp-python")
     if options.simulated:
         parameters.no_alloc = True
         parameters.load_mode = _LOAD_MODE_NONE

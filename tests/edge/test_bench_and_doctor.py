@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from llama_cpp import llama_cpp
 
 from edgepack.cli import execute as run
 from edgepack.edge.bench import append_result, earlier_result, measure, results_path
 from edgepack.edge.doctor import examine, example_shape, gpu_finding, prospects
 from edgepack.edge.fit.devices import profiles
+from edgepack.edge.llama import engines
 from edgepack.edge.llama.context import Context
 from edgepack.edge.llama.options import RuntimeOptions
 
@@ -78,6 +80,22 @@ def test_the_doctor_fits_on_a_screen(capfd: pytest.CaptureFixture[str]) -> None:
         {finding["what"] for finding in report["findings"]}
     )
     assert any(prospect["fits"] for prospect in report["prospects"])
+
+
+def test_kernels_that_end_the_process_are_not_run_and_the_doctor_says_so(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    load = llama_cpp.llama_model_load_from_file
+    monkeypatch.setattr(
+        llama_cpp, "llama_model_load_from_file", lambda *given: taken.append(given[1].use_extra_bufts) or load(*given)
+    )
+    for build in ("AVX512 = 1 | REPACK = 1", "AVX512 = 1 | AMX_INT8 = 1 | REPACK = 1"):
+        monkeypatch.setattr(engines, "system_info", lambda _name, build=build: build)
+        engines.open_model(tiny, RuntimeOptions(n_ctx=64, engine="llama-cpp-python")).close()
+        advice = [finding.advice for finding in examine() if finding.found.startswith("llama-cpp-python")]
+        assert ("mno-amx-int8" in advice[0]) is ("AMX" in build)
+    assert taken == [True, False]
 
 
 def test_the_doctor_names_the_build_that_a_card_needs() -> None:

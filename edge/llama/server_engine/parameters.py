@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgepack.edge.llama.cpu_threads import free_cores
+from edgepack.edge.llama.engines import has_amx
 from edgepack.edge.llama.options import KV_TYPES, kv_type
 from edgepack.errors import UsageError
 from edgepack.gguf import keys
@@ -74,6 +75,7 @@ def _place(parameters: Any, options: RuntimeOptions) -> None:
     import xllamacpp
 
     parameters.n_gpu_layers = options.n_gpu_layers
+    parameters.no_extra_bufts = has_amx("xllamacpp")
     flash = xllamacpp.llama_flash_attn_type
     parameters.flash_attn_type = {
         "auto": flash.LLAMA_FLASH_ATTN_TYPE_AUTO,
