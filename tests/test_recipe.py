@@ -46,7 +46,24 @@ def test_a_recipe_is_read_in_order_with_defaults() -> None:
     assert recipe.passes[2].settings["size"] == 500_000
     assert recipe.passes[2].is_correction
     assert recipe.calibration["sequences"] == 32
-    assert recipe.calibration["importance"] is True
+    assert recipe.with_importance
+
+
+@pytest.mark.parametrize(
+    ("calibration", "steps", "expected"),
+    [
+        ("", "magnitude", False),  # nothing else reads a text: none is written for importance alone
+        ('text = "books.txt"\n', "magnitude", True),
+        ("importance = true\n", "magnitude", True),
+        ("", "wanda", True),
+        ("importance = false\n", "wanda", False),
+    ],
+)
+def test_importance_is_measured_where_it_is_asked_for_or_text_is_read_anyway(
+    calibration: str, steps: str, expected: bool
+) -> None:
+    recipe = parse_recipe(f'[calibration]\n{calibration}[[pass]]\nname = "prune"\nmethod = "{steps}"\nsparsity = 0.5\n')
+    assert recipe.with_importance is expected
 
 
 PRUNE = '[[pass]]\nname = "prune"\n'

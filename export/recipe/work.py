@@ -49,7 +49,8 @@ class Work:
         self.checkpoint, self.recipe, self.options = checkpoint, recipe, options
         self.target: Target | None = None
         self.unrounded = checkpoint  # as it was before a pass rounded it for the file
-        self.with_importance = bool(recipe.calibration.get("importance"))
+        given = options.tokens is not None and recipe.calibration.get("importance") is None
+        self.with_importance = given or recipe.with_importance
         self.figures: list[Mapping[str, Figure]] = []
         self.notes: list[str] = []
         self.low_rank: dict[str, Any] = {}

@@ -33,7 +33,7 @@ CALIBRATION: dict[str, Setting] = {
     "sequences": Setting("whole", low=1, high=1_000_000, default=64),
     "length": Setting("whole", low=2, high=1_000_000),
     "seed": Setting("whole", low=0, high=2**63 - 1, default=0),
-    "importance": Setting("flag", default=True),
+    "importance": Setting("flag"),
 }
 
 
@@ -86,13 +86,26 @@ class Recipe:
     Attributes:
         passes: in order.
         calibration: `[calibration]`, defaults filled in: `text` (a path, or None for the model's own samples),
-            `sequences`, `length`, `seed`, and `importance`: whether the file is quantised with an importance matrix.
+            `sequences`, `length`, `seed`, and `importance`: whether the file is quantised with an importance matrix;
+            None leaves it to `with_importance`.
         text: the recipe as it was written, TOML or JSON, for the file's metadata.
     """
 
     passes: tuple[PassStep, ...]
     calibration: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
+
+    @property
+    def with_importance(self) -> bool:
+        """Whether the file gets an importance matrix: where nobody says, if text is read for anything else too.
+
+        Passes on weights alone, as pruning by magnitude and plain SVD, would otherwise have the model write text of its
+        own for that, which takes longer than they do.
+        """
+        told = self.calibration.get("importance")
+        if told is not None:
+            return bool(told)
+        return self.calibration.get("text") is not None or any(s.needs_tokens or s.is_correction for s in self.passes)
 
     @property
     def shown(self) -> str:

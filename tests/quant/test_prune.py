@@ -61,6 +61,18 @@ def test_equal_scores_still_give_the_exact_share() -> None:
     assert int(magnitude_mask(torch.ones(4, 10), Pattern(0.5, compare="layer")).sum()) == 20
 
 
+@pytest.mark.parametrize("compare", ["row", "layer"])
+@pytest.mark.parametrize("steps", [1, 3, 1000])  # few different scores, so that many are equal, or many
+def test_what_goes_is_what_a_stable_sort_puts_first(compare: Any, steps: int) -> None:
+    scores = (torch.randn(17, 96, generator=torch.Generator().manual_seed(steps)) * steps).round().abs()
+    competing = scores if compare == "row" else scores.reshape(1, -1)
+    for sparsity in (0.0, 0.1, 0.5, 0.99):
+        count = int(sparsity * competing.shape[1])
+        least = competing.argsort(dim=1, stable=True)[:, :count]
+        expected = torch.zeros_like(competing, dtype=torch.bool).scatter_(1, least, True).reshape(scores.shape)
+        assert torch.equal(magnitude_mask(scores, Pattern(sparsity, compare=compare)), expected)
+
+
 def test_two_of_four_keeps_the_best_two_of_every_four() -> None:
     weight = random_weight()
     mask = magnitude_mask(weight, Pattern(0.5, 4))

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgepack.quant.calibration.blocks import BlockwiseModel
-from edgepack.quant.calibration.sweep import sweep
+from edgepack.quant.calibration.sweep import calibrated_model, sweep
 
 if TYPE_CHECKING:
     from edgepack.model import Checkpoint
@@ -61,6 +60,6 @@ def allocate_by_outliers(checkpoint: Checkpoint, target: float, run: PassRun) ->
         return outputs
 
     tokens = run.required_tokens("pass 'prune' with allocation 'owl'")
-    model = BlockwiseModel(checkpoint, run.device)
+    model = calibrated_model(checkpoint, run.device)
     sweep(model, tokens, visitor, batch=run.batch, progress=run.progress, label="outliers")
     return spread_sparsity(shares, target)

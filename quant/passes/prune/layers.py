@@ -16,7 +16,7 @@ import torch
 from edgepack.errors import UsageError
 from edgepack.model import TensorSpec
 from edgepack.quant.calibration.blocks import BlockwiseModel
-from edgepack.quant.calibration.sweep import sweep
+from edgepack.quant.calibration.sweep import calibrated_model, sweep
 from edgepack.quant.passes.run import PassOutcome
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def block_influence(checkpoint: Checkpoint, run: PassRun) -> list[float]:
         influence.append(float(1 - cosine.double().mean()))
         return outputs
 
-    model = BlockwiseModel(checkpoint, run.device)
+    model = calibrated_model(checkpoint, run.device)
     tokens = run.required_tokens("pass 'prune' of whole layers")
     sweep(model, tokens, visitor, batch=run.batch, progress=run.progress, label="influence")
     return influence

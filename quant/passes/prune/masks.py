@@ -64,9 +64,21 @@ def least_mask(scores: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     if pattern.group:
         return grouped_mask(scores, pattern)
     competing = scores if pattern.compare == "row" else scores.reshape(1, -1)
-    count = int(pattern.sparsity * competing.shape[1])
-    least = competing.argsort(dim=1, stable=True)[:, :count]
-    return torch.zeros_like(competing, dtype=torch.bool).scatter_(1, least, True).reshape(scores.shape)
+    return _first_least(competing, int(pattern.sparsity * competing.shape[1])).reshape(scores.shape)
+
+
+def _first_least(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """True for the least `count` of each row [rows, n], of equal ones the first: selected, nothing is sorted."""
+    if not count:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    bound = scores.kthvalue(count, dim=1, keepdim=True).values
+    mask = scores < bound
+    rows, columns = (scores == bound).nonzero(as_tuple=True)
+    first = torch.searchsorted(rows, torch.arange(len(scores), device=rows.device))
+    place = torch.arange(len(rows), device=rows.device) - first[rows]  # among those of its row that equal the bound
+    goes = place < (count - mask.sum(1))[rows]
+    mask[rows[goes], columns[goes]] = True
+    return mask
 
 
 def magnitude_mask(weight: torch.Tensor, pattern: Pattern) -> torch.Tensor:
