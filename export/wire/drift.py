@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgepack.errors import NumericError
-from edgepack.quant.calibration.blocks import BlockwiseModel
-from edgepack.quant.calibration.sweep import BatchRunner
+from edgepack.quant.calibration.products import summed_products
+from edgepack.quant.calibration.sweep import BatchRunner, calibrated_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -55,8 +55,8 @@ class _Moments:
     def add(self, original: torch.Tensor, now: torch.Tensor) -> None:
         """Add inputs [..., in] of the same tokens."""
         x, y = (part.reshape(-1, part.shape[-1]) for part in (original, now))
-        self.own = self.own + (y.T @ y).double().cpu()
-        self.cross = self.cross + (x.T @ y).double().cpu()
+        self.own = self.own + summed_products(y, y).double().cpu()
+        self.cross = self.cross + summed_products(x, y).double().cpu()
         self.count += len(x)
 
     def result(self, name: str) -> Drifted:
@@ -78,7 +78,7 @@ class DriftRun:
     """
 
     def __init__(self, checkpoint: Checkpoint, tokens: NDArray[np.int64], device: str = "cpu", batch: int = 4) -> None:
-        self._model = BlockwiseModel(checkpoint, device)
+        self._model = calibrated_model(checkpoint, device)
         self._tokens = torch.from_numpy(tokens)
         self._runner = BatchRunner(self._model, self._tokens, batch)
         with self._model.shell():
@@ -100,6 +100,7 @@ class DriftRun:
         """
         sums: dict[str, _Moments] = {}
         owners: dict[str, str] = {}
+        products = self._model.products  # what the matrices see
         with self._model.block(index) as block:
 
             def both(start: int, stop: int) -> torch.Tensor:
@@ -109,7 +110,7 @@ class DriftRun:
                 for name, inputs in before.items():
                     owners[name] = first.setdefault(id(inputs), name)
                     if owners[name] == name:
-                        sums.setdefault(name, _Moments()).add(inputs, now[name])
+                        sums.setdefault(name, _Moments()).add(inputs.to(products), now[name].to(products))
                 return output
 
             self._original = self._runner.map(both)

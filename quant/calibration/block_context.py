@@ -35,6 +35,7 @@ class BlockContext:
         tokens: [sequences, length]: of their shape masks and positions are made.
         batch: sequences at a time.
         one_by_one: whether experts are run one by one, so that each can be watched.
+        products: in what type layers multiply: the sender's, whatever the worker's processor has units for.
     """
 
     checkpoint: Checkpoint
@@ -42,6 +43,12 @@ class BlockContext:
     tokens: NDArray[np.int64]
     batch: int
     one_by_one: bool = False
+    products: torch.dtype = torch.float32
+
+    @classmethod
+    def of(cls, model: BlockwiseModel, tokens: torch.Tensor, batch: int, *, one_by_one: bool = False) -> BlockContext:
+        """Of a model that is here, which workers are to run as it is run here."""
+        return cls(model.checkpoint, str(model.device), tokens.numpy(), batch, one_by_one, model.products)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was made."""
@@ -50,7 +57,7 @@ class BlockContext:
     @cached_property
     def model(self) -> BlockwiseModel:
         """The model by blocks."""
-        model = BlockwiseModel(self.checkpoint, self.device)
+        model = BlockwiseModel(self.checkpoint, self.device, products=self.products)
         if self.one_by_one:
             model.run_experts_one_by_one()
         return model

@@ -12,6 +12,7 @@ import torch
 from edgepack.errors import NumericError
 from edgepack.quant.calibration.checkpoint_names import expert_parts
 from edgepack.quant.calibration.expert_curvature import ExpertMoments, ExpertSquares, ExpertWatch, expert_stacks
+from edgepack.quant.calibration.products import as_multiplied, summed_products
 from edgepack.quant.calibration.sweep import InputWatch
 from edgepack.quant.row_feedback import JOINT_LEFT, RowFeedback
 
@@ -47,11 +48,11 @@ class GradientSquares:
     def add(self, gradients: torch.Tensor) -> None:
         """Add gradients [..., out]."""
         flat = gradients.detach().reshape(-1, gradients.shape[-1])
-        squares = flat.square().sum(0).double().cpu()
+        squares = flat.float().square().sum(0).double().cpu()
         self.total = squares if self.total is None else self.total + squares
         self.count += len(flat)
         if flat.shape[-1] <= self.most:
-            products = (flat.T.float() @ flat.float()).double().cpu()
+            products = summed_products(flat, flat).double().cpu()
             self.products = products if self.products is None else self.products + products
 
     def joint(self) -> torch.Tensor | None:
@@ -148,7 +149,7 @@ class ForwardSums:
             return block.run(hidden.to(runner.model.device), runner.calls(len(hidden))[block.index]).cpu()
 
     def _look(self, name: str, expert: int, inputs: torch.Tensor, _outputs: torch.Tensor) -> None:
-        self._experts[name].add(expert, inputs)
+        self._experts[name].add(expert, as_multiplied(inputs))
 
     def statistics(self) -> dict[str, LinearStatistics]:
         """Of every linear layer; raises NumericError."""

@@ -17,6 +17,7 @@ from edgepack.errors import CheckpointError, NumericError, UnsupportedModelError
 from edgepack.model import read_tensor
 from edgepack.quant.calibration.checkpoint_names import checkpoint_names
 from edgepack.quant.calibration.empty_model import block_list, empty_model, module_of
+from edgepack.quant.calibration.products import layers_multiply_in, sums_stay_float32
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -76,12 +77,14 @@ class Block:
         module: transformers' own module.
         linears: checkpoint name of each two-dimensional weight → the linear module that holds it.
         names: path of each parameter inside `module` → its name in the checkpoint.
+        products: in what type its layers multiply.
     """
 
     index: int
     module: nn.Module
     linears: Mapping[str, nn.Module]
     names: Mapping[str, str]
+    products: torch.dtype = torch.float32
 
     def weight(self, name: str) -> torch.Tensor:
         """Weight `name` as [out, in], whichever way the checkpoint holds it; a view, not a copy."""
@@ -98,9 +101,10 @@ class Block:
         return np.array(self.module.get_parameter(path).detach().cpu().float().numpy(), dtype=np.float32)
 
     def run(self, hidden: torch.Tensor, call: BlockCall) -> torch.Tensor:
-        """The block's output for `hidden` [batch, length, width]."""
-        output = self.module(hidden, *call.arguments, **call.keywords)
-        return output[0] if isinstance(output, tuple) else output
+        """The block's output for `hidden` [batch, length, width], in its type."""
+        with layers_multiply_in(self.products, hidden.device):
+            output = self.module(hidden, *call.arguments, **call.keywords)
+        return (output[0] if isinstance(output, tuple) else output).to(hidden.dtype)
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -120,15 +124,22 @@ class BlockwiseModel:
         checkpoint: configuration and weights; only read.
         device: a torch device, such as `cpu` or `cuda`.
         dtype: of weights and activations; float32, or float64 for exact comparisons.
+        products: in what type factors are multiplied; `products.own_products` where text calibrates something.
 
     Raises:
         UnsupportedModelError: transformers has no such causal language model, or it has no list of blocks.
         CheckpointError: a weight of the model is not in the checkpoint.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        products: torch.dtype = torch.float32,
+    ) -> None:
         self.checkpoint = checkpoint
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype, self.products = torch.device(device), dtype, products
         self.model = empty_model(checkpoint.config)
         self._list_path, self._blocks = block_list(self.model, checkpoint.config)
         self.source: TensorSource
@@ -175,7 +186,7 @@ class BlockwiseModel:
         with self._loaded(module, prefix):
             names = {path: self._names[prefix + path] for path, _ in module.named_parameters()}
             linears = {names[f"{path}.weight"]: inner for path, inner in module.named_modules() if is_linear(inner)}
-            yield Block(index, module, linears, names)
+            yield Block(index, module, linears, names, self.products)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """What the first block receives for `tokens` [batch, length]: [batch, length, width]."""
@@ -243,7 +254,7 @@ class BlockwiseModel:
         """The model's own forward with every block replaced; the last one gives `hidden`."""
         recorders = [_Recorder(block, self._returns_tuple, stop=stop) for block in self._blocks]
         recorders[-1].output = hidden
-        with self.shell(), self._with_blocks(nn.ModuleList(recorders)):
+        with self.shell(), self._with_blocks(nn.ModuleList(recorders)), sums_stay_float32(self.products):
             try:
                 return recorders, self.model(input_ids=tokens.to(self.device), use_cache=False).logits
             except _StopForwardError:

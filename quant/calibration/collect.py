@@ -17,11 +17,10 @@ import torch
 
 from edgepack.progress import silent
 from edgepack.quant.calibration.block_context import BlockContext, stage_bytes
-from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.collect_relay import FillingFolder, StatisticsLeg, open_statistics
 from edgepack.quant.calibration.statistics import LinearStatistics, MomentAccumulator
 from edgepack.quant.calibration.storage import ResumeFolder, load_statistics, save_statistics
-from edgepack.quant.calibration.sweep import BatchRunner, sweep
+from edgepack.quant.calibration.sweep import BatchRunner, calibrated_model, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from edgepack.crew import Crew
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
+    from edgepack.quant.calibration.blocks import BlockwiseModel
     from edgepack.quant.calibration.sweep import BlockVisit
 
 
@@ -140,7 +140,7 @@ class _Collector:
         crew: Crew | None,
     ) -> None:
         self._crew = crew
-        self.model = BlockwiseModel(checkpoint, device)
+        self.model = calibrated_model(checkpoint, device)
         self.tokens = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))
         self.with_hessian, self.batch, self.resume = with_hessian, batch, resume
         self.statistics: dict[str, LinearStatistics] = {}
@@ -166,7 +166,7 @@ class _Collector:
             with self.model.shell():
                 entering = runner.map(lambda start, stop: self.model.embed(self.tokens[start:stop]))
         context = crew.share(
-            (BlockContext(self.model.checkpoint, str(self.model.device), self.tokens.numpy(), self.batch),
+            (BlockContext.of(self.model, self.tokens, self.batch),
              self.with_hessian)
         )  # fmt: skip
         blocks = range(first, self.model.block_count)

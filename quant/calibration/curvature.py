@@ -21,13 +21,13 @@ from edgepack.errors import CalibrationError
 from edgepack.progress import silent
 from edgepack.quant.calibration.block_context import BlockContext, stage_bytes
 from edgepack.quant.calibration.block_sums import BackwardSums, GradientSquares, expert_hessians
-from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.checkpoint_names import expert_parts
 from edgepack.quant.calibration.curvature_progress import CurvatureProgress
 from edgepack.quant.calibration.expert_curvature import ExpertMoments, ExpertWatch, expert_stacks
 from edgepack.quant.calibration.own_labels import gradient_at_logits, head_pieces, refuse_shared_keys
+from edgepack.quant.calibration.products import as_multiplied
 from edgepack.quant.calibration.statistics import MomentAccumulator
-from edgepack.quant.calibration.sweep import BatchRunner, sweep
+from edgepack.quant.calibration.sweep import BatchRunner, calibrated_model, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from edgepack.crew import Crew
     from edgepack.model import Checkpoint
     from edgepack.progress import Progress
-    from edgepack.quant.calibration.blocks import Block
+    from edgepack.quant.calibration.blocks import Block, BlockwiseModel
     from edgepack.quant.calibration.sweep import BlockVisit
 
 
@@ -115,7 +115,7 @@ def measure(
     check_tokens(tokens)
     refuse_shared_keys(checkpoint.config)
     kept = CurvatureProgress(scratch, (tokens, seed, sorted(checkpoint.tensors.specs)))
-    run = _Run(BlockwiseModel(checkpoint, device), torch.from_numpy(tokens), kept, batch, seed)
+    run = _Run(calibrated_model(checkpoint, device), torch.from_numpy(tokens), kept, batch, seed)
     if crew is not None:
         run = _CrewRun(run, crew)
     yield from run.blocks(progress)
@@ -162,7 +162,11 @@ class _Run:
             self.kept.enter(visit.block.index, visit.inputs)
             stacks = expert_stacks(visit.block)
             experts = {name: ExpertMoments(len(stack)) for name, stack in stacks.items()}
-            with ExpertWatch(stacks, lambda name, expert, inputs, _outputs: experts[name].add(expert, inputs)):
+
+            def look(name: str, expert: int, inputs: torch.Tensor, _outputs: torch.Tensor) -> None:
+                experts[name].add(expert, as_multiplied(inputs))
+
+            with ExpertWatch(stacks, look):
                 found, outputs = visit.observe(list(visit.block.linears), with_hessian=True)
             hessians = {name: value.hessian for name, value in found.items()}
             self.kept.moments(visit.block.index, hessians | expert_hessians(self.model.source, experts))
@@ -242,8 +246,7 @@ class _CrewRun(_Run):
         self._crew = crew
 
     def _context(self) -> BlockContext:
-        device, tokens = str(self.model.device), self.tokens.numpy()
-        return BlockContext(self.model.checkpoint, device, tokens, self.batch, one_by_one=True)
+        return BlockContext.of(self.model, self.tokens, self.batch, one_by_one=True)
 
     def _forward(self, progress: Progress) -> torch.Tensor:
         from edgepack.quant.calibration.curvature_relay import ForwardLeg, open_forward

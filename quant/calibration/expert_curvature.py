@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from edgepack.quant.calibration.products import summed_products
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -67,7 +69,7 @@ class ExpertMoments:
     def add(self, expert: int, inputs: torch.Tensor) -> None:
         """Add what an expert received, [tokens, in]."""
         flat = inputs.detach()
-        self._sums[expert] = self._sums[expert] + (flat.T @ flat).float().cpu()
+        self._sums[expert] = self._sums[expert] + summed_products(flat, flat).float().cpu()
         self._counts[expert] += len(flat)
 
     def results(self) -> list[torch.Tensor]:
@@ -93,7 +95,7 @@ class ExpertSquares:
     def add(self, expert: int, gradients: torch.Tensor) -> None:
         """Add gradients at an expert's outputs, [tokens, out]."""
         flat = gradients.detach()
-        self._sums[expert] = self._sums[expert] + flat.square().sum(0).double().cpu()
+        self._sums[expert] = self._sums[expert] + flat.float().square().sum(0).double().cpu()
         self._counts[expert] += len(flat)
 
     def results(self, tokens: int) -> list[torch.Tensor]:

@@ -186,8 +186,7 @@ def relayed_back(sampler: InputSampler, crew: Crew, work: BlockWork) -> Iterator
 
 
 def _context(sampler: InputSampler) -> BlockContext:
-    model = sampler.model
-    return BlockContext(model.checkpoint, str(model.device), sampler.tokens.numpy(), sampler.batch)
+    return BlockContext.of(sampler.model, sampler.tokens, sampler.batch)
 
 
 def _sample_bytes(sampler: InputSampler) -> int:

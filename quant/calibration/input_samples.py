@@ -15,9 +15,8 @@ import torch
 
 from edgepack.progress import silent
 from edgepack.quant.calibration.block_samples import BlockSamples, InputSample, joined_samples, watched_linears
-from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.own_labels import gradient_at_logits, head_pieces, refuse_shared_keys
-from edgepack.quant.calibration.sweep import BatchRunner, sweep
+from edgepack.quant.calibration.sweep import BatchRunner, calibrated_model, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,7 +89,7 @@ class InputSampler:
         count, length = tokens.shape
         some = np.unique(np.linspace(0, count - 1, min(count, sequences)).astype(np.int64))
         self.tokens = torch.from_numpy(np.ascontiguousarray(tokens[some]))
-        self.model, self.folder, self._progress = BlockwiseModel(checkpoint, device), folder, progress
+        self.model, self.folder, self._progress = calibrated_model(checkpoint, device), folder, progress
         self._crew = crew
         self._generator = torch.Generator().manual_seed(seed)
         self.batch, self._runner = batch, BatchRunner(self.model, self.tokens, batch)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from edgepack.errors import NumericError
+from edgepack.quant.calibration.products import summed_products
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,6 +45,8 @@ class LinearStatistics:
 
 class MomentAccumulator:
     """Sums over tokens; products run in the activations' own type, sums in float64 on the CPU.
+
+    Products of bfloat16 are float32.
 
     Args:
         with_hessian: whether to keep the sum of outer products [in, in] as well.
@@ -116,7 +119,8 @@ class BatchSums:
         count: tokens.
         abs: sum of |x|, float32 [in].
         square: sum of x², float32 [in].
-        strips: of XᵀX on and above the diagonal, 256 rows each, in the activations' type; empty without a Hessian.
+        strips: of XᵀX on and above the diagonal, 256 rows each, as `summed_products` gives them; empty without a
+            Hessian.
     """
 
     count: int
@@ -138,15 +142,14 @@ def batch_sums(inputs: torch.Tensor, *, with_hessian: bool) -> BatchSums:
         flat.shape[0],
         flat.abs().sum(0, dtype=torch.float32).cpu(),
         flat.float().square().sum(0, dtype=torch.float32).cpu(),
-        tuple((flat[:, start : start + _STRIP].T @ flat[:, start:]).cpu() for start in starts),
+        tuple(summed_products(flat[:, start : start + _STRIP], flat[:, start:]).cpu() for start in starts),
     )
 
 
 def _add_outer(total: torch.Tensor, flat: torch.Tensor) -> None:
     """Add flatᵀ·flat [in, in] on and above the diagonal (of strips): the rest is its mirror image."""
     for start in range(0, flat.shape[1], _STRIP):
-        strip = flat[:, start : start + _STRIP].T @ flat[:, start:]
-        total[start : start + _STRIP, start:] += strip.cpu()
+        total[start : start + _STRIP, start:] += summed_products(flat[:, start : start + _STRIP], flat[:, start:]).cpu()
 
 
 def _mirrored(total: torch.Tensor, count: int) -> NDArray[np.float32]:

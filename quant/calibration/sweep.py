@@ -13,6 +13,8 @@ import torch
 
 from edgepack.errors import ResourceError
 from edgepack.progress import silent
+from edgepack.quant.calibration.blocks import BlockwiseModel
+from edgepack.quant.calibration.products import as_multiplied, own_products
 from edgepack.quant.calibration.statistics import MomentAccumulator
 
 if TYPE_CHECKING:
@@ -20,9 +22,15 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from edgepack.model import Checkpoint
     from edgepack.progress import Progress
-    from edgepack.quant.calibration.blocks import Block, BlockCall, BlockwiseModel
+    from edgepack.quant.calibration.blocks import Block, BlockCall
     from edgepack.quant.calibration.statistics import LinearStatistics
+
+
+def calibrated_model(checkpoint: Checkpoint, device: str = "cpu") -> BlockwiseModel:
+    """`checkpoint` by blocks, to be calibrated: it multiplies as `own_products` has it. Raises as `BlockwiseModel`."""
+    return BlockwiseModel(checkpoint, device, products=own_products(checkpoint, device))
 
 
 class BatchRunner:
@@ -122,7 +130,7 @@ class InputWatch:
                 self._accumulators.setdefault(name, shared)
                 return
             accumulator = self._accumulators.setdefault(name, MomentAccumulator(self.with_hessian))
-            accumulator.add(tensor)
+            accumulator.add(as_multiplied(tensor))
             self._last = (tensor, accumulator)
 
         return look

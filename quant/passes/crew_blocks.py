@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from edgepack.quant.calibration.products import as_multiplied
 from edgepack.quant.calibration.statistics import BatchSums, MomentAccumulator, batch_sums
 from edgepack.quant.calibration.sweep import BlockVisit
 
@@ -106,7 +107,7 @@ class _Watch:
         def look(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
             if arguments[0] is not self._last:
                 self._last = arguments[0]
-                self.sums.append(batch_sums(self._last, with_hessian=self._with_hessian))
+                self.sums.append(batch_sums(as_multiplied(self._last), with_hessian=self._with_hessian))
             self.owners[name] = len(self.sums) - 1
 
         return look

@@ -18,7 +18,7 @@ from edgepack.model import OverriddenTensors
 from edgepack.progress import silent
 from edgepack.quant.calibration.block_context import BlockContext
 from edgepack.quant.calibration.blocks import BlockwiseModel
-from edgepack.quant.calibration.sweep import sweep
+from edgepack.quant.calibration.sweep import calibrated_model, sweep
 from edgepack.quant.passes.array_folder import ArrayFolder
 from edgepack.quant.passes.crew_blocks import CrewVisit
 from edgepack.quant.passes.kept_blocks import KeptBlocks, Walk
@@ -162,7 +162,8 @@ def change_blocks(checkpoint: Checkpoint, run: PassRun, walk: VisitingWalk, labe
     kept.restore(changed, walk)
 
     tokens = run.required_tokens(f"pass '{label}'")
-    context = BlockContext(checkpoint, run.device, tokens.numpy(), run.batch)
+    model = calibrated_model(checkpoint, run.device)
+    context = BlockContext.of(model, tokens, run.batch)
     shared = None if run.crew is None else run.crew.share(context)
 
     def visitor(visit: BlockVisit) -> torch.Tensor:
@@ -174,7 +175,6 @@ def change_blocks(checkpoint: Checkpoint, run: PassRun, walk: VisitingWalk, labe
         kept.add(changed, walk, outputs)
         return outputs
 
-    model = BlockwiseModel(checkpoint, run.device)
     hidden = kept.entering
     if kept.done < model.block_count:
         hidden = sweep(

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgepack.progress import silent
-from edgepack.quant.calibration.blocks import BlockwiseModel
-from edgepack.quant.calibration.sweep import sweep
+from edgepack.quant.calibration.sweep import calibrated_model, sweep
 from edgepack.quant.passes.awq.rounding import rounded_activations
 from edgepack.quant.refine.kinds import COARSE_BLOCK, FINE_BLOCK
 
@@ -57,7 +56,8 @@ def measure_input_rounding(
     Raises:
         EdgepackError: as `BlockwiseModel` and `sweep`.
     """
-    model, found = BlockwiseModel(checkpoint, device), dict[str, InputRounding]()
+    model = calibrated_model(checkpoint, device)
+    found: dict[str, InputRounding] = {}
 
     def look(visit: BlockVisit) -> torch.Tensor:
         watch = _Watch()

@@ -20,12 +20,14 @@ from edgepack.pipeline.makers.tuned import tuning_settings
 from edgepack.pipeline.tuning.sampled import DEFAULT_CTX
 from edgepack.pipeline.tuning.tune import MOST_HELD_OUT
 from edgepack.processors import default_threads
+from edgepack.quant.calibration.blocks import BlockwiseModel
+from edgepack.quant.calibration.sweep import calibrated_model
 from edgepack.quantities import format_duration
 
 if TYPE_CHECKING:
     from edgepack.model import Checkpoint
     from edgepack.pipeline.request import ExportRequest
-    from edgepack.quant.calibration.blocks import Block, BlockwiseModel
+    from edgepack.quant.calibration.blocks import Block
 
 _LENGTH = 512
 _ROWS = 64  # rounded
@@ -80,10 +82,8 @@ def expected(request: ExportRequest) -> ExpectedTime:
     Raises:
         EdgepackError: as `BlockwiseModel`.
     """
-    from edgepack.quant.calibration.blocks import BlockwiseModel
-
     checkpoint = opened_checkpoint(request)
-    model = BlockwiseModel(checkpoint, request.device)
+    model = calibrated_model(checkpoint, request.device)
     longest = int(checkpoint.config.get("max_position_embeddings") or _LENGTH)
     length = min(request.length or _LENGTH, longest)
     with model.block(0) as block:
@@ -99,7 +99,10 @@ def expected(request: ExportRequest) -> ExpectedTime:
     threads = request.threads or default_threads()
     once = rounding * sum(every) / threads
     smoothing = once * _SMOOTHING_SHARE if request.smooth else 0.0
-    tuning = _tuning_seconds(request, through / length) if request.tune else 0.0
+    tuning = 0.0
+    if request.tune:
+        exact = block_seconds(checkpoint, request.device, length)
+        tuning = _tuning_seconds(request, exact * max(blocks, alike) / length)
     return ExpectedTime(curvature, once * (1 + _SAMPLED_SHARE), smoothing, tuning)
 
 
@@ -114,9 +117,7 @@ def _tuning_seconds(request: ExportRequest, a_token: float) -> float:
 
 
 def block_seconds(checkpoint: Checkpoint, device: str, length: int) -> float:
-    """Of one sequence of `length` tokens through the first block; the better of two."""
-    from edgepack.quant.calibration.blocks import BlockwiseModel
-
+    """Of one sequence of `length` tokens through the first block, in float32 as models are scored and tuned."""
     model = BlockwiseModel(checkpoint, device)
     with model.block(0) as block:
         return _forward_seconds(model, block, length)
