@@ -4,9 +4,9 @@
     python tools/bench_products.py MODEL [MODEL …] --text TEXT [--sequences 16] [--length 512] [--threads 1]
 
 For each model: running its blocks, collecting E[x²], collecting H too, and curvature (forward, head, backward), each
-in both types in the same run; processor seconds, their ratio, and ‖bfloat16 - float32‖ / ‖float32‖ of what was collected,
-the mean over matrices. Curvature's is left out: labels are drawn from probabilities that lie apart, so that others come.
-The models are not scored here: `tools/bench_passes.py` does that.
+in both types in the same run; processor seconds, their ratio, and ‖bfloat16 - float32‖ / ‖float32‖ of what was
+collected, the mean over matrices. Curvature's is left out: labels are drawn from probabilities that lie apart, so that
+others come. The models are not scored here: `tools/bench_passes.py` does that.
 """
 
 from __future__ import annotations
