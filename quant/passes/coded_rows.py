@@ -30,25 +30,24 @@ _MISSING = -1
 
 @dataclass(frozen=True)
 class _Segment:
-    """Rows that were added together.
+    """Rows that were added together; what they are looked up by is in memory, 16 bytes a row.
 
     Attributes:
         kind: number of their type.
-        keys: uint64 [n, 2], their digests in order; or the file of them.
-        rows: uint8 [n, bytes of a row], in the same order; or the file.
+        keys: uint64 [n, 2], their digests in order.
+        rows: uint8 [n, bytes of a row], in the same order; or the file of them.
+        of_keys: the file of `keys`; None where they are kept in none.
     """
 
     kind: int
-    keys: NDArray[np.uint64] | Path
+    keys: NDArray[np.uint64]
     rows: NDArray[np.uint8] | Path
+    of_keys: Path | None = None
 
-    def opened(self) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
-        """Both, of files as maps of them."""
-        return _opened(self.keys), _opened(self.rows)
-
-
-def _opened(stored: NDArray[Any] | Path) -> NDArray[Any]:
-    return np.load(stored, mmap_mode="r") if isinstance(stored, Path) else stored
+    @property
+    def blocks(self) -> NDArray[np.uint8]:
+        """`rows`; of a file, a map of it."""
+        return np.load(self.rows, mmap_mode="r") if isinstance(self.rows, Path) else self.rows
 
 
 class CodedRows:
@@ -81,11 +80,11 @@ class CodedRows:
                 break
             if segment.kind != kind.value:
                 continue
-            known, rows = segment.opened()
-            places = _places(known, keys[left])
+            places = _places(segment.keys, keys[left])
             hits = places != _MISSING
             if not hits.any():
                 continue
+            rows = segment.blocks
             if found is None:
                 found = np.empty((len(keys), rows.shape[1]), np.uint8)
             found[left[hits]] = rows[places[hits]]
@@ -96,7 +95,7 @@ class CodedRows:
         """The same table in files of `folder`, which is made where needed; a segment at a time is in memory."""
         copied = CodedRows(folder)
         for segment in self._segments:
-            copied._segments.append(copied._stored(segment.kind, *segment.opened()))
+            copied._segments.append(copied._stored(segment.kind, segment.keys, segment.blocks))
         copied._count = self._count
         return copied
 
@@ -107,7 +106,8 @@ class CodedRows:
     @property
     def files(self) -> list[Path]:
         """Of all segments."""
-        return [path for segment in self._segments for path in (segment.keys, segment.rows) if isinstance(path, Path)]
+        every = (path for segment in self._segments for path in (segment.of_keys, segment.rows))
+        return [path for path in every if isinstance(path, Path)]
 
     @classmethod
     def reopen(cls, folder: Path, index: Mapping[str, Any]) -> CodedRows:
@@ -119,7 +119,7 @@ class CodedRows:
         """
         table = cls(folder)
         table._count = int(index["rows"])
-        table._segments = [_Segment(kind, *_paths(folder, number)) for number, kind in enumerate(index["kinds"])]
+        table._segments = [_reopened(kind, *_paths(folder, number)) for number, kind in enumerate(index["kinds"])]
         return table
 
     def _keep(self, kind: int, keys: NDArray[np.uint64], rows: NDArray[np.uint8]) -> None:
@@ -133,7 +133,7 @@ class CodedRows:
         new = np.ones(len(kept), bool)
         for segment in self._segments:
             if segment.kind == kind:
-                new &= _places(segment.opened()[0], kept) == _MISSING
+                new &= _places(segment.keys, kept) == _MISSING
         self._count += int(new.sum())
         self._segments.append(self._stored(kind, kept, np.ascontiguousarray(rows[chosen])))
 
@@ -144,7 +144,11 @@ class CodedRows:
         of_keys, of_rows = _paths(self._folder, len(self._segments))
         np.save(of_keys, keys)
         np.save(of_rows, rows)
-        return _Segment(kind, of_keys, of_rows)
+        return _Segment(kind, keys, of_rows, of_keys)
+
+
+def _reopened(kind: int, of_keys: Path, of_rows: Path) -> _Segment:
+    return _Segment(kind, np.load(of_keys), of_rows, of_keys)
 
 
 def _paths(folder: Path, number: int) -> tuple[Path, Path]:
