@@ -60,11 +60,14 @@ class _Moments:
         self.count += len(x)
 
     def result(self, name: str) -> Drifted:
+        """Once: the sums are used up."""
         if not isinstance(self.own, torch.Tensor) or not torch.isfinite(self.own).all():
             raise NumericError(f"layer '{name}': NaN or infinity in its inputs after rounding the layers before it")
-        damping = _DAMPING * self.own.diagonal().mean().clamp_min(1e-30) * torch.eye(len(self.own), dtype=torch.float64)
-        mixing = torch.linalg.solve(self.own + damping, (self.cross + damping).T).T
-        return Drifted((self.own / self.count).float(), mixing.float())
+        assert isinstance(self.cross, torch.Tensor)
+        inputs, damping = (self.own / self.count).float(), _DAMPING * self.own.diagonal().mean().clamp_min(1e-30)
+        for sums in (self.own, self.cross):  # in place: of wide matrices either takes gigabytes
+            sums.diagonal().add_(damping)
+        return Drifted(inputs, torch.linalg.solve(self.own, self.cross.T).T.float())
 
 
 class DriftRun:

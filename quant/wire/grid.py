@@ -19,7 +19,7 @@ RUNGS = 8  # of a group's factor in an octave, where the host can hold them
 LADDER = 4  # steps lie on a ladder of 2^(1/4): at most 9 % off, which costs 0.004 bit, and few values to store
 _SMALLEST_STEP = 2.0**-14  # of normal float16
 _ROOM = 1.5  # times its magnitude: what feedback may make of a weight beyond the host's reach
-_LARGEST_STEP = 4094.0  # 16 times this is a float16: the minima of Q5_K
+_LARGEST_STEP = 2046.0  # 32 times this, the lowest integer of Q6_K, is a float16
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from edgepack.export.wire.drift import Drifted, DriftRun  # noqa: E402
 from edgepack.export.wire.origins import Origins  # noqa: E402
 from edgepack.export.wire.plan import WireSettings  # noqa: E402
 from edgepack.gguf.types import GGMLType  # noqa: E402
-from edgepack.model import read_tensor  # noqa: E402
+from edgepack.model import OverriddenTensors, read_tensor  # noqa: E402
 from edgepack.packaging.coding.trellis_symbols import as_indices  # noqa: E402
 from edgepack.packaging.pack import pack_archive  # noqa: E402
 from edgepack.packaging.restore.unpack import unpack_archive  # noqa: E402
@@ -285,6 +285,20 @@ def test_every_host_runs_and_odd_rows_fall_back(host: str, run: WireRun, model: 
     }
     assert types == {{"q8": "Q8_0", "q6k": "Q8_0", "q5k": "Q5_1", "q4k": "Q5_0"}[host]}
     assert divergence(model, run.gguf, tokens) < 0.5
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_matrices_whose_errors_cost_nothing_fit_every_host(
+    host: str, model: Path, tokens: np.ndarray, tmp_path: Path
+) -> None:
+    checkpoint, name = open_checkpoint(model), "model.layers.0.self_attn.o_proj.weight"
+    nothing = {name: read_tensor(checkpoint.tensors, name) * np.float32(1e-9)}  # hardly a gradient reaches q, k and v
+    dead = replace(checkpoint, tensors=OverriddenTensors(checkpoint.tensors, nothing))
+    settings = WireSettings(HOSTS[host])
+    with WireRun(dead, tmp_path / "dead.gguf", settings, Calibration(tokens, "0" * 64), threads=2) as opened:
+        opened.attempt(opened.scale_of(1e-2))
+        with LoadedModel(opened.gguf) as loaded:
+            assert np.isfinite(loaded.logits(tokens[0].tolist())).all()
 
 
 @pytest.mark.parametrize("ids", [[5] * 384, list(range(12)) * 32])
