@@ -18,6 +18,7 @@ import torch
 from edgepack.progress import silent
 from edgepack.quant.calibration.block_context import BlockContext, stage_bytes
 from edgepack.quant.calibration.collect_relay import FillingFolder, StatisticsLeg, open_statistics
+from edgepack.quant.calibration.products import own_products
 from edgepack.quant.calibration.statistics import LinearStatistics, MomentAccumulator
 from edgepack.quant.calibration.storage import ResumeFolder, load_statistics, save_statistics
 from edgepack.quant.calibration.sweep import BatchRunner, calibrated_model, sweep
@@ -92,7 +93,7 @@ def collect(
         NumericError: NaN or infinity in weights or activations; the text names the layer.
         ResourceError: the device's memory is full with one sequence at a time.
     """
-    about = _about(checkpoint, tokens, with_hessian)
+    about = _about(checkpoint, tokens, with_hessian, own_products(checkpoint, device))
     if save_to is not None and save_to.exists():
         statistics, found = load_statistics(save_to)
         if found.get("key") == about["key"]:
@@ -105,13 +106,16 @@ def collect(
     return Calibration(statistics, about)
 
 
-def _about(checkpoint: Checkpoint, tokens: NDArray[np.int64], with_hessian: bool) -> dict[str, str]:
+def _about(
+    checkpoint: Checkpoint, tokens: NDArray[np.int64], with_hessian: bool, products: torch.dtype
+) -> dict[str, str]:
     """Settings of a run, with a `key` that two runs share only when their results would be equal."""
     about = {
         "tokens_sha256": hashlib.sha256(np.ascontiguousarray(tokens, dtype=np.int64).tobytes()).hexdigest(),
         "sequences": str(tokens.shape[0]),
         "length": str(tokens.shape[1]),
         "hessian": str(with_hessian).lower(),
+        "products": str(products).removeprefix("torch."),
     }
     model = [sorted(checkpoint.config.items()), _sample(checkpoint)]
     return {**about, "key": hashlib.sha256(json.dumps([about, model], default=str).encode()).hexdigest()}

@@ -114,8 +114,9 @@ def measure(
     """
     check_tokens(tokens)
     refuse_shared_keys(checkpoint.config)
-    kept = CurvatureProgress(scratch, (tokens, seed, sorted(checkpoint.tensors.specs)))
-    run = _Run(calibrated_model(checkpoint, device), torch.from_numpy(tokens), kept, batch, seed)
+    model = calibrated_model(checkpoint, device)
+    kept = CurvatureProgress(scratch, (tokens, seed, sorted(checkpoint.tensors.specs), str(model.products)))
+    run = _Run(model, torch.from_numpy(tokens), kept, batch, seed)
     if crew is not None:
         run = _CrewRun(run, crew)
     yield from run.blocks(progress)

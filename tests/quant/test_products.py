@@ -171,3 +171,14 @@ def _curvature(
 ) -> dict[str, Curvature]:
     _with_units(monkeypatch, units)
     return {name: value for part in measure(books, tokens, folder) for name, value in part.items()}
+
+
+def test_statistics_kept_in_one_type_are_not_taken_for_the_others(
+    books: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, kept = np.random.default_rng(5).integers(0, 4096, (2, 32)), tmp_path / "kept.safetensors"
+    found = []
+    for told in ("float32", "bfloat16", "bfloat16"):
+        monkeypatch.setenv(products.TOLD, told)
+        found.append(collect(books, tokens, save_to=kept).about["key"])
+    assert found[0] != found[1] == found[2]
