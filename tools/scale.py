@@ -5,7 +5,7 @@
     python tools/scale.py --print --figure scale
 
 The model measured is a Llama with one layer of an 8 B's shape (width 4096, feed-forward 14336) and a small vocabulary,
-random weights in bf16: its matrices are those that an 8 B model has 32 times, so that what grows with the width is in
+random weights in bf16 that do not repeat: its matrices are those that an 8 B model has 32 times, so that what grows with the width is in
 the figure. A command that goes through weights is multiplied by weights; one that takes a text through blocks by
 layers, and the head's product (the vocabulary of 128,256, for every token whose logits or gradients it needs) is added
 at the rate at which this machine multiplies matrices in the same run. Starting Python is taken off before and added
@@ -32,8 +32,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from bench_wire import write_random
 from figure_file import current_commit
-from synthetic_checkpoint import LlamaShape, write_llama
+from synthetic_checkpoint import LlamaShape
 
 from edgepack.quantities import format_duration, format_size
 
@@ -224,7 +225,7 @@ class Measuring:
         self._options, self._folder = options, folder
         model = folder / "model"
         if not (model / "config.json").is_file():
-            write_llama(model, ONE_LAYER)
+            write_random(model, ONE_LAYER)
         self._words = {"MODEL": str(model), "TEXT": str(options.text), "OUT": str(folder), "N": str(options.sequences)}
         self._rate, self._start, self._commit = product_rate(), run(["--version"])[0], current_commit()
 
