@@ -6,10 +6,10 @@
 
 The model measured is a Llama with one layer of an 8 B's shape (width 4096, feed-forward 14336) and a small vocabulary,
 random weights in bf16 that do not repeat: its matrices are those that an 8 B model has 32 times, so that what grows
-with the width is in the figure. A command that goes through weights is multiplied by weights; one that takes a text through
-blocks by layers, and the head's product (the vocabulary of 128,256, for every token whose logits or gradients it needs)
-is added at the rate at which this machine multiplies matrices in the same run. Starting Python is taken off before and
-added after. Passes take the sequences that recipes take by default.
+with the width is in the figure. A command that goes through weights is multiplied by weights; one that takes a text
+through blocks by layers, and the head's product (the vocabulary of 128,256, for every token whose logits or gradients
+it needs) is added at the rate at which this machine multiplies matrices in the same run. Starting Python is taken off
+before and added after. Passes take the sequences that recipes take by default.
 
 Counted are the processor's seconds of the command and its children, not the clock's: the machine may be shared. Two
 cores are taken to need half of them. Every row is kept in docs/scale-results.json as soon as it is there, so that rows
