@@ -39,7 +39,7 @@ figures-run: $(VENV)/.installed
 # system; on others, LOCKED=0 takes the same versions of whatever the index gives, without hashes.
 #
 # llama.cpp is compiled without AMX where the compiler knows it: GCC before 12.4 makes kernels of it that end the process
-# (`edge.llama.engines.has_amx`).
+# (`edge.llama.build.has_amx`).
 NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 KNOWS_AMX := $(shell echo | $${CXX:-c++} $(NO_AMX) -x c++ -E - > /dev/null 2>&1 && echo yes)
 $(VENV)/.installed: export CFLAGS += $(if $(KNOWS_AMX),$(NO_AMX))

@@ -14,8 +14,9 @@ from edgepack.edge.fit.choice import Fitter, FitWish
 from edgepack.edge.fit.devices import Device, cpu_features, installed_gpus, this_cpu
 from edgepack.edge.fit.shape import LayerShape, ModelShape
 from edgepack.edge.install.cache_folder import cache_folder
+from edgepack.edge.llama.build import has_amx
 from edgepack.edge.llama.cpu_threads import free_cores, physical_cores
-from edgepack.edge.llama.engines import COMPRESS_EXTRA, choose_engine, has_amx, installed, supports_gpu
+from edgepack.edge.llama.engines import COMPRESS_EXTRA, choose_engine, installed, supports_gpu
 from edgepack.version import __version__
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from edgepack.edge.llama.engines import installed_engines, system_info
+from edgepack.edge.llama.build import system_info
+from edgepack.edge.llama.engines import installed_engines
 from edgepack.errors import UsageError
 
 _PROFILES = Path(__file__).with_name("devices.toml")

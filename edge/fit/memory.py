@@ -207,8 +207,11 @@ def repacked_types(features: Collection[str]) -> frozenset[GGMLType]:
 
     Args:
         features: upper-case names as `llama_print_system_info` spells them: AVX2, AVX512, NEON, MATMUL_INT8 …
+            A build with AMX is opened so that it repacks nothing (`edge.llama.build.has_amx`).
     """
     kinds: set[GGMLType] = set()
+    if "AMX_INT8" in features:
+        return frozenset()
     if "AVX2" in features:
         kinds |= {GGMLType.Q4_0, GGMLType.Q4_K, GGMLType.IQ4_NL, GGMLType.MXFP4}
     if "AVX512" in features:

@@ -10,9 +10,9 @@ import os
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from edgepack.edge.llama.build import has_amx
 from edgepack.edge.llama.cpu_threads import cores_are_shared, free_cores
 from edgepack.edge.llama.engine import StoppedError
-from edgepack.edge.llama.engines import has_amx
 from edgepack.edge.llama.interrupt import held_signals
 from edgepack.edge.llama.log import runtime_log
 from edgepack.edge.llama.options import kv_type

@@ -13,7 +13,7 @@ from edgepack.cli import execute as run
 from edgepack.edge.bench import append_result, earlier_result, measure, results_path
 from edgepack.edge.doctor import examine, example_shape, gpu_finding, prospects
 from edgepack.edge.fit.devices import profiles
-from edgepack.edge.llama import engines
+from edgepack.edge.llama import build, engines
 from edgepack.edge.llama.context import Context
 from edgepack.edge.llama.options import RuntimeOptions
 
@@ -90,11 +90,11 @@ def test_kernels_that_end_the_process_are_not_run_and_the_doctor_says_so(
     monkeypatch.setattr(
         llama_cpp, "llama_model_load_from_file", lambda *given: taken.append(given[1].use_extra_bufts) or load(*given)
     )
-    for build in ("AVX512 = 1 | REPACK = 1", "AVX512 = 1 | AMX_INT8 = 1 | REPACK = 1"):
-        monkeypatch.setattr(engines, "system_info", lambda _name, build=build: build)
+    for features in ("AVX512 = 1 | REPACK = 1", "AVX512 = 1 | AMX_INT8 = 1 | REPACK = 1"):
+        monkeypatch.setattr(build, "system_info", lambda _name, features=features: features)
         engines.open_model(tiny, RuntimeOptions(n_ctx=64, engine="llama-cpp-python")).close()
         advice = [finding.advice for finding in examine() if finding.found.startswith("llama-cpp-python")]
-        assert ("mno-amx-int8" in advice[0]) is ("AMX" in build)
+        assert ("mno-amx-int8" in advice[0]) is ("AMX" in features)
     assert taken == [True, False]
 
 

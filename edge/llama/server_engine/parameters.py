@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgepack.edge.llama.build import has_amx
 from edgepack.edge.llama.cpu_threads import free_cores
-from edgepack.edge.llama.engines import has_amx
 from edgepack.edge.llama.options import KV_TYPES, kv_type
 from edgepack.errors import UsageError
 from edgepack.gguf import keys
