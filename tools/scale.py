@@ -257,12 +257,12 @@ def print_table(rows: dict[str, Row]) -> None:
         if (row := rows.get(command.name)) is None:
             continue
         whole, least = whole_seconds(command, row), "over " if row.ended else ""
-        late += [command.name] if whole > CORES * LIMIT_HOURS * 3600 else []
+        late += [command.name] if row.ended or whole > CORES * LIMIT_HOURS * 3600 else []
         factor = f"{command.by}{' and the head' if command.head else ''}"
         cells = [command.name, f"{least}{row.seconds:.1f}", format_size(row.peak), f"{least}{format_duration(whole)}",
                  f"{least}{format_duration(whole / CORES)}", factor, row.commit]  # fmt: skip
         print("| " + " | ".join(cells) + " |", flush=True)
-    print(f"\nOver {LIMIT_HOURS} hours on {CORES} cores: {', '.join(late) or 'none'}.")
+    print(f"\nOver {LIMIT_HOURS} hours on {CORES} cores, or ended at the limit: {', '.join(late) or 'none'}.")
     missing = [command.name for command in COMMANDS if command.name not in rows]
     print(f"Not measured yet: {', '.join(missing) or 'none'}.")
 
