@@ -25,7 +25,7 @@ from edgepack.export.checkpoint import open_checkpoint
 from edgepack.quant.calibration.blocks import BlockwiseModel
 from edgepack.quant.calibration.collect import collect
 from edgepack.quant.calibration.curvature import measure
-from edgepack.quant.calibration.products import TOLD
+from edgepack.quant.calibration.products import TOLD, TYPES
 from edgepack.quant.calibration.sweep import sweep
 from edgepack.quant.calibration.text import text_sequences
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from edgepack.model import Checkpoint
 
 Arrays = dict[str, "NDArray[np.float32]"]
-_BOTH = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def run_blocks(checkpoint: Checkpoint, tokens: NDArray[np.int64], products_in: torch.dtype) -> Arrays:
@@ -72,7 +71,7 @@ def row(name: str, work: Callable[[str], Arrays]) -> list[str]:
     """Both types, one after the other."""
     seconds: dict[str, float] = {}
     found: dict[str, Arrays] = {}
-    for kind in _BOTH:
+    for kind in TYPES:
         os.environ[TOLD] = kind
         started = time.process_time()
         found[kind] = work(kind)
@@ -87,7 +86,7 @@ def rows(model: Path, options: argparse.Namespace) -> Iterator[list[str]]:
     text = options.text.read_text(encoding="utf-8")
     tokens = text_sequences(checkpoint, text, length=options.length, sequences=options.sequences)
     ways: dict[str, Callable[[str], Arrays]] = {
-        "blocks alone": lambda kind: run_blocks(checkpoint, tokens, _BOTH[kind]),
+        "blocks alone": lambda kind: run_blocks(checkpoint, tokens, TYPES[kind]),
         "with E[x²]": lambda _kind: collected(checkpoint, tokens, hessian=False),
         "with H": lambda _kind: collected(checkpoint, tokens, hessian=True),
         "curvature": lambda _kind: curvature(checkpoint, tokens),

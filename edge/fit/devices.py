@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from edgepack.edge.llama.build import system_info
+from edgepack.edge.llama.build import features
 from edgepack.edge.llama.engines import installed_engines
 from edgepack.errors import UsageError
 
@@ -186,4 +186,4 @@ def _number(path: str) -> int | None:
 def cpu_features() -> frozenset[str]:
     """Instruction sets that the preferred engine's build uses on this CPU, as it spells them (AVX2, NEON)."""
     found = installed_engines()
-    return frozenset(re.findall(r"(\w+) = 1", system_info(found[0].name))) if found else frozenset()
+    return features(found[0].name) if found else frozenset()

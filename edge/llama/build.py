@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,11 @@ def system_info(name: EngineName) -> str:
     return str(c.llama_print_system_info().decode("utf-8", "replace")).strip(" |")
 
 
+def features(name: EngineName) -> frozenset[str]:
+    """Names of what an engine's build has, in upper case, such as AVX2 and REPACK."""
+    return frozenset(re.findall(r"(\w+) = 1", system_info(name)))
+
+
 def has_amx(name: EngineName) -> bool:
     """Whether an engine's build has kernels for AMX, which an engine must not be let run.
 
@@ -28,4 +34,4 @@ def has_amx(name: EngineName) -> bool:
     request 26954): the first prompt of more than a few tokens then ends the process by an illegal instruction. A build
     does not tell what compiled it. Without extra types of buffers, repacked ones with them, the kernels are not taken.
     """
-    return "AMX_INT8 = 1" in system_info(name)
+    return "AMX_INT8" in features(name)

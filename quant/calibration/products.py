@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 TOLD = "EDGEPACK_PRODUCTS"
 """An environment variable with `float32` or `bfloat16`, to have the same results as on another processor."""
-_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # of config.json, after and before transformers 4.56
 _UNITS = ("amx_bf16", "avx512_bf16")  # as torch.cpu.get_capabilities names them
 
@@ -47,9 +47,9 @@ def own_products(checkpoint: Checkpoint, device: str = "cpu") -> torch.dtype:
         UsageError: `EDGEPACK_PRODUCTS`, which decides where it is set, is neither.
     """
     if told := os.environ.get(TOLD):
-        if told not in _TYPES:
-            raise UsageError(f"{TOLD}: expected {' or '.join(_TYPES)}, got '{told}'")
-        return _TYPES[told]
+        if told not in TYPES:
+            raise UsageError(f"{TOLD}: expected {' or '.join(TYPES)}, got '{told}'")
+        return TYPES[told]
     if torch.device(device).type != "cpu" or not has_bfloat16_units():
         return torch.float32
     configs = (checkpoint.config, checkpoint.config.get("text_config"))
