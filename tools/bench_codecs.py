@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from bench_codecs_plot import write_plot
-from bench_codecs_search import print_search_rates
+from bench_codecs_search import print_search_rates, print_weighted_rates
 
 from edgepack.export.checkpoint import open_checkpoint
 from edgepack.gguf.types import GGMLType
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="codecs and types")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--skip-search", action="store_true", help="no rates of SeedLM's searches")
-    parser.add_argument("--skip-tables", action="store_true", help="nothing but these")
+    parser.add_argument("--skip-tables", action="store_true", help="nothing but these; and with importances of a text")
     options = parser.parse_args()
     generator = np.random.default_rng(0)
     shape = (options.rows, 1024)
@@ -244,6 +244,9 @@ def main() -> None:
         every = all_matrices(options.model)
         print_search_rates(f"{options.model.name}, all {len(every)} matrices", every)
     if options.skip_tables:
+        if options.calibration is not None:
+            known = [sample.statistics.column_weights(sample.weight.shape[1]) for sample in real]
+            print_weighted_rates(options.model.name, [sample.weight for sample in real], known)
         return
     tables = {}
     for title, samples in sources.items():

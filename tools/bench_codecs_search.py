@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.quant.codecs.codec import Statistics
 from edgepack.quant.codecs.decode import decode
 from edgepack.quant.codecs.seedlm.cells import MAX_LOG2_CELLS, make_cells
 from edgepack.quant.codecs.seedlm.codec import SeedLM
@@ -87,3 +88,35 @@ def _print_rates(title: str, weights: Sequence[NDArray[np.float32]], block: int,
         f" {tables:.1f} s for tables that the process did not have yet, not counted",
         flush=True,
     )
+
+
+def print_weighted_rates(
+    title: str, weights: Sequence[NDArray[np.float32]], importances: Sequence[NDArray[np.float64]]
+) -> None:
+    """Both searches where columns weigh differently, matrix by matrix, as a calibrated export codes them.
+
+    Args:
+        title: of the matrices.
+        weights: [rows, columns] each.
+        importances: [columns] each.
+    """
+    for block, coefficients in ((8, 3), (12, 4)):
+        found = []
+        for search in ("pruned", "exhaustive"):
+            codec, seconds, error = SeedLM(block, coefficients, search=search), 0.0, 0.0
+            codec.encode(weights[0], Statistics(importances[0]))  # tables are made once a process
+            for weight, importance in zip(weights, importances, strict=True):
+                started = time.process_time()
+                encoded = codec.encode(weight, Statistics(importance))
+                seconds += time.process_time() - started
+                error += float((importance * (weight - decode(encoded, threads=1)) ** 2).sum())
+            found.append(Searched(seconds, error))
+        fast, slow = found
+        count = sum(weight.size for weight in weights)
+        print(
+            f"{title}, {count:,} weights with importances: SeedLM ({block}, {coefficients}): exhaustive"
+            f" {count / slow.seconds:,.0f} weights/s a core; pruned {count / fast.seconds:,.0f} weights/s,"
+            f" {slow.seconds / fast.seconds:.1f} times as fast with {100 * (fast.error / slow.error - 1):.2f} % more"
+            " weighted squared error",
+            flush=True,
+        )

@@ -157,9 +157,11 @@ COMMANDS = (
     Command("edge-vptq3, calibrated", f"export MODEL --target edge-vptq3 {TAKEN} -o OUT/vc.gguf", "layers", 1),
     Command("edge-trajectory", "export MODEL --target edge-trajectory -o OUT/tr.gguf"),
     Command("edge-bezier4", "export MODEL --target edge-bezier4 -o OUT/b.gguf"),
-    Command("edge-seedlm4", "export MODEL --target edge-seedlm4 -o OUT/s.gguf"),
-    Command("edge-seedlm4, calibrated", f"export MODEL --target edge-seedlm4 {TAKEN} -o OUT/sc.gguf", "layers", 1),
-    Command("edge-seedlm4, pruned", "export MODEL --target edge-seedlm4:search=pruned -o OUT/sp.gguf"),
+    # As a model of 8 B is searched if nothing is said; the model measured is too small for `auto` to be that.
+    Command("edge-seedlm4", "export MODEL --target edge-seedlm4:search=pruned -o OUT/s.gguf"),
+    Command("edge-seedlm4, calibrated", f"export MODEL --target edge-seedlm4:search=pruned {TAKEN} -o OUT/sc.gguf",
+            "layers", 1),
+    Command("edge-seedlm4, exhaustive", "export MODEL --target edge-seedlm4:search=exhaustive -o OUT/se.gguf"),
     Command("wire, 4 bits", f"export MODEL --target wire --bits 4 {TAKEN} -o OUT/w.edgepack", "layers", 3),
 )  # fmt: skip
 

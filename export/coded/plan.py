@@ -18,7 +18,7 @@ from edgepack.expressions import ExpressionError, expression
 from edgepack.files.source import WatchedFiles
 from edgepack.gguf import keys
 from edgepack.gguf.types import GGMLType, TensorInfo, u32
-from edgepack.quant.codecs.chain import settle
+from edgepack.quant.codecs.chain import settle, suited_to
 from edgepack.quant.codecs.codec import NO_STATISTICS
 from edgepack.quant.codecs.targets import EdgeTarget, find_edge_target
 from edgepack.quant.types.choice import Candidate, llama_order, may_be_quantised
@@ -87,12 +87,14 @@ class VariantPlan:
         metadata: every key but the variant's own.
         tensors: in file order.
         sources: the files that weights come from; an interrupted export goes on only while they are unchanged.
+        notes: a line for people on each choice that was made by the model's size.
     """
 
     target: EdgeTarget
     metadata: Mapping[str, Value]
     tensors: tuple[PlannedMatrix, ...]
     sources: WatchedFiles = field(default_factory=WatchedFiles)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def layout(self) -> VariantLayout:
@@ -172,7 +174,23 @@ def plan_variant(
         for name in sorted(model.tensors, key=llama_order)
     )
     metadata = {**model.metadata, keys.QUANTIZATION_VERSION: _QUANTIZATION_VERSION}
-    return VariantPlan(target, metadata, tensors, model.sources)
+    return _suited(VariantPlan(target, metadata, tensors, model.sources))
+
+
+def _suited(plan: VariantPlan) -> VariantPlan:
+    """The plan with codecs as they are for as many weights as each target codes."""
+    coded: dict[EdgeTarget, int] = {}
+    for tensor in plan.tensors:
+        if tensor.target is not None:
+            coded[tensor.target] = coded.get(tensor.target, 0) + prod(tensor.matrix_shape)
+    suited: dict[EdgeTarget | None, EdgeTarget | None] = {None: None}
+    notes: dict[str, None] = {}
+    for target, weights in coded.items():
+        found = [suited_to(codec, weights) for codec in target.codecs]
+        suited[target] = replace(target, codecs=tuple(codec for codec, _note in found))
+        notes |= {note: None for _codec, note in found if note}
+    tensors = tuple(replace(tensor, target=suited[tensor.target]) for tensor in plan.tensors)
+    return replace(plan, tensors=tensors, notes=tuple(notes))
 
 
 def settle_plan(plan: VariantPlan, statistics: Mapping[str, Statistics]) -> VariantPlan:

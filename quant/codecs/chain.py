@@ -13,7 +13,15 @@ import numpy as np
 
 from edgepack.errors import CodecError
 from edgepack.processors import default_threads
-from edgepack.quant.codecs.codec import NO_STATISTICS, CodesByPieces, ErrorSum, Settling, WholeMatrix, row_chunks
+from edgepack.quant.codecs.codec import (
+    NO_STATISTICS,
+    CodesByPieces,
+    ErrorSum,
+    Settling,
+    SuitsSize,
+    WholeMatrix,
+    row_chunks,
+)
 from edgepack.quant.codecs.decode import decode, map_rows
 from edgepack.quant.codecs.pieces import LeftOver, whole_matrix
 from edgepack.quant.codecs.registry import open_decoder
@@ -78,6 +86,11 @@ class ChainResult:
     def nbytes(self) -> int:
         """Bytes of all stages."""
         return sum(stage.nbytes for stage in self.stages)
+
+
+def suited_to(codec: Codec, weights: int) -> tuple[Codec, str]:
+    """As `SuitsSize.suited_to`; a codec that has nothing to choose by size stays as it is."""
+    return codec.suited_to(weights) if isinstance(codec, SuitsSize) else (codec, "")
 
 
 def settle(codecs: Sequence[Codec], source: RowSource, statistics: Statistics = NO_STATISTICS) -> tuple[Codec, ...]:

@@ -78,17 +78,45 @@ class Encoded:
         return 8 * self.nbytes / (self.shape[0] * self.shape[1])
 
 
+@runtime_checkable
+class KeptHessian(Protocol):
+    """A matrix's mean outer product that lies elsewhere than in memory."""
+
+    def read(self) -> NDArray[np.float32]:
+        """The matrix, float32 [columns, columns]."""
+        ...
+
+    @property
+    def identity(self) -> bytes:
+        """What two of them share only if they read alike."""
+        ...
+
+
+def _bytes(array: NDArray[Any] | None) -> bytes:
+    return b"none" if array is None else np.ascontiguousarray(array).tobytes()
+
+
 @dataclass(frozen=True)
 class Statistics:
     """What calibration knows of the inputs of a matrix; codecs work without it, and better with it.
 
     Attributes:
         importance: mean squared activation of each column, float [columns], or None.
-        hessian: mean outer product of the activations, float [columns, columns], or None.
+        hessian: mean outer product of the activations, float [columns, columns], or where it is read from; or None.
     """
 
     importance: NDArray[Any] | None = None
-    hessian: NDArray[Any] | None = None
+    hessian: NDArray[Any] | KeptHessian | None = None
+
+    def read_hessian(self) -> NDArray[Any] | None:
+        """The mean outer product, float [columns, columns]: read now where it is not in memory."""
+        return self.hessian.read() if isinstance(self.hessian, KeptHessian) else self.hessian
+
+    @property
+    def identity(self) -> bytes:
+        """What two of them share only if codecs learn the same from both."""
+        parts = (self.importance, self.hessian)
+        return b"".join(part.identity if isinstance(part, KeptHessian) else _bytes(part) for part in parts)
 
     def column_weights(self, columns: int) -> NDArray[np.float64] | None:
         """Non-negative weight of each column with mean 1, or None where nothing is known.
@@ -97,7 +125,7 @@ class Statistics:
             CodecError: the statistics are of another width.
             NumericError: they are negative, or not finite, or all zero.
         """
-        known = self.importance if self.importance is not None else self.hessian
+        known = self.importance if self.importance is not None else self.read_hessian()
         if known is None:
             return None
         diagonal = np.asarray(known if known.ndim == 1 else np.diagonal(known), dtype=np.float64)
@@ -167,6 +195,15 @@ class Settling(Protocol):
 
     def settle(self, source: RowSource, statistics: Statistics = NO_STATISTICS) -> Codec:
         """The codec with the choice that it makes for a finite matrix; of a large one it may read a sample."""
+        ...
+
+
+@runtime_checkable
+class SuitsSize(Protocol):
+    """A codec whose way of coding depends on how many weights of a model it codes."""
+
+    def suited_to(self, weights: int) -> tuple[Codec, str]:
+        """The codec for so many weights, and a line for people where they get another result than a small model's."""
         ...
 
 

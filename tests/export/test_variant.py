@@ -43,6 +43,28 @@ def ragged(kind: str = "normal") -> MappedModel:
     return MappedModel("ragged", metadata, tensors, ModelFacts("llama", 1, 4, 4))
 
 
+class Huge(ArrayRows):
+    """A matrix of 10⁹ weights whose plan is asked for, and no weight."""
+
+    def __init__(self) -> None:
+        super().__init__(np.broadcast_to(np.float32(0), (1 << 15, 1 << 15)))
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        raise AssertionError("a plan reads nothing")
+
+
+def test_what_a_models_size_decides_is_in_the_plan_and_said_once() -> None:
+    model = ragged()
+    large = MappedModel("large", model.metadata, {**model.tensors, "blk.0.ffn_gate.weight": Huge()}, model.facts)
+    plan = plan_variant(large, find_edge_target("seedlm4"), parse_tensor_codecs(["attn_k=vptq2", "attn_q=seedlm3"]))
+    searches = {tensor.name: tensor.target.codecs[0] for tensor in plan.tensors if tensor.target}
+    assert [getattr(searches[f"blk.0.{name}.weight"], "search", None) for name in ("ffn_gate", "ffn_down", "attn_q")] == [
+        "pruned", "pruned", "exhaustive",
+    ]  # fmt: skip
+    assert [note[:16] for note in plan.notes] == ["seedlm: 1.1 B we"]
+    assert plan_variant(model, find_edge_target("seedlm4")).notes == ()
+
+
 @pytest.mark.parametrize("kind", ["normal", "zero", "outlier"])
 @pytest.mark.parametrize("target", [*TARGETS, "vptq3:outliers=0.1,residual=yes", "nf4+ternary:scale=row+bezier4"])
 def test_the_plan_has_every_byte_and_component_of_the_file(target: str, kind: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from edgepack.quant.codecs.seedlm import lfsr
 from edgepack.quant.codecs.seedlm.rounding import factors
+from edgepack.quant.codecs.seedlm.weighted import weighted_factors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +31,7 @@ class Basis:
 
     Attributes:
         seeds: int64 [S].
+        matrices: float32 [S, C·P], their U(s) row by row, as they are decoded.
         factors: float32 [S, …], `seedlm_rounding.factors` of Q and R.
         bounds: float32 [C(C+1)/2, S']: the upper triangle of QQᵀ with the off-diagonal doubled; columns beyond
             S fill up the last group and are zero.
@@ -38,10 +40,17 @@ class Basis:
     """
 
     seeds: torch.Tensor
+    matrices: torch.Tensor
     factors: torch.Tensor
     bounds: torch.Tensor
     coefficients: int
     register_bits: int
+
+    def of(self, seed: torch.Tensor, roots: torch.Tensor | None = None) -> torch.Tensor:
+        """The factors of seeds (indices, int64 [n]); of diag(root)·U(s) where roots of weights [n, C] are given."""
+        if roots is None:
+            return self.factors.index_select(0, seed)
+        return weighted_factors(self.matrices.index_select(0, seed), roots, self.coefficients)
 
 
 @lru_cache(maxsize=2)
@@ -70,7 +79,8 @@ def _make_basis(matrices: torch.Tensor, register_bits: int) -> Basis:
     bounds = torch.zeros(upper.shape[1], -(-len(usable) // GROUP) * GROUP, device=q.device)
     for row, (i, j) in enumerate(upper.T.tolist()):
         bounds[row, : len(usable)] = (q[:, i] * q[:, j]).sum(-1) * (1 if i == j else 2)
-    return Basis(usable + 1, factors(q, r), bounds, q.shape[2], register_bits)
+    kept = matrices.index_select(0, usable).flatten(1).float()
+    return Basis(usable + 1, kept, factors(q, r), bounds, q.shape[2], register_bits)
 
 
 def _well_conditioned(r: torch.Tensor) -> torch.Tensor:

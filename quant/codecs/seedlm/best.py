@@ -67,10 +67,26 @@ def tile_workers(device: torch.device) -> Iterator[ThreadPoolExecutor]:
         yield workers
 
 
-def improve(x: torch.Tensor, basis: Basis, block: torch.Tensor, seed: torch.Tensor, best: Best) -> None:
-    """Measure pairs of block and seed (indices), and keep what is better; ties keep the lower seed."""
+def improve(
+    x: torch.Tensor,
+    basis: Basis,
+    block: torch.Tensor,
+    seed: torch.Tensor,
+    best: Best,
+    roots: torch.Tensor | None = None,
+) -> None:
+    """Measure pairs of block and seed (indices), and keep what is better; ties keep the lower seed.
+
+    Args:
+        x: blocks, float32 [blocks, C], times `roots`.
+        basis: of the seeds.
+        block: of each pair.
+        seed: of each pair.
+        best: improved.
+        roots: of the weights of every block's columns [blocks, C], which `basis` does not know of; None where it does.
+    """
     known = seed < len(basis.seeds)
     block, seed = block[known], seed[known]
     if len(block):
-        own = basis.factors.index_select(0, seed)
+        own = basis.of(seed, None if roots is None else roots.index_select(0, block))
         best.offer(block, seed, least_errors(x.index_select(0, block), own, basis.coefficients))

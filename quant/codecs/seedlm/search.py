@@ -1,8 +1,8 @@
 """Finds the seeds of SeedLM: every seed for every block, as one big blocked matrix product. Publisher only.
 
-Storage and decoding are left to `seedlm`, bounds to `seedlm_basis`. The search is exact: one matrix product bounds
-all pairs of block and seed, and only the few seeds whose bound is below the block's best error so far (about 20 of
-65535) are rounded and measured.
+Storage and decoding are left to `codec`, bounds to `basis`, a search of some seeds to `pruned`. This one is exact: one
+matrix product bounds all pairs of block and seed, and only the few seeds whose bound is below the block's best error so
+far (about 20 of 65535) are rounded and measured.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from edgepack.quant.codecs.seedlm.basis import GROUP, Basis, outer_products, seed_basis
 from edgepack.quant.codecs.seedlm.best import Best, improve, tile_workers
 from edgepack.quant.codecs.seedlm.found import Found, pack_coefficients
+from edgepack.quant.codecs.seedlm.pruned import search_pruned
 from edgepack.quant.codecs.seedlm.rounding import quantise
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ _BLOCK_TILE_ACCELERATOR = 16384
 _NO_EXPONENT = np.iinfo(np.int16).min
 # Seeds below which every one is tried, whatever was asked for.
 _FEWEST_PRUNED = 4096
+# Largest root of a block's columns' weights beside the least, up to which likely seeds are looked for without weights:
+# where it was larger, as in most of a real model's first queries, the error was half as large again.
+_EVEN = 10.0
 
 
 def search_seeds(
@@ -57,14 +61,52 @@ def search_seeds(
     blocks, scale = _scaled_blocks(weight, codec.block)
     x = torch.from_numpy(blocks).to(codec.device)
     best = _Chosen.nothing(len(blocks), codec)
-    for members, root in _weighted_groups(len(blocks), codec.block, column_weights, first % columns):
-        basis = seed_basis(codec.block, codec.coefficients, codec.register_bits, codec.device, root)
-        chosen = torch.from_numpy(members).to(codec.device)
-        local = x[chosen] * torch.from_numpy(root).to(codec.device)
+    starts = (first + np.arange(len(blocks), dtype=np.int64) * codec.block) % columns
+    basis = seed_basis(codec.block, codec.coefficients, codec.register_bits, codec.device)
+    left = np.arange(len(blocks))
+    if _tries_some(codec, basis):
+        roots = _roots(starts, codec.block, column_weights)
+        is_even = roots.max(1) <= _EVEN * roots.min(1)
+        left = np.flatnonzero(~is_even)
+        _search_even(x, np.flatnonzero(is_even), roots, basis, best)
+    _search_by_columns(x, left, starts, column_weights, codec, best)
+    return best.finished(scale)
+
+
+def _tries_some(codec: SeedLM, basis: Basis) -> bool:
+    """Whether a block tries only those seeds that suit its direction."""
+    return codec.search == "pruned" and len(basis.seeds) >= _FEWEST_PRUNED
+
+
+def _search_even(
+    x: torch.Tensor, members: NDArray[np.int64], roots: NDArray[np.float32], basis: Basis, best: _Chosen
+) -> None:
+    """The seeds that suit a block's direction, for the blocks `members`; measured with `roots` of all blocks."""
+    if not len(members):
+        return
+    chosen, own = torch.from_numpy(members).to(x.device), torch.from_numpy(roots[members]).to(x.device)
+    local, found = x[chosen], Best.nothing(len(members), x.device)
+    search_pruned(local, basis, found, own)
+    best.put(chosen, local * own, basis, found, own)
+
+
+def _search_by_columns(
+    x: torch.Tensor,
+    members: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    column_weights: NDArray[np.float64],
+    codec: SeedLM,
+    best: _Chosen,
+) -> None:
+    """Every seed for the blocks `members`, those over the same columns together: they share weighted seeds' bounds."""
+    for start in np.unique(starts[members]):
+        root = torch.from_numpy(_roots(np.array([start]), codec.block, column_weights)[0])
+        basis = seed_basis(codec.block, codec.coefficients, codec.register_bits, codec.device, root.numpy())
+        chosen = torch.from_numpy(members[starts[members] == start]).to(codec.device)
+        local = x[chosen] * root.to(codec.device)
         found = Best.nothing(len(chosen), x.device)
         search_exhaustive(local, basis, found)
         best.put(chosen, local, basis, found)
-    return best.finished(scale)
 
 
 def search_together(weights: Sequence[NDArray[np.float32]], codec: SeedLM) -> list[Found]:
@@ -72,14 +114,11 @@ def search_together(weights: Sequence[NDArray[np.float32]], codec: SeedLM) -> li
 
     The pruned search finds more blocks of each direction in several matrices than in one, and is faster for it.
     """
-    from edgepack.quant.codecs.seedlm.pruned import search_pruned
-
     parts = [_scaled_blocks(weight, codec.block) for weight in weights]
     x = torch.from_numpy(np.concatenate([blocks for blocks, _ in parts])).to(codec.device)
     basis = seed_basis(codec.block, codec.coefficients, codec.register_bits, codec.device)
     found = Best.nothing(len(x), x.device)
-    few = codec.search == "exhaustive" or len(basis.seeds) < _FEWEST_PRUNED
-    (search_exhaustive if few else search_pruned)(x, basis, found)
+    (search_pruned if _tries_some(codec, basis) else search_exhaustive)(x, basis, found)
     best = _Chosen.nothing(len(x), codec)
     best.put(torch.arange(len(x), device=x.device), x, basis, found)
     ends = np.cumsum([len(blocks) for blocks, _ in parts]).tolist()
@@ -102,12 +141,17 @@ class _Chosen:
         ones = torch.ones(count, dtype=torch.int64, device=codec.device)
         return cls(ones, torch.full_like(ones, -(10**6)), torch.zeros(count, codec.coefficients, device=codec.device))
 
-    def put(self, chosen: torch.Tensor, x: torch.Tensor, basis: Basis, found: Best) -> None:
-        """Round the coefficients of blocks `chosen` (indices), whose weights are `x`, at the seeds that were found."""
+    def put(
+        self, chosen: torch.Tensor, x: torch.Tensor, basis: Basis, found: Best, roots: torch.Tensor | None = None
+    ) -> None:
+        """Round the coefficients of blocks `chosen` (indices), whose weights are `x`, at the seeds that were found.
+
+        With `roots` [blocks, C] of their columns' weights where `basis` does not know of them.
+        """
         if not len(basis.seeds):
             return
         seed = found.seed
-        exponent, coefficients = quantise(x, basis.factors.index_select(0, seed), basis.coefficients)
+        exponent, coefficients = quantise(x, basis.of(seed, roots), basis.coefficients)
         self.seed[chosen] = basis.seeds[seed]
         self.exponent[chosen] = exponent
         self.coefficients[chosen] = coefficients
@@ -133,27 +177,19 @@ def _scaled_blocks(weight: NDArray[np.float32], block: int) -> tuple[NDArray[np.
     return np.ldexp(blocks, -scale[:, None]).astype(np.float32), scale.astype(np.int32)
 
 
-def _weighted_groups(
-    count: int, block: int, column_weights: NDArray[np.float64], first: int
-) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Blocks that lie over the same columns, with the roots of these columns' weights, mean square 1.
+def _roots(starts: NDArray[np.int64], block: int, column_weights: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Roots of the weights of the columns under each block, mean square 1: [blocks, C].
 
     Args:
-        count: of blocks.
-        block: weights in one.
+        starts: columns of the blocks' first weights.
+        block: C.
         column_weights: [columns].
-        first: column of the first block's first weight.
     """
-    columns = len(column_weights)
-    starts = (first + np.arange(count, dtype=np.int64) * block) % columns
-    groups: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
-    for start in np.unique(starts):
-        weights = column_weights[(start + np.arange(block)) % columns]
-        # A floor keeps U(s) of full rank where some columns are never active.
-        weights = np.maximum(weights, 1e-4 * max(float(weights.max()), 1e-12))
-        root = np.sqrt(weights / weights.mean()).astype(np.float32)
-        groups.append((np.flatnonzero(starts == start), root))
-    return groups
+    weights = column_weights[(starts[:, None] + np.arange(block)) % len(column_weights)]
+    # A floor keeps U(s) of full rank where some columns are never active.
+    weights = np.maximum(weights, 1e-4 * np.maximum(weights.max(1, keepdims=True), 1e-12))
+    roots: NDArray[np.float32] = np.sqrt(weights / weights.mean(1, keepdims=True)).astype(np.float32)
+    return roots
 
 
 def search_exhaustive(x: torch.Tensor, basis: Basis, best: Best) -> None:

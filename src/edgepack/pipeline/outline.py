@@ -63,7 +63,7 @@ class Outline:
         is_exact: whether `shipped_bytes` is exact.
         beside: ends of the names of adapters beside the file, after its stem.
         projector: name of the file beside it that holds what sees; None where there is none.
-        limits: a line each on what the source's files say differently or the file cannot hold.
+        limits: a line each on what the source's files say differently, the file cannot hold or the size decided.
     """
 
     target: str

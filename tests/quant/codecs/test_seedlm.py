@@ -6,11 +6,14 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
 from edgepack.quant.codecs.codec import Encoded, Statistics
 from edgepack.quant.codecs.decode import decode
 from edgepack.quant.codecs.seedlm import lfsr
+from edgepack.quant.codecs.seedlm.basis import seed_basis
 from edgepack.quant.codecs.seedlm.codec import SeedLM
+from edgepack.quant.codecs.seedlm.weighted import weighted_factors
 
 WEIGHT = np.random.default_rng(7).standard_normal((4, 24)).astype(np.float32)
 
@@ -81,6 +84,47 @@ def test_the_pruned_search_loses_at_most_one_per_cent() -> None:
     weight = np.random.default_rng(13).standard_normal((256, 384)).astype(np.float32)
     exhaustive, pruned = (relative_error(weight, SeedLM(search=s).encode(weight)) for s in ("exhaustive", "pruned"))
     assert exhaustive <= pruned <= 1.01 * exhaustive
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("spread", "most"), [(1.0, 1.03), (30.0, 1.06)])
+def test_the_pruned_search_measures_by_the_weights_of_columns(spread: float, most: float) -> None:
+    generator = np.random.default_rng(15)
+    weight = generator.standard_normal((1024, 32)).astype(np.float32)
+    importance = np.exp(generator.uniform(0, np.log(spread), 32))
+
+    def loss(search: str, known: np.ndarray | None) -> float:
+        decoded = decode(SeedLM(search=search).encode(weight, Statistics(known)))
+        return float((importance * (weight - decoded) ** 2).sum())
+
+    every, some = loss("exhaustive", importance), loss("pruned", importance)
+    assert every <= some <= most * every
+    if spread > 1:
+        assert loss("pruned", None) > 1.2 * some
+
+
+def test_blocks_with_columns_that_are_never_active_try_every_seed() -> None:
+    weight = np.random.default_rng(16).standard_normal((64, 16)).astype(np.float32)
+    importance = np.array([1.0, 2.0, 0, 0, 0, 0, 0, 0, *[1.0] * 8])
+    some, every = (decode(SeedLM(search=s).encode(weight, Statistics(importance))) for s in ("pruned", "exhaustive"))
+    assert (some[:, :8] == every[:, :8]).all()
+    assert ((weight - some)[:, :2] ** 2).mean() < 1e-3
+
+
+def test_a_pairs_factors_are_those_of_every_seed_under_the_same_weights() -> None:
+    root = np.sqrt(np.linspace(0.2, 3, 8)).astype(np.float32)
+    basis = seed_basis(8, 3, 8, "cpu", root)
+    pairs = weighted_factors(basis.matrices / torch.from_numpy(root).repeat_interleave(3), torch.from_numpy(root)[None]
+                             .expand(len(basis.seeds), -1), 3)  # fmt: skip
+    assert torch.allclose(pairs, basis.factors, atol=1e-5)
+
+
+def test_large_models_are_searched_by_likely_seeds_alone_and_told_so() -> None:
+    small, quiet = SeedLM().suited_to(10**9 - 1)
+    large, note = SeedLM().suited_to(8 * 10**9)
+    assert (small.search, quiet, large.search) == ("exhaustive", "", "pruned")
+    assert "8.0 B weights" in note
+    assert SeedLM(search="exhaustive").suited_to(10**10) == (SeedLM(search="exhaustive"), "")
 
 
 @pytest.mark.slow
