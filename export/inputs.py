@@ -6,15 +6,10 @@ All rows of a matrix multiply the same inputs, so one of several joined sources 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from numpy.typing import NDArray
 
     from edgepack.export.rows import Rows
     from edgepack.quant.calibration.statistics import LinearStatistics
@@ -33,10 +28,5 @@ def input_statistics(rows: Rows, known: Mapping[str, LinearStatistics]) -> Linea
     for name in origin.names:
         found = known.get(name)
         if found is not None and found.mean_square.shape == rows.shape[-1:]:
-            return found if origin.columns is None else _reordered(found, origin.columns)
+            return found if origin.columns is None else found.reordered(origin.columns)
     return None
-
-
-def _reordered(found: LinearStatistics, order: NDArray[np.intp]) -> LinearStatistics:
-    hessian = None if found.hessian is None else np.ascontiguousarray(found.hessian[np.ix_(order, order)])
-    return replace(found, mean_abs=found.mean_abs[order], mean_square=found.mean_square[order], hessian=hessian)

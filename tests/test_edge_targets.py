@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 
 from edgepack.cli import execute as edgepack
+from edgepack.export.coded.write import CodingRun
 from edgepack.gguf.reader import read_header
+from edgepack.quant.calibration.sweep import BlockVisit
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from edgepack.export.coded.outcome import Coded
+    from edgepack.export.coded.plan import PlannedMatrix
 
 
 @pytest.fixture(autouse=True)
@@ -191,3 +196,32 @@ def test_a_gate_that_a_variant_misses_exits_with_one_and_keeps_the_file(
     assert "FAILED min-agreement" in captured.err
     assert json.loads(captured.out)["validation"]["top1_agreement"] < 0.95
     assert (tmp_path / "x.gguf").exists()
+
+
+@pytest.mark.slow
+def test_a_calibrated_export_that_was_killed_while_coding_calibrates_once(
+    books: Path, eval_text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, file, text = (tmp_path / name for name in ("whole.gguf", "books.gguf", "text.txt"))
+    text.write_text(eval_text, encoding="utf-8")
+    options = ("--target", "edge-vptq2:tuning=0", "--calibration", text, "--sequences", 4, "--length", 64)
+    call(capsys, "export", books, *options, "-o", whole)
+    code, coded = CodingRun.code, []
+
+    def killed(self: CodingRun, tensor: PlannedMatrix) -> Coded | None:
+        coded.append(tensor.name)
+        if len(coded) == 12:
+            raise KeyboardInterrupt
+        return code(self, tensor)
+
+    monkeypatch.setattr(CodingRun, "code", killed)
+    assert edgepack(["export", str(books), *map(str, options), "-o", str(file)]) == 130
+    assert list(tmp_path.glob(".edgepack-calibration-books.gguf/*.hessian"))
+    monkeypatch.setattr(BlockVisit, "observe", None)
+    call(capsys, "export", books, *options, "-o", file, "--resume")
+    assert file.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == [
+        "books.gguf",
+        "text.txt",
+        "whole.gguf",
+    ]

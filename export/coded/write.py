@@ -6,12 +6,10 @@ Which matrix gets which codec is left to `export.coded.plan`, how bytes lie to `
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from edgepack.errors import CheckpointError
 from edgepack.export.coded.crew import crew_coded
@@ -98,9 +96,7 @@ def _digest(plan: VariantPlan, statistics: Mapping[str, Statistics], skip_harmfu
     digest = hashlib.sha256(plan.layout.header)
     digest.update(repr((skip_harmful, [tensor.target for tensor in plan.tensors])).encode())
     for tensor in plan.tensors:
-        own = statistics.get(tensor.name, NO_STATISTICS)
-        for array in (own.importance, own.hessian):
-            digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+        digest.update(statistics.get(tensor.name, NO_STATISTICS).identity)
     digest.update(plan.sources.identity())
     return digest.hexdigest()
 
@@ -189,12 +185,19 @@ class CodingRun:
         return self._ahead.pop(tensor.name)
 
     def alone(self) -> CodingRun:
-        """The run as another process takes it up: without what is done."""
-        return CodingRun(self.plan, self.statistics, self.skip_harmful, 1, [])
+        """The run as another process takes it up: without what is done, and without Hessians."""
+        known = {name: replace(own, hessian=None) for name, own in self.statistics.items()}
+        return CodingRun(self.plan, known, self.skip_harmful, 1, [])
 
-    def forget_ahead(self) -> None:
-        """Drop first stages that were coded ahead: a worker's next piece is another's neighbour."""
-        self._ahead = {}
+    def known_of(self, numbers: Sequence[int]) -> dict[str, Statistics]:
+        """What is known of the inputs of some tensors, their Hessians in memory: another process has no such files."""
+        names = (self.plan.tensors[number].name for number in numbers)
+        known = {name: self.statistics[name] for name in names if name in self.statistics}
+        return {name: replace(own, hessian=own.read_hessian()) for name, own in known.items()}
+
+    def knowing(self, statistics: Mapping[str, Statistics]) -> CodingRun:
+        """The run with more known of some tensors' inputs, and nothing coded ahead."""
+        return CodingRun(self.plan, {**self.statistics, **statistics}, self.skip_harmful, self.threads, [])
 
     @cached_property
     def _groups(self) -> dict[str, list[PlannedMatrix]]:

@@ -109,7 +109,8 @@ def _moment(prepared: PreparedExport, name: str, covariance: str) -> NDArray[np.
     found = input_statistics(rows, prepared.calibration.statistics)
     if found is None:
         return np.ones(rows.shape[-1], dtype=np.float32)
-    return found.mean_square if covariance == "diagonal" or found.hessian is None else found.hessian
+    hessian = None if covariance == "diagonal" else found.read_hessian()
+    return found.mean_square if hessian is None else hessian
 
 
 class _Length:

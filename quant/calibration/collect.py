@@ -18,6 +18,7 @@ import torch
 from edgepack.progress import silent
 from edgepack.quant.calibration.block_context import BlockContext, stage_bytes
 from edgepack.quant.calibration.collect_relay import FillingFolder, StatisticsLeg, open_statistics
+from edgepack.quant.calibration.hessian_files import HessianFolder
 from edgepack.quant.calibration.products import own_products
 from edgepack.quant.calibration.statistics import LinearStatistics, MomentAccumulator
 from edgepack.quant.calibration.storage import ResumeFolder, load_statistics, save_statistics
@@ -70,13 +71,14 @@ def collect(
     device: str = "cpu",
     batch: int = 8,
     save_to: Path | None = None,
+    keep_in: Path | None = None,
     progress: Progress = silent,
     crew: Crew | None = None,
 ) -> Calibration:
     """Run `checkpoint` over `tokens` and keep the moments of every linear layer's inputs.
 
     Does not modify `checkpoint`. Memory: one block, its activations, and with `with_hessian` all Hessians
-    in float32.
+    in float32, or with `keep_in` those of one block.
 
     Args:
         checkpoint: a causal language model that transformers can run.
@@ -86,6 +88,8 @@ def collect(
         batch: sequences at a time; halved when the device's memory is full.
         save_to: a `.safetensors` file. When it holds the result of the same run it is loaded instead; a run
             that was interrupted resumes from the folder beside it.
+        keep_in: a folder for every block's statistics in place of `save_to`: an interrupted run resumes from it, and
+            Hessians lie there and are read when they are asked for. It must stay as long as the result is used.
         progress: told of each block done.
         crew: who runs the blocks, each block on one worker; None for this process. The results are the same.
 
@@ -98,8 +102,12 @@ def collect(
         statistics, found = load_statistics(save_to)
         if found.get("key") == about["key"]:
             return Calibration(statistics, about)
-    resume = None if save_to is None else ResumeFolder(save_to.with_name(f".{save_to.name}.run"), about["key"])
-    statistics = _Collector(checkpoint, tokens, with_hessian, device, batch, resume, crew).run(progress)
+    model, resume = calibrated_model(checkpoint, device), None
+    if keep_in is not None:
+        resume = ResumeFolder(keep_in, about["key"], HessianFolder(keep_in, model.block_count))
+    elif save_to is not None:
+        resume = ResumeFolder(save_to.with_name(f".{save_to.name}.run"), about["key"])
+    statistics = _Collector(model, tokens, with_hessian, batch, resume, crew).run(progress)
     if save_to is not None and resume is not None:
         save_statistics(save_to, statistics, about)
         resume.remove()
@@ -135,16 +143,14 @@ class _Collector:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        model: BlockwiseModel,
         tokens: NDArray[np.int64],
         with_hessian: bool,
-        device: str,
         batch: int,
         resume: ResumeFolder | None,
         crew: Crew | None,
     ) -> None:
-        self._crew = crew
-        self.model = calibrated_model(checkpoint, device)
+        self._crew, self.model = crew, model
         self.tokens = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))
         self.with_hessian, self.batch, self.resume = with_hessian, batch, resume
         self.statistics: dict[str, LinearStatistics] = {}
@@ -182,9 +188,7 @@ class _Collector:
             return leg.last
 
     def _keep(self, index: int, found: dict[str, LinearStatistics], outputs: NDArray[np.float32]) -> None:
-        self.statistics.update(found)
-        if self.resume is not None:
-            self.resume.save(index, found, outputs)
+        self.statistics.update(found if self.resume is None else self.resume.save(index, found, outputs))
 
     def _visit(self, visit: BlockVisit) -> torch.Tensor:
         found, outputs = visit.observe(list(visit.block.linears), self.with_hessian)
@@ -192,7 +196,8 @@ class _Collector:
         return outputs
 
     def _observe_head(self, hidden: torch.Tensor) -> None:
-        self.statistics.update(head_statistics(self.model, self.tokens, hidden, self.batch, self.with_hessian))
+        found = head_statistics(self.model, self.tokens, hidden, self.batch, self.with_hessian)
+        self.statistics.update(found if self.resume is None else self.resume.put("head", found))
 
 
 def head_statistics(

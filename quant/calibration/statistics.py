@@ -17,6 +17,8 @@ from edgepack.quant.calibration.products import summed_products
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgepack.quant.calibration.hessian_files import HessianFile
+
 
 _STRIP = 256  # rows of a product at a time: half of it is never computed
 
@@ -29,13 +31,25 @@ class LinearStatistics:
         count: tokens seen.
         mean_abs: mean |x| per input channel, float32 [in].
         mean_square: mean x² per input channel, float32 [in]: the statistic of an importance matrix, diag(H).
-        hessian: H = XᵀX / count, float32 [in, in], or None where it was not asked for.
+        hessian: H = XᵀX / count, float32 [in, in], or None where it was not asked for, or lies in a file.
+        stored: that file.
     """
 
     count: int
     mean_abs: NDArray[np.float32]
     mean_square: NDArray[np.float32]
     hessian: NDArray[np.float32] | None = None
+    stored: HessianFile | None = None
+
+    def read_hessian(self) -> NDArray[np.float32] | None:
+        """H, read now where it lies in a file."""
+        return self.hessian if self.stored is None else self.stored.read()
+
+    def reordered(self, order: NDArray[np.intp]) -> LinearStatistics:
+        """The statistics of inputs in another order, int [in]."""
+        hessian = None if self.hessian is None else np.ascontiguousarray(self.hessian[np.ix_(order, order)])
+        stored = None if self.stored is None else self.stored.reordered(order)
+        return LinearStatistics(self.count, self.mean_abs[order], self.mean_square[order], hessian, stored)
 
     def divided(self, scales: NDArray[np.float32]) -> LinearStatistics:
         """The statistics of x / scales, channel by channel; `scales` float32 [in], positive."""

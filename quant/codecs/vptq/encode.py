@@ -126,11 +126,14 @@ def _hessian(
     statistics: Statistics, column_scale: NDArray[np.float32], order: NDArray[np.int64]
 ) -> torch.Tensor | None:
     """H of the normalised, ordered columns, with mean diagonal 1; None where it is not known."""
-    if statistics.hessian is None:
+    known = statistics.read_hessian()
+    if known is None:
         return None
-    matrix = np.asarray(statistics.hessian, dtype=np.float64) * np.outer(column_scale, column_scale)
-    matrix = matrix[np.ix_(order, order)]
-    return torch.from_numpy((matrix / max(float(np.diagonal(matrix).mean()), 1e-300)).astype(np.float32))
+    matrix, scale = np.asarray(known, dtype=np.float32)[np.ix_(order, order)], column_scale[order]
+    matrix *= scale
+    matrix *= scale[:, None]
+    matrix /= max(float(np.diagonal(matrix).mean(dtype=np.float64)), 1e-30)
+    return torch.from_numpy(matrix)
 
 
 def _store(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.pipeline.goals.ladder import Reached, reach_gates, reach_given, reach_size
 from edgepack.pipeline.makers.complete import aim_of, coded_maker, gguf_maker, refined_maker, wire_maker
+from edgepack.pipeline.makers.pass_scratch import calibration_scratch
 from edgepack.pipeline.options import CODED, WIRE
 from edgepack.pipeline.ship import Shipment
 from edgepack.pipeline.verdict import judge_of
@@ -35,8 +36,7 @@ def _reach_in(shipment: Shipment, request: ExportRequest, passes: Passes | None)
     if request.kind == WIRE:
         return _reach_scalar(wire_maker(request, passes), request, shipment)
     if request.kind == CODED:
-        maker, target = coded_maker(request, passes)
-        return reach_given(maker, target, request, shipment)
+        return _reach_coded(request, passes, shipment)
     if request.refine:
         return _reach_refined(request, passes, shipment)
     gguf, ladder = gguf_maker(request, passes)
@@ -46,6 +46,14 @@ def _reach_in(shipment: Shipment, request: ExportRequest, passes: Passes | None)
         return reach_size(gguf, ladder, request, shipment)
     with judge_of(request) as judge:
         return reach_gates(gguf, ladder, judge, request, shipment)
+
+
+def _reach_coded(request: ExportRequest, passes: Passes | None, shipment: Shipment) -> Reached:
+    """The variant that was asked for; a calibration lies beside it meanwhile, and stays for `--resume` after a kill."""
+    with ExitStack() as opened:
+        scratch = None if request.calibration is None else opened.enter_context(calibration_scratch(request))
+        maker, target = coded_maker(request, passes, scratch)
+        return reach_given(maker, target, request, shipment)
 
 
 def _reach_scalar(maker: WireMaker, request: ExportRequest, shipment: Shipment) -> Reached:

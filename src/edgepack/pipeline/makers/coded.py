@@ -43,12 +43,15 @@ class CodedMaker:
         request: names target, codecs of single tensors and calibration.
         mapped: the model.
         changed: what passes left, where the model is a checkpoint.
+        scratch: where a calibration lies while files are made; None where there is none.
     """
 
     advice = "choose a codec with fewer bits"
 
-    def __init__(self, request: ExportRequest, mapped: MappedModel, changed: ChangedModel | None) -> None:
-        self._request, self.mapped, self._changed = request, mapped, changed
+    def __init__(
+        self, request: ExportRequest, mapped: MappedModel, changed: ChangedModel | None, scratch: Path | None = None
+    ) -> None:
+        self._request, self.mapped, self._changed, self._scratch = request, mapped, changed, scratch
         self._overrides = parse_tensor_codecs(request.tensor_codecs)
         self._planned: dict[str, tuple[VariantPlan, Mapping[str, Statistics]]] = {}
 
@@ -77,7 +80,7 @@ class CodedMaker:
         name = f"edge-{plan.target.name}"
         return Outline(
             name, name.replace(":", "-"), size, size, plan.source_bytes, rows, plan.metadata, is_exact=exact,
-            limits=self.mapped.notes,
+            limits=(*self.mapped.notes, *plan.notes),
         )  # fmt: skip
 
     def forget(self, target: EdgeTarget) -> None:
@@ -86,14 +89,14 @@ class CodedMaker:
     def _plan(self, target: EdgeTarget) -> tuple[VariantPlan, Mapping[str, Statistics]]:
         if target.name not in self._planned:
             plan = plan_variant(self.mapped, target, self._overrides)
-            statistics, record = _statistics(self._request, self.mapped, self._changed)
+            statistics, record = _statistics(self._request, self.mapped, self._changed, self._scratch)
             metadata = {**plan.metadata, **record, **(self._changed.metadata if self._changed else {})}
             self._planned[target.name] = settle_plan(replace(plan, metadata=metadata), statistics), statistics
         return self._planned[target.name]
 
 
-def open_coded(request: ExportRequest, passes: Passes | None) -> CodedMaker:
-    """The maker of a request, with what its passes leave.
+def open_coded(request: ExportRequest, passes: Passes | None, scratch: Path | None = None) -> CodedMaker:
+    """The maker of a request, with what its passes leave; `scratch` is where a calibration lies.
 
     Raises:
         UsageError: an unknown codec.
@@ -107,17 +110,17 @@ def open_coded(request: ExportRequest, passes: Passes | None) -> CodedMaker:
     adapter = merged_adapter(request)
     if adapter is not None:  # an interrupted export goes on only while these are unchanged too
         mapped = replace(mapped, sources=mapped.sources + WatchedFiles.of(sorted(adapter.glob("adapter_*"))))
-    return CodedMaker(request, mapped, changed)
+    return CodedMaker(request, mapped, changed, scratch)
 
 
 def _statistics(
-    request: ExportRequest, mapped: MappedModel, changed: ChangedModel | None
+    request: ExportRequest, mapped: MappedModel, changed: ChangedModel | None, scratch: Path | None
 ) -> tuple[dict[str, Statistics], dict[str, Value]]:
     """GGUF name → what calibration knows of a matrix's inputs, and the keys that name an importance matrix."""
     if request.calibration is not None and changed is not None:
         if request.dry_run:
             return {}, {}
-        return _collected(request, changed.checkpoint, mapped), {}
+        return _collected(request, changed.checkpoint, mapped, scratch), {}
     if request.imatrix is None:
         return {}, {}
     from edgepack.quant.calibration.importance_file import importance_metadata, read_importance
@@ -129,8 +132,10 @@ def _statistics(
     return statistics, importance_metadata(matrix, Path(request.imatrix))
 
 
-def _collected(request: ExportRequest, checkpoint: Checkpoint, mapped: MappedModel) -> dict[str, Statistics]:
-    """GGUF name → Hessian of a matrix's inputs over the calibration text."""
+def _collected(
+    request: ExportRequest, checkpoint: Checkpoint, mapped: MappedModel, scratch: Path | None
+) -> dict[str, Statistics]:
+    """GGUF name → Hessian of a matrix's inputs over the calibration text, in `scratch` where there is one."""
     from edgepack.quant.calibration.collect import collect
     from edgepack.quant.calibration.text import DEFAULT_SEQUENCES, text_sequences
     from edgepack.text_file import read_text
@@ -138,10 +143,11 @@ def _collected(request: ExportRequest, checkpoint: Checkpoint, mapped: MappedMod
     text = read_text(Path(request.calibration or ""))
     tokens = text_sequences(checkpoint, text, length=request.length, sequences=request.sequences or DEFAULT_SEQUENCES)
     known = collect(
-        checkpoint, tokens, with_hessian=True, device=request.device, progress=request.progress, crew=request.crew
-    ).statistics
-    found = {name: input_statistics(rows, known) for name, rows in mapped.tensors.items()}
-    return {name: Statistics(own.mean_square, own.hessian) for name, own in found.items() if own is not None}
+        checkpoint, tokens, with_hessian=True, device=request.device, keep_in=scratch, progress=request.progress,
+        crew=request.crew,
+    ).statistics  # fmt: skip
+    found = {name: own for name, rows in mapped.tensors.items() if (own := input_statistics(rows, known)) is not None}
+    return {name: Statistics(own.mean_square, own.stored or own.hessian) for name, own in found.items()}
 
 
 def _planned_row(tensor: PlannedMatrix) -> TensorRow:

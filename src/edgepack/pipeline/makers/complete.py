@@ -12,6 +12,7 @@ from edgepack.pipeline.makers.separate import SeparateAdapter, WithAdapter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from edgepack.export.recipe.passes import Passes
     from edgepack.pipeline.goals.ladder import Maker
@@ -38,13 +39,15 @@ def gguf_maker(request: ExportRequest, passes: Passes | None) -> tuple[Maker[Tar
     return _seeing(maker if adapter is None else WithAdapter(maker, adapter), request), ladder
 
 
-def coded_maker(request: ExportRequest, passes: Passes | None) -> tuple[Maker[EdgeTarget], EdgeTarget]:
-    """The maker of the variant and its target."""
+def coded_maker(
+    request: ExportRequest, passes: Passes | None, scratch: Path | None = None
+) -> tuple[Maker[EdgeTarget], EdgeTarget]:
+    """The maker of the variant and its target; `scratch` is where a calibration lies while files are made."""
     from edgepack.pipeline.makers.coded import open_coded
     from edgepack.quant.codecs.targets import find_edge_target
 
     target = find_edge_target(request.target or "")
-    maker, adapter = open_coded(request, passes), _beside(request)
+    maker, adapter = open_coded(request, passes, scratch), _beside(request)
     return _seeing(maker if adapter is None else WithAdapter(maker, adapter), request), target
 
 

@@ -1,4 +1,4 @@
-"""Where passes keep what they have done: a folder beside the output, which a killed run leaves for `--resume`.
+"""Where passes and calibrations keep what they have done, beside the output; a killed run leaves it for `--resume`.
 
 What lies in it is the passes' own; this module says whose it is and when it goes.
 """
@@ -37,6 +37,23 @@ def pass_scratch(request: ExportRequest, recipe: Recipe, checkpoint: Checkpoint)
     except Exception:
         if not any_kept(folder):
             shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def calibration_scratch(request: ExportRequest) -> Iterator[Path]:
+    """A folder for the calibration of a coded file: beside the output, and a killed run leaves it for `--resume`.
+
+    Whether what lies there is of the same weights and text is for `collect` to say.
+    """
+    output = request.path or Path(request.source.name)
+    folder = output.parent / f".edgepack-calibration-{output.name}"
+    own_scratch(folder, output, "calibration", resume=request.resume)
+    try:
+        yield folder
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
 
