@@ -71,7 +71,8 @@ class MomentAccumulator:
         self.count = 0
         self._abs: torch.Tensor | None = None
         self._square: torch.Tensor | None = None
-        self._outer: torch.Tensor | None = None
+        # Of the sum of outer products, strips of rows from the diagonal on: what is below is its mirror image.
+        self._strips: list[torch.Tensor] = []
 
     def add(self, inputs: torch.Tensor) -> None:
         """Add activations [..., in]."""
@@ -83,8 +84,8 @@ class MomentAccumulator:
         self.count += flat.shape[0]
         self._abs += flat.abs().sum(0, dtype=torch.float32).cpu().double()
         self._square += flat.float().square().sum(0, dtype=torch.float32).cpu().double()
-        if self._outer is not None:
-            _add_outer(self._outer, flat)
+        for start, total in zip(range(0, flat.shape[1], _STRIP), self._strips, strict=False):
+            total += summed_products(flat[:, start : start + _STRIP], flat[:, start:]).cpu()
 
     def take(self, sums: BatchSums) -> None:
         """Add what `batch_sums` gave of activations: the same, in the same order, as `add` of them."""
@@ -95,15 +96,17 @@ class MomentAccumulator:
         self.count += sums.count
         self._abs += sums.abs.double()
         self._square += sums.square.double()
-        if self._outer is not None:
-            for start, strip in zip(range(0, len(self._outer), _STRIP), sums.strips, strict=True):
-                self._outer[start : start + _STRIP, start:] += strip
+        for total, strip in zip(self._strips, sums.strips, strict=True):
+            total += strip
 
     def _start(self, columns: int) -> None:
         self._abs = torch.zeros(columns, dtype=torch.float64)
         self._square = torch.zeros(columns, dtype=torch.float64)
         if self.with_hessian:
-            self._outer = torch.zeros(columns, columns, dtype=torch.float64)
+            self._strips = [
+                torch.zeros(min(_STRIP, columns - start), columns - start, dtype=torch.float64)
+                for start in range(0, columns, _STRIP)
+            ]
 
     def result(self, name: str) -> LinearStatistics:
         """The means.
@@ -119,7 +122,7 @@ class MomentAccumulator:
         if not torch.isfinite(self._square).all():
             channel = int(torch.nonzero(~torch.isfinite(self._square))[0])
             raise NumericError(f"layer '{name}': NaN or infinity in the activations of input channel {channel}")
-        hessian = None if self._outer is None else _mirrored(self._outer, self.count)
+        hessian = _mirrored(self._strips, self.count) if self._strips else None
         return LinearStatistics(
             self.count, _single(self._abs / self.count), _single(self._square / self.count), hessian
         )
@@ -160,17 +163,14 @@ def batch_sums(inputs: torch.Tensor, *, with_hessian: bool) -> BatchSums:
     )
 
 
-def _add_outer(total: torch.Tensor, flat: torch.Tensor) -> None:
-    """Add flatᵀ·flat [in, in] on and above the diagonal (of strips): the rest is its mirror image."""
-    for start in range(0, flat.shape[1], _STRIP):
-        total[start : start + _STRIP, start:] += summed_products(flat[:, start : start + _STRIP], flat[:, start:]).cpu()
-
-
-def _mirrored(total: torch.Tensor, count: int) -> NDArray[np.float32]:
-    """Total / count, what is above the diagonal copied below."""
-    whole = _single(total / count)
-    for start in range(_STRIP, len(whole), _STRIP):
-        whole[start:, start - _STRIP : start] = whole[start - _STRIP : start, start:].T
+def _mirrored(strips: list[torch.Tensor], count: int) -> NDArray[np.float32]:
+    """Strips / count, what is above the diagonal copied below."""
+    columns = strips[0].shape[1]
+    whole = np.empty((columns, columns), np.float32)
+    for start, strip in zip(range(0, columns, _STRIP), strips, strict=True):
+        stop = start + len(strip)
+        whole[start:stop, start:] = (strip / count).numpy()
+        whole[stop:, start:stop] = whole[start:stop, stop:].T
     return whole
 
 
