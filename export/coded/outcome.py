@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from edgepack.export.coded.file import fill_draft
@@ -73,9 +74,14 @@ class Outcome:
     reports: tuple[StageReport, ...]
     parameters: tuple[Mapping[str, Parameter], ...]
 
+    @cached_property
+    def as_json(self) -> dict[str, Any]:
+        """All fields, made once: every note of a run writes down every outcome before it."""
+        return asdict(self)
+
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Outcome:
-        """The inverse of `dataclasses.asdict`, after JSON."""
+        """The inverse of `as_json`, after JSON."""
         reports = tuple(StageReport(**report) for report in fields["reports"])
         return cls(fields["native"], fields["error"], reports, tuple(fields["parameters"]))
 

@@ -6,7 +6,7 @@ Which matrix gets which codec is left to `export.coded.plan`, how bytes lie to `
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -128,7 +128,7 @@ class CodingRun:
     @property
     def as_json(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"outcomes": [None if outcome is None else asdict(outcome) for outcome in self.outcomes]}
+        return {"outcomes": [None if outcome is None else outcome.as_json for outcome in self.outcomes]}
 
     @property
     def reports(self) -> tuple[CodedReport, ...]:

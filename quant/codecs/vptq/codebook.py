@@ -23,6 +23,9 @@ _MOVING_STEPS = 30  # of these move idle centroids; the rest settle
 _SAMPLE_PER_CENTROID, _LEAST_SAMPLE = 96, 1 << 15
 # Vectors for each centroid that tuning looks at: more change nothing that a sweep would keep.
 _TUNED_PER_CENTROID = 256
+# Centroids a dimension, and as many times more, from which k-means takes vectors leaf by leaf of a k-d tree: with
+# fewer a leaf is as wide as what centroids are apart, and no centroid can be left out.
+_LEAVES_FROM = 4
 # Ridge on the normal equations, relative to their mean diagonal: unused centroids stay where they are.
 _RIDGE = 1e-6
 
@@ -49,6 +52,16 @@ def _search(vectors: NDArray[np.float32], book: NDArray[np.float32]) -> NDArray[
     return found
 
 
+def _search_leaves(vectors: NDArray[np.float32], book: NDArray[np.float32]) -> NDArray[np.int32]:
+    """As `_search`, of vectors in the order of leaves."""
+    found, scratch = np.empty(len(vectors), dtype=np.int32), np.empty(book.size + len(book), dtype=np.float32)
+    library().edgepack_nearest_leaves(
+        pointer(vectors, "const float *"), len(vectors), vectors.shape[1], pointer(book, "const float *"), len(book),
+        pointer(scratch, "float *"), pointer(found, "int32_t *"),
+    )  # fmt: skip
+    return found
+
+
 def kmeans(
     vectors: torch.Tensor, weights: torch.Tensor, count: int, steps: int = _KMEANS_STEPS, moving: int = _MOVING_STEPS
 ) -> torch.Tensor:
@@ -71,19 +84,35 @@ def kmeans(
         vectors, weights = vectors[chosen], weights[chosen]
     start = torch.randperm(len(vectors), generator=generator).repeat(-(-count // len(vectors)))[:count]
     centroids = vectors[start].clone()
-    array = np.ascontiguousarray(vectors.numpy())
-    shares = np.ascontiguousarray(weights.clamp_min(1e-12).numpy())
+    array, shares = np.ascontiguousarray(vectors.numpy()), weights.clamp_min(1e-12).numpy()
+    if in_leaves := count >= _LEAVES_FROM ** (vectors.shape[1] + 1):
+        order = _leaf_order(array)
+        array, shares = array[order], shares[order]
+    shares = np.ascontiguousarray(shares)
     for step in range(steps):
-        centroids = _lloyd(array, shares, centroids, step < moving)
+        centroids = _lloyd(array, shares, centroids, step < moving, in_leaves)
     return centroids
 
 
+def _leaf_order(vectors: NDArray[np.float32]) -> NDArray[np.int32]:
+    """An order in which vectors that follow one another lie close together, so that a few centroids serve them."""
+    order = np.empty(len(vectors), dtype=np.int32)
+    library().edgepack_leaf_order(
+        pointer(vectors, "const float *"), len(vectors), vectors.shape[1], pointer(order, "int32_t *")
+    )
+    return order
+
+
 def _lloyd(
-    vectors: NDArray[np.float32], weights: NDArray[np.float32], centroids: torch.Tensor, moving: bool
+    vectors: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    centroids: torch.Tensor,
+    moving: bool,
+    in_leaves: bool,
 ) -> torch.Tensor:
-    """One step of Lloyd's method; does not modify `centroids`."""
+    """One step of Lloyd's method, vectors in the order of leaves or in any; does not modify `centroids`."""
     book = searchable(centroids)
-    index = _search(vectors, book)
+    index = (_search_leaves if in_leaves else _search)(vectors, book)
     mass, distortion = np.empty(len(book)), np.empty(len(book))
     sums = np.empty(centroids.shape, dtype=np.float64)
     library().edgepack_centroid_sums(
@@ -131,7 +160,7 @@ def tune(
         centroids: float32 [k, v], kept where an index is never used.
         index: int64 [groups, columns].
         target: float32 [groups, v, columns], what the indexed centroids are to add up to.
-        hessian: float64 [columns, columns].
+        hessian: float32 [columns, columns].
         group_weights: float64 [groups].
 
     Returns:
@@ -142,7 +171,7 @@ def tune(
     chosen = torch.linspace(0, len(index) - 1, some).round().long()
     index, group_weights = index[chosen], group_weights[chosen].double()
     normal = _normal_equations(index, group_weights, hessian, count)
-    outputs = target[chosen] @ hessian.float() * group_weights.float()[:, None, None]  # [groups, v, columns]
+    outputs = target[chosen] @ hessian * group_weights.float()[:, None, None]  # [groups, v, columns]
     right = torch.zeros(count, centroids.shape[1], dtype=torch.float64)
     right.index_add_(0, index.reshape(-1), outputs.transpose(1, 2).reshape(-1, centroids.shape[1]).double())
     ridge = _RIDGE * float(normal.diagonal().mean()) + 1e-300
@@ -161,6 +190,6 @@ def _normal_equations(index: torch.Tensor, weights: torch.Tensor, hessian: torch
     library().edgepack_normal_equations(
         pointer(places, "const int32_t *"), places.shape[0], places.shape[1],
         pointer(weights.contiguous().numpy(), "const double *"),
-        pointer(hessian.contiguous().numpy(), "const double *"), count, pointer(normal.numpy(), "double *"),
+        pointer(hessian.contiguous().numpy(), "const float *"), count, pointer(normal.numpy(), "double *"),
     )  # fmt: skip
     return normal

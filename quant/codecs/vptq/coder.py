@@ -59,6 +59,8 @@ class Coded:
     loss: float
 
 
+# Rows that losses are compared on, of many: candidates differ by some percent, and by as much on these.
+_JUDGED_ROWS = 256
 # Columns that the kernel rounds before their errors move the columns beyond in one matrix product.
 _BLOCK = 128
 
@@ -119,6 +121,7 @@ class VectorCoder:
         self.groups = len(weight) // vector
         self.group_weights = self.row_weights.view(-1, vector).mean(1)
         self.factor = factor
+        self._judged = slice(None, None, max(1, len(weight) // _JUDGED_ROWS))
 
     def code(self, geometry: Geometry, tuning: int) -> Coded:
         """The whole method."""
@@ -151,11 +154,16 @@ class VectorCoder:
         return Coded(books, decoded, index, residual_index, self.loss(decoded)), torch.from_numpy(found.left)
 
     def loss(self, decoded: torch.Tensor) -> float:
-        """tr(A·E·H·Eᵀ) for E = W - Ŵ and the rows' weights A; H is the diagonal importance where it is not known."""
-        error = self.weight - decoded
-        product = error * self.importance.float() if self.hessian is None else error @ self.hessian
+        """tr(A·E·H·Eᵀ) for E = W - Ŵ and the rows' weights A, of some rows of many: it only compares candidates.
+
+        0 where H is not known: there is one candidate then.
+        """
+        if self.hessian is None:
+            return 0.0
+        error = self.weight[self._judged] - decoded[self._judged]
         # A row's sum in float32 is right to a few parts in 10⁷; only losses that differ by more decide anything.
-        return float((torch.linalg.vecdot(product, error).double() * self.row_weights).sum())
+        sums = torch.linalg.vecdot(error @ self.hessian, error).double()
+        return float((sums * self.row_weights[self._judged]).sum())
 
     def _vectors(self, matrix: torch.Tensor) -> torch.Tensor:
         """[groups·v, columns] as [groups, columns, v]."""
@@ -169,7 +177,6 @@ class VectorCoder:
         """Each codebook in turn with the least loss for its indices, the others held."""
         assert self.hessian is not None
         books, plain = coded.books, ~self.outlier
-        hessian = self.hessian.double()
         for name, index, columns in (
             ("main", coded.index, plain),
             ("residual", coded.residual_index, plain),
@@ -178,20 +185,24 @@ class VectorCoder:
             book = getattr(books, name)
             if book is None:
                 continue
-            rest = self.weight - self.assemble(replace(books, **{name: torch.zeros_like(book)}), coded)
-            own = hessian[columns][:, columns]
-            coupled = rest if columns.all() else self._coupled(rest, hessian, own, columns)
-            target = coupled.view(self.groups, self.vector, -1)
+            rest, own = self.weight, self.hessian
+            if books.residual is not None or books.outlier is not None:
+                rest = rest - self.assemble(replace(books, **{name: torch.zeros_like(book)}), coded)
+            if not columns.all():
+                own = own[columns][:, columns]
+                rest = self._coupled(rest, own, columns)
+            target = rest.view(self.groups, self.vector, -1)
             tuned = tune(book, index[:, columns], target, own, self.group_weights)
             books = replace(books, **{name: tuned}).stored()
         decoded = self.assemble(books, coded)
         return Coded(books, decoded, coded.index, coded.residual_index, self.loss(decoded))
 
-    @staticmethod
-    def _coupled(rest: torch.Tensor, hessian: torch.Tensor, own: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    def _coupled(self, rest: torch.Tensor, own: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """With E = T - Ŷ on these columns and E' elsewhere: H's coupling to E' folded into the target."""
-        ridge = 1e-8 * own.diagonal().mean() * torch.eye(len(own), dtype=own.dtype)
-        return torch.linalg.solve(own + ridge, hessian[columns] @ rest.double().T).T.float()
+        assert self.hessian is not None
+        precise = own.double()
+        ridge = 1e-8 * precise.diagonal().mean() * torch.eye(len(own), dtype=precise.dtype)
+        return torch.linalg.solve(precise + ridge, self.hessian[columns].double() @ rest.double().T).T.float()
 
     def assemble(self, books: Books, coded: Coded) -> torch.Tensor:
         """Ŵ of these codebooks and a sweep's indices."""

@@ -12,7 +12,7 @@
 #define EDGEPACK_CLONES
 #endif
 
-#define EDGEPACK_ABI 2
+#define EDGEPACK_ABI 3
 
 /* cffi */
 /* EDGEPACK_ABI as compiled: edgepack.kernels.native refuses an extension of another edgepack. */

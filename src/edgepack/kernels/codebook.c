@@ -57,8 +57,8 @@ EDGEPACK_INLINE void nearest_of(const float *x, int64_t length, const float *cen
     }
 }
 
-EDGEPACK_CLONES void edgepack_nearest(const float *vectors, int64_t n, int64_t length, const float *centroids,
-                                      int64_t count, int32_t *index) {
+EDGEPACK_INLINE void nearest_of_all(const float *vectors, int64_t n, int64_t length, const float *centroids,
+                                    int64_t count, int32_t *index) {
     float x[MOST_LENGTH * LANES];
     int32_t found[LANES];
     for (int64_t first = 0; first < n; first += LANES) {
@@ -68,6 +68,84 @@ EDGEPACK_CLONES void edgepack_nearest(const float *vectors, int64_t n, int64_t l
         }
         nearest_of(x, length, centroids, count, found);
         for (int lane = 0; lane < LANES && first + lane < n; lane++) index[first + lane] = found[lane];
+    }
+}
+
+EDGEPACK_CLONES void edgepack_nearest(const float *vectors, int64_t n, int64_t length, const float *centroids,
+                                      int64_t count, int32_t *index) {
+    nearest_of_all(vectors, n, length, centroids, count, index);
+}
+
+#define LEAF 64
+#define LEAF_LISTED 512
+
+/* A box around vectors [n, length]: its middle, and half of its width in each coordinate. */
+EDGEPACK_INLINE void box_around(const float *vectors, int64_t n, int64_t length, float *middle, float *half) {
+    for (int64_t r = 0; r < length; r++) {
+        float low = vectors[r], high = vectors[r];
+        for (int64_t i = 1; i < n; i++) {
+            low = least(low, vectors[i * length + r]);
+            high = most(high, vectors[i * length + r]);
+        }
+        middle[r] = 0.5f * low + 0.5f * high;
+        half[r] = most(high - middle[r], middle[r] - low);
+    }
+}
+
+/* Squares of the distances of all centroids, which lie one coordinate after the other, from the nearest point of a box;
+   the least square of those from its farthest point, within which every vector has a centroid. far: [count]. */
+EDGEPACK_INLINE float squares_from_box(const float *middle, const float *half, int64_t length,
+                                       const float *restrict coordinates, int64_t count, float *restrict near,
+                                       float *restrict far) {
+    memset(near, 0, (size_t)count * sizeof *near);
+    memset(far, 0, (size_t)count * sizeof *far);
+    for (int64_t r = 0; r < length; r++) {
+        const float *of = coordinates + r * count, from = middle[r], wide = half[r];
+        for (int64_t c = 0; c < count; c++) {
+            const float away = fabsf(of[c] - from), inside = most(away - wide, 0.0f), outside = away + wide;
+            near[c] += inside * inside;
+            far[c] += outside * outside;
+        }
+    }
+    float best[LANES];
+    EACH_LANE best[lane] = INFINITY;
+    int64_t c = 0;
+    for (; c + LANES <= count; c += LANES) EACH_LANE best[lane] = least(best[lane], far[c + lane]);
+    for (; c < count; c++) best[0] = least(best[0], far[c]);
+    for (int lane = 1; lane < LANES; lane++) best[0] = least(best[0], best[lane]);
+    return best[0];
+}
+
+/* The nearest centroid of a vector is no farther than any other from the farthest point of the vector's box: a little
+   more is allowed for rounding. */
+EDGEPACK_CLONES void edgepack_nearest_leaves(const float *vectors, int64_t n, int64_t length, const float *centroids,
+                                             int64_t count, float *scratch, int32_t *index) {
+    float *coordinates = scratch, *near = scratch + length * count, *far = near + count;
+    float middle[MOST_LENGTH], half[MOST_LENGTH], kept[LEAF_LISTED * (MOST_LENGTH + 1)];
+    int32_t places[LEAF_LISTED];
+    for (int64_t c = 0; c < count; c++) {
+        for (int64_t r = 0; r < length; r++) coordinates[r * count + c] = centroids[c * (length + 1) + r];
+    }
+    for (int64_t first = 0; first < n; first += LEAF) {
+        const float *leaf = vectors + first * length;
+        const int64_t size = n - first < LEAF ? n - first : LEAF;
+        box_around(leaf, size, length, middle, half);
+        const float limit = 1.0001f * squares_from_box(middle, half, length, coordinates, count, near, far);
+        int64_t listed = 0;
+        for (int64_t c = 0; c < count && listed <= LEAF_LISTED; c++) {
+            if (near[c] > limit) continue;
+            if (listed < LEAF_LISTED) {
+                memcpy(kept + listed * (length + 1), centroids + c * (length + 1), (size_t)(length + 1) * sizeof *kept);
+                places[listed] = (int32_t)c;
+            }
+            listed++;
+        }
+        if (listed > LEAF_LISTED) {
+            nearest_of_all(leaf, size, length, centroids, count, index + first);
+            continue;
+        }
+        nearest_of_all(leaf, size, length, kept, listed, index + first);
+        for (int64_t i = 0; i < size; i++) index[first + i] = places[index[first + i]];
     }
 }
 
@@ -191,17 +269,23 @@ EDGEPACK_CLONES void edgepack_feedback_book(const float *tile, int64_t groups, i
     }
 }
 
-/* Pairs i < j once, and both orders from the sum; a row of H serves all groups while it is in cache. */
+#define WIDENED 512
+
+/* Pairs i < j once, and both orders from the sum; a piece of a row of H serves all groups while it is in cache. */
 void edgepack_normal_equations(const int32_t *index, int64_t groups, int64_t columns, const double *weights,
-                               const double *hessian, int64_t count, double *normal) {
+                               const float *hessian, int64_t count, double *normal) {
+    double h[WIDENED];
     for (int64_t i = 0; i < columns; i++) {
-        const double *h = hessian + i * columns;
-        for (int64_t g = 0; g < groups; g++) {
-            const int32_t *at = index + g * columns;
-            double *row = normal + at[i] * count;
-            const double weight = weights[g];
-            for (int64_t j = i + 1; j < columns; j++) row[at[j]] += weight * h[j];
-            row[at[i]] += 0.5 * weight * h[i];
+        for (int64_t start = i; start < columns; start += WIDENED) {
+            const int64_t width = columns - start < WIDENED ? columns - start : WIDENED;
+            for (int64_t j = 0; j < width; j++) h[j] = (double)hessian[i * columns + start + j];
+            if (start == i) h[0] *= 0.5;
+            for (int64_t g = 0; g < groups; g++) {
+                const int32_t *at = index + g * columns + start;
+                double *row = normal + index[g * columns + i] * count;
+                const double weight = weights[g];
+                for (int64_t j = 0; j < width; j++) row[at[j]] += weight * h[j];
+            }
         }
     }
     for (int64_t a = 0; a < count; a++) {

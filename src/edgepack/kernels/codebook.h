@@ -11,6 +11,11 @@
 void edgepack_nearest(const float *vectors, int64_t n, int64_t length, const float *centroids, int64_t count,
                       int32_t *index);
 
+/* The same for vectors of which each 64 that follow one another lie close together (edgepack_leaf_order): centroids too far
+   from all of them are left out before. scratch: [count, length + 2]. */
+void edgepack_nearest_leaves(const float *vectors, int64_t n, int64_t length, const float *centroids, int64_t count,
+                             float *scratch, int32_t *index);
+
 /* Sums over the vectors of each centroid: mass Σw [count], sums Σw x [count, length], distortion Σw |x - c|² [count].
    All three are written; vectors in their order, in double precision. */
 void edgepack_centroid_sums(const float *vectors, const float *weights, int64_t n, int64_t length, const float *centroids,
@@ -30,9 +35,9 @@ void edgepack_feedback_book(const float *tile, int64_t groups, int64_t length, i
 
 /* normal[a, b] = Σ weight · H[i, j] over all columns i with index a and j with index b to normal[a, b], over all groups.
    index: [groups, columns], below `count`; weights: [groups]; hessian: [columns, columns], symmetric;
-   normal: [count, count], zeros before. */
+   normal: [count, count], zeros before. Sums are of doubles. */
 void edgepack_normal_equations(const int32_t *index, int64_t groups, int64_t columns, const double *weights,
-                               const double *hessian, int64_t count, double *normal);
+                               const float *hessian, int64_t count, double *normal);
 /* cffi */
 
 #endif

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Equals EDGEPACK_ABI in abi.h; raised with every change of a signature.
-ABI = 2
+ABI = 3
 _EXTENSION = "edgepack.kernels._native"
+_FLOATS = {"float": "float32", "double": "float64"}
+_ALSO = {"uint8": "bool"}
 
 
 @lru_cache(maxsize=1)
@@ -61,16 +63,24 @@ def pointer(array: np.ndarray | None, declared: str) -> Any:
         declared: as the header spells the parameter.
 
     Raises:
-        ValueError: the array is not contiguous, or not writable.
+        ValueError: the array is not contiguous, of another type, or not writable.
     """
     ffi = _ffi()
     if array is None:
         return ffi.NULL
     if not array.flags.c_contiguous:
         raise ValueError(f"a kernel needs a contiguous array, got strides {array.strides} of shape {array.shape}")
+    if (kind := _numpy_type(declared)) is not None and array.dtype.name != kind and array.dtype.name != _ALSO.get(kind):
+        raise ValueError(f"a kernel's {declared!r} is an array of {kind}, got {array.dtype.name}")
     if not array.flags.writeable and not declared.startswith("const "):
         raise ValueError(f"a kernel's {declared!r} is written to, got a read-only array")
     return ffi.cast(declared, array.ctypes.data)
+
+
+def _numpy_type(declared: str) -> str | None:
+    """What numpy calls the items behind a pointer, such as float32 of `const float *`; None for structures."""
+    item = declared.removeprefix("const ").removesuffix("*").strip()
+    return _FLOATS.get(item) or (item[:-2] if item.endswith("_t") else None)
 
 
 def record(

@@ -11,6 +11,7 @@ from edgepack.errors import CodecError
 from edgepack.quant.codecs.codec import NO_STATISTICS, Encoded, Statistics
 from edgepack.quant.codecs.decode import decode
 from edgepack.quant.codecs.registry import open_decoder
+from edgepack.quant.codecs.vptq import codebook as vptq_codebook
 from edgepack.quant.codecs.vptq import encode as encoding
 from edgepack.quant.codecs.vptq.codebook import kmeans, nearest, tune
 from edgepack.quant.codecs.vptq.codec import VPTQ
@@ -78,7 +79,7 @@ def test_tuned_centroids_solve_the_normal_equations() -> None:
         error = target.double() - book.double()[index].transpose(1, 2)
         return float((torch.einsum("gvi,ij,gvj->g", error, hessian, error) * weights).sum())
 
-    best = tune(torch.zeros(8, 2), index, target, hessian, weights)
+    best = tune(torch.zeros(8, 2), index, target, hessian.float(), weights)
     for centroid in range(8):
         for step in (0.01, -0.01):
             moved = best.clone()
@@ -105,6 +106,47 @@ def test_the_searching_kernel_equals_the_search_in_torch(length: int) -> None:
     generator = torch.Generator().manual_seed(length)
     points, centroids = torch.randn(77, length, generator=generator), torch.randn(21, length, generator=generator)
     assert torch.equal(nearest(points, centroids), vptq_torch.nearest(points, centroids))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize("count", [1, 64, 65, 6400])
+def test_a_leaf_order_names_every_vector_once_and_leaves_are_narrow(length: int, count: int) -> None:
+    points = np.random.default_rng(length).standard_normal((count, length)).astype(np.float32)
+    points[::7] = points[0]
+    order = vptq_codebook._leaf_order(points)
+    assert sorted(order) == list(range(count))
+    if count > 64 * 2**length:
+        leaves = points[order].reshape(-1, 64, length)
+        assert np.ptp(leaves, axis=1).mean() < 0.6 * np.ptp(points, axis=0).mean()
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 16])
+@pytest.mark.parametrize("count", [2, 64, 1000])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_search_by_leaves_finds_what_a_search_of_all_finds(length: int, count: int, ordered: bool) -> None:
+    """Without order leaves are as wide as everything, and lists are full."""
+    generator = torch.Generator().manual_seed(length)
+    points, book = torch.randn(999, length, generator=generator), torch.randn(count, length, generator=generator)
+    book[-1] = book[0]
+    points[5] = 1e4
+    array = points.numpy()[vptq_codebook._leaf_order(points.numpy())] if ordered else points.numpy()
+    searched = vptq_codebook.searchable(book)
+    expected = vptq_codebook._search(array, searched)
+    np.testing.assert_array_equal(vptq_codebook._search_leaves(array, searched), expected)
+
+
+@pytest.mark.parametrize("columns", [1, 63, 513, 1100])
+def test_normal_equations_are_those_of_one_hot_indices(columns: int) -> None:
+    generator = np.random.default_rng(columns)
+    index = generator.integers(0, 9, (3, columns))
+    inputs = generator.standard_normal((50, columns)).astype(np.float32)
+    hessian, weights = inputs.T @ inputs, generator.uniform(0, 2, 3)
+    found = vptq_codebook._normal_equations(
+        torch.from_numpy(index), torch.from_numpy(weights), torch.from_numpy(hessian), 9
+    )
+    hot = np.eye(9)[index]
+    expected = np.einsum("g,gia,ij,gjb->ab", weights, hot, hessian.astype(np.float64), hot, optimize=True)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("outliers", [0, 9])
