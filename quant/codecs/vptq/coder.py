@@ -59,8 +59,7 @@ class Coded:
     loss: float
 
 
-# Rows that losses are compared on, of many: candidates differ by some percent, and by as much on these.
-_JUDGED_ROWS = 256
+_STRIP = 256  # columns of errors that are multiplied with H at a time
 # Columns that the kernel rounds before their errors move the columns beyond in one matrix product.
 _BLOCK = 128
 
@@ -121,7 +120,6 @@ class VectorCoder:
         self.groups = len(weight) // vector
         self.group_weights = self.row_weights.view(-1, vector).mean(1)
         self.factor = factor
-        self._judged = slice(None, None, max(1, len(weight) // _JUDGED_ROWS))
 
     def code(self, geometry: Geometry, tuning: int) -> Coded:
         """The whole method."""
@@ -154,16 +152,20 @@ class VectorCoder:
         return Coded(books, decoded, index, residual_index, self.loss(decoded)), torch.from_numpy(found.left)
 
     def loss(self, decoded: torch.Tensor) -> float:
-        """tr(A·E·H·Eᵀ) for E = W - Ŵ and the rows' weights A, of some rows of many: it only compares candidates.
+        """tr(A·E·H·Eᵀ) for E = W - Ŵ and the rows' weights A; 0 where H is not known: there is one candidate then.
 
-        0 where H is not known: there is one candidate then.
+        Of all rows: where one direction of inputs outweighs all others, a few rows decide, and nobody knows which.
         """
         if self.hessian is None:
             return 0.0
-        error = self.weight[self._judged] - decoded[self._judged]
-        # A row's sum in float32 is right to a few parts in 10⁷; only losses that differ by more decide anything.
-        sums = torch.linalg.vecdot(error @ self.hessian, error).double()
-        return float((sums * self.row_weights[self._judged]).sum())
+        error, sums = self.weight - decoded, torch.zeros(len(decoded), dtype=torch.float64)
+        for start in range(0, error.shape[1], _STRIP):  # H is symmetric: what is below its diagonal is not multiplied
+            own = error[:, start : start + _STRIP]
+            product = own @ self.hessian[start : start + _STRIP, start:]
+            product[:, own.shape[1] :] *= 2
+            # A row's sum in float32 is right to a few parts in 10⁷; only losses that differ by more decide anything.
+            sums += torch.linalg.vecdot(product, error[:, start:])
+        return float((sums * self.row_weights).sum())
 
     def _vectors(self, matrix: torch.Tensor) -> torch.Tensor:
         """[groups·v, columns] as [groups, columns, v]."""
