@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@pytest.fixture
-def weight() -> NDArray[np.float32]:
-    return np.random.default_rng(0).standard_normal((20, 12)).astype(np.float32) + 0.5
+@pytest.fixture(params=[20, 9], ids=["tall", "wide"])
+def weight(request: pytest.FixtureRequest) -> NDArray[np.float32]:
+    """[rows, 12]: factors of a tall matrix come from its columns, of a wide one from its rows."""
+    return np.random.default_rng(0).standard_normal((request.param, 12)).astype(np.float32) + 0.5
 
 
 @pytest.fixture
