@@ -6,6 +6,7 @@ Which are kept, and when their folder goes, is left to the callers.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -130,6 +131,7 @@ def _written(path: Path, matrix: NDArray[np.float32]) -> HessianFile:
                 strip = np.ascontiguousarray(matrix[start:stop, start:], np.float32)
                 digest.update(strip.data)
                 stream.write(strip.data)
+            os.fsync(stream.fileno())  # the block's statistics will say that it is here
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)

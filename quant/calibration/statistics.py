@@ -53,7 +53,8 @@ class LinearStatistics:
 
     def divided(self, scales: NDArray[np.float32]) -> LinearStatistics:
         """The statistics of x / scales, channel by channel; `scales` float32 [in], positive."""
-        hessian = None if self.hessian is None else self.hessian / scales / scales[:, None]
+        known = self.read_hessian()
+        hessian = None if known is None else known / scales / scales[:, None]
         return LinearStatistics(self.count, self.mean_abs / scales, self.mean_square / scales**2, hessian)
 
 
