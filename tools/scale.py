@@ -126,9 +126,11 @@ def _exported(kind: str, file: str = "") -> Command:
 def _passed(name: str, setting: str, *, reads: bool = True) -> Command:
     text = "--calibration TEXT " if reads else ""
     target = "gguf-q4km" if setting in ("gptq", "awq", "smooth") else "gguf-q8"
+    plain = "--no-refine " if reads else ""  # a pass that leaves refinement in force would be measured with it
     return Command(
-        f"pass {name}", f"export MODEL --target {target} --pass {setting} {text}-o OUT/pass.gguf", "layers", int(reads)
-    )
+        f"pass {name}", f"export MODEL --target {target} --pass {setting} {text}{plain}-o OUT/pass.gguf", "layers",
+        int(reads),
+    )  # fmt: skip
 
 
 COMMANDS = (
