@@ -164,12 +164,10 @@ class Work:
         from edgepack.quant.calibration.collect import collect
 
         full = any(step.is_correction and step.settings["covariance"] == "full" for step in self.recipe.passes)
-        asked, kept = self.options.save_calibration, self._kept_statistics()
-        in_files = full and asked is None and kept is not None  # a large model's Hessians do not fit into memory
-        save_to, keep_in = (None, kept.with_suffix(".blocks")) if in_files and kept else (asked or kept, None)
         return collect(
             self.checkpoint, self.tokens(), with_hessian=full, device=self.options.device, batch=self.options.batch,
-            save_to=save_to, keep_in=keep_in, progress=self.options.progress, crew=self.options.crew,
+            save_to=self.options.save_calibration or self._kept_statistics(), progress=self.options.progress,
+            crew=self.options.crew,
         )  # fmt: skip
 
     def _kept_statistics(self) -> Path | None:

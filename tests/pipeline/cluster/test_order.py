@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -18,6 +18,11 @@ from edgepack.pipeline.cluster.backend import Answer
 from edgepack.pipeline.cluster.board import Board
 from edgepack.pipeline.cluster.crew import ClusterCrew
 from edgepack.pipeline.cluster.ordered import TRIES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from edgepack.quant.codecs.codec import Statistics
 
 
 def crew_of(backend: ShakyBackend) -> ClusterCrew:
@@ -152,8 +157,11 @@ class Coding:
     def alone(self) -> Coding:
         return self
 
-    def forget_ahead(self) -> None:
-        return
+    def known_of(self, _numbers: Sequence[int]) -> dict[str, Statistics]:
+        return {}
+
+    def knowing(self, _statistics: Mapping[str, Statistics]) -> Coding:
+        return self
 
     def code(self, tensor: Tensor) -> str:
         return f"coded {tensor.name}"
