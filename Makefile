@@ -85,7 +85,7 @@ ASAN_BUILD := build/asan
 ASAN_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -DEDGEPACK_NO_CLONES
 ASAN_TESTS ?= tests/packaging/test_grid_coder.py tests/packaging/test_planes.py tests/packaging/test_bombs.py \
   tests/packaging/test_mutations.py tests/packaging/test_hostile_archives.py tests/packaging/test_golden.py tests/kernels \
-  tests/quant/refine/test_search.py
+  tests/quant/refine/test_search.py tests/quant/codecs/test_vptq.py
 
 test-asan: $(VENV)/.installed
 	EDGEPACK_KERNELS_LEVEL=-O0 CFLAGS="$(ASAN_FLAGS)" LDFLAGS="-fsanitize=address,undefined" \
