@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,14 +18,14 @@ from edgepack.files.opened import output_error
 from edgepack.quantities import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from edgepack.quant.calibration.statistics import LinearStatistics
 
-_STRIP = 256  # rows that are written at a time, from their diagonal on: what is below is its mirror image
+STRIP = 256  # rows of a symmetric matrix at a time, from their diagonal on: what is below is its mirror image
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,16 +50,17 @@ class HessianFile:
         Raises:
             CalibrationError: the file has become shorter.
         """
-        whole = np.empty((self.columns, self.columns), np.float32)
+        whole = mirrored(self._strips(), self.columns)
+        return whole if self.order is None else np.ascontiguousarray(whole[np.ix_(self.order, self.order)])
+
+    def _strips(self) -> Iterator[NDArray[np.float32]]:
         with self.path.open("rb") as stream:
             for start, stop in _strips(self.columns):
                 shape = (stop - start, self.columns - start)
                 strip = np.fromfile(stream, np.float32, shape[0] * shape[1])
                 if len(strip) != shape[0] * shape[1]:
                     raise CalibrationError(f"{self.path}: expected rows {start} to {stop - 1}, file ends before")
-                whole[start:stop, start:] = strip.reshape(shape)
-                whole[stop:, start:stop] = whole[start:stop, stop:].T
-        return whole if self.order is None else np.ascontiguousarray(whole[np.ix_(self.order, self.order)])
+                yield strip.reshape(shape)
 
     def reordered(self, order: NDArray[np.intp]) -> HessianFile:
         """The same with rows and columns in another order."""
@@ -118,8 +119,17 @@ class HessianFolder:
 
 
 def _strips(columns: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, columns, _STRIP):
-        yield start, min(start + _STRIP, columns)
+    for start in range(0, columns, STRIP):
+        yield start, min(start + STRIP, columns)
+
+
+def mirrored(strips: Iterable[NDArray[Any]], columns: int) -> NDArray[np.float32]:
+    """The symmetric matrix [columns, columns] of its strips, in order."""
+    whole = np.empty((columns, columns), np.float32)
+    for (start, stop), strip in zip(_strips(columns), strips, strict=True):
+        whole[start:stop, start:] = strip
+        whole[stop:, start:stop] = whole[start:stop, stop:].T
+    return whole
 
 
 def _written(path: Path, matrix: NDArray[np.float32]) -> HessianFile:

@@ -12,15 +12,13 @@ import numpy as np
 import torch
 
 from edgepack.errors import NumericError
+from edgepack.quant.calibration.hessian_files import STRIP, mirrored
 from edgepack.quant.calibration.products import summed_products
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgepack.quant.calibration.hessian_files import HessianFile
-
-
-_STRIP = 256  # rows of a product at a time: half of it is never computed
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,8 @@ class MomentAccumulator:
         self.count += flat.shape[0]
         self._abs += flat.abs().sum(0, dtype=torch.float32).cpu().double()
         self._square += flat.float().square().sum(0, dtype=torch.float32).cpu().double()
-        for start, total in zip(range(0, flat.shape[1], _STRIP), self._strips, strict=False):
-            total += summed_products(flat[:, start : start + _STRIP], flat[:, start:]).cpu()
+        for start, total in zip(range(0, flat.shape[1], STRIP), self._strips, strict=False):
+            total += summed_products(flat[:, start : start + STRIP], flat[:, start:]).cpu()
 
     def take(self, sums: BatchSums) -> None:
         """Add what `batch_sums` gave of activations: the same, in the same order, as `add` of them."""
@@ -105,8 +103,8 @@ class MomentAccumulator:
         self._square = torch.zeros(columns, dtype=torch.float64)
         if self.with_hessian:
             self._strips = [
-                torch.zeros(min(_STRIP, columns - start), columns - start, dtype=torch.float64)
-                for start in range(0, columns, _STRIP)
+                torch.zeros(min(STRIP, columns - start), columns - start, dtype=torch.float64)
+                for start in range(0, columns, STRIP)
             ]
 
     def result(self, name: str) -> LinearStatistics:
@@ -123,7 +121,9 @@ class MomentAccumulator:
         if not torch.isfinite(self._square).all():
             channel = int(torch.nonzero(~torch.isfinite(self._square))[0])
             raise NumericError(f"layer '{name}': NaN or infinity in the activations of input channel {channel}")
-        hessian = _mirrored(self._strips, self.count) if self._strips else None
+        hessian = None
+        if self._strips:
+            hessian = mirrored(((strip / self.count).numpy() for strip in self._strips), len(self._square))
         return LinearStatistics(
             self.count, _single(self._abs / self.count), _single(self._square / self.count), hessian
         )
@@ -155,24 +155,13 @@ class BatchSums:
 def batch_sums(inputs: torch.Tensor, *, with_hessian: bool) -> BatchSums:
     """Of activations [..., in], as `MomentAccumulator.add` takes them."""
     flat = inputs.detach().reshape(-1, inputs.shape[-1])
-    starts = range(0, flat.shape[1] if with_hessian else 0, _STRIP)
+    starts = range(0, flat.shape[1] if with_hessian else 0, STRIP)
     return BatchSums(
         flat.shape[0],
         flat.abs().sum(0, dtype=torch.float32).cpu(),
         flat.float().square().sum(0, dtype=torch.float32).cpu(),
-        tuple(summed_products(flat[:, start : start + _STRIP], flat[:, start:]).cpu() for start in starts),
+        tuple(summed_products(flat[:, start : start + STRIP], flat[:, start:]).cpu() for start in starts),
     )
-
-
-def _mirrored(strips: list[torch.Tensor], count: int) -> NDArray[np.float32]:
-    """Strips / count, what is above the diagonal copied below."""
-    columns = strips[0].shape[1]
-    whole = np.empty((columns, columns), np.float32)
-    for start, strip in zip(range(0, columns, _STRIP), strips, strict=True):
-        stop = start + len(strip)
-        whole[start:stop, start:] = (strip / count).numpy()
-        whole[stop:, start:stop] = whole[start:stop, stop:].T
-    return whole
 
 
 def _single(values: torch.Tensor) -> NDArray[np.float32]:

@@ -104,3 +104,23 @@ def books() -> Checkpoint:
 def tokens() -> NDArray[np.int64]:
     """Random tokens for the tiny models: [sequences, length]."""
     return np.random.default_rng(3).integers(3, 64, size=(5, 24))
+
+
+@pytest.fixture
+def interrupted_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
+    """Call it: the second block that a calibration looks at is interrupted, once; it gives the blocks as they come."""
+    from edgepack.quant.calibration.sweep import BlockVisit
+
+    def begin() -> list[int]:
+        observe, visited = BlockVisit.observe, list[int]()
+
+        def interrupted(self: BlockVisit, *arguments: Any) -> Any:
+            visited.append(self.block.index)
+            if visited == [0, 1]:
+                raise KeyboardInterrupt
+            return observe(self, *arguments)
+
+        monkeypatch.setattr(BlockVisit, "observe", interrupted)
+        return visited
+
+    return begin

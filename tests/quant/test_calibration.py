@@ -126,19 +126,11 @@ def test_a_saved_run_is_loaded_and_not_run_again(
 
 
 def test_an_interrupted_run_resumes_at_the_block_it_had_reached(
-    tiny: Any, tokens: NDArray[np.int64], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Any, tokens: NDArray[np.int64], tmp_path: Path, interrupted_once: Any
 ) -> None:
     checkpoint, _ = tiny("llama")
     whole = collect(checkpoint, tokens)
-    observe, visited = BlockVisit.observe, []
-
-    def interrupted(self: BlockVisit, *arguments: Any) -> Any:
-        visited.append(self.block.index)
-        if visited == [0, 1]:
-            raise KeyboardInterrupt
-        return observe(self, *arguments)
-
-    monkeypatch.setattr(BlockVisit, "observe", interrupted)
+    visited = interrupted_once()
     path = tmp_path / "s.safetensors"
     with pytest.raises(KeyboardInterrupt):
         collect(checkpoint, tokens, save_to=path)

@@ -13,7 +13,6 @@ from edgepack.errors import CalibrationError, ResourceError
 from edgepack.quant.calibration.collect import collect
 from edgepack.quant.calibration.hessian_files import HessianFile, HessianFolder
 from edgepack.quant.calibration.statistics import LinearStatistics
-from edgepack.quant.calibration.sweep import BlockVisit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,19 +75,11 @@ def test_the_first_block_tells_whether_the_disk_has_room_for_all(
 
 
 def test_collected_hessians_in_files_are_those_in_memory_and_a_killed_run_goes_on(
-    tiny: Any, tokens: NDArray[np.int64], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Any, tokens: NDArray[np.int64], tmp_path: Path, interrupted_once: Any
 ) -> None:
     checkpoint, _ = tiny("llama")
     expected = collect(checkpoint, tokens, with_hessian=True).statistics
-    observe, visited = BlockVisit.observe, []
-
-    def interrupted(self: BlockVisit, *arguments: Any) -> Any:
-        visited.append(self.block.index)
-        if visited == [0, 1]:
-            raise KeyboardInterrupt
-        return observe(self, *arguments)
-
-    monkeypatch.setattr(BlockVisit, "observe", interrupted)
+    visited = interrupted_once()
     with pytest.raises(KeyboardInterrupt):
         collect(checkpoint, tokens, with_hessian=True, keep_in=tmp_path / "kept")
     for _ in range(2):

@@ -29,16 +29,8 @@ def pass_scratch(request: ExportRequest, recipe: Recipe, checkpoint: Checkpoint)
     It goes when the block ends, with an error or without; a kill or Ctrl-C leaves it, and so does an error after a pass
     that trains has kept a checkpoint: hours of learning do not go for a disk that was full.
     """
-    output = request.path or Path(request.source.name)
-    folder = output.parent / f".edgepack-passes-{output.name}"
-    own_scratch(folder, output, _digest(request, recipe, checkpoint), resume=request.resume)
-    try:
+    with _beside(request, "passes", _digest(request, recipe, checkpoint)) as folder:
         yield folder
-    except Exception:
-        if not any_kept(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -47,13 +39,21 @@ def calibration_scratch(request: ExportRequest) -> Iterator[Path]:
 
     Whether what lies there is of the same weights and text is for `collect` to say.
     """
+    with _beside(request, "calibration", "calibration") as folder:
+        yield folder
+
+
+@contextmanager
+def _beside(request: ExportRequest, kind: str, digest: str) -> Iterator[Path]:
+    """A folder beside the output, owned by the run with this digest; it goes as `pass_scratch` says."""
     output = request.path or Path(request.source.name)
-    folder = output.parent / f".edgepack-calibration-{output.name}"
-    own_scratch(folder, output, "calibration", resume=request.resume)
+    folder = output.parent / f".edgepack-{kind}-{output.name}"
+    own_scratch(folder, output, digest, resume=request.resume)
     try:
         yield folder
     except Exception:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not any_kept(folder):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
 
